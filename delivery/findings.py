@@ -1,0 +1,83 @@
+"""The one shape of bad news.
+
+Trouble                       anything that ends a run; carries one or more findings
+├── Retryable                 trying again may help (a task's default retries apply)
+└── Permanent                 trying again as it stands cannot help
+    ├── BadInput              the spec or the arguments are wrong: exit code 2
+    ├── Refused               preflight refuses, nothing was touched: exit code 3
+    ├── GateFailed            smoke, throughput or watch said no: exit code 4
+    └── Interrupted           stopped from outside, safe to run again: exit code 5
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What happened, why, what to do next, and the lines that show it."""
+
+    what: str
+    why: str = ""
+    fix: str = ""
+    evidence: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = self.what + (f": {self.why}" if self.why else "")
+        shown = "".join(f"\n    {line}" for line in self.evidence)
+        return text + shown + (f"\n  fix: {self.fix}" if self.fix else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"evidence": list(self.evidence)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Finding:
+        """Read back what ``to_json`` wrote; unknown keys are a TypeError."""
+        return cls(**(value | {"evidence": tuple(value.get("evidence", ()))}))
+
+
+class Trouble(Exception):
+    """Ends a run. ``exit_code`` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, *findings: Finding) -> None:
+        super().__init__(*findings)
+        self.findings = findings
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
+
+
+class Retryable(Trouble):
+    """Trying again may help: a hub that is overloaded, a connection that broke."""
+
+
+class Permanent(Trouble):
+    """Trying again, as it stands, cannot help."""
+
+
+class BadInput(Permanent):
+    """The spec or the arguments are wrong."""
+
+    exit_code = 2
+
+
+class Refused(Permanent):
+    """Preflight refuses; nothing was touched."""
+
+    exit_code = 3
+
+
+class GateFailed(Permanent):
+    """A gate said no; the previous release, if any, still serves."""
+
+    exit_code = 4
+
+
+class Interrupted(Permanent):
+    """Stopped from outside; safe to run again."""
+
+    exit_code = 5

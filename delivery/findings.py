@@ -47,8 +47,18 @@ class Trouble(Exception):
         super().__init__(*findings)
         self.findings = findings
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
         return "\n".join(map(str, self.findings))
+
+    def __str__(self) -> str:
+        return f"exit code {self.exit_code}: {self.text}"
+
+
+def trouble(exit_code: int, *findings: Finding) -> Trouble:
+    """The Trouble that stands for ``exit_code``; Permanent for 1 and for codes that none stands for."""
+    kinds = (BadInput, Refused, GateFailed, Interrupted)
+    return next((kind for kind in kinds if kind.exit_code == exit_code), Permanent)(*findings)
 
 
 class Retryable(Trouble):

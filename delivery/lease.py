@@ -1,0 +1,91 @@
+"""One run at a time for each delivery."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from delivery.clock import Clock
+from delivery.findings import Finding, Permanent, Refused
+from delivery.places import Place
+from delivery.progress import Progress, report
+from delivery.resources import ABSENT, Mismatch, Observed, Ref, Resource, Version
+
+REF = Ref("Lease", "lease")
+TERM = 24 * 3600.0
+
+
+@dataclass
+class Lease:
+    """Held by one run. On a host it ends with its process; ``expires`` bounds it where nobody can see that."""
+
+    place: Place
+    delivery: str
+    request: str
+    clock: Clock
+    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+    version: Version | None = None
+
+    def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
+        """Take it; one that expired, whose process is dead, or that the same request holds, is taken over.
+
+        Another's is waited for (``when_busy`` "wait"), or Refused with its holder and expiry named.
+        """
+        deadline = self.clock.monotonic() + timeout
+        told = False
+        while not self._try():
+            seen = self.place.get(self.delivery, REF)
+            if seen is None:
+                continue
+            who = _who(seen)
+            if when_busy == "refuse":
+                raise Refused(Finding(f"another run is delivering {self.delivery}", who, "wait for it to end, or set concurrency: wait"))
+            if self.clock.monotonic() > deadline:
+                raise Permanent(Finding(f"another run still delivers {self.delivery}", who, "wait for it to end, then run again"))
+            if not told:
+                report(Progress("lease", f"waiting for {who}"))
+                told = True
+            self.place.hint(self.delivery, 0.5)
+
+    def fence(self) -> None:
+        """Raise Permanent when the lease is no longer ours."""
+        seen = self.place.get(self.delivery, REF)
+        if seen is None or seen.resource.spec["holder"] != self.holder:
+            who = _who(seen) if seen else "nobody"
+            raise Permanent(Finding(f"the lease of {self.delivery} was lost", f"now held by {who}", "nothing more was done by this run; run again when the other has ended"))
+
+    def release(self) -> None:
+        seen = self.place.get(self.delivery, REF)
+        if seen is not None and seen.resource.spec["holder"] == self.holder:
+            self.place.delete(self.delivery, REF)
+
+    def _try(self) -> bool:
+        seen = self.place.get(self.delivery, REF)
+        if seen is not None and not self._free(seen):
+            return False
+        spec = {
+            "holder": self.holder,
+            "request": self.request,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "expires": self.clock.now() + TERM,
+        }
+        try:
+            change = self.place.put(Resource(REF, "lease", self.delivery, spec), expect=seen.version if seen else ABSENT)
+        except Mismatch:
+            return False
+        self.version = change.version
+        return True
+
+    def _free(self, seen: Observed) -> bool:
+        spec = seen.resource.spec
+        return spec["request"] == self.request or not seen.status.get("alive", True) or spec["expires"] < self.clock.now()
+
+
+def _who(seen: Observed) -> str:
+    spec = seen.resource.spec
+    until = datetime.fromtimestamp(spec["expires"], tz=UTC).isoformat(timespec="seconds")
+    return f"process {spec['pid']} on {spec['host']} (request {spec['request']}, until {until} at the latest)"

@@ -1,0 +1,34 @@
+"""Places do effects: small object stores of what is wanted, with what they see of it. ``put`` and ``delete`` are the only mutations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from delivery.resources import ANY, Change, Observed, Ref, Resource, Version, World
+from delivery.secrets import Secret
+from delivery.spec import SecretRef
+
+
+class Place(Protocol):
+    """Where objects live."""
+
+    def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
+        """Make it so. Raises Mismatch when another version than ``expect`` is there, Trouble when it cannot be."""
+
+    def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
+        """Make it gone; a process gets ``grace`` seconds after SIGTERM (none: its own setting)."""
+
+    def world(self, delivery: str) -> World: ...
+
+    def get(self, delivery: str, ref: Ref) -> Observed | None: ...
+
+    def deliveries(self) -> tuple[str, ...]: ...
+
+    def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
+        """Lines of what it wrote; with ``follow`` until it has ended."""
+
+    def hint(self, delivery: str, timeout: float) -> None:
+        """Return when something may have changed, after ``timeout`` seconds at the latest."""
+
+    def secret(self, ref: SecretRef) -> Secret: ...

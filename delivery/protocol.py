@@ -1,0 +1,302 @@
+"""The rules of a release (docs/architecture.md): admit, propose, stage, promote, withdraw, roll back, take down, collect.
+
+Every function leaves the record so that a run killed anywhere in it is finished, or undone, by the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from delivery.findings import Finding, Permanent, Refused, Trouble
+from delivery.places.binding import NoRoom
+from delivery.record import AddressKey, Candidate, Ended, Wanted
+from delivery.release import Frozen, Lock, ReleaseId
+from delivery.resources import Ref, Resource, digest
+from delivery.rollout import Stage, stages
+from delivery.session import Session, release_ref
+from delivery.spec import DeliverySpec, Gates, Rollout
+
+FETCH = "fetch"
+READY_TIMEOUT = 600.0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What this request comes to: go on with a candidate, or nothing to do for the reason given."""
+
+    result: Literal["candidate", "unchanged", "held", "reported"]
+    release: ReleaseId
+    ended: Ended | None = None
+
+
+def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
+    """By this a rerun knows a release again: model, serving without replicas, target, storage and lock. Replicas, gates, rollout are not identity."""
+    parts = spec.model_dump(mode="json", include={"model", "serving", "target", "storage"})
+    parts["serving"].pop("replicas")
+    return digest([parts, lock.model_dump(mode="json")], 20)
+
+
+def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseId, Frozen]:
+    """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now."""
+    unchanged = unchanged_digest(spec, lock)
+    for ref, seen in session.place.world(session.delivery).objects.items():
+        if ref.kind == "Release" and seen.resource.spec["unchanged"] == unchanged:
+            return ref.name, Frozen.model_validate(seen.resource.spec)
+    payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
+    frozen = Frozen(
+        payload=payload,
+        lock=lock,
+        unchanged=unchanged,
+        model=spec.model,
+        storage=spec.storage,
+        args=tuple(spec.serving.args),
+        created=session.clock.now(),
+    )
+    return digest(payload), frozen
+
+
+def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) -> Admission:
+    """Rules 1, 2, 3, 6 and 7: finish what was left, then say what this request comes to; a new release is proposed here."""
+    release, frozen = identify(session, spec, lock)
+    finish_ending(session)
+    before = next((e for e in reversed(session.record.ended) if e.request == session.request), None)
+    if before is not None:
+        return Admission("reported", before.release, before)
+    candidate = session.record.candidate
+    if scheduled and (session.record.held == frozen.unchanged or (candidate and candidate.kind == "rollback")):
+        session.converge()
+        return Admission("held", session.record.serving or release)
+    if candidate is not None and candidate.release != release:
+        withdraw(session, "replaced", 1, f"another release was asked for: {release}")
+        candidate = None
+    session.write(held=None)
+    session.converge()
+    collect(session, spec.rollout)
+    _scale(session, spec.serving.replicas.min)
+    if candidate is not None:
+        session.write(candidate=candidate.model_copy(update={"request": session.request}))
+        return Admission("candidate", release)
+    if session.record.serving == release:
+        session.wait_ready(release, READY_TIMEOUT)
+        session.wait_routed()
+        return Admission("unchanged", release)
+    _check_room(session, release, frozen, spec)
+    propose(session, release, frozen, spec)
+    return Admission("candidate", release)
+
+
+def finish_ending(session: Session) -> None:
+    """A run that was killed while it withdrew its candidate: finish that first."""
+    candidate = session.record.candidate
+    if candidate is not None and candidate.ending is not None:
+        session.converge()
+        session.write(candidate=None, ended=(*session.record.ended, candidate.ending))
+
+
+def _scale(session: Session, replicas: int) -> None:
+    if replicas == session.record.replicas:
+        return
+    wanted = session.record.desired
+    scaled = tuple((name, replicas) for name, _ in wanted.releases)
+    session.write(replicas=replicas, desired=wanted.model_copy(update={"releases": scaled}))
+    session.converge()
+
+
+def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
+    """Refuse before anything is touched, where it is already known that both releases do not fit."""
+    if session.record.stop_after is not None or spec.rollout.strategy == "recreate" or spec.rollout.when_full == "recreate":
+        return
+    engines = session.target.compose(session.desired(Wanted()))
+    if engines or session.record.serving is None:
+        resource = Resource(Ref("Engine", release), "release", session.delivery, frozen.payload, release)
+        session.place.put(resource, dry_run=True)
+
+
+def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
+    """Rule 3: the release object first; then in one write the candidate, which ends a standby; then what was deleted is gone."""
+    session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
+    target = spec.target
+    address = session.record.address or AddressKey(host="127.0.0.1", port=target.port) if target.kind == "process" else None
+    candidate = Candidate(
+        release=release,
+        kind="deliver",
+        attempt=session.record.attempt_of(release),
+        phase=FETCH,
+        request=session.request,
+        rollout=spec.rollout,
+        gates=spec.gates,
+    )
+    session.write(candidate=candidate, desired=session.record.only_serving(), stop_after=None, address=address)
+    session.converge()
+
+
+def plan_stages(session: Session) -> tuple[Stage, ...]:
+    """The candidate's stages from its phase on, by its own strategy; ``recreate`` where both do not fit and the spec allows it."""
+    candidate = _candidate(session)
+    old = session.desired(session.record.only_serving())
+    new = session.release(candidate.release)
+    rollout = candidate.rollout
+    strategy = "blue-green" if candidate.kind == "rollback" and rollout.strategy == "canary" else rollout.strategy
+    plan = stages(strategy, old, new, tuple(rollout.steps), session.target.can)
+    if candidate.phase == "stop" or (candidate.phase in ("dark", "promote") and old.releases and not session.record.desired.releases):
+        plan = stages("recreate", old, new, (), session.target.can)
+    names = [stage.name for stage in plan]
+    if candidate.phase in names:
+        return plan[names.index(candidate.phase) :]
+    try:
+        for resource in session.target.compose(plan[0].desired):
+            if resource.role == "release":
+                session.place.put(resource, dry_run=True)
+    except NoRoom:
+        if rollout.when_full != "recreate" or not old.releases:
+            raise
+        return stages("recreate", old, new, (), session.target.can)
+    return plan
+
+
+def enter(session: Session, stage: Stage) -> None:
+    """Rule 4: write ``desired`` and the phase, then converge."""
+    want = stage.desired
+    wanted = Wanted(releases=tuple((r.id, r.replicas) for r in want.releases), traffic=tuple(want.shares.items()))
+    candidate = _candidate(session).model_copy(update={"phase": stage.name})
+    session.write(desired=wanted, candidate=candidate)
+    session.converge()
+
+
+def judged(session: Session, figures: dict[str, float], report: str) -> None:
+    """Remember what the gates measured: it belongs to the attempt, and a rerun that starts behind them must know it."""
+    session.write(candidate=_candidate(session).model_copy(update={"figures": figures, "report": report}))
+
+
+def promote(session: Session) -> Ended:
+    """Rule 5, in one write; a rollback also holds what it left."""
+    candidate, old = _candidate(session), session.record.serving
+    outcome = "promoted" if candidate.kind == "deliver" else "rolled back to"
+    ended = _ended(session, outcome, 0, "")
+    more: tuple[Ended, ...] = (ended,)
+    held = session.record.held
+    if candidate.kind == "rollback" and old is not None:
+        left = ended.model_copy(update={"release": old, "outcome": "rolled back from", "request": "", "attempt": 0, "figures": {}, **_facts(session, old)})
+        more, held = (left, ended), session.frozen(old).unchanged
+    standby = candidate.rollout.standby.seconds
+    session.write(
+        serving=candidate.release,
+        previous=old or session.record.previous,
+        candidate=None,
+        stop_after=session.clock.now() + standby if old else None,
+        ended=(*session.record.ended, *more)[-candidate.rollout.history :],
+        held=held,
+    )
+    return ended
+
+
+def withdraw(session: Session, outcome: str, exit_code: int, message: str) -> None:
+    """End the candidate: what serves keeps (or gets back) all of the traffic, the rest goes."""
+    candidate = _candidate(session)
+    ended = _ended(session, outcome, exit_code, message)
+    address = session.record.address if session.record.serving else None
+    session.write(candidate=candidate.model_copy(update={"ending": ended}), desired=session.record.only_serving(), address=address)
+    finish_ending(session)
+    if session.record.serving is not None:
+        session.wait_ready(session.record.serving, READY_TIMEOUT)
+        session.wait_routed()
+
+
+def refuse(session: Session, trouble: Trouble) -> None:
+    """Withdraw the candidate because of ``trouble``; what cannot be withdrawn (a lost lease) is left to the next run."""
+    if session.record.candidate is None or session.record.candidate.ending is not None:
+        return
+    outcome = {3: "refused", 4: "gate failed"}.get(trouble.exit_code, "failed")
+    withdraw(session, outcome, trouble.exit_code, trouble.text)
+
+
+def collect(session: Session, rollout: Rollout) -> None:
+    """What is due: a standby whose time is over, steps of ended attempts, releases that no rollback can want."""
+    record = session.record
+    if record.candidate is not None:
+        return
+    if record.stop_after is not None and session.clock.now() >= record.stop_after:
+        session.write(desired=record.only_serving())
+        session.converge()
+        session.write(stop_after=None)
+    promoted = [e.release for e in reversed(record.ended) if e.exit_code == 0]
+    live = {record.serving, record.previous, *(name for name, _ in session.record.desired.releases), *list(dict.fromkeys(promoted))[: rollout.keep]}
+    for ref, seen in sorted(session.place.world(session.delivery).objects.items()):
+        if seen.resource.role == "step" or (ref.kind == "Release" and ref.name not in live):
+            session.place.delete(session.delivery, ref)
+
+
+def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> Admission:
+    """Rule 7: a candidate of its own kind, which leaves ``desired`` as it is, so that a standby it goes to stays up."""
+    finish_ending(session)
+    before = next((e for e in reversed(session.record.ended) if e.request == session.request), None)
+    if before is not None:
+        return Admission("reported", before.release, before)
+    candidate = session.record.candidate
+    if candidate is not None and (candidate.kind != "rollback" or (to and candidate.release != to)):
+        withdraw(session, "rolled back", 1, "a rollback was asked for")
+        candidate = None
+    goal = to or (candidate.release if candidate else rollback_goal(session))
+    if candidate is None and goal == session.record.serving:
+        session.converge()
+        return Admission("unchanged", goal)
+    session.frozen(goal)
+    if candidate is None:
+        number = session.record.attempt_of(goal)
+        gates = Gates(smoke=None, throughput=None)
+        fresh = Candidate(release=goal, kind="rollback", attempt=number, phase=FETCH, request=session.request, rollout=rollout, gates=gates)
+        session.write(candidate=fresh)
+    return Admission("candidate", goal)
+
+
+def rollback_goal(session: Session) -> ReleaseId:
+    """The previous release, unless a rollback left it. Refused when there is none."""
+    goal = session.record.previous
+    if goal is None or goal in session.record.rolled_back_from():
+        why = "there is no release before the one that serves" if goal is None else f"the one before, {goal}, was itself rolled back from"
+        raise Refused(Finding(f"{session.delivery} cannot be rolled back", why, "name a release with --to; see `deliver history`"))
+    return goal
+
+
+def take_down(session: Session) -> None:
+    """Rule 8, in one write; weights, storage and the record stay."""
+    record = session.record
+    if record.candidate is not None:
+        finish_ending(session)
+    session.write(
+        serving=None, candidate=None, stop_after=None, previous=session.record.serving or record.previous, desired=Wanted(), address=None
+    )
+    session.converge()
+    for ref, seen in session.place.world(session.delivery).objects.items():
+        if seen.resource.role == "step":
+            session.place.delete(session.delivery, ref)
+
+
+def _candidate(session: Session) -> Candidate:
+    if session.record.candidate is None:
+        raise Permanent(Finding(f"{session.delivery} has no candidate", "another run ended it", "run again"))
+    return session.record.candidate
+
+
+def _facts(session: Session, release: ReleaseId) -> dict[str, object]:
+    frozen = session.frozen(release)
+    return {"commit": frozen.lock.snapshot.commit, "args": frozen.args}
+
+
+def _ended(session: Session, outcome: str, code: int, message: str) -> Ended:
+    candidate = _candidate(session)
+    return Ended.model_validate(
+        {
+            "release": candidate.release,
+            "attempt": candidate.attempt,
+            "outcome": outcome,
+            "request": session.request,
+            "exit_code": code,
+            "at": session.clock.now(),
+            "message": message,
+            "figures": candidate.figures,
+            "report": candidate.report,
+            **_facts(session, candidate.release),
+        }
+    )

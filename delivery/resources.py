@@ -1,0 +1,78 @@
+"""What places keep: resources, and what is said about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+Role = Literal["release", "route", "storage", "step", "record", "lease"]
+Version = str
+ABSENT: Final = Version("<absent>")
+ANY: Final = Version("<any>")
+
+
+def digest(value: Any, length: int = 10) -> str:
+    """The first ``length`` hex digits of the sha256 of ``value`` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """The name of a resource within one place and delivery."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What is wanted. ``spec`` is plain JSON; it states needs (``port: auto``), the place binds them."""
+
+    ref: Ref
+    role: Role
+    delivery: str
+    spec: Mapping[str, Any]
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one ``put`` or ``delete`` did, or in a dry run would do; ``diff`` is lines for people."""
+
+    ref: Ref
+    action: Literal["created", "updated", "unchanged", "deleted", "absent"]
+    diff: tuple[str, ...] = ()
+    version: Version | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A resource as the place holds it now; ``status`` is what the place sees of it (address, alive, healthy, log tail…)."""
+
+    resource: Resource
+    version: Version
+    status: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything of one delivery at one moment (``observed_at``: seconds since the epoch)."""
+
+    delivery: str
+    objects: Mapping[Ref, Observed]
+    observed_at: float
+
+
+class Mismatch(Exception):
+    """``put(expect=…)`` met another version than the expected one."""
+
+    def __init__(self, ref: Ref) -> None:
+        super().__init__(str(ref))
+        self.ref = ref

@@ -1,0 +1,157 @@
+"""One run's hold on a delivery: its lease, its record, and the few moves that the protocol is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from delivery import record as records
+from delivery.clock import Clock, SystemClock
+from delivery.converge import Converged, RouteMark, converge
+from delivery.findings import Finding, Permanent, Refused, Retryable
+from delivery.lease import Lease
+from delivery.places import Place
+from delivery.places.guarded import Guarded, Observer, unobserved
+from delivery.record import Record, TargetKey, Wanted
+from delivery.release import Address, Desired, Frozen, Release, ReleaseId
+from delivery.resources import ABSENT, Mismatch, Ref, Resource, Version, World
+from delivery.steps import Step, reading
+from delivery.targets import Readiness, StepRun, Target
+from delivery.wait import until
+
+RECORD = Ref("Record", "record")
+TRIES = 3
+O = TypeVar("O", bound=BaseModel)
+_current: ContextVar[Session] = ContextVar("session")
+
+
+@dataclass
+class Session:
+    """Open for one request on one delivery. ``record`` is what was last read or written; every write goes by compare and swap."""
+
+    place: Place
+    target: Target
+    delivery: str
+    request: str
+    clock: Clock
+    record: Record
+    version: Version
+    baseline: RouteMark | None = None
+
+    def write(self, **changes: Any) -> None:
+        """Write the record with ``changes``. A doubtful answer is read again: ours, it was applied; else Permanent."""
+        new = Record.model_validate(self.record.model_copy(update=changes).model_dump())
+        if new == self.record and self.version != ABSENT:
+            return
+        resource = Resource(RECORD, "record", self.delivery, new.model_dump(mode="json"))
+        try:
+            version = self.place.put(resource, expect=self.version).version
+        except (Mismatch, OSError) as doubt:
+            seen = self.place.get(self.delivery, RECORD)
+            if seen is None or seen.resource != resource:
+                raise Permanent(Finding(f"the record of {self.delivery} was changed by another run", str(doubt), "run again")) from doubt
+            version = seen.version
+        self.record, self.version = new, version or ""
+
+    def frozen(self, release: ReleaseId) -> Frozen:
+        seen = self.place.get(self.delivery, release_ref(release))
+        if seen is None:
+            known = ", ".join(sorted(r.name for r in self.place.world(self.delivery).objects if r.kind == "Release")) or "none"
+            raise Refused(Finding(f"release {release} is not known", f"known: {known}", "see `deliver history`"))
+        return Frozen.model_validate(seen.resource.spec)
+
+    def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
+        return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
+
+    def desired(self, wanted: Wanted | None = None) -> Desired:
+        """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
+        wanted = self.record.desired if wanted is None else wanted
+        releases = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
+        address = self.record.address and Address(self.record.address.host, self.record.address.port)
+        return Desired(self.delivery, releases, dict(wanted.traffic), address)
+
+    def converge(self, *, dry_run: bool = False, wanted: Wanted | None = None) -> Converged:
+        done = converge(self.place, self.delivery, self.target.compose(self.desired(wanted)), self.baseline, dry_run=dry_run)
+        if not dry_run:
+            self.baseline = done.route
+        return done
+
+    def wait_ready(self, release: ReleaseId, timeout: float) -> str:
+        """The release's own endpoint, once it is ready."""
+        wanted = self.release(release)
+        return self._until(f"release {release}", lambda world: self.target.readiness(wanted, world), timeout)
+
+    def wait_routed(self, timeout: float = 60) -> str:
+        """The stable endpoint, once the traffic is where the record wants it."""
+        wanted = self.desired()
+        return self._until("the route", lambda world: self.target.routed(wanted, world), timeout)
+
+    def _until(self, what: str, judge: Callable[[World], Readiness], timeout: float) -> str:
+        return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock)
+
+    def run_step(self, step: Step[Any, O], given: BaseModel, stage: str) -> O:
+        """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended in a retryable finding counts."""
+        candidate = self.record.candidate
+        attempt = candidate.attempt if candidate else 0
+        world = self.place.world(self.delivery)
+        for number in range(1, TRIES + 1):
+            (resource,) = self.target.step(StepRun(self.delivery, step.name, given.model_dump_json(), stage, attempt, number))
+            seen = world.objects.get(resource.ref)
+            finished = seen is not None and bool(seen.status.get("finished"))
+            self.place.put(resource)
+            try:
+                text = reading.read(step.name, self.place.log(self.delivery, resource.ref))
+            except Retryable:
+                if finished and number < TRIES:
+                    continue
+                raise
+            return step.output.model_validate_json(text)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def release_ref(release: ReleaseId) -> Ref:
+    return Ref("Release", release)
+
+
+def current() -> Session:
+    """The session of this context; LookupError outside of one."""
+    return _current.get()
+
+
+@contextmanager
+def opened(
+    place: Place,
+    delivery: str,
+    target: Target,
+    key: TargetKey,
+    *,
+    request: str,
+    when_busy: str = "wait",
+    clock: Clock | None = None,
+    observer: Observer = unobserved,
+) -> Iterator[Session]:
+    """Hold the lease of ``delivery`` for ``request`` and know its record. Refused when the record is of another target."""
+    clock = clock or SystemClock()
+    lease = Lease(place, delivery, request, clock)
+    lease.acquire(when_busy)
+    try:
+        guarded = Guarded(place, lease.fence, observer)
+        seen = guarded.get(delivery, RECORD)
+        record = records.load(seen.resource.spec) if seen else Record(target=key)
+        active = record.serving is not None or record.candidate is not None
+        if active and record.target != key:
+            why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
+            raise Refused(Finding(f"the target of {delivery} cannot change while it is up", why, f"`deliver down {delivery}` first"))
+        session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
+        token = _current.set(session)
+        try:
+            yield session
+        finally:
+            _current.reset(token)
+    finally:
+        lease.release()

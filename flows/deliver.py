@@ -1,0 +1,37 @@
+"""The DAG of ``deliver``, on one page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from delivery.spec import DeliverySpec
+from tasks import delivering as do
+
+
+@flow(name="deliver", flow_run_name="{spec.name}", persist_result=False, log_prints=False)
+def deliver(spec: DeliverySpec, request: str | None = None, scheduled: bool = False) -> dict[str, Any]:
+    """Deliver ``spec``: a verified, load-tested, reversible service, or a Trouble that says exactly why not.
+
+    ``request`` names this request: a rerun with the same name reports how it ended. ``scheduled`` runs respect a rollback's hold.
+    Returns an Outcome as plain JSON.
+    """
+    with do.delivering(spec, request) as run:
+        lock = do.resolve(spec)
+        admission = do.plan(spec, lock, scheduled)
+        if admission.result != "candidate":
+            return run.outcome(admission)
+        with run.withdrawn_on_trouble():
+            do.storage()
+            do.fetch()
+            for stage in run.stages():
+                do.release(stage)
+                endpoint = do.ready(stage)
+                smoke = do.smoke(stage, endpoint)
+                load = do.throughput(stage, endpoint, smoke)
+                do.verdict(stage, smoke, load)
+                do.watch(stage)
+            do.promote()
+        do.collect()
+        return run.outcome(admission)

@@ -1,0 +1,258 @@
+"""The steps of the DAG: bodies of a few lines over the session of this context."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from delivery import protocol, reports
+from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from delivery.metrics import LoadReport
+from delivery.places.guarded import Observer, unobserved
+from delivery.places.host import Host, default_home
+from delivery.preflight import preflight
+from delivery.protocol import Admission
+from delivery.record import Record, TargetKey
+from delivery.release import Lock
+from delivery.resolve import resolve_lock
+from delivery.rollout import Stage
+from delivery.session import RECORD, Session, current, opened
+from delivery.spec import DeliverySpec, Rollout
+from delivery.steps.fetch import STEP as FETCH
+from delivery.steps.fetch import FetchInput
+from delivery.steps.load import STEP as LOAD
+from delivery.steps.load import LoadInput
+from delivery.steps.smoke import STEP as SMOKE
+from delivery.steps.smoke import SmokeInput, SmokeReport
+from delivery.targets import choose as choose_target
+from delivery.verdict import judge
+from tasks import artifacts
+from tasks.step import run_id, step
+
+observer: Observer = unobserved
+
+
+class Run:
+    """One request on one delivery, while its session is open."""
+
+    def __init__(self, session: Session, home: Host) -> None:
+        self.session, self.host = session, home
+
+    def stages(self) -> Iterator[Stage]:
+        yield from protocol.plan_stages(self.session)
+
+    @contextmanager
+    def withdrawn_on_trouble(self) -> Iterator[None]:
+        """A Trouble inside ends the candidate: what serves keeps serving."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Trouble as bad:
+            protocol.refuse(self.session, bad)
+            raise
+
+    def outcome(self, admission: Admission) -> dict[str, Any]:
+        """What this request came to, as plain JSON. A reported failure is raised again, with its exit code."""
+        record = self.session.record
+        ended = admission.ended or next((e for e in reversed(record.ended) if e.request == self.session.request), None)
+        if ended is not None and ended.exit_code != 0:
+            raise trouble(ended.exit_code, Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"))
+        address = record.address
+        return {
+            "name": self.session.delivery,
+            "result": ended.outcome if ended else admission.result,
+            "release": record.serving,
+            "url": f"http://{address.host}:{address.port}" if address else None,
+            "report": ended.report if ended else None,
+            "request": self.session.request,
+        }
+
+
+@contextmanager
+def delivering(spec: DeliverySpec, request: str | None) -> Iterator[Run]:
+    """Preflight, then a session of ``spec``'s delivery. Refused before anything is touched."""
+    host = Host(default_home())
+    target = choose_target(spec.target)
+    with artifacts.progress_sink():
+        preflight(spec, host, target)
+        key = TargetKey(kind=spec.target.kind)
+        with opened(host, spec.name, target, key, request=request or run_id() or uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer) as session:
+            yield Run(session, host)
+
+
+@contextmanager
+def rolling_back(name: str, request: str | None) -> Iterator[Run]:
+    """A session of a delivery that exists already."""
+    host = Host(default_home())
+    seen = host.get(name, RECORD)
+    if seen is None:
+        raise BadInput(Finding(f"no delivery is called {name}", f"known: {', '.join(host.deliveries()) or 'none'}", "see `deliver list`"))
+    from delivery.targets.process import Process
+
+    key = Record.model_validate(seen.resource.spec).target
+    with artifacts.progress_sink(), opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session:
+        yield Run(session, host)
+
+
+@step("resolve")
+def resolve(spec: DeliverySpec) -> Lock:
+    """Branch → commit with its files; engine → its content. When that fails, what serves is still looked after."""
+    try:
+        return resolve_lock(spec)
+    except Trouble:
+        session = current()
+        protocol.finish_ending(session)
+        if session.record.serving is not None and session.record.candidate is None:
+            session.converge()
+        raise
+
+
+@step("plan")
+def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
+    """What this request comes to; what is left of an earlier run is adopted or undone."""
+    admission = protocol.admit(current(), spec, lock, scheduled=scheduled)
+    artifacts.publish_plan(reports.plan_markdown(spec, lock, admission, current().record))
+    return admission
+
+
+@step("choose")
+def choose(to: str | None) -> Admission:
+    """Fix the release to go back to."""
+    return protocol.start_rollback(current(), to, Rollout())
+
+
+@step("storage")
+def storage() -> None:
+    """The folder of the models, and the engine's environment."""
+    session = current()
+    frozen = session.frozen(candidate().release)
+    for resource in session.target.storage(session.delivery, frozen.lock, frozen.storage):
+        session.place.put(resource)
+
+
+@step("fetch")
+def fetch() -> None:
+    """The model, verified, in the folder of its commit."""
+    session = current()
+    if candidate().phase != protocol.FETCH:
+        return
+    frozen = session.frozen(candidate().release)
+    root = frozen.storage.path or str(default_home())
+    session.run_step(FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
+
+
+@step("release")
+def release(stage: Stage) -> None:
+    """Make it so: the stage's releases and traffic."""
+    protocol.enter(current(), stage)
+
+
+@step("ready")
+def ready(stage: Stage) -> str:
+    """The candidate's own endpoint, once it is ready and the traffic is where it shall be."""
+    session = current()
+    if not any(r.id == candidate().release for r in stage.desired.releases):
+        return ""
+    endpoint = session.wait_ready(candidate().release, protocol.ready_timeout(session))
+    session.wait_routed()
+    return endpoint
+
+
+@step("smoke")
+def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
+    """Does it answer, streamed and not, as the model that was meant?"""
+    gate = candidate().gates.smoke
+    if gate is None or "smoke" not in stage.gates:
+        return None
+    payload = current().frozen(candidate().release).payload
+    given = SmokeInput(
+        url=endpoint,
+        api_key=payload["api_key"],
+        model_names=tuple(payload["names"]),
+        prompt=gate.prompt,
+        expect=gate.expect,
+        max_tokens=gate.max_tokens,
+        max_model_len=max_model_len(payload["args"]),
+    )
+    return current().run_step(SMOKE, given, stage.name)
+
+
+@step("throughput")
+def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadReport | None:
+    """Locust against the candidate's own endpoint; not where the smoke test already said no."""
+    gate = candidate().gates.throughput
+    if gate is None or "throughput" not in stage.gates or (smoked is not None and not smoked.passed):
+        return None
+    payload = current().frozen(candidate().release).payload
+    given = LoadInput(
+        url=endpoint,
+        api_key=payload["api_key"],
+        model=payload["names"][0],
+        profile=gate.profile,
+        users=gate.users,
+        rate=gate.rate,
+        warmup=gate.warmup,
+        duration=gate.duration,
+        repeats=gate.repeats,
+        seed=candidate().attempt,
+        folder=".",
+    )
+    return current().run_step(LOAD, given, stage.name)
+
+
+@step("verdict")
+def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -> None:
+    """Judge what was measured; GateFailed names every figure and bound that it broke, and where the evidence is."""
+    if not stage.gates or (smoked is None and load is None):
+        return
+    session, gate = current(), candidate().gates.throughput
+    judged = judge(smoked, load, gate.slo if gate else None)
+    folder = default_home() / "deliveries" / session.delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
+    written = reports.write(folder, session.delivery, session.frozen(candidate().release), candidate(), stage.name, smoked, load, judged)
+    artifacts.publish_verdict(written.markdown)
+    if written.png is not None:
+        artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
+    protocol.judged(session, written.figures, str(written.html))
+    if not judged.passed:
+        why = [Finding(reason.text, f"gate {reason.gate}: {reason.name}") for reason in judged.reasons if not reason.passed]
+        end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", (f"report: {written.html}",))
+        raise GateFailed(*why, end)
+
+
+@step("watch")
+def watch(stage: Stage) -> None:
+    """Look after the candidate with all of the traffic for ``rollout.watch``; GateFailed when it does not stay ready."""
+    if stage.name == "promote":
+        protocol.watch(current())
+
+
+@step("promote")
+def promote() -> None:
+    """From now on it is what serves."""
+    protocol.promote(current())
+
+
+@step("collect")
+def collect() -> None:
+    """Remove what is due."""
+    protocol.collect(current(), Rollout() if current().record.candidate else current_rollout())
+
+
+def candidate() -> Any:
+    found = current().record.candidate
+    if found is None:
+        raise Permanent(Finding("the candidate is gone", "another run ended it", "run again"))
+    return found
+
+
+def max_model_len(args: list[str]) -> int | None:
+    """What ``--max-model-len`` says among the engine's arguments, None when it says nothing (or not a plain number)."""
+    for at, arg in enumerate(args):
+        name, _, value = arg.partition("=")
+        if name == "--max-model-len":
+            value = value or (args[at + 1] if at + 1 < len(args) else "")
+            return int(value) if value.isdigit() else None
+    return None

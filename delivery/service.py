@@ -1,0 +1,201 @@
+"""What a person asks of a delivery on this host: reads, and ``down``."""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from delivery import protocol
+from delivery.clock import SystemClock
+from delivery.findings import BadInput, Finding
+from delivery.places.binding import NoRoom
+from delivery.places.host import Host
+from delivery.preflight import preflight
+from delivery.record import Ended, Record
+from delivery.release import Address, Desired, Frozen, Release
+from delivery.resolve import resolve_lock
+from delivery.resources import ABSENT, Change, Ref
+from delivery.session import RECORD, Session, opened
+from delivery.spec import DeliverySpec
+from delivery.targets import Current, Failed, Target, choose
+from delivery.targets.process import Process, engine_ref
+
+UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
+
+
+@dataclass(frozen=True)
+class Running:
+    """One release that runs: its share of the traffic in percent, and how it is."""
+
+    release: str
+    share: int
+    state: str
+    detail: str
+    pid: int | None
+    cpus: tuple[int, ...]
+    gpus: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it lies in the past."""
+
+    name: str
+    state: str
+    url: str | None
+    serving: str | None
+    previous: str | None
+    candidate: str | None
+    phase: str | None
+    running: tuple[Running, ...]
+    standby_until: float | None
+    held: bool
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a delivery of the spec would come to; ``changes`` are lines for people, empty when nothing would change."""
+
+    name: str
+    release: str
+    result: str
+    commit: str
+    files: int
+    bytes: int
+    fetched: bool
+    stages: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+def record_of(host: Host, name: str) -> Record:
+    """The record of ``name``; BadInput with the nearest name when there is none."""
+    seen = host.get(name, RECORD)
+    if seen is None:
+        known = host.deliveries()
+        near = difflib.get_close_matches(name, known, 1)
+        why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+        raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; state is looked up under {host.home}"))
+    return Record.model_validate(seen.resource.spec)
+
+
+def names(host: Host) -> tuple[str, ...]:
+    return host.deliveries()
+
+
+def history(host: Host, name: str) -> tuple[Ended, ...]:
+    """How every attempt ended, newest last."""
+    return record_of(host, name).ended
+
+
+def status(host: Host, name: str) -> Status:
+    """What serves, what is being tried, what runs, and what a converge would change."""
+    record = record_of(host, name)
+    world = host.world(name)
+    target = Process()
+    shares = dict(record.desired.traffic)
+    running = []
+    for release, replicas in record.desired.releases:
+        frozen = Frozen.model_validate(world.objects[Ref("Release", release)].resource.spec)
+        seen = world.objects.get(engine_ref(release))
+        said = seen.status if seen else {}
+        match target.readiness(Release(release, frozen.payload, replicas), world):
+            case Current(endpoint):
+                state, detail = UP, endpoint
+            case Failed(finding):
+                state, detail = BROKEN, finding.what
+            case other:
+                state, detail = STARTING, other.why
+        row = Running(release, shares.get(release, 0), state, detail, said.get("pid"), tuple(said.get("cpus", ())), tuple(said.get("gpus", ())))
+        running.append(row)
+    state = next((r.state for r in running if r.release == record.serving), DOWN)
+    with_session = Session(host, target, name, "", SystemClock(), record, ABSENT)
+    changes = tuple(map(_line, with_session.converge(dry_run=True).changes)) if record.candidate is None else ()
+    url = f"http://{record.address.host}:{record.address.port}" if record.address else None
+    candidate = record.candidate
+    return Status(
+        name, state, url, record.serving, record.previous, candidate and candidate.release, candidate and candidate.phase,
+        tuple(running), record.stop_after, record.held is not None, changes,
+    )  # fmt: skip
+
+
+def logs(host: Host, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
+    """Lines of the engine's log: of ``release``, else of the candidate, else of what serves, else of the last that was tried."""
+    record = record_of(host, name)
+    last = record.ended[-1].release if record.ended else None
+    chosen = release or (record.candidate.release if record.candidate else record.serving) or last
+    files = sorted((host.folder(name) / "logs").glob(f"{chosen}-*.log"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        raise BadInput(Finding(f"no log of {name} {chosen or ''}".rstrip(), "no engine of it was ever started here", f"see `deliver history {name}`"))
+    if follow and host.get(name, engine_ref(str(chosen))) is not None:
+        yield from host.log(name, engine_ref(str(chosen)))
+    else:
+        yield from files[-1].read_bytes().splitlines()
+
+
+def down(host: Host, name: str) -> tuple[str, ...]:
+    """Stop everything of ``name`` but its weights and record; returns what was stopped, as lines."""
+    key = record_of(host, name).target
+    with opened(host, name, Process(), key, request=uuid.uuid4().hex) as session:
+        before = host.world(name).objects
+        protocol.take_down(session)
+        return tuple(str(ref) for ref, o in sorted(before.items()) if o.resource.role in ("release", "route") and ref.kind != "Slot")
+
+
+def plan(host: Host, spec: DeliverySpec) -> Plan:
+    """Resolve and compare, touching nothing."""
+    target = choose(spec.target)
+    preflight(spec, host, target)
+    lock = resolve_lock(spec)
+    seen = host.get(spec.name, RECORD)
+    record = Record.model_validate(seen.resource.spec) if seen else Record.model_validate({"target": {"kind": spec.target.kind}})
+    session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)
+    release, frozen = protocol.identify(session, spec, lock)
+    snapshot = lock.snapshot
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "release": release,
+        "commit": snapshot.commit,
+        "files": len(snapshot.files),
+        "bytes": sum(file.size for file in snapshot.files),
+        "fetched": _fetched(host, spec, lock.snapshot),
+    }
+    if record.serving == release and record.candidate is None:
+        return Plan(**facts, result="unchanged", stages=(), changes=tuple(map(_line, session.converge(dry_run=True).changes)))
+    result = "goes on" if record.candidate and record.candidate.release == release else "new release"
+    stages, changes = _new_release(host, session, target, spec, release, frozen)
+    return Plan(**facts, result=result, stages=stages, changes=changes)
+
+
+def _new_release(host: Host, session: Session, target: Target, spec: DeliverySpec, release: str, frozen: Frozen) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    from delivery.rollout import stages
+
+    record = session.record
+    address = Address("127.0.0.1", spec.target.port) if spec.target.kind == "process" else None
+    old = Desired(spec.name, session.desired(record.only_serving()).releases, dict(record.only_serving().traffic), address)
+    new = Release(release, frozen.payload, spec.serving.replicas.min)
+    plan_ = stages(spec.rollout.strategy, old, new, tuple(spec.rollout.steps), target.can)
+    try:
+        changes = [host.put(r, dry_run=True) for r in target.compose(plan_[0].desired)]
+    except NoRoom:
+        if spec.rollout.when_full != "recreate" or not old.releases:
+            raise
+        plan_ = stages("recreate", old, new, (), target.can)
+        changes = [Change(engine_ref(r.id), "deleted") for r in old.releases] + [Change(engine_ref(release), "created")]
+    return tuple(s.name for s in plan_), tuple(_line(c) for c in changes if c.action != "unchanged")
+
+
+def _fetched(host: Host, spec: DeliverySpec, snapshot: Any) -> bool:
+    from pathlib import Path
+
+    from delivery.store import MANIFEST, model_folder
+
+    return (model_folder(Path(spec.storage.path or host.home), snapshot) / MANIFEST).exists()
+
+
+def _line(change: Change) -> str:
+    return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
+

@@ -1,0 +1,174 @@
+"""From YAML to DeliverySpec: every error is told with file, line, column, field, what was wrong and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from delivery.findings import BadInput, Finding
+from delivery.spec.model import DeliverySpec
+from delivery.spec.positions import Key, Marks, read_yaml
+
+SPEC_FIX = "correct the spec; docs/spec.schema.json lists every field"
+NOT_YET = {
+    "lora": "LoRA adapters",
+    "adapters": "LoRA adapters",
+    "nodes": "serving on several nodes",
+    "embeddings": "embedding models",
+    "autoscaling": "autoscaling",
+    "s3": "T9k's S3 storage",
+}
+
+
+def parse_spec(given: Mapping[str, Any]) -> DeliverySpec:
+    """A spec from plain data (a flow's parameter). BadInput with one finding per error."""
+    return _check(given, {}, "")
+
+
+def load_spec(path: Path) -> DeliverySpec:
+    """A spec from a YAML file; its relative paths become absolute, and the texts that it names are read in. BadInput otherwise."""
+    given, marks = read_yaml(path)
+    if not isinstance(given, dict):
+        raise BadInput(Finding(f"{path}:1:1: a spec is a mapping of fields", f"this is a {type(given).__name__}", SPEC_FIX))
+    _inline(given, path.absolute().parent, marks, str(path))
+    return _check(given, marks, str(path))
+
+
+def _check(given: Mapping[str, Any], marks: Marks, file: str) -> DeliverySpec:
+    try:
+        return DeliverySpec.model_validate(given)
+    except ValidationError as error:
+        findings = {}
+        for problem in error.errors(include_url=False, include_input=False):
+            location, told = _told(problem, given)
+            where = _where(location, marks, file)
+            findings.setdefault(told, (where[0], Finding(where[1] + told, "", SPEC_FIX)))
+        raise BadInput(*(finding for _, finding in sorted(findings.values(), key=lambda pair: pair[0]))) from None
+
+
+def _where(location: tuple[Key, ...], marks: Marks, file: str) -> tuple[tuple[int, int], str]:
+    """Position and prefix of the deepest part of ``location`` that the file has."""
+    for depth in range(len(location), -1, -1):
+        mark = marks.get(location[:depth])
+        if mark is not None:
+            return mark, f"{file}:{mark[0]}:{mark[1]}: "
+    return (0, 0), f"{file}: " if file else ""
+
+
+def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]:
+    location = tuple(_written(problem["loc"], given))
+    field = ".".join(map(str, location)) or "the spec"
+    match problem["type"]:
+        case "extra_forbidden":
+            return location, f"{field}: unknown field{_nearest(location, problem['loc'])}"
+        case "missing":
+            return location[:-1], f"{field}: missing"
+        case "union_tag_invalid":
+            return location, f"{field}: must be one of {problem['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return location, f"{field}: {problem['ctx']['discriminator']} is missing"
+        case "literal_error":
+            return location, f"{field}: must be {problem['ctx']['expected']}"
+        case "string_type" if location and location[-1] == "revision":
+            return location, f'{field}: must be text: put it in quotes, "…"'
+        case "string_pattern_mismatch" if field == "name":
+            return location, f"{field}: must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
+        case "model_type" | "model_attributes_type" | "dict_type" if _is_secret(location):
+            return location, f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}"
+    return location, f"{field}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
+    """``loc`` as the user wrote it: without the union members that pydantic adds."""
+    here = given
+    for at, key in enumerate(loc):
+        if isinstance(here, Mapping) and key in here:
+            here = here[key]
+        elif isinstance(here, list | tuple) and isinstance(key, int) and key < len(here):
+            here = here[key]
+        elif at == len(loc) - 1 and not (isinstance(key, str) and (key[:1].isupper() or key in ("str", "dict[str,any]"))):
+            here = None
+        else:
+            continue
+        yield key
+
+
+def _is_secret(location: tuple[Key, ...]) -> bool:
+    return bool(location) and (location[-1] in ("token", "api_key") or (len(location) > 2 and location[-2] == "env"))
+
+
+def _nearest(location: tuple[Key, ...], loc: tuple[Key, ...]) -> str:
+    name = str(location[-1])
+    if name.lower() in NOT_YET:
+        return f"; {NOT_YET[name.lower()]} is not there yet"
+    near = difflib.get_close_matches(name, fields_at(loc[:-1]), 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields_at(loc[:-1]))}"
+
+
+def fields_at(loc: tuple[Key, ...]) -> list[str]:
+    """The names that are known at a location as pydantic gives it (with the tags of unions)."""
+    models: list[type[BaseModel]] = [DeliverySpec]
+    for key in loc:
+        inner = [m for model in models for name, f in model.model_fields.items() if key in (name, f.alias) for m in _models(f.annotation)]
+        if inner:
+            models = inner
+            continue
+        tagged = [m for m in models if key == m.__name__ or any(key in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())]
+        models = tagged or models
+    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)
+
+
+def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
+    """Make relative paths absolute and read the texts that a spec names; a flow's parameter must not depend on where it runs."""
+
+    def absolute(text: str) -> Path:
+        return (base / Path(text).expanduser()).resolve()
+
+    def at(*keys: str) -> tuple[dict[str, Any], Any] | None:
+        here: Any = given
+        for key in keys[:-1]:
+            here = here.get(key) if isinstance(here, dict) else None
+        return (here, here[keys[-1]]) if isinstance(here, dict) and isinstance(here.get(keys[-1]), str) else None
+
+    def read(*keys: str) -> str | None:
+        found = at(*keys)
+        if found is None:
+            return None
+        try:
+            return absolute(found[1]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            _, where = _where(keys, marks, file)
+            raise BadInput(Finding(f"{where}{'.'.join(keys)}: {absolute(found[1])} cannot be read", type(error).__name__, "name a readable text file")) from error
+
+    serving = given.get("serving")
+    env = serving.get("env") if isinstance(serving, dict) else None
+    secrets = [("serving", "env", str(name), "file") for name in (env if isinstance(env, dict) else ())]
+    for keys in (("model", "path"), ("storage", "path"), ("model", "token", "file"), ("serving", "api_key", "file"), *secrets):
+        found = at(*keys)
+        if found is not None:
+            found[0][keys[-1]] = str(absolute(found[1]))
+    engine = at("target", "engine")
+    if engine is not None and "/" in engine[1]:
+        engine[0]["engine"] = str(absolute(engine[1]))
+    for keys in (("model", "manifest"), ("serving", "chat_template")):
+        text = read(*keys)
+        if text is not None:
+            at(*keys)[0][keys[-1]] = text  # type: ignore[index]
+    profile = at("gates", "throughput", "profile")
+    if profile is not None and profile[1].endswith((".yaml", ".yml")):
+        content, _ = read_yaml(absolute(profile[1]))
+        prompts = content.get("prompts") if isinstance(content, dict) else None
+        if isinstance(prompts, str):
+            content["prompts"] = absolute(prompts).read_text(encoding="utf-8").splitlines()
+        profile[0]["profile"] = content

@@ -1,0 +1,17 @@
+"""What all parts of a spec have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+
+class Part(BaseModel):
+    """Frozen; a field that is not known is an error; values are never echoed in messages (one may be a token)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]

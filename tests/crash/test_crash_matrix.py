@@ -1,0 +1,172 @@
+"""Real runs, killed with SIGKILL before and after their effects, then run again: always converged, nothing doubled, nothing orphaned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from delivery.places import launcher
+from delivery.spec import DeliverySpec
+from tests.crash.lab import Event, Lab, free_port
+from tests.parts.timing_engine import engine_folder
+from tests.parts.tiny_model import tiny_model
+
+SEED = 20261123
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("parts")
+    return tiny_model(folder / "model"), engine_folder(folder)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, parts: tuple[Path, Path]) -> Iterator[Lab]:
+    made = Lab(home=tmp_path / "home", model=parts[0], engine=parts[1], port=free_port())
+    yield made
+    made.stop()
+
+
+def moments(events: tuple[Event, ...]) -> list[int]:
+    """The moments to kill at: all of them, but of each unbroken row of slots only those of the first, one in the middle and the last."""
+    chosen, row = [], list[int]()
+    for at, (_, _, ref) in enumerate(events):
+        if ref.startswith("Slot/"):
+            row.append(at)
+            continue
+        chosen += sample(row)
+        row = []
+        chosen.append(at)
+    return sorted(chosen + sample(row))
+
+
+def sample(row: list[int]) -> list[int]:
+    if len(row) <= 6:
+        return row
+    middle = random.Random(SEED).randrange(2, len(row) - 3)  # noqa: S311
+    return [*row[:2], middle, middle + 1, *row[-2:]]
+
+
+@dataclass(frozen=True)
+class Story:
+    """``act`` runs the story once on a lab whose state ``before`` prepared; ``ends`` is the exit code of an undisturbed run."""
+
+    name: str
+    before: Callable[[Lab], object]
+    make: Callable[[Lab], DeliverySpec]
+    ends: int = 0
+
+
+def first(lab: Lab) -> object:
+    if lab.home.exists():
+        from delivery.service import down
+
+        down(lab.host, "crash")
+    return None
+
+
+def served(lab: Lab) -> object:
+    if lab.home.exists() and lab.record.serving is not None:
+        return None
+    return lab.deliver(lab.spec())
+
+
+STORIES = (
+    Story("first", first, lambda lab: lab.spec()),
+    Story("second", served, lambda lab: lab.spec()),
+    Story("recreate", served, lambda lab: lab.spec(strategy="recreate")),
+    Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
+)
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_killed_delivery_converges_on_the_rerun(lab: Lab, story: Story) -> None:
+    story.before(lab)
+    whole = lab.deliver(story.make(lab))
+    assert whole.code == story.ends, whole.said
+    for at in moments(whole.events):
+        story.before(lab)
+        old = lab.record.serving
+        spec = story.make(lab)
+        assert lab.deliver(spec, kill_at=at).code is None, f"no effect number {at}"
+        again = lab.deliver(spec)
+        assert again.code == story.ends, (whole.events[at], again.said)
+        lab.converged(again.said["release"] if story.ends == 0 else old)
+
+
+def test_a_killed_rollback_converges_on_the_rerun(lab: Lab) -> None:
+    lab.deliver(lab.spec())
+    lab.deliver(lab.spec())
+    goal = lab.record.previous
+    whole = lab.rollback(goal)
+    assert whole.code == 0, whole.said
+    lab.converged(goal)
+    for at in moments(whole.events):
+        goal = lab.record.previous
+        assert lab.rollback(goal, kill_at=at).code is None, f"no effect number {at}"
+        again = lab.rollback(goal)
+        assert again.code == 0, (whole.events[at], again.said)
+        lab.converged(goal)
+
+
+def test_a_recovery_that_is_killed_too_converges(lab: Lab) -> None:
+    served(lab)
+    whole = lab.deliver(lab.spec())
+    dice = random.Random(SEED)  # noqa: S311
+    for _ in range(8):
+        spec = lab.spec()
+        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
+        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
+        again = lab.deliver(spec)
+        assert again.code == 0, again.said
+        lab.converged(again.said["release"])
+
+
+def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab) -> None:
+    served(lab)
+    whole = lab.deliver(lab.spec())
+    dice = random.Random(SEED)  # noqa: S311
+    for at in dice.sample(moments(whole.events), 8):
+        lab.deliver(lab.spec(), kill_at=at)
+        other = lab.deliver(lab.spec())
+        assert other.code == 0, (whole.events[at], other.said)
+        lab.converged(other.said["release"])
+
+
+def test_a_rerun_of_an_unchanged_world_starts_nothing(lab: Lab) -> None:
+    spec = lab.spec()
+    done = lab.deliver(spec)
+    before = {p.pid for p in lab.processes()}
+    again = lab.deliver(spec)
+    assert again.said["result"] == "unchanged"
+    assert {p.pid for p in lab.processes()} == before
+    kinds = {ref.split("/")[0] for _, _, ref in again.events}
+    assert kinds <= {"Record"}, again.events
+    lab.converged(done.said["release"])
+
+
+def test_a_launcher_killed_before_its_exec_is_started_again(lab: Lab) -> None:
+    killed = []
+
+    def hunt(run: int) -> None:
+        parent = psutil.Process(run)
+        while parent.status() != psutil.STATUS_ZOMBIE:
+            for child in parent.children():
+                try:
+                    if not killed and str(launcher.__file__) in child.cmdline():
+                        child.kill()
+                        killed.append(child.pid)
+                except psutil.NoSuchProcess:
+                    continue
+            if killed:
+                return
+
+    done = lab.deliver(lab.spec(), meanwhile=hunt)
+    assert killed
+    assert done.code == 0, done.said
+    lab.converged(done.said["release"])

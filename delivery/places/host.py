@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from delivery.engines import Engine, environment_folder, make_environment
+from delivery.engines import DONE, Engine, environment_folder, make_environment
 from delivery.findings import Finding, Permanent
 from delivery.places import binding, launcher, router
 from delivery.places.processes import Processes, Run, identified, tail
@@ -200,7 +200,7 @@ class Host:
 
     def _put_environment(self, resource: Resource, *, dry_run: bool) -> Change:
         engine = Engine.model_validate(resource.spec["engine"])
-        if environment_folder(engine, self.home).is_dir():
+        if engine.environment is None or (environment_folder(engine, self.home) / DONE).exists():
             return Change(resource.ref, "unchanged")
         if not dry_run:
             make_environment(engine, self.home)

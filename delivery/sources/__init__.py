@@ -1,0 +1,79 @@
+"""Sources say where a model's bytes are; one transfer engine (``delivery.store``) moves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from delivery.findings import Finding, Refused
+from delivery.secrets import Secret
+from delivery.spec import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel
+
+
+class File(BaseModel):
+    """One file of a model: its path inside the repository, its size in bytes, and the hash that its source states."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+class Snapshot(BaseModel):
+    """A model as of one commit; ``key`` names the repository within its source (and in the store)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    key: str
+    commit: str
+    files: tuple[File, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Bytes behind HTTP, ranges allowed; the headers go to this URL's host only."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Bytes in a file of this machine."""
+
+    path: Path
+
+
+class Source(Protocol):
+    """Where a model comes from."""
+
+    def resolve(self, token: Secret | None) -> Snapshot:
+        """List first: the commit and its files, names and kinds checked. Retryable or Refused otherwise."""
+
+    def locate(self, commit: str, file: File, token: Secret | None) -> Remote | Local: ...
+
+
+def open_source(model: Model) -> Source:
+    """The source of a spec's model. Refused (exit code 3) for those that are not there yet."""
+    match model:
+        case HuggingFaceModel():
+            from delivery.sources.huggingface import HuggingFace
+
+            return HuggingFace(model)
+        case LocalModel():
+            from delivery.sources.local import LocalFolder
+
+            return LocalFolder(model)
+        case ModelScopeModel() | GitModel():
+            what = f"model.source {model.source} is not there yet"
+            raise Refused(Finding(what, "this version fetches from huggingface and local", "use one of those"))

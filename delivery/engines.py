@@ -6,23 +6,32 @@ import difflib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
-import sys
+import tempfile
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import uv
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from delivery.findings import BadInput, Finding, Permanent
+from delivery.findings import BadInput, Finding, Permanent, Retryable
 from delivery.progress import Progress, report
 from delivery.units import Duration, Size
 
 DONE = ".complete"
-CPU_INDEX_SECONDS = 3
+PROBE_SECONDS = 3
+GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
+NETWORK = re.compile(r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE)
+PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
+VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
 
 
 class _Part(BaseModel):
@@ -30,15 +39,18 @@ class _Part(BaseModel):
 
 
 class Environment(_Part):
-    """A Python environment of the engine's own, made from the ``uv.lock`` beside its engine.toml."""
+    """A Python environment of the engine's own, made from the ``uv.lock`` beside its engine.toml; ``key`` is that lock's digest.
 
-    python: str = "3.11"
+    ``python``: as ``uv venv --python`` takes it. ``torch_backend``: as ``uv pip --torch-backend``; used where that index answers.
+    """
+
+    python: str = ">=3.11,<3.13"
     torch_backend: str | None = None
     key: str = ""
 
 
 class Ready(_Part):
-    health: str = "/health"
+    health: str = Field("/health", pattern="^/")
     timeout: Duration = Duration("300s")
 
 
@@ -54,26 +66,48 @@ class Needs(_Part):
 
 
 class Engine(_Part):
-    """The content of an engine.toml, whole: what a release was started with does not change when the folder does."""
+    """The content of an engine.toml, whole: what a release was started with does not change when the folder does.
+
+    ``folder`` is the name of an engine that comes with Model Delivery (so that a moved checkout changes no release), else an absolute path.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     folder: str = ""
-    command: tuple[str, ...]
+    command: tuple[str, ...] = Field(min_length=1)
     environment: Environment | None = None
     variables: dict[str, str] = Field(default_factory=dict)
     ready: Ready = Ready()
     stop: Stop = Stop()
     resources: Needs = Needs()
 
+    @field_validator("command")
+    @classmethod
+    def _command(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        _only(COMMAND_KNOWS, words)
+        if any("{names}" in word and word != "{names}" for word in words):
+            raise ValueError("{names} must be an argument of its own: it becomes one argument a name")
+        return words
+
+    @field_validator("variables")
+    @classmethod
+    def _variables(cls, values: dict[str, str]) -> dict[str, str]:
+        _only(VARIABLES_KNOW, values.values())
+        return values
+
     @property
     def memory_bytes(self) -> int:
         return self.resources.memory.bytes
+
+    @property
+    def location(self) -> Path:
+        """Its folder on this machine."""
+        return packaged() / self.folder
 
     def argv(self, environment: Path, model: Path, names: Sequence[str], port: int, args: Sequence[str]) -> list[str]:
         """The command line; ``{names}`` becomes one argument a name, and the user's ``args`` stay as they are."""
         known = {
             "{env}": str(environment),
-            "{folder}": self.folder,
+            "{folder}": str(self.location),
             "{model}": str(model),
             "{port}": str(port),
             "{drain}": str(int(self.stop.drain.seconds)),
@@ -83,15 +117,21 @@ class Engine(_Part):
             line += list(names) if word == "{names}" else [_filled(word, known)]
         return [*line, *args]
 
-    def environ(self, cpus: Sequence[int]) -> dict[str, str]:
+    def environ(self, cpus: Sequence[int], environment: Path | None = None) -> dict[str, str]:
         """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to, such as ``0,1``."""
-        return {name: _filled(value, {"{cpus}": ",".join(map(str, cpus))}) for name, value in self.variables.items()}
+        known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": str(self.location), "{env}": str(environment or "")}
+        return {name: _filled(value, known) for name, value in self.variables.items()}
+
+
+def _only(known: Sequence[str], texts: Iterable[str]) -> None:
+    for found in PLACEHOLDER.findall(" ".join(texts)):
+        if found not in known:
+            near = difflib.get_close_matches(found, known, 1)
+            raise ValueError(f"{found} is no placeholder; " + (f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"))
 
 
 def _filled(text: str, known: Mapping[str, str]) -> str:
-    for name, value in known.items():
-        text = text.replace(name, value)
-    return text
+    return PLACEHOLDER.sub(lambda found: known[found[0]], text)
 
 
 def packaged() -> Path:
@@ -100,21 +140,23 @@ def packaged() -> Path:
 
 
 def load_engine(name: str) -> Engine:
-    """The engine called ``name``, or the one in the folder ``name``. BadInput names the file and what is wrong, or the nearest name."""
-    folder = Path(name) if "/" in name else packaged() / name
+    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names the file and key, or the nearest name."""
+    folder = Path(name).absolute() if "/" in name else packaged() / name
     file = folder / "engine.toml"
-    try:
-        text = file.read_text(encoding="utf-8")
-        said = tomllib.loads(text)
-        if "environment" in said:
-            said["environment"]["key"] = _key(folder)
-        return Engine.model_validate(said | {"folder": str(folder)})
-    except FileNotFoundError as error:
+    if not file.is_file():
         known = sorted(path.parent.name for path in packaged().glob("*/engine.toml"))
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
-        raise BadInput(Finding(f"target.engine: there is no engine {name}", f"{error.filename} does not exist; {why}", "correct target.engine")) from None
-    except tomllib.TOMLDecodeError as error:
+        raise BadInput(Finding(f"target.engine: there is no engine {name}", f"{file} does not exist; {why}", "correct target.engine"))
+    try:
+        said = tomllib.loads(file.read_text(encoding="utf-8"))
+        if isinstance(said.get("environment"), dict):
+            said["environment"]["key"] = _key(folder)
+        return Engine.model_validate(said | {"folder": str(folder) if "/" in name else name})
+    except FileNotFoundError as error:
+        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
+        raise BadInput(Finding(what, f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]")) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding(f"{file}: not valid TOML", str(error), "correct it there")) from None
     except ValidationError as error:
         found = [Finding(f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}", "", "correct it there") for e in error.errors(include_url=False)]
@@ -124,30 +166,42 @@ def load_engine(name: str) -> Engine:
 def environment_folder(engine: Engine, home: Path) -> Path:
     """Where the engine's environment is (or will be); the name says what it was made from."""
     if engine.environment is None:
-        return Path(engine.folder)
+        return engine.location
     return home / "engines" / f"{engine.name}-{engine.environment.key}"
 
 
 def make_environment(engine: Engine, home: Path) -> Path:
-    """Make the environment unless it is there; one maker at a time, and a killed one's half is made again. Permanent when uv cannot."""
+    """Make the environment unless it is there; one maker at a time, and a killed one's half is made again.
+
+    Retryable when an index does not answer, Permanent when uv cannot otherwise.
+    """
     folder = environment_folder(engine, home)
-    if engine.environment is None or (folder / DONE).exists():
+    made = engine.environment
+    if made is None or (folder / DONE).exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _alone(folder.with_suffix(".lock")) as lock:
         if (folder / DONE).exists():
             return folder
-        if _key(Path(engine.folder)) != engine.environment.key:
-            why = f"{engine.folder} holds another lock than the release was made with, and its environment was never made here"
+        if _key(engine.location) != made.key:
+            why = f"{engine.location} holds another lock than the release was made with, and its environment was never made here"
             raise Permanent(Finding(f"the environment of {engine.name} cannot be made", why, "deliver again, or put the folder back"))
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        _sync(engine.environment, Path(engine.folder), folder)
-        report(Progress("environment", f"{engine.name}: compiling its bytecode"))
-        _compile(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+        _Maker(engine.name, made, engine.location, folder, lock).make()
         (folder / DONE).touch()
     return folder
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(Progress("environment", "waiting for another run that makes it"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
 
 
 def _key(folder: Path) -> str:
@@ -155,53 +209,93 @@ def _key(folder: Path) -> str:
     return hashlib.sha256(b"".join((folder / file).read_bytes() for file in ("pyproject.toml", "uv.lock"))).hexdigest()[:12]
 
 
-def _sync(made: Environment, source: Path, folder: Path) -> None:
-    project = folder / "project"
-    project.mkdir()
-    for file in ("pyproject.toml", "uv.lock"):
-        shutil.copy(source / file, project / file)
-    _uv("venv", "--quiet", "--python", made.python, "--allow-existing", str(folder), timeout=120)
-    target = ["--python", str(folder / "bin" / "python")]
-    wanted = project / "requirements.txt"
-    wanted.write_text(_uv("export", "--quiet", "--locked", "--no-hashes", "--no-emit-project", "--project", str(project), timeout=120), encoding="utf-8")
-    if made.torch_backend and _torch_first(made, wanted, target):
-        return
-    report(Progress("environment", "installing (a few minutes; once)"))
-    _uv("pip", "install", "--quiet", *target, "--no-deps", "-r", str(wanted), timeout=3600)
+@dataclass(frozen=True)
+class _Maker:
+    """``lock`` is inherited by every child: after a kill -9 of this process the next maker waits until uv has ended, too."""
+
+    name: str
+    made: Environment
+    source: Path
+    folder: Path
+    lock: int
+
+    def make(self) -> None:
+        self._uv("venv", "--python", self.made.python, str(self.folder), timeout=120)
+        if self.made.torch_backend and self._torch():
+            self._install(*self._gpu_packages(), "torch")
+        else:
+            self._install()
+        self._compile()
+
+    def _torch(self) -> bool:
+        """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
+        (torch,) = (p for p in self._packages() if p["name"] == "torch")
+        options = ["--python", self._python, "--torch-backend", str(self.made.torch_backend), f"torch=={torch['version']}"]
+        try:
+            self._uv("pip", "install", "--dry-run", "--no-deps", *options, timeout=PROBE_SECONDS, retries=0)
+        except (Permanent, Retryable):
+            report(Progress("environment", f"PyTorch's {self.made.torch_backend} index does not answer: its larger build is used"))
+            return False
+        self._uv("pip", "install", *options, timeout=3600)
+        return True
+
+    def _install(self, *without: str) -> None:
+        """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
+        options = [option for name in without for option in ("--no-emit-package", name)]
+        wanted = self.folder / "requirements.txt"
+        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source), timeout=120), encoding="utf-8")
+        self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
+
+    def _compile(self) -> None:
+        """vLLM's processes would each compile for themselves at every start. Files in a newer syntax are skipped, and that is fine."""
+        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options, str(self.folder / "lib")], timeout=1200)
+
+    def _packages(self) -> list[dict[str, str]]:
+        packages: list[dict[str, str]] = tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"]
+        return packages
+
+    def _gpu_packages(self) -> list[str]:
+        return [p["name"] for p in self._packages() if p["name"].startswith(GPU_LIBRARIES)]
+
+    @property
+    def _python(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
+        code, out, said = self._run(f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"], timeout=timeout, retries=retries)
+        if code == 0:
+            return out
+        kind = Retryable if NETWORK.search(said) else Permanent
+        last = tuple(line for line in said.splitlines() if line.strip())[:5]
+        raise kind(Finding(f"the environment of {self.name} could not be made", f"uv {args[0]} failed", "see what uv says, then run again", last))
+
+    def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
+        environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
+        started = time.monotonic()
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+            subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=(self.lock,)) as child,
+        ):
+            try:
+                while True:
+                    passed = time.monotonic() - started
+                    report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
+                    if passed >= timeout:
+                        raise Retryable(Finding(f"{note} took longer than {timeout:g} s", "an index may not answer", "look at the network, then run again"))
+                    try:
+                        code = child.wait(min(2, timeout - passed))
+                    except subprocess.TimeoutExpired:
+                        continue
+                    break
+            finally:
+                child.kill()
+            return code, *(_text(file) for file in (out, err))
 
 
-def _torch_first(made: Environment, wanted: Path, target: list[str]) -> bool:
-    """Install with PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
-    lean = wanted.with_name("lean.txt")
-    lines = [line for line in wanted.read_text(encoding="utf-8").splitlines() if not line.startswith(("nvidia-", "triton", "torch=="))]
-    lean.write_text("\n".join(lines), encoding="utf-8")
-    torch = next(line.split()[0] for line in wanted.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
-    options = ["--quiet", *target, "--no-deps", "--torch-backend", str(made.torch_backend)]
-    try:
-        _uv("pip", "install", "--dry-run", *options, torch, timeout=CPU_INDEX_SECONDS)
-    except Permanent:
-        report(Progress("environment", "PyTorch's CPU index does not answer: its larger build is used"))
-        return False
-    _uv("pip", "install", *options, torch, timeout=3600)
-    _uv("pip", "install", "--quiet", *target, "--no-deps", "-r", str(lean), timeout=3600)
-    return True
-
-
-def _uv(*args: str, timeout: float) -> str:
-    environ: dict[str, Any] = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": "2", "UV_NO_PROGRESS": "1"}
-    environ.pop("VIRTUAL_ENV", None)
-    try:
-        done = subprocess.run([uv.find_uv_bin(), *args], env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise Permanent(Finding(f"uv {args[0]} took longer than {timeout:g} s", "its index may not answer", "look at the network, then run again")) from None
-    if done.returncode != 0:
-        last = tuple(done.stderr.strip().splitlines()[-5:])
-        raise Permanent(Finding(f"uv {args[0]} failed", "the engine's environment could not be made", "look at its words below, then run again", last))
-    return done.stdout
-
-
-def _compile(folder: Path) -> None:
-    """vLLM's processes would each compile for themselves at every start. Files in a newer syntax are skipped, and that is fine."""
-    (site,) = folder.glob("lib/python*/site-packages")
-    command = [str(folder / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(site)]
-    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, cwd=sys.prefix)
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

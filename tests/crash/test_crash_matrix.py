@@ -12,7 +12,8 @@ import pytest
 
 from delivery.places import launcher
 from delivery.spec import DeliverySpec
-from tests.crash.lab import Event, Lab, free_port
+from tests.crash.lab import Event, Lab
+from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
 from tests.parts.tiny_model import tiny_model
 

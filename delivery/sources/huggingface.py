@@ -1,0 +1,75 @@
+"""The Hugging Face Hub, or whatever ``HF_ENDPOINT`` names: its API lists, the store moves the bytes."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import quote
+
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from delivery.findings import Finding, Permanent, Refused, Retryable, Trouble
+from delivery.secrets import Secret
+from delivery.sources import File, Remote, Snapshot
+from delivery.sources.listing import select
+from delivery.spec import HuggingFaceModel
+
+
+class HuggingFace:
+    """LFS files have a sha256, small ones git's blob sha1; both are checked against the bytes that arrive."""
+
+    def __init__(self, model: HuggingFaceModel) -> None:
+        self.model = model
+        self.endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+    def resolve(self, token: Secret | None) -> Snapshot:
+        """The revision's commit and files. A hub that cannot be reached or is overloaded is Retryable, a "no" is Refused."""
+        api = HfApi(endpoint=self.endpoint, token=token.reveal() if token else False)
+        try:
+            info = api.model_info(self.model.repo, revision=self.model.revision, files_metadata=True, timeout=30)
+        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+            raise self._trouble(error, with_token=token is not None) from error
+        listed = [
+            File(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_sha1=None if s.lfs else s.blob_id)
+            for s in info.siblings or []
+        ]
+        if info.sha is None:
+            raise Permanent(Finding(f"{self.endpoint} did not say which commit {self.model.revision} is", "its answer has no sha", "is it a Hugging Face hub?"))
+        chosen = select(listed, self.model.include, self.model.exclude, self.model.allow)
+        unknown = [f.path for f in chosen if f.sha256 is None and f.git_sha1 is None]
+        if unknown:
+            raise Refused(Finding("the hub states no hash for some files", ", ".join(unknown[:5]), "they could not be verified: use a hub that does"))
+        return Snapshot(source="huggingface", key=self.model.repo.replace("/", "--"), commit=info.sha, files=chosen)
+
+    def locate(self, commit: str, file: File, token: Secret | None) -> Remote:
+        headers = {"Authorization": f"Bearer {token.reveal()}"} if token else {}
+        return Remote(f"{self.endpoint}/{self.model.repo}/resolve/{commit}/{quote(file.path)}", headers)
+
+    def _trouble(self, error: Exception, *, with_token: bool) -> Trouble:
+        repo, revision = self.model.repo, self.model.revision
+        asked = f"{self.endpoint} was asked for {repo}@{revision}"
+        match error:
+            case GatedRepoError():
+                return Refused(Finding(f"{repo} is gated", asked, "accept its terms on the hub, and name a token of that account in model.token"))
+            case RevisionNotFoundError():
+                return Refused(Finding(f"{repo} has no revision {revision}", asked, "correct model.revision: a branch, a tag or a commit"))
+            case RepositoryNotFoundError():
+                why = "it does not exist, or the token may not see it" if with_token else "it does not exist, or it is private and no token is named"
+                return Refused(Finding(f"{repo} was not found", f"{asked}: {why}", "correct model.repo, or name a token in model.token"))
+            case HFValidationError():
+                return Refused(Finding(f"{repo} is no repository's name", str(error).splitlines()[0], "write OWNER/NAME"))
+            case HfHubHTTPError():
+                return http_trouble(error.response.status_code, asked)
+        return Retryable(Finding(f"{self.endpoint} cannot be reached", f"{asked}: {type(error).__name__}", "check the network, HTTPS_PROXY and HF_ENDPOINT"))
+
+
+def http_trouble(status: int, asked: str) -> Trouble:
+    """What an HTTP status of a hub means."""
+    if status == httpx.codes.TOO_MANY_REQUESTS:
+        return Retryable(Finding("the hub says: too many requests", asked, "wait, or name a token in model.token"))
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return Retryable(Finding(f"the hub failed with status {status}", asked, "run again later"))
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return Refused(Finding(f"the hub refuses with status {status}", asked, "name a token that may read it in model.token"))
+    return Refused(Finding(f"the hub answers with status {status}", asked, "check model.repo and model.revision"))

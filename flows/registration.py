@@ -1,0 +1,96 @@
+"""One deployment for each spec, so that ``prefect deployment run 'deliver/NAME'`` delivers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.utilities.callables import parameter_schema
+
+from delivery.findings import Finding, Permanent, Refused
+from flows.deliver import deliver
+
+if TYPE_CHECKING:
+    from delivery.spec import DeliverySpec
+
+ENTRYPOINT = "flows.deliver.deliver"
+ANSWER_SECONDS = 5.0
+
+
+def register(spec: DeliverySpec, pool: str) -> str:
+    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool ``pool``; returns its id.
+
+    Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused when it has no such pool.
+    """
+    refuse = spec.concurrency == "refuse"
+    with server() as client:
+        _check_pool(client, pool)
+        made = client.create_deployment(
+            flow_id=client.create_flow(deliver),
+            name=spec.name,
+            parameters={"spec": spec.model_dump(mode="json")},
+            parameter_openapi_schema=parameter_schema(deliver).model_dump_for_openapi(),
+            enforce_parameter_schema=True,
+            schedules=_schedules(spec),
+            concurrency_limit=1,
+            concurrency_options=ConcurrencyOptions(
+                collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW if refuse else ConcurrencyLimitStrategy.ENQUEUE
+            ),
+            work_pool_name=pool,
+            entrypoint=ENTRYPOINT,
+            pull_steps=[],
+            description=f"Delivers {spec.name}: made by `deliver register`; register again after the spec has changed.",
+        )
+    return str(made)
+
+
+@contextmanager
+def server() -> Iterator[SyncPrefectClient]:
+    """A client of the server that Prefect's settings name; Permanent, with what to start, when none is named or none answers within 5 s."""
+    url = PREFECT_API_URL.value()
+    if url is None:
+        why = "PREFECT_API_URL is set neither in the environment nor in the profile"
+        raise Permanent(Finding("no Prefect server is named", why, _start("http://127.0.0.1:4200/api")))
+    with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}):
+        try:
+            with get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
+                client.hello()
+        except httpx.HTTPStatusError as error:
+            what = f"the Prefect server at {url} refused the call"
+            raise Permanent(Finding(what, str(error), "check PREFECT_API_URL and its key")) from error
+        except httpx.HTTPError as error:
+            raise Permanent(Finding(f"no Prefect server answers at {url}", str(error) or type(error).__name__, _start(url))) from error
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def _start(url: str) -> str:
+    return (
+        "start one with `prefect server start` and a worker with `prefect worker start --pool local --type process`, "
+        f"and name the server: `prefect config set PREFECT_API_URL={url}`"
+    )
+
+
+def _check_pool(client: SyncPrefectClient, pool: str) -> None:
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
+        fix = f"`prefect worker start --pool {pool} --type process` makes it, and works for it"
+        raise Refused(Finding(f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)) from None
+
+
+def _schedules(spec: DeliverySpec) -> list[DeploymentScheduleCreate]:
+    if spec.schedule is None:
+        return []
+    cron = CronSchedule(cron=spec.schedule.cron, timezone=spec.schedule.timezone)
+    parameters: dict[str, Any] = {"scheduled": True}
+    return [DeploymentScheduleCreate(schedule=cron, active=True, slug="spec", parameters=parameters)]

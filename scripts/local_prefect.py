@@ -1,0 +1,112 @@
+"""A Prefect server and a process worker of our own, on free ports of this machine, with their state in a private folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+POOL = "local"
+PREFECT = str(Path(sys.executable).with_name("prefect"))
+
+
+@dataclass(frozen=True)
+class Server:
+    """``url`` is the API's, ``ui`` the page's; ``env`` is what a process needs that talks to it."""
+
+    url: str
+    ui: str
+    home: Path
+    env: Mapping[str, str]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def private_env(home: Path) -> dict[str, str]:
+    """This process's environment without any Prefect setting of its user, with Prefect's state under ``home`` and nothing sent anywhere."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return clean | {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+def start(argv: list[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start ``argv`` in a session of its own (a Ctrl-C at the terminal is ours to handle), its output in ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        return subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+
+
+def stop(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
+    """SIGTERM, ``grace`` seconds, SIGKILL of its group; returns when it is gone."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def start_server(home: Path) -> tuple[subprocess.Popen[bytes], Server]:
+    """Begin to start a server; ``wait_for_server`` says when it answers."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    env = private_env(home) | {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
+    process = start([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env, home / "server.log")
+    base = f"http://127.0.0.1:{port}"
+    client_env = private_env(home) | {"PREFECT_API_URL": f"{base}/api"}
+    return process, Server(f"{base}/api", base, home, client_env)
+
+
+def wait_for_server(process: subprocess.Popen[bytes], server: Server, timeout: float = 120.0) -> None:
+    """Return when it answers; RuntimeError with the end of its log when it ended, or does not answer within ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if client.get(f"{server.url}/health").is_success:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+    log = (server.home / "server.log").read_text(errors="replace").splitlines()[-20:]
+    raise RuntimeError("the Prefect server did not start:\n" + "\n".join(log))
+
+
+def start_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Begin to start a process worker of the pool ``local`` (which it makes where it is missing)."""
+    env = {**server.env, "PREFECT_WORKER_QUERY_SECONDS": "1", **(extra_env or {})}
+    return start([PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"], env, server.home / "worker.log")
+
+
+@contextmanager
+def running_server(home: Path) -> Iterator[Server]:
+    """A server that answers, for the length of the block."""
+    process, server = start_server(home)
+    try:
+        wait_for_server(process, server)
+        yield server
+    finally:
+        stop(process)
+
+
+@contextmanager
+def running_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> Iterator[int]:
+    """A worker, for the length of the block: stop it before its server. Yields its process id."""
+    process = start_worker(server, extra_env)
+    try:
+        yield process.pid
+    finally:
+        stop(process)

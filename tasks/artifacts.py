@@ -1,0 +1,164 @@
+"""What a run shows on its page: plan, progress, verdict, picture. Outside a run nothing happens.
+
+A page that cannot be written is a warning in the run's log: it never ends a delivery.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from delivery import progress
+from delivery.progress import Progress
+from tasks.step import flow_run
+
+LOG_SECONDS = 5.0
+ARTIFACT_SECONDS = 1.0
+
+
+def publish_plan(markdown: str) -> None:
+    """What this run is going to do."""
+    _markdown("plan", markdown, "What this run does")
+
+
+def publish_verdict(markdown: str) -> None:
+    """The table of figures, bounds and reasons."""
+    _markdown("verdict", markdown, "Figures and bounds")
+
+
+def publish_picture(png: bytes, caption: str) -> None:
+    """A PNG, carried inside the artifact: Prefect's image artifact knows only addresses."""
+    data = base64.b64encode(png).decode()
+    _markdown("throughput", f"![{caption}](data:image/png;base64,{data})\n\n{caption}", caption)
+
+
+def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:
+    """Create the run's progress artifact, or update ``artifact`` (an earlier answer); ``percent`` is 0 to 100."""
+    if flow_run() is None:
+        return None
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+    if artifact is None:
+        return _tolerant(lambda: create_progress_artifact(percent, key=_key("progress"), description=note))
+    _tolerant(lambda: update_progress_artifact(artifact, percent, description=note))
+    return artifact
+
+
+@contextmanager
+def progress_sink() -> Iterator[None]:
+    """Inside a run: progress goes to the run's log (every 5 s, and what a step said last) and to a progress artifact (once a second).
+
+    A sink that listens already still hears everything.
+    """
+    if flow_run() is None:
+        yield
+        return
+    outer, page = copy_context(), _Page()
+
+    def hear(news: Progress) -> None:
+        outer.copy().run(progress.report, news)
+        page.hear(news)
+
+    with progress.sink(hear):
+        try:
+            yield
+        finally:
+            page.flush()
+    page.done()
+
+
+@dataclass
+class _Page:
+    last: Progress | None = None
+    logged: Progress | None = None
+    logged_at: float = -LOG_SECONDS
+    drawn_at: float = -ARTIFACT_SECONDS
+    percent: float = 0.0
+    artifact: Any = None
+
+    def hear(self, news: Progress) -> None:
+        now = time.monotonic()
+        if self.last is not None and news.step != self.last.step:
+            self.flush()
+        if self.last is None or news.step != self.last.step or now - self.logged_at >= LOG_SECONDS:
+            self._log(news, now)
+        self.last = news
+        if news.done is not None and news.total:
+            self.percent = min(100.0, 100 * news.done / news.total)
+        if now - self.drawn_at >= ARTIFACT_SECONDS:
+            self.drawn_at = now
+            self.artifact = publish_progress(self.percent, line(news), self.artifact)
+
+    def flush(self) -> None:
+        """Log the last news, if they were held back."""
+        if self.last is not None and self.last is not self.logged:
+            self._log(self.last, time.monotonic())
+
+    def done(self) -> None:
+        if self.artifact is not None:
+            publish_progress(100.0, "done", self.artifact)
+
+    def _log(self, news: Progress, now: float) -> None:
+        self.logged, self.logged_at = news, now
+        _logger().info("%s", line(news))
+
+
+def line(news: Progress) -> str:
+    """``fetch: model.safetensors, 43 % of 2.8 GB, 410 MB/s, 4 s left``."""
+    parts = [news.note] if news.note else []
+    if news.done is not None and news.total:
+        parts.append(f"{100 * news.done / news.total:.0f} % of {_quantity(news.total, news.unit)}")
+    elif news.done is not None:
+        parts.append(_quantity(news.done, news.unit))
+    if news.rate is not None:
+        parts.append(f"{_quantity(news.rate, news.unit)}/s")
+    if news.eta is not None:
+        parts.append(f"{news.eta:.0f} s left")
+    return f"{news.step}: " + ", ".join(parts) if parts else news.step
+
+
+def _quantity(number: float, unit: str) -> str:
+    if unit != "B":
+        return f"{number:.4g} {unit}".rstrip()
+    for prefix in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g} {prefix}B"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+def _markdown(kind: str, markdown: str, description: str) -> None:
+    if flow_run() is None:
+        return
+    from prefect.artifacts import create_markdown_artifact
+
+    _tolerant(lambda: create_markdown_artifact(markdown, key=_key(kind), description=description))
+
+
+def _key(kind: str) -> str:
+    """A key of this delivery's own (its runs are named after it), of lower-case letters, digits and dashes."""
+    context = flow_run()
+    run = context.flow_run.name if context is not None and context.flow_run is not None else ""
+    return re.sub(r"[^a-z0-9]+", "-", f"{run}-{kind}".lower()).strip("-")
+
+
+def _tolerant(publish: Callable[[], Any]) -> Any:
+    try:
+        return publish()
+    except httpx.HTTPError as error:
+        _logger().warning("an artifact could not be written: %s", error)
+        return None
+
+
+def _logger() -> Any:
+    from prefect.logging import get_run_logger
+
+    return get_run_logger()

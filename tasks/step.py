@@ -1,0 +1,75 @@
+"""``@step``: a Prefect task inside a flow run, a plain call outside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from delivery.findings import Retryable
+
+if TYPE_CHECKING:
+    from prefect.context import FlowRunContext
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRIES = 2
+FIRST_DELAY_SECONDS = 5.0
+
+
+def flow_run() -> FlowRunContext | None:
+    """The context of the flow run that this code runs in. A process that never imported Prefect is in none."""
+    prefect_context = sys.modules.get("prefect.context")
+    return None if prefect_context is None else prefect_context.FlowRunContext.get()
+
+
+def run_id() -> str | None:
+    """The id of the flow run that this code runs in, None outside of one. A run that Prefect starts again keeps its id."""
+    context = flow_run()
+    return None if context is None or context.flow_run is None else str(context.flow_run.id)
+
+
+def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function a step of the DAG, shown as ``name``.
+
+    In a run it is a task without cache and without a stored result, tried again (twice, after about 5 and 10 s) only when it raises
+    ``findings.Retryable``. Context variables set around the call are seen inside it. Exceptions pass through unchanged.
+    """
+
+    def decorate(body: Callable[P, R]) -> Callable[P, R]:
+        @wraps(body)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if flow_run() is None:
+                return body(*args, **kwargs)
+            result: R = _task(name, body)(*args, **kwargs)
+            return result
+
+        return call
+
+    return decorate
+
+
+@cache
+def _task(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
+    from prefect import Task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.tasks import exponential_backoff
+
+    return Task(
+        body,
+        name=name,
+        description=(body.__doc__ or "").strip(),
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=RETRIES,
+        retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
+        retry_jitter_factor=0.3,
+        retry_condition_fn=_is_retryable,
+        log_prints=False,
+    )
+
+
+def _is_retryable(_task: Any, _run: Any, state: Any) -> bool:
+    return isinstance(state.data, Retryable)

@@ -1,0 +1,97 @@
+"""Real parts for the flows' tests: a Prefect server, a worker, and runs on them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId, TaskRunFilter
+from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.utilities.callables import parameter_schema
+
+from scripts.local_prefect import POOL, Server, running_server, running_worker
+
+__all__ = [
+    "POOL",
+    "Server",
+    "artifacts_of",
+    "client_of",
+    "deploy",
+    "log_of",
+    "running_server",
+    "running_worker",
+    "settings_of",
+    "tasks_of",
+    "wait_for",
+    "wait_for_pool",
+]
+
+
+@contextmanager
+def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]:
+    """Prefect in this process talks to ``server`` (or to whatever is at ``url``; with neither, to none)."""
+    where = url if server is None else server.url
+    updates: dict[Any, Any] = {PREFECT_API_URL: where} if where else {}
+    with temporary_settings(updates=updates | ({PREFECT_HOME: server.home} if server else {}), restore_defaults=set() if where else {PREFECT_API_URL}):
+        yield
+
+
+@contextmanager
+def client_of(server: Server) -> Iterator[SyncPrefectClient]:
+    with settings_of(server), get_client(sync_client=True) as client:
+        yield client
+
+
+def deploy(client: SyncPrefectClient, flow: Flow[..., Any], name: str, entrypoint: str) -> Any:
+    """Register ``flow`` (importable by the worker as ``entrypoint``) as a deployment; returns its id."""
+    return client.create_deployment(
+        flow_id=client.create_flow(flow),
+        name=name,
+        work_pool_name=POOL,
+        entrypoint=entrypoint,
+        pull_steps=[],
+        parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+    )
+
+
+def wait_for(client: SyncPrefectClient, run: FlowRun, timeout: float = 120.0) -> FlowRun:
+    """The run, once it is in a final state."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        now = client.read_flow_run(run.id)
+        if now.state is not None and now.state.is_final():
+            return now
+        time.sleep(0.3)
+    raise TimeoutError(f"run {run.id} is still {client.read_flow_run(run.id).state}")
+
+
+def artifacts_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, Artifact]:
+    """By key."""
+    found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])))
+    return {str(artifact.key): artifact for artifact in found}
+
+
+def log_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
+    found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+    return [log.message for log in found]
+
+
+def tasks_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, TaskRun]:
+    """By the task's name, without Prefect's suffix."""
+    found = client.read_task_runs(task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run.id]}}))
+    return {task.name.rsplit("-", 1)[0]: task for task in found}
+
+
+def wait_for_pool(client: SyncPrefectClient, timeout: float = 60.0) -> None:
+    """Return when the worker has made its pool."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if POOL in {pool.name for pool in client.read_work_pools()}:
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"no work pool {POOL}: the worker did not start")

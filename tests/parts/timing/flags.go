@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// settings are the engine's arguments: vLLM's names where it has them, the rest says how to behave or to fail.
+type settings struct {
+	model, host, label             string
+	names                          []string
+	port, maxLen, drain            int
+	ttft, itl                      float64 // ms
+	tokens, dieAfter               int
+	startDelay                     float64 // ms
+	failStart, ignoreTerm          bool
+	wrongAnswer, sick, streamError bool
+}
+
+// parse reads the arguments as vLLM's argparse would: an unknown one ends the process with code 2 and its words.
+func parse(args []string) settings {
+	s := settings{host: "127.0.0.1", port: 8000, maxLen: 2048, ttft: 5, itl: 2, tokens: 16}
+	for i := 0; i < len(args); i++ {
+		name, value, inline := strings.Cut(args[i], "=")
+		next := func() string {
+			if inline {
+				return value
+			}
+			i++
+			if i >= len(args) {
+				usage("argument " + name + ": expected one argument")
+			}
+			return args[i]
+		}
+		whole := func() int {
+			text := next()
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				usage("argument " + name + ": invalid int value: '" + text + "'")
+			}
+			return n
+		}
+		float := func() float64 {
+			text := next()
+			f, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				usage("argument " + name + ": invalid float value: '" + text + "'")
+			}
+			return f
+		}
+		switch name {
+		case "--model":
+			s.model = next()
+		case "--served-model-name":
+			for i+1 < len(args) && !strings.HasPrefix(args[i+1], "--") {
+				s.names = append(s.names, next())
+			}
+		case "--host":
+			s.host = next()
+		case "--label", "--dtype":
+			s.label = next()
+		case "--port":
+			s.port = whole()
+		case "--max-model-len":
+			s.maxLen = whole()
+		case "--shutdown-timeout":
+			s.drain = whole()
+		case "--ttft":
+			s.ttft = float()
+		case "--itl":
+			s.itl = float()
+		case "--tokens":
+			s.tokens = whole()
+		case "--die-after":
+			s.dieAfter = whole()
+		case "--start-delay":
+			s.startDelay = float()
+		case "--fail-start":
+			s.failStart = true
+		case "--ignore-sigterm":
+			s.ignoreTerm = true
+		case "--wrong-answer":
+			s.wrongAnswer = true
+		case "--health-broken":
+			s.sick = true
+		case "--stream-error":
+			s.streamError = true
+		default:
+			usage("unrecognized arguments: " + args[i])
+		}
+	}
+	if len(s.names) == 0 {
+		s.names = []string{s.model}
+	}
+	return s
+}
+
+func usage(why string) {
+	fmt.Fprintln(os.Stderr, "usage: timing-server [-h] [--model MODEL]\ntiming-server: error: "+why)
+	os.Exit(2)
+}
+
+// check ends the process as vLLM does when the model's folder is none, or when it is told to fail.
+func (s settings) check() {
+	if s.failStart {
+		fmt.Fprintln(os.Stderr, "(EngineCore pid=1) ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine.")
+		fmt.Fprintln(os.Stderr, "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+		os.Exit(1)
+	}
+	if _, err := os.Stat(filepath.Join(s.model, "config.json")); err != nil {
+		fmt.Fprintf(os.Stderr, "(APIServer pid=1)   Value error, Invalid repository ID or local directory specified: '%s'.\n", s.model)
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,3 @@
+module timing-server
+
+go 1.21

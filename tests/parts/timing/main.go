@@ -1,0 +1,199 @@
+// A stand-in for vLLM: it takes its arguments, answers its routes, fails in its words, and streams tokens at exactly known times.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const answer = "The capital of France is Paris."
+
+type server struct {
+	settings
+	truth    truth
+	served   atomic.Int64
+	stopping chan struct{} // closed when open streams must end at once
+}
+
+type question struct {
+	Model    string `json:"model"`
+	Prompt   any    `json:"prompt"`
+	Messages []struct {
+		Content any `json:"content"`
+	} `json:"messages"`
+	MaxTokens     *int `json:"max_tokens"`
+	MaxCompletion *int `json:"max_completion_tokens"`
+	Stream        bool `json:"stream"`
+	IgnoreEOS     bool `json:"ignore_eos"`
+	Options       struct {
+		Usage bool `json:"include_usage"`
+	} `json:"stream_options"`
+}
+
+func main() {
+	s := &server{settings: parse(os.Args[1:]), stopping: make(chan struct{})}
+	s.check()
+	listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", s.host, s.port))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "(APIServer pid=1) OSError: [Errno 98] Address already in use")
+		os.Exit(1)
+	}
+	time.Sleep(time.Duration(s.startDelay * 1e6))
+	mux := http.NewServeMux()
+	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
+		if s.sick {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	mux.HandleFunc("/version", func(w http.ResponseWriter, _ *http.Request) { reply(w, 200, map[string]string{"version": "timing"}) })
+	mux.HandleFunc("/metrics", s.metrics)
+	mux.HandleFunc("/truth", s.truth.tell)
+	mux.HandleFunc("/reset", s.truth.reset)
+	mux.HandleFunc("/tokenize", s.tokenize)
+	mux.HandleFunc("/v1/models", s.guarded(s.models))
+	mux.HandleFunc("/v1/chat/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, true) }))
+	mux.HandleFunc("/v1/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, false) }))
+	web := &http.Server{Handler: mux}
+	log.Printf("Starting timing server on http://%s label=%s", listener.Addr(), s.label)
+	go func() { _ = web.Serve(listener) }()
+	s.untilTerm(web)
+}
+
+// untilTerm drains as vLLM does: the socket closes at once, open streams get --shutdown-timeout seconds, the exit code is 0.
+func (s *server) untilTerm(web *http.Server) {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM, syscall.SIGINT)
+	<-term
+	if s.ignoreTerm {
+		select {}
+	}
+	patience, cancel := context.WithTimeout(context.Background(), time.Duration(s.drain)*time.Second)
+	defer cancel()
+	if web.Shutdown(patience) != nil {
+		close(s.stopping)
+		last, end := context.WithTimeout(context.Background(), time.Second)
+		defer end()
+		_ = web.Shutdown(last)
+	}
+}
+
+func (s *server) guarded(next http.HandlerFunc) http.HandlerFunc {
+	key := os.Getenv("VLLM_API_KEY")
+	return func(w http.ResponseWriter, r *http.Request) {
+		if key != "" && r.Header.Get("Authorization") != "Bearer "+key {
+			reply(w, 401, map[string]string{"error": "Unauthorized"})
+			return
+		}
+		next(w, r)
+	}
+}
+
+func (s *server) models(w http.ResponseWriter, _ *http.Request) {
+	data := []any{}
+	for _, name := range s.names {
+		data = append(data, map[string]any{"id": name, "object": "model", "root": s.label, "max_model_len": s.maxLen})
+	}
+	reply(w, 200, map[string]any{"object": "list", "data": data})
+}
+
+func (s *server) metrics(w http.ResponseWriter, _ *http.Request) {
+	s.truth.Lock()
+	defer s.truth.Unlock()
+	fmt.Fprintf(w, "vllm:num_requests_running %d\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n", s.truth.Running)
+	fmt.Fprintf(w, "vllm:request_success_total %d\nvllm:generation_tokens_total %d\n", s.truth.Requests, s.truth.Tokens)
+}
+
+func (s *server) tokenize(w http.ResponseWriter, r *http.Request) {
+	var q question
+	if json.NewDecoder(r.Body).Decode(&q) != nil {
+		fail(w, 400, "the body is not JSON")
+		return
+	}
+	count := len(words(q))
+	reply(w, 200, map[string]any{"count": count, "tokens": make([]int, count), "max_model_len": s.maxLen})
+}
+
+func words(q question) []string {
+	text := fmt.Sprint(q.Prompt)
+	for _, m := range q.Messages {
+		text += " " + fmt.Sprint(m.Content)
+	}
+	return strings.Fields(text)
+}
+
+func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
+	begin := now()
+	var q question
+	if json.NewDecoder(r.Body).Decode(&q) != nil {
+		fail(w, 400, "the body is not JSON")
+		return
+	}
+	begin = now()
+	limit := s.tokens
+	for _, given := range []*int{q.MaxTokens, q.MaxCompletion} {
+		if given != nil {
+			limit = *given
+		}
+	}
+	asked := words(q)
+	switch {
+	case !slices.Contains(s.names, q.Model):
+		fail(w, 404, fmt.Sprintf("The model `%s` does not exist.", q.Model))
+		return
+	case len(asked)+limit > s.maxLen:
+		fail(w, 400, fmt.Sprintf("This model's maximum context length is %d tokens. However, you requested %d tokens.", s.maxLen, len(asked)+limit))
+		return
+	}
+	if n := s.served.Add(1); s.dieAfter > 0 && n > int64(s.dieAfter) {
+		os.Exit(0)
+	}
+	g := generation{server: s, chat: chat, begin: begin, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%d", begin)}
+	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
+	s.truth.add(&s.truth.Running, 1)
+	defer s.truth.add(&s.truth.Running, -1)
+	if q.Stream {
+		g.stream(w, r, q.Options.Usage)
+	} else {
+		g.whole(w)
+	}
+}
+
+// text is what the "model" says: a known answer to a known question, else numbered words.
+func (s *server) text(asked string, limit int, ignoreEOS bool) ([]string, string) {
+	tokens := []string{}
+	if strings.Contains(asked, "capital of France") {
+		said := answer
+		if s.wrongAnswer {
+			said = "I do not know."
+		}
+		tokens = strings.SplitAfter(said, " ")
+		if !ignoreEOS && len(tokens) <= limit {
+			return tokens, "stop"
+		}
+	}
+	for i := len(tokens); i < limit; i++ {
+		tokens = append(tokens, fmt.Sprintf("w%d ", i))
+	}
+	return tokens[:limit], "length"
+}
+
+func fail(w http.ResponseWriter, status int, why string) {
+	reply(w, status, map[string]any{"error": map[string]any{"message": why, "type": "BadRequestError", "param": nil, "code": status}})
+}
+
+func reply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}

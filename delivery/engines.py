@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 import uv
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -50,7 +50,7 @@ class Environment(_Part):
 
 
 class Ready(_Part):
-    health: str = Field("/health", pattern="^/")
+    health: Annotated[str, Field(pattern="^/")] = "/health"
     timeout: Duration = Duration("300s")
 
 
@@ -230,9 +230,9 @@ class _Maker:
     def _torch(self) -> bool:
         """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
         (torch,) = (p for p in self._packages() if p["name"] == "torch")
-        options = ["--python", self._python, "--torch-backend", str(self.made.torch_backend), f"torch=={torch['version']}"]
+        options = ["--no-deps", "--python", self._python, "--torch-backend", str(self.made.torch_backend), f"torch=={torch['version']}"]
         try:
-            self._uv("pip", "install", "--dry-run", "--no-deps", *options, timeout=PROBE_SECONDS, retries=0)
+            self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
             report(Progress("environment", f"PyTorch's {self.made.torch_backend} index does not answer: its larger build is used"))
             return False
@@ -293,7 +293,7 @@ class _Maker:
                     break
             finally:
                 child.kill()
-            return code, *(_text(file) for file in (out, err))
+            return code, _text(out), _text(err)
 
 
 def _text(file: IO[bytes]) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from delivery.findings import Finding, Permanent, Refused, Trouble
+from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
+from delivery.progress import Progress, report
 from delivery.record import AddressKey, Candidate, Ended, Wanted
 from delivery.release import Frozen, Lock, ReleaseId
 from delivery.resources import Ref, Resource, digest
 from delivery.rollout import Stage, stages
 from delivery.session import Session, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
+from delivery.targets import Current, Failed
 
 FETCH = "fetch"
 READY_TIMEOUT = 600.0
@@ -51,6 +53,7 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
         model=spec.model,
         storage=spec.storage,
         args=tuple(spec.serving.args),
+        startup_timeout=spec.serving.startup_timeout,
         created=session.clock.now(),
     )
     return digest(payload), frozen
@@ -162,6 +165,27 @@ def enter(session: Session, stage: Stage) -> None:
     candidate = _candidate(session).model_copy(update={"phase": stage.name})
     session.write(desired=wanted, candidate=candidate)
     session.converge()
+
+
+def ready_timeout(session: Session) -> float:
+    """How long the candidate may take to become ready, in seconds."""
+    frozen = session.frozen(_candidate(session).release)
+    if frozen.startup_timeout is not None:
+        return frozen.startup_timeout.seconds
+    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else READY_TIMEOUT
+
+
+def watch(session: Session) -> None:
+    """Look after the candidate while it has the traffic, for ``rollout.watch``; GateFailed when it does not stay ready."""
+    candidate = _candidate(session)
+    release, end = session.release(candidate.release), session.clock.monotonic() + candidate.rollout.watch.seconds
+    while (left := end - session.clock.monotonic()) > 0:
+        state = session.target.readiness(release, session.place.world(session.delivery))
+        if not isinstance(state, Current):
+            seen = state.finding if isinstance(state, Failed) else Finding("it stopped being ready", state.why)
+            raise GateFailed(seen, Finding(f"release {release.id} failed while it was watched", f"{left:.0f} s before the end", "the previous release serves again"))
+        report(Progress("watch", "still ready", done=round(candidate.rollout.watch.seconds - left), total=candidate.rollout.watch.seconds, unit="s"))
+        session.place.hint(session.delivery, min(left, 2.0))
 
 
 def judged(session: Session, figures: dict[str, float], report: str) -> None:

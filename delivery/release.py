@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from delivery.engines import Engine
 from delivery.sources import Snapshot
 from delivery.spec import Model, Storage
+from delivery.units import Duration
 
 ReleaseId = str
 Payload = Mapping[str, Any]
@@ -37,6 +38,7 @@ class Frozen(BaseModel):
     model: Model
     storage: Storage
     args: tuple[str, ...]
+    startup_timeout: Duration | None = None
     created: float
 
 

@@ -1,0 +1,1 @@
+"""The load generator: a Locust user on a reader of its own. It runs as a process of its own and imports nothing but delivery.metrics."""

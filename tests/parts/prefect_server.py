@@ -71,9 +71,9 @@ def wait_for(client: SyncPrefectClient, run: FlowRun, timeout: float = 120.0) ->
 
 
 def artifacts_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, Artifact]:
-    """By key."""
+    """By key; Prefect's own, which have none, are left out."""
     found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id])))
-    return {str(artifact.key): artifact for artifact in found}
+    return {str(artifact.key): artifact for artifact in found if artifact.key}
 
 
 def log_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:

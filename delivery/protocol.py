@@ -136,7 +136,7 @@ def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: Delivery
 
 def plan_stages(session: Session) -> tuple[Stage, ...]:
     """The candidate's stages from its phase on, by its own strategy; ``recreate`` where both do not fit and the spec allows it."""
-    candidate = _candidate(session)
+    candidate = candidate_of(session)
     old = session.desired(session.record.only_serving())
     new = session.release(candidate.release)
     rollout = candidate.rollout
@@ -162,14 +162,14 @@ def enter(session: Session, stage: Stage) -> None:
     """Rule 4: write ``desired`` and the phase, then converge."""
     want = stage.desired
     wanted = Wanted(releases=tuple((r.id, r.replicas) for r in want.releases), traffic=tuple(want.shares.items()))
-    candidate = _candidate(session).model_copy(update={"phase": stage.name})
+    candidate = candidate_of(session).model_copy(update={"phase": stage.name})
     session.write(desired=wanted, candidate=candidate)
     session.converge()
 
 
 def ready_timeout(session: Session) -> float:
     """How long the candidate may take to become ready, in seconds."""
-    frozen = session.frozen(_candidate(session).release)
+    frozen = session.frozen(candidate_of(session).release)
     if frozen.startup_timeout is not None:
         return frozen.startup_timeout.seconds
     return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else READY_TIMEOUT
@@ -177,7 +177,7 @@ def ready_timeout(session: Session) -> float:
 
 def watch(session: Session) -> None:
     """Look after the candidate while it has the traffic, for ``rollout.watch``; GateFailed when it does not stay ready."""
-    candidate = _candidate(session)
+    candidate = candidate_of(session)
     release, end = session.release(candidate.release), session.clock.monotonic() + candidate.rollout.watch.seconds
     while (left := end - session.clock.monotonic()) > 0:
         state = session.target.readiness(release, session.place.world(session.delivery))
@@ -190,12 +190,12 @@ def watch(session: Session) -> None:
 
 def judged(session: Session, figures: dict[str, float], report: str) -> None:
     """Remember what the gates measured: it belongs to the attempt, and a rerun that starts behind them must know it."""
-    session.write(candidate=_candidate(session).model_copy(update={"figures": figures, "report": report}))
+    session.write(candidate=candidate_of(session).model_copy(update={"figures": figures, "report": report}))
 
 
 def promote(session: Session) -> Ended:
     """Rule 5, in one write; a rollback also holds what it left."""
-    candidate, old = _candidate(session), session.record.serving
+    candidate, old = candidate_of(session), session.record.serving
     outcome = "promoted" if candidate.kind == "deliver" else "rolled back to"
     ended = _ended(session, outcome, 0, "")
     more: tuple[Ended, ...] = (ended,)
@@ -217,7 +217,7 @@ def promote(session: Session) -> Ended:
 
 def withdraw(session: Session, outcome: str, exit_code: int, message: str) -> None:
     """End the candidate: what serves keeps (or gets back) all of the traffic, the rest goes."""
-    candidate = _candidate(session)
+    candidate = candidate_of(session)
     ended = _ended(session, outcome, exit_code, message)
     address = session.record.address if session.record.serving else None
     session.write(candidate=candidate.model_copy(update={"ending": ended}), desired=session.record.only_serving(), address=address)
@@ -297,7 +297,8 @@ def take_down(session: Session) -> None:
             session.place.delete(session.delivery, ref)
 
 
-def _candidate(session: Session) -> Candidate:
+def candidate_of(session: Session) -> Candidate:
+    """The candidate; Permanent when another run has ended it."""
     if session.record.candidate is None:
         raise Permanent(Finding(f"{session.delivery} has no candidate", "another run ended it", "run again"))
     return session.record.candidate
@@ -309,7 +310,7 @@ def _facts(session: Session, release: ReleaseId) -> dict[str, object]:
 
 
 def _ended(session: Session, outcome: str, code: int, message: str) -> Ended:
-    candidate = _candidate(session)
+    candidate = candidate_of(session)
     return Ended.model_validate(
         {
             "release": candidate.release,

@@ -33,5 +33,5 @@ def deliver(spec: DeliverySpec, request: str | None = None, scheduled: bool = Fa
                 do.verdict(stage, smoke, load)
                 do.watch(stage)
             do.promote()
-        do.collect()
+        do.collect(spec.rollout)
         return run.outcome(admission)

@@ -26,5 +26,5 @@ def rollback(name: str, to: str | None = None, request: str | None = None) -> di
                 do.release(stage)
                 do.ready(stage)
             do.promote()
-        do.collect()
+        do.collect(do.ROLLBACK)
         return run.outcome(admission)

@@ -64,9 +64,9 @@ def start_server(home: Path) -> tuple[subprocess.Popen[bytes], Server]:
     """Begin to start a server; ``wait_for_server`` says when it answers."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    env = private_env(home) | {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false"}
-    process = start([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env, home / "server.log")
     base = f"http://127.0.0.1:{port}"
+    env = private_env(home) | {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_SERVER_UI_API_URL": f"{base}/api"}
+    process = start([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env, home / "server.log")
     client_env = private_env(home) | {"PREFECT_API_URL": f"{base}/api"}
     return process, Server(f"{base}/api", base, home, client_env)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from delivery import protocol, reports
-from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from delivery import protocol
+from delivery import report as reports
+from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Trouble, trouble
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
 from delivery.places.host import Host, default_home
 from delivery.preflight import preflight
 from delivery.protocol import Admission
-from delivery.record import Record, TargetKey
+from delivery.record import Candidate, Record, TargetKey
 from delivery.release import Lock
 from delivery.resolve import resolve_lock
 from delivery.rollout import Stage
@@ -27,11 +29,14 @@ from delivery.steps.load import LoadInput
 from delivery.steps.smoke import STEP as SMOKE
 from delivery.steps.smoke import SmokeInput, SmokeReport
 from delivery.targets import choose as choose_target
+from delivery.targets.process import Process, engine_ref
+from delivery.units import Duration
 from delivery.verdict import judge
 from tasks import artifacts
 from tasks.step import run_id, step
 
 observer: Observer = unobserved
+ROLLBACK = Rollout(strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"))
 
 
 class Run:
@@ -90,8 +95,6 @@ def rolling_back(name: str, request: str | None) -> Iterator[Run]:
     seen = host.get(name, RECORD)
     if seen is None:
         raise BadInput(Finding(f"no delivery is called {name}", f"known: {', '.join(host.deliveries()) or 'none'}", "see `deliver list`"))
-    from delivery.targets.process import Process
-
     key = Record.model_validate(seen.resource.spec).target
     with artifacts.progress_sink(), opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session:
         yield Run(session, host)
@@ -114,14 +117,14 @@ def resolve(spec: DeliverySpec) -> Lock:
 def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
     """What this request comes to; what is left of an earlier run is adopted or undone."""
     admission = protocol.admit(current(), spec, lock, scheduled=scheduled)
-    artifacts.publish_plan(reports.plan_markdown(spec, lock, admission, current().record))
+    artifacts.publish_plan(plan_markdown(spec, lock, admission, current().record))
     return admission
 
 
 @step("choose")
 def choose(to: str | None) -> Admission:
     """Fix the release to go back to."""
-    return protocol.start_rollback(current(), to, Rollout())
+    return protocol.start_rollback(current(), to, ROLLBACK)
 
 
 @step("storage")
@@ -210,15 +213,16 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         return
     session, gate = current(), candidate().gates.throughput
     judged = judge(smoked, load, gate.slo if gate else None)
-    folder = default_home() / "deliveries" / session.delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
-    written = reports.write(folder, session.delivery, session.frozen(candidate().release), candidate(), stage.name, smoked, load, judged)
+    written = reports.write(report_folder(), subject(stage), smoked, load, judged)
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
     protocol.judged(session, written.figures, str(written.html))
     if not judged.passed:
         why = [Finding(reason.text, f"gate {reason.gate}: {reason.name}") for reason in judged.reasons if not reason.passed]
-        end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", (f"report: {written.html}",))
+        log = session.place.world(session.delivery).objects[engine_ref(candidate().release)].status.get("log", "")
+        evidence = (f"report: {written.html}", f"engine log: {log}")
+        end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)
         raise GateFailed(*why, end)
 
 
@@ -236,16 +240,41 @@ def promote() -> None:
 
 
 @step("collect")
-def collect() -> None:
+def collect(rollout: Rollout) -> None:
     """Remove what is due."""
-    protocol.collect(current(), Rollout() if current().record.candidate else current_rollout())
+    protocol.collect(current(), rollout)
 
 
-def candidate() -> Any:
-    found = current().record.candidate
-    if found is None:
-        raise Permanent(Finding("the candidate is gone", "another run ended it", "run again"))
-    return found
+def candidate() -> Candidate:
+    return protocol.candidate_of(current())
+
+
+def report_folder() -> Path:
+    return default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
+
+
+def subject(stage: Stage) -> reports.Subject:
+    session, tried = current(), candidate()
+    frozen = session.frozen(tried.release)
+    snapshot = frozen.lock.snapshot
+    engine = frozen.lock.engine.name if frozen.lock.engine else ""
+    return reports.Subject(
+        session.delivery, tried.release, tried.attempt, stage.name, f"{snapshot.source} {snapshot.key}", snapshot.commit, engine, frozen.args, session.clock.now()
+    )
+
+
+def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: Record) -> str:
+    """What the run's page shows first."""
+    snapshot = lock.snapshot
+    rows = {
+        "result": {"candidate": "a new release", "unchanged": "nothing to do", "held": "held after a rollback", "reported": "this request has ended"}[admission.result],
+        "release": admission.release,
+        "serving now": record.serving or "nothing",
+        "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
+        "target": spec.target.kind,
+        "strategy": spec.rollout.strategy,
+    }
+    return "\n".join([f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
 def max_model_len(args: list[str]) -> int | None:

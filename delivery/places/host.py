@@ -193,7 +193,7 @@ class Host:
         folder = self._process(resource.delivery, resource.ref)
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "input.json", resource.spec["input"])
-        (folder / "output.jsonl").unlink(missing_ok=True)
+        replace_file(folder / "output.jsonl", "")
         argv = (sys.executable, "-m", "delivery.steps.run", resource.spec["step"], str(folder / "input.json"), str(folder / "output.jsonl"))
         log = folder / "log"
         self.processes.start(folder, Run(argv, dict(os.environ), log, {"log": str(log)}, session=False, cwd=folder))

@@ -20,7 +20,9 @@ class Converged:
     route: RouteMark
 
 
-def converge(place: Place, delivery: str, resources: tuple[Resource, ...], baseline: RouteMark | None = None, *, dry_run: bool = False) -> Converged:
+def converge(
+    place: Place, delivery: str, resources: tuple[Resource, ...], baseline: RouteMark | None = None, *, dry_run: bool = False
+) -> Converged:
     """Offer every resource to ``put``, releases before the route, then delete ours of role release or route that are no longer wanted.
 
     Does not wait. Raises Permanent when somebody else changed the route since ``baseline``, and whatever ``put`` raises.
@@ -35,8 +37,8 @@ def converge(place: Place, delivery: str, resources: tuple[Resource, ...], basel
         changes.append(place.put(resource, dry_run=True) if dry_run else _put(place, resource, seen.get(resource.ref)))
     wanted = {r.ref for r in resources}
     gone = [o.resource for ref, o in sorted(seen.items()) if o.resource.role in ("release", "route") and ref not in wanted]
-    for old in sorted(gone, key=lambda r: r.role != "route"):
-        changes.append(Change(old.ref, "deleted") if dry_run else place.delete(delivery, old.ref))
+    gone.sort(key=lambda r: r.role != "route")
+    changes += [Change(old.ref, "deleted") if dry_run else place.delete(delivery, old.ref) for old in gone]
     return Converged(tuple(changes), {r.ref: digest(dict(r.spec)) for r in resources if r.role == "route"})
 
 
@@ -45,7 +47,13 @@ def _unmoved(baseline: RouteMark, seen: Mapping[Ref, Observed]) -> None:
         now = seen.get(ref)
         if now is None or digest(dict(now.resource.spec)) != mark:
             why = "it is gone" if now is None else f"it now says {dict(now.resource.spec)}"
-            raise Permanent(Finding(f"{ref} was changed by somebody else during this run", why, "find out who, then run again: a rerun puts back what is missing"))
+            raise Permanent(
+                Finding(
+                    f"{ref} was changed by somebody else during this run",
+                    why,
+                    "find out who, then run again: a rerun puts back what is missing",
+                )
+            )
 
 
 def _put(place: Place, resource: Resource, old: Observed | None) -> Change:
@@ -56,5 +64,7 @@ def _put(place: Place, resource: Resource, old: Observed | None) -> Change:
     except Mismatch:
         new = place.get(resource.delivery, resource.ref)
         if old is None or new is None or new.resource != old.resource:
-            raise Permanent(Finding(f"{resource.ref} was changed by somebody else", "between reading and writing it", "run again")) from None
+            raise Permanent(
+                Finding(f"{resource.ref} was changed by somebody else", "between reading and writing it", "run again")
+            ) from None
         return place.put(resource, expect=new.version)

@@ -140,7 +140,7 @@ def packaged() -> Path:
 
 
 def load_engine(name: str) -> Engine:
-    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names the file and key, or the nearest name."""
+    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names file and key, or the nearest name."""
     folder = Path(name).absolute() if "/" in name else packaged() / name
     file = folder / "engine.toml"
     if not file.is_file():
@@ -159,7 +159,9 @@ def load_engine(name: str) -> Engine:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding(f"{file}: not valid TOML", str(error), "correct it there")) from None
     except ValidationError as error:
-        found = [Finding(f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}", "", "correct it there") for e in error.errors(include_url=False)]
+        found = [
+            Finding(f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}", "", "correct it there") for e in error.errors(include_url=False)
+        ]
         raise BadInput(*found) from None
 
 
@@ -243,11 +245,13 @@ class _Maker:
         """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
         options = [option for name in without for option in ("--no-emit-package", name)]
         wanted = self.folder / "requirements.txt"
-        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source), timeout=120), encoding="utf-8")
+        wanted.write_text(
+            self._uv("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source), timeout=120), encoding="utf-8"
+        )
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
-        """vLLM's processes would each compile for themselves at every start. Files in a newer syntax are skipped, and that is fine."""
+        """Else each of vLLM's processes compiles for itself at every start. Files in a newer syntax are skipped, and that is fine."""
         options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
         self._run("compiling its bytecode", [self._python, "-m", "compileall", *options, str(self.folder / "lib")], timeout=1200)
 
@@ -268,7 +272,9 @@ class _Maker:
             return out
         kind = Retryable if NETWORK.search(said) else Permanent
         last = tuple(line for line in said.splitlines() if line.strip())[:5]
-        raise kind(Finding(f"the environment of {self.name} could not be made", f"uv {args[0]} failed", "see what uv says, then run again", last))
+        raise kind(
+            Finding(f"the environment of {self.name} could not be made", f"uv {args[0]} failed", "see what uv says, then run again", last)
+        )
 
     def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
         """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
@@ -285,7 +291,11 @@ class _Maker:
                     passed = time.monotonic() - started
                     report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
                     if passed >= timeout:
-                        raise Retryable(Finding(f"{note} took longer than {timeout:g} s", "an index may not answer", "look at the network, then run again"))
+                        raise Retryable(
+                            Finding(
+                                f"{note} took longer than {timeout:g} s", "an index may not answer", "look at the network, then run again"
+                            )
+                        )
                     try:
                         code = child.wait(min(2, timeout - passed))
                     except subprocess.TimeoutExpired:

@@ -55,7 +55,13 @@ class Lease:
         seen = self.place.get(self.delivery, REF)
         if seen is None or seen.resource.spec["holder"] != self.holder:
             who = _who(seen) if seen else "nobody"
-            raise Permanent(Finding(f"the lease of {self.delivery} was lost", f"now held by {who}", "nothing more was done by this run; run again when the other has ended"))
+            raise Permanent(
+                Finding(
+                    f"the lease of {self.delivery} was lost",
+                    f"now held by {who}",
+                    "nothing more was done by this run; run again when the other has ended",
+                )
+            )
 
     def release(self) -> None:
         seen = self.place.get(self.delivery, REF)

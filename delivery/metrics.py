@@ -31,7 +31,13 @@ LATENCIES = (
     Metric("e2e", "end-to-end", "ms", "from the (intended) start of a request to its end"),
 )
 RATES = (
-    Metric("output_tokens_per_second", "output rate", "tok/s", "output tokens (by the server's usage) that arrived in the measured time", "below"),
+    Metric(
+        "output_tokens_per_second",
+        "output rate",
+        "tok/s",
+        "output tokens (by the server's usage) that arrived in the measured time",
+        "below",
+    ),
     Metric("requests_per_second", "request rate", "req/s", "good requests started in the measured time", "below"),
     Metric("error_rate", "error rate", "", "share of requests that did not end with a finish reason, usage and without an error"),
 )

@@ -43,7 +43,9 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
     }
     for what, asked in wanted.items():
         if asked:
-            yield Finding(f"{what} is not there yet", f"target {spec.target.kind} of this version cannot do it", f"remove {what} from the spec")
+            yield Finding(
+                f"{what} is not there yet", f"target {spec.target.kind} of this version cannot do it", f"remove {what} from the spec"
+            )
 
 
 def _secrets(spec: DeliverySpec) -> Iterator[Finding]:
@@ -69,4 +71,8 @@ def _address(spec: DeliverySpec, host: Host) -> Iterator[Finding]:
         why = f"it is up on port {address.port}, the spec says {port}"
         yield Finding(f"the port of {spec.name} cannot change while it is up", why, f"`deliver down {spec.name}` first")
     elif address is None and listening("127.0.0.1", port):
-        yield Finding("the service's port is taken", f"something else listens on 127.0.0.1:{port}", "choose another target.port, or stop what listens there")
+        yield Finding(
+            "the service's port is taken",
+            f"something else listens on 127.0.0.1:{port}",
+            "choose another target.port, or stop what listens there",
+        )

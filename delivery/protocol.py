@@ -183,8 +183,17 @@ def watch(session: Session) -> None:
         state = session.target.readiness(release, session.place.world(session.delivery))
         if not isinstance(state, Current):
             seen = state.finding if isinstance(state, Failed) else Finding("it stopped being ready", state.why)
-            raise GateFailed(seen, Finding(f"release {release.id} failed while it was watched", f"{left:.0f} s before the end", "the previous release serves again"))
-        report(Progress("watch", "still ready", done=round(candidate.rollout.watch.seconds - left), total=candidate.rollout.watch.seconds, unit="s"))
+            raise GateFailed(
+                seen,
+                Finding(
+                    f"release {release.id} failed while it was watched", f"{left:.0f} s before the end", "the previous release serves again"
+                ),
+            )
+        report(
+            Progress(
+                "watch", "still ready", done=round(candidate.rollout.watch.seconds - left), total=candidate.rollout.watch.seconds, unit="s"
+            )
+        )
         session.place.hint(session.delivery, min(left, 2.0))
 
 
@@ -201,7 +210,9 @@ def promote(session: Session) -> Ended:
     more: tuple[Ended, ...] = (ended,)
     held = session.record.held
     if candidate.kind == "rollback" and old is not None:
-        left = ended.model_copy(update={"release": old, "outcome": "rolled back from", "request": "", "attempt": 0, "figures": {}, **_facts(session, old)})
+        left = ended.model_copy(
+            update={"release": old, "outcome": "rolled back from", "request": "", "attempt": 0, "figures": {}, **_facts(session, old)}
+        )
         more, held = (left, ended), session.frozen(old).unchanged
     standby = candidate.rollout.standby.seconds
     session.write(
@@ -245,7 +256,12 @@ def collect(session: Session, rollout: Rollout) -> None:
         session.converge()
         session.write(stop_after=None)
     promoted = [e.release for e in reversed(record.ended) if e.exit_code == 0]
-    live = {record.serving, record.previous, *(name for name, _ in session.record.desired.releases), *list(dict.fromkeys(promoted))[: rollout.keep]}
+    live = {
+        record.serving,
+        record.previous,
+        *(name for name, _ in session.record.desired.releases),
+        *list(dict.fromkeys(promoted))[: rollout.keep],
+    }
     for ref, seen in sorted(session.place.world(session.delivery).objects.items()):
         if seen.resource.role == "step" or (ref.kind == "Release" and ref.name not in live):
             session.place.delete(session.delivery, ref)

@@ -73,7 +73,10 @@ def write(folder: Path, subject: Subject, smoke: SmokeReport | None, load: LoadR
 
 def to_markdown(subject: Subject, smoke: SmokeReport | None, load: LoadReport | None, verdict: Verdict) -> str:
     """The verdict as a table, the latencies as another."""
-    lines = [f"## {'Passed' if verdict.passed else 'Refused'}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}", ""]
+    lines = [
+        f"## {'Passed' if verdict.passed else 'Refused'}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}",
+        "",
+    ]
     lines += ["| gate | check | verdict |", "|---|---|---|"]
     for reason in verdict.reasons:
         text = reason.text.replace("|", "\\|").replace("\n", " ")
@@ -95,7 +98,10 @@ def load_table(load: LoadReport) -> list[str]:
             lines.append(f"| {metric.title} | {cells} | {row.count:,} |")
     errors = ", ".join(f"{count} × {kind}" for kind, count in sorted(load.errors.items())) or "none"
     rates = f"{load.output_tokens_per_second:,.1f} output tokens/s, {load.requests_per_second:,.2f} requests/s"
-    lines += ["", f"{load.load} ({load.profile}) for {load.seconds:g} s: {rates}, {load.good} of {load.requests} requests good, errors: {errors}"]
+    lines += [
+        "",
+        f"{load.load} ({load.profile}) for {load.seconds:g} s: {rates}, {load.good} of {load.requests} requests good, errors: {errors}",
+    ]
     return lines
 
 
@@ -105,14 +111,30 @@ def throughput_chart(load: LoadReport, subject: Subject) -> dict[str, Any]:
     for metric in LATENCIES[:2]:
         values = [{"ms": ms, "share": 100 * share} for ms, share in load.curves.get(metric.key, [])]
         p95 = load.latencies[metric.key].p95 if metric.key in load.latencies else 0
-        line = {"mark": {"type": "line", "color": "#2563eb"}, "encoding": _axes("ms", f"{metric.title} (ms)", "share", "% of values not above")}
-        rule = {"mark": {"type": "rule", "strokeDash": [4, 4], "color": "#c2410c"}, "data": {"values": [{"p": p95}]}, "encoding": {"x": {"field": "p", "type": "quantitative"}}}
-        title = f"{metric.title}: p50 {load.latencies[metric.key].p50:,.1f}, p95 {p95:,.1f} ms" if metric.key in load.latencies else metric.title
+        line = {
+            "mark": {"type": "line", "color": "#2563eb"},
+            "encoding": _axes("ms", f"{metric.title} (ms)", "share", "% of values not above"),
+        }
+        rule = {
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#c2410c"},
+            "data": {"values": [{"p": p95}]},
+            "encoding": {"x": {"field": "p", "type": "quantitative"}},
+        }
+        title = (
+            f"{metric.title}: p50 {load.latencies[metric.key].p50:,.1f}, p95 {p95:,.1f} ms"
+            if metric.key in load.latencies
+            else metric.title
+        )
         panels.append({"title": title, "width": 250, "height": 180, "data": {"values": values}, "layer": [line, rule]})
     seconds = [{"s": at + 0.5, "tokens": tokens} for at, tokens, _ in load.timeline]
-    bars = {"mark": {"type": "bar", "color": "#0f766e", "width": {"band": 0.9}}, "encoding": _axes("s", "second", "tokens", "output events per second")}
+    bars = {
+        "mark": {"type": "bar", "color": "#0f766e", "width": {"band": 0.9}},
+        "encoding": _axes("s", "second", "tokens", "output events per second"),
+    }
     bars["encoding"]["x"] |= {"bin": {"step": 1}}  # type: ignore[index]
-    panels.append({"title": f"{load.output_tokens_per_second:,.1f} output tokens/s", "width": 250, "height": 180, "data": {"values": seconds}, **bars})
+    panels.append(
+        {"title": f"{load.output_tokens_per_second:,.1f} output tokens/s", "width": 250, "height": 180, "data": {"values": seconds}, **bars}
+    )
     said = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {load.good} of {load.requests} requests good"
     schema = "https://vega.github.io/schema/vega-lite/v5.json"
     return {"$schema": schema, "title": {"text": said, "anchor": "start"}, "background": "white", "padding": 12, "hconcat": panels}
@@ -135,8 +157,12 @@ def to_html(subject: Subject, smoke: SmokeReport | None, load: LoadReport | None
         f'<tr><td class="{"yes" if r.passed else "no"}">{"✓" if r.passed else "✗"}</td><td>{e(r.gate)}</td><td>{e(r.name)}</td><td>{e(r.text)}</td></tr>'
         for r in verdict.reasons
     )
-    parts = [f'<h1>{e(subject.delivery)} {e(subject.release)} <span class="said {said[0]}">{said[1]}</span></h1><p class="facts">{facts}</p>']
-    parts.append(f'<h2>Verdict</h2><div class="wide"><table><tr><th></th><th>gate</th><th>check</th><th>figure and bound</th></tr>{rows}</table></div>')
+    parts = [
+        f'<h1>{e(subject.delivery)} {e(subject.release)} <span class="said {said[0]}">{said[1]}</span></h1><p class="facts">{facts}</p>'
+    ]
+    parts.append(
+        f'<h2>Verdict</h2><div class="wide"><table><tr><th></th><th>gate</th><th>check</th><th>figure and bound</th></tr>{rows}</table></div>'
+    )
     if load is not None:
         parts.append(f"<h2>Throughput</h2>{_latency_table(load)}{svg or '<p>No request was good: nothing to plot.</p>'}")
         lag = f"reader lag p99 {load.client.lag_p99:g} ms, {100 * load.client.coalesced:.2g} % of events came together, {load.client.cpu_seconds:g} s of CPU"

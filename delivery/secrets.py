@@ -26,17 +26,22 @@ class Secret:
 
 def read_secret(ref: SecretRef) -> Secret:
     """The value that ``ref`` names. Refused when it is absent or empty, or only a cluster has it; names the reference, never a value."""
+    value = where = fix = ""
     match ref:
         case EnvSecret(env=name):
-            value, where, fix = os.environ.get(name, ""), f"the environment variable {name}", f"set {name} where the run starts (a worker's environment)"
+            value, where, fix = (
+                os.environ.get(name, ""),
+                f"the environment variable {name}",
+                f"set {name} where the run starts (a worker's environment)",
+            )
         case FileSecret(file=path):
             where, fix = f"the file {path}", "write the secret into it, readable for the user who runs this"
             try:
                 value = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise Refused(Finding(f"{where} cannot be read", type(error).__name__, fix)) from error
-        case KubeSecret(kube=kube):
-            raise Refused(Finding(f"the secret {kube.name} is Kubernetes'", "this is a host", "use {env: NAME} or {file: PATH}"))
+        case KubeSecret():
+            raise Refused(Finding(f"the secret {ref.kube.name} is Kubernetes'", "this is a host", "use {env: NAME} or {file: PATH}"))
     if not value.strip():
         raise Refused(Finding(f"{where} holds no secret", "it is not set or empty", fix))
     return Secret(value.strip())

@@ -109,17 +109,27 @@ def status(host: Host, name: str) -> Status:
                 state, detail = BROKEN, finding.what
             case other:
                 state, detail = STARTING, other.why
-        row = Running(release, shares.get(release, 0), state, detail, said.get("pid"), tuple(said.get("cpus", ())), tuple(said.get("gpus", ())))
+        row = Running(
+            release, shares.get(release, 0), state, detail, said.get("pid"), tuple(said.get("cpus", ())), tuple(said.get("gpus", ()))
+        )
         running.append(row)
     state = next((r.state for r in running if r.release == record.serving), DOWN)
-    with_session = Session(host, target, name, "", SystemClock(), record, ABSENT)
-    changes = tuple(map(_line, with_session.converge(dry_run=True).changes)) if record.candidate is None else ()
+    session = Session(host, target, name, "", SystemClock(), record, ABSENT)
+    changes = tuple(map(_line, session.converge(dry_run=True).changes)) if record.candidate is None else ()
     url = f"http://{record.address.host}:{record.address.port}" if record.address else None
-    candidate = record.candidate
     return Status(
-        name, state, url, record.serving, record.previous, candidate and candidate.release, candidate and candidate.phase,
-        tuple(running), record.stop_after, record.held is not None, changes,
-    )  # fmt: skip
+        name=name,
+        state=state,
+        url=url,
+        serving=record.serving,
+        previous=record.previous,
+        candidate=record.candidate.release if record.candidate else None,
+        phase=record.candidate.phase if record.candidate else None,
+        running=tuple(running),
+        standby_until=record.stop_after,
+        held=record.held is not None,
+        changes=changes,
+    )
 
 
 def logs(host: Host, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
@@ -129,7 +139,9 @@ def logs(host: Host, name: str, release: str | None = None, *, follow: bool = Fa
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
     files = sorted((host.folder(name) / "logs").glob(f"{chosen}-*.log"), key=lambda path: path.stat().st_mtime)
     if not files:
-        raise BadInput(Finding(f"no log of {name} {chosen or ''}".rstrip(), "no engine of it was ever started here", f"see `deliver history {name}`"))
+        raise BadInput(
+            Finding(f"no log of {name} {chosen or ''}".rstrip(), "no engine of it was ever started here", f"see `deliver history {name}`")
+        )
     if follow and host.get(name, engine_ref(str(chosen))) is not None:
         yield from host.log(name, engine_ref(str(chosen)))
     else:
@@ -170,7 +182,9 @@ def plan(host: Host, spec: DeliverySpec) -> Plan:
     return Plan(**facts, result=result, stages=stages, changes=changes)
 
 
-def _new_release(host: Host, session: Session, target: Target, spec: DeliverySpec, release: str, frozen: Frozen) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _new_release(
+    host: Host, session: Session, target: Target, spec: DeliverySpec, release: str, frozen: Frozen
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from delivery.rollout import stages
 
     record = session.record
@@ -198,4 +212,3 @@ def _fetched(host: Host, spec: DeliverySpec, snapshot: Any) -> bool:
 
 def _line(change: Change) -> str:
     return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
-

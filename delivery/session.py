@@ -72,7 +72,8 @@ class Session:
         """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
         wanted = self.record.desired if wanted is None else wanted
         releases = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
-        address = self.record.address and Address(self.record.address.host, self.record.address.port)
+        key = self.record.address
+        address = Address(key.host, key.port) if key else None
         return Desired(self.delivery, releases, dict(wanted.traffic), address)
 
     def converge(self, *, dry_run: bool = False, wanted: Wanted | None = None) -> Converged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
@@ -16,7 +16,7 @@ class _Quantity(str):
     pattern: ClassVar[re.Pattern[str]]
     example: ClassVar[str]
 
-    def __new__(cls, text: str) -> _Quantity:
+    def __new__(cls, text: str) -> Self:
         if not cls.pattern.fullmatch(text):
             raise ValueError(f"{text!r} is not a {cls.__name__.lower()}: write {cls.example}")
         return super().__new__(cls, text)
@@ -25,15 +25,14 @@ class _Quantity(str):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         text = core_schema.str_schema(strict=True, pattern=f"^(?:{cls.pattern.pattern})$")
         make = core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
-        return core_schema.json_or_python_schema(make, make, serialization=core_schema.to_string_ser_schema()) | {
-            "metadata": {"pydantic_js_functions": [lambda _s, h: h(text)]}
-        }
+        schema = core_schema.json_or_python_schema(make, make, serialization=core_schema.to_string_ser_schema())
+        schema["metadata"] = {"pydantic_js_functions": [lambda _schema, handler: handler(text)]}
+        return schema
 
     @property
     def _parts(self) -> tuple[float, str]:
-        match = self.pattern.fullmatch(self)
-        assert match is not None
-        return float(match[1]), match[2]
+        number, unit = self.pattern.findall(self)[0]
+        return float(number), unit
 
 
 class Duration(_Quantity):

@@ -6,9 +6,10 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loadtests.words import WORDS
+WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
 
 
 @dataclass(frozen=True)

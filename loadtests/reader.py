@@ -43,7 +43,12 @@ class Stream:
             return self.error
         if self.status != 200:
             return f"status {self.status}"
-        for kind, there in (("no finish reason", self.reason), ("no usage", self.usage), ("no [DONE]", self.done), ("zero tokens", self.first_text)):
+        for kind, there in (
+            ("no finish reason", self.reason),
+            ("no usage", self.usage),
+            ("no [DONE]", self.done),
+            ("zero tokens", self.first_text),
+        ):
             if not there:
                 return kind
         return None
@@ -64,7 +69,13 @@ class Parser:
         prefix = self.prefix
         if prefix and not self.rest and not self.event:
             at = data.find(b"\r\n", 0, 9)
-            if at > 0 and data.startswith(prefix, at + 2) and NOT_FINAL in data and int(data[:at], 16) + at + 4 == len(data) and data.find(b"\n\n") == len(data) - 4:
+            if (
+                at > 0
+                and data.startswith(prefix, at + 2)
+                and NOT_FINAL in data
+                and int(data[:at], 16) + at + 4 == len(data)
+                and data.find(b"\n\n") == len(data) - 4
+            ):
                 self.stream.times.append(now)
                 if not self.stream.first_text and data[at + 2 + len(prefix)] != 0x22:
                     self.stream.first_text = now
@@ -186,7 +197,7 @@ class Connection:
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=self.host)
         self.sock = sock
         if not self.tls:
-            self.recv = sock._sock.recv  # the plain socket: gevent's own recv would wait
+            self.recv = sock._sock.recv  # noqa: SLF001 the plain socket: gevent's own recv would wait
             self.watcher = get_hub().loop.io(sock.fileno(), 1)
             self.watcher.start(self._readable)
 

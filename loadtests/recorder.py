@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 from delivery.metrics import LATENCIES, Client, Histogram, LoadReport
@@ -54,7 +55,7 @@ class Recorder:
         self.coalesced += stream.coalesced
         times, add = stream.times, self.histograms
         add["ttft"].add([stream.first_text - stream.intended])
-        add["itl"].add([late - early for early, late in zip(times, times[1:], strict=False)])
+        add["itl"].add([late - early for early, late in pairwise(times)])
         if tokens > 1:
             add["tpot"].add([(times[-1] - times[0]) // (tokens - 1)])
         add["e2e"].add([stream.end - stream.intended])

@@ -60,9 +60,11 @@ class StreamUser(User):  # type: ignore[misc]
         error = RuntimeError(failure) if failure else None
         self.environment.events.request.fire(name="end-to-end", response_time=(stream.end - stream.intended) / 1e6, exception=error, **said)
         if stream.first_text:
-            self.environment.events.request.fire(name="TTFT", response_time=(stream.first_text - stream.intended) / 1e6, exception=None, **said)
+            self.environment.events.request.fire(
+                name="TTFT", response_time=(stream.first_text - stream.intended) / 1e6, exception=None, **said
+            )
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def ask(self) -> None:
         if PLAN.rate:
             self.keep_schedule()
@@ -73,7 +75,8 @@ class StreamUser(User):  # type: ignore[misc]
 
     def keep_schedule(self) -> None:
         """Send at the intended moments, whatever earlier requests do; the latency counts from there."""
-        began, free, sent = clock(), [self.connection], []
+        began, free = clock(), [self.connection]
+        sent: list[Any] = []
         for at in poisson(PLAN.rate or 1, PLAN.seed):
             intended = began + int(at * SECOND)
             gevent.sleep(max(0.0, (intended - clock()) / SECOND))
@@ -115,7 +118,7 @@ def conduct(environment: Any) -> None:
     environment.runner.quit()
 
 
-@events.test_start.add_listener
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
 def begin(environment: Any, **_: Any) -> None:
     start = clock() + int(PLAN.warmup * SECOND)
     RECORDER.measure(start, start + int(PLAN.duration * SECOND))

@@ -64,7 +64,10 @@ class Run:
         record = self.session.record
         ended = admission.ended or next((e for e in reversed(record.ended) if e.request == self.session.request), None)
         if ended is not None and ended.exit_code != 0:
-            raise trouble(ended.exit_code, Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"))
+            raise trouble(
+                ended.exit_code,
+                Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"),
+            )
         address = record.address
         return {
             "name": self.session.delivery,
@@ -84,7 +87,9 @@ def delivering(spec: DeliverySpec, request: str | None) -> Iterator[Run]:
     with artifacts.progress_sink():
         preflight(spec, host, target)
         key = TargetKey(kind=spec.target.kind)
-        with opened(host, spec.name, target, key, request=request or run_id() or uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer) as session:
+        with opened(
+            host, spec.name, target, key, request=request or run_id() or uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer
+        ) as session:
             yield Run(session, host)
 
 
@@ -96,7 +101,10 @@ def rolling_back(name: str, request: str | None) -> Iterator[Run]:
     if seen is None:
         raise BadInput(Finding(f"no delivery is called {name}", f"known: {', '.join(host.deliveries()) or 'none'}", "see `deliver list`"))
     key = Record.model_validate(seen.resource.spec).target
-    with artifacts.progress_sink(), opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session:
+    with (
+        artifacts.progress_sink(),
+        opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session,
+    ):
         yield Run(session, host)
 
 
@@ -259,7 +267,15 @@ def subject(stage: Stage) -> reports.Subject:
     snapshot = frozen.lock.snapshot
     engine = frozen.lock.engine.name if frozen.lock.engine else ""
     return reports.Subject(
-        session.delivery, tried.release, tried.attempt, stage.name, f"{snapshot.source} {snapshot.key}", snapshot.commit, engine, frozen.args, session.clock.now()
+        session.delivery,
+        tried.release,
+        tried.attempt,
+        stage.name,
+        f"{snapshot.source} {snapshot.key}",
+        snapshot.commit,
+        engine,
+        frozen.args,
+        session.clock.now(),
     )
 
 
@@ -267,7 +283,12 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
     """What the run's page shows first."""
     snapshot = lock.snapshot
     rows = {
-        "result": {"candidate": "a new release", "unchanged": "nothing to do", "held": "held after a rollback", "reported": "this request has ended"}[admission.result],
+        "result": {
+            "candidate": "a new release",
+            "unchanged": "nothing to do",
+            "held": "held after a rollback",
+            "reported": "this request has ended",
+        }[admission.result],
         "release": admission.release,
         "serving now": record.serving or "nothing",
         "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",

@@ -12,9 +12,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+from pydantic import TypeAdapter
 
 from delivery.engines import DONE, Engine, environment_folder, make_environment
 from delivery.findings import Finding, Permanent
@@ -24,8 +25,21 @@ from delivery.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Res
 from delivery.secrets import Secret, read_secret
 from delivery.spec import SecretRef
 
-PASSED_ON = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "USER", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "USER",
+    "SSL_CERT_FILE",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+)
 PROCESSES = ("Engine", "Router", "Step")
+SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 
 def default_home() -> Path:
@@ -57,7 +71,7 @@ class Host:
                 return Change(resource.ref, "unchanged", version=old.version)
             bound = self._bind(resource)
             diff = tuple(difference(old.resource.spec if old else {}, resource.spec))
-            action = "updated" if old else "created"
+            action: Literal["updated", "created"] = "updated" if old else "created"
             if dry_run:
                 return Change(resource.ref, action, diff)
             version = uuid.uuid4().hex
@@ -93,7 +107,7 @@ class Host:
         folder = self._process(delivery, ref)
         path = self._log(delivery, ref)
         rest = b""
-        with path.open("rb") if path.exists() else open(os.devnull, "rb") as file:
+        with (path if path.exists() else Path(os.devnull)).open("rb") as file:
             while True:
                 ended = not follow or not self.processes.alive(folder)
                 chunk = file.read()
@@ -219,7 +233,10 @@ class Host:
                 return self._process_status(resource) | {"finished": last.startswith(('{"result"', '{"findings"'))}
             case "Slot":
                 path = self._slot(delivery, ref)
-                return {"written": path.read_text() if path.exists() else None, "address": self._address(delivery, resource.spec["release"])}
+                return {
+                    "written": path.read_text() if path.exists() else None,
+                    "address": self._address(delivery, resource.spec["release"]),
+                }
             case "Lease":
                 return {"alive": identified({"pid": resource.spec["pid"], "start": bound["start"]}) is not None}
         return {}
@@ -230,7 +247,13 @@ class Host:
         bound = state.get("binding", {})
         log = bound.get("log", "")
         alive = self.processes.alive(folder)
-        said = {"alive": alive, "pid": state.get("pid"), "exit_code": self.processes.exit_code(folder), "log": log, "log_tail": tail(Path(log)) if log else ""}
+        said = {
+            "alive": alive,
+            "pid": state.get("pid"),
+            "exit_code": self.processes.exit_code(folder),
+            "log": log,
+            "log_tail": tail(Path(log)) if log else "",
+        }
         return {**bound, **said}
 
     def _healthy(self, resource: Resource) -> bool:
@@ -269,7 +292,13 @@ class Host:
 
     def _write(self, resource: Resource, version: Version, bound: Mapping[str, Any]) -> None:
         ref = resource.ref
-        whole = {"kind": ref.kind, "name": ref.name, "role": resource.role, "delivery": resource.delivery, "release": resource.release}
+        whole: dict[str, Any] = {
+            "kind": ref.kind,
+            "name": ref.name,
+            "role": resource.role,
+            "delivery": resource.delivery,
+            "release": resource.release,
+        }
         whole |= {"version": version, "bound": dict(bound), "spec": dict(resource.spec)}
         path = self._object(resource.delivery, ref)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -323,9 +352,7 @@ def passed_on() -> dict[str, str]:
 
 
 def read_secret_json(ref: Mapping[str, Any]) -> str:
-    from pydantic import TypeAdapter
-
-    return read_secret(TypeAdapter(SecretRef).validate_python(ref)).reveal()
+    return read_secret(SECRET_REF.validate_python(ref)).reveal()
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

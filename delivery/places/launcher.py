@@ -55,7 +55,7 @@ def main() -> None:
             os.sched_setaffinity(0, job["cpus"])
         os.set_inheritable(job["error_fd"], False)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        os.execvpe(job["argv"][0], job["argv"], os.environ)
+        os.execvpe(job["argv"][0], job["argv"], os.environ)  # noqa: S606
     except OSError as error:
         os.write(job["error_fd"], f"{type(error).__name__}: {error}".encode())
 

@@ -88,7 +88,9 @@ class Processes:
                 raise Permanent(Finding(f"{run.argv[0]} cannot be started", error, "is it installed, and may it be executed?"))
             if self.state(folder).get("token") == token and self.exit_code(folder) != -signal.SIGKILL:
                 return
-        raise Permanent(Finding(f"{run.argv[0]} could not be started", "its launcher was killed three times", "look for what kills processes here"))
+        raise Permanent(
+            Finding(f"{run.argv[0]} could not be started", "its launcher was killed three times", "look for what kills processes here")
+        )
 
     def _launch(self, folder: Path, run: Run, token: str) -> str:
         read, write = os.pipe()
@@ -138,7 +140,11 @@ class Processes:
         deadline = time.monotonic() + 10
         while self.alive(folder):
             if time.monotonic() > deadline:
-                raise Permanent(Finding(f"process {state['pid']} does not end", "SIGKILL did not end it within 10 s", "it may hang in the kernel: see dmesg"))
+                raise Permanent(
+                    Finding(
+                        f"process {state['pid']} does not end", "SIGKILL did not end it within 10 s", "it may hang in the kernel: see dmesg"
+                    )
+                )
             self.wait([folder], 0.05)
         self.exit_code(folder)
 

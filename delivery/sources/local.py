@@ -46,16 +46,23 @@ class LocalFolder:
     def _files(self) -> Iterator[tuple[str, Path]]:
         root = self.root.resolve()
         for path in sorted(self.root.rglob("*")):
-            if not path.is_file() or any(part.startswith((".git", ".cache", ".model-delivery")) for part in path.relative_to(self.root).parts):
+            if not path.is_file() or any(
+                part.startswith((".git", ".cache", ".model-delivery")) for part in path.relative_to(self.root).parts
+            ):
                 continue
             if not path.resolve().is_relative_to(root):
-                raise Refused(Finding(f"{path} leads out of the model's folder", "it is a symbolic link to elsewhere", "replace it by the file"))
+                raise Refused(
+                    Finding(f"{path} leads out of the model's folder", "it is a symbolic link to elsewhere", "replace it by the file")
+                )
             yield path.relative_to(self.root).as_posix(), path
 
     def _check_sums(self, files: tuple[File, ...]) -> None:
         if self.model.manifest is None:
             return
-        wanted = {name.lstrip(" *"): total for total, _, name in (line.partition(" ") for line in self.model.manifest.splitlines() if line.strip())}
+        wanted = {
+            name.lstrip(" *"): total
+            for total, _, name in (line.partition(" ") for line in self.model.manifest.splitlines() if line.strip())
+        }
         wrong = [f.path for f in files if wanted.get(f.path, f.sha256) != f.sha256]
         missing = sorted(set(wanted) - {f.path for f in files})
         if wrong or missing:

@@ -42,7 +42,7 @@ def _check(given: Mapping[str, Any], marks: Marks, file: str) -> DeliverySpec:
     try:
         return DeliverySpec.model_validate(given)
     except ValidationError as error:
-        findings = {}
+        findings: dict[str, tuple[tuple[int, int], Finding]] = {}
         for problem in error.errors(include_url=False, include_input=False):
             location, told = _told(problem, given)
             where = _where(location, marks, file)
@@ -78,17 +78,18 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
         case "string_pattern_mismatch" if field == "name":
             return location, f"{field}: must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
         case "model_type" | "model_attributes_type" | "dict_type" if _is_secret(location):
-            return location, f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}"
+            return (
+                location,
+                f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}",
+            )
     return location, f"{field}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
     """``loc`` as the user wrote it: without the union members that pydantic adds."""
-    here = given
+    here: Any = given
     for at, key in enumerate(loc):
-        if isinstance(here, Mapping) and key in here:
-            here = here[key]
-        elif isinstance(here, list | tuple) and isinstance(key, int) and key < len(here):
+        if (isinstance(here, Mapping) and key in here) or (isinstance(here, list | tuple) and isinstance(key, int) and key < len(here)):
             here = here[key]
         elif at == len(loc) - 1 and not (isinstance(key, str) and (key[:1].isupper() or key in ("str", "dict[str,any]"))):
             here = None
@@ -117,7 +118,9 @@ def fields_at(loc: tuple[Key, ...]) -> list[str]:
         if inner:
             models = inner
             continue
-        tagged = [m for m in models if key == m.__name__ or any(key in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())]
+        tagged = [
+            m for m in models if key == m.__name__ or any(key in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())
+        ]
         models = tagged or models
     return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
 
@@ -131,44 +134,52 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
     """Make relative paths absolute and read the texts that a spec names; a flow's parameter must not depend on where it runs."""
-
-    def absolute(text: str) -> Path:
-        return (base / Path(text).expanduser()).resolve()
-
-    def at(*keys: str) -> tuple[dict[str, Any], Any] | None:
-        here: Any = given
-        for key in keys[:-1]:
-            here = here.get(key) if isinstance(here, dict) else None
-        return (here, here[keys[-1]]) if isinstance(here, dict) and isinstance(here.get(keys[-1]), str) else None
-
-    def read(*keys: str) -> str | None:
-        found = at(*keys)
-        if found is None:
-            return None
-        try:
-            return absolute(found[1]).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            _, where = _where(keys, marks, file)
-            raise BadInput(Finding(f"{where}{'.'.join(keys)}: {absolute(found[1])} cannot be read", type(error).__name__, "name a readable text file")) from error
-
     serving = given.get("serving")
     env = serving.get("env") if isinstance(serving, dict) else None
     secrets = [("serving", "env", str(name), "file") for name in (env if isinstance(env, dict) else ())]
-    for keys in (("model", "path"), ("storage", "path"), ("model", "token", "file"), ("serving", "api_key", "file"), *secrets):
-        found = at(*keys)
-        if found is not None:
-            found[0][keys[-1]] = str(absolute(found[1]))
-    engine = at("target", "engine")
-    if engine is not None and "/" in engine[1]:
-        engine[0]["engine"] = str(absolute(engine[1]))
+    for keys in (
+        ("model", "path"),
+        ("storage", "path"),
+        ("model", "token", "file"),
+        ("serving", "api_key", "file"),
+        ("target", "engine"),
+        *secrets,
+    ):
+        owner, text = _text_at(given, keys)
+        if text and (keys != ("target", "engine") or "/" in text):
+            owner[keys[-1]] = str(_absolute(base, text))
     for keys in (("model", "manifest"), ("serving", "chat_template")):
-        text = read(*keys)
-        if text is not None:
-            at(*keys)[0][keys[-1]] = text  # type: ignore[index]
-    profile = at("gates", "throughput", "profile")
-    if profile is not None and profile[1].endswith((".yaml", ".yml")):
-        content, _ = read_yaml(absolute(profile[1]))
-        prompts = content.get("prompts") if isinstance(content, dict) else None
+        owner, text = _text_at(given, keys)
+        if text:
+            owner[keys[-1]] = _content(_absolute(base, text), keys, marks, file)
+    keys = ("gates", "throughput", "profile")
+    owner, text = _text_at(given, keys)
+    if text.endswith((".yaml", ".yml")):
+        profile, _ = read_yaml(_absolute(base, text))
+        prompts = profile.get("prompts") if isinstance(profile, dict) else None
         if isinstance(prompts, str):
-            content["prompts"] = absolute(prompts).read_text(encoding="utf-8").splitlines()
-        profile[0]["profile"] = content
+            profile["prompts"] = _content(_absolute(_absolute(base, text).parent, prompts), keys, marks, file).splitlines()
+        owner["profile"] = profile
+
+
+def _absolute(base: Path, text: str) -> Path:
+    return (base / Path(text).expanduser()).resolve()
+
+
+def _text_at(given: dict[str, Any], keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The mapping that holds the last of ``keys``, and its text; an empty text when there is none."""
+    here: Any = given
+    for key in keys[:-1]:
+        here = here.get(key) if isinstance(here, dict) else None
+    text = here.get(keys[-1]) if isinstance(here, dict) else None
+    return (here, text) if isinstance(text, str) else ({}, "")
+
+
+def _content(path: Path, keys: tuple[str, ...], marks: Marks, file: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        _, where = _where(keys, marks, file)
+        raise BadInput(
+            Finding(f"{where}{'.'.join(keys)}: {path} cannot be read", type(error).__name__, "name a readable text file")
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from delivery.spec.part import DnsLabel, Part, Text
 from delivery.spec.target import ProcessTarget, Target
@@ -273,7 +273,7 @@ class DeliverySpec(Part):
     schedule: Schedule | None = None
     concurrency: Literal["wait", "refuse"] = "wait"
 
-    model_config = {**Part.model_config, "serialize_by_alias": True}
+    model_config = ConfigDict(**Part.model_config, serialize_by_alias=True)  # type: ignore[misc]
 
     @model_validator(mode="before")
     @classmethod

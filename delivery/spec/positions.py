@@ -26,7 +26,9 @@ def read_yaml(path: Path) -> tuple[Any, Marks]:
     except yaml.YAMLError as error:
         raise BadInput(Finding(f"{path}: not valid YAML", str(error).splitlines()[0], "write it as UTF-8 text")) from None
     if node is None:
-        raise BadInput(Finding(f"{path} is empty", "a spec has at least apiVersion, name, model and target", "start from deliveries/smollm2.yaml"))
+        raise BadInput(
+            Finding(f"{path} is empty", "a spec has at least apiVersion, name, model and target", "start from deliveries/smollm2.yaml")
+        )
     reader = _Reader(path)
     return reader.value(node, (), ()), reader.marks
 
@@ -62,7 +64,12 @@ class _Reader:
     def value(self, node: yaml.Node, at: tuple[Key, ...], above: tuple[int, ...]) -> Any:
         self.count += 1
         if self.count > MAX_NODES or len(above) > MAX_DEPTH:
-            raise self.fail(node, "too much", f"more than {MAX_NODES} values or {MAX_DEPTH} levels, aliases counted where they are used", "write it plainly")
+            raise self.fail(
+                node,
+                "too much",
+                f"more than {MAX_NODES} values or {MAX_DEPTH} levels, aliases counted where they are used",
+                "write it plainly",
+            )
         if id(node) in above:
             raise self.fail(node, "an alias that contains itself", "it would never end", "write the value out")
         if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in _PLAIN:
@@ -74,7 +81,7 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, at, inside)
         try:
-            return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+            return yaml.SafeLoader("").construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
             raise self.fail(node, "not a value", str(error), "put it in quotes") from None
 

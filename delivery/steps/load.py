@@ -58,10 +58,16 @@ def profile(named: str | dict[str, Any]) -> dict[str, Any]:
         file = loadtests() / "profiles" / f"{named}.yaml"
         if not file.exists():
             known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-            raise BadInput(Finding(f"there is no load profile {named}", f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile"))
-        named = yaml.safe_load(file.read_text(encoding="utf-8"))
-    content: dict[str, Any] = dict(named)
-    missing = [key for key in ("prompt_tokens", "output_tokens") if key not in content and not (key == "prompt_tokens" and "prompts" in content)]
+            raise BadInput(
+                Finding(
+                    f"there is no load profile {named}", f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile"
+                )
+            )
+        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    content = dict(named)
+    missing = [
+        key for key in ("prompt_tokens", "output_tokens") if key not in content and not (key == "prompt_tokens" and "prompts" in content)
+    ]
     if missing:
         raise BadInput(Finding(f"the load profile has no {' and no '.join(missing)}", "", "see loadtests/profiles/chat.yaml"))
     return content
@@ -93,7 +99,11 @@ def _once(given: LoadInput, number: int) -> LoadReport:
     count = str(users or 1)
     command = [sys.executable, "-m", "locust", "-f", str(loadtests() / "user.py"), "--headless", "--only-summary", "--skip-log-setup"]
     command += ["--host", given.url, "--users", count, "--spawn-rate", count]
-    environ = os.environ | {"MODEL_DELIVERY_PLAN": str(folder / "plan.json"), "MODEL_DELIVERY_REPORT": str(target), "LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP": "0"}
+    environ = os.environ | {
+        "MODEL_DELIVERY_PLAN": str(folder / "plan.json"),
+        "MODEL_DELIVERY_REPORT": str(target),
+        "LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP": "0",
+    }
     if given.api_key:
         environ["MODEL_DELIVERY_API_KEY"] = read_secret(given.api_key).reveal()
     _conduct(command, environ, folder, given)
@@ -101,7 +111,9 @@ def _once(given: LoadInput, number: int) -> LoadReport:
         measured = LoadReport.model_validate_json(target.read_bytes())
     except (OSError, ValueError) as error:
         last = tuple((folder / "locust.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
-        raise Permanent(Finding("the load generator ended without a report", type(error).__name__, f"read {folder / 'locust.log'}", last)) from None
+        raise Permanent(
+            Finding("the load generator ended without a report", type(error).__name__, f"read {folder / 'locust.log'}", last)
+        ) from None
     if measured.requests == 0:
         why = f"no request started within {given.duration}"
         raise Permanent(Finding("the load test asked nothing", why, "raise gates.throughput.duration, or users", tuple(measured.errors)))
@@ -114,7 +126,9 @@ def _conduct(command: list[str], environ: dict[str, str], folder: Path, given: L
     length = given.warmup.seconds + given.duration.seconds
     start = time.monotonic()
     with (folder / "locust.log").open("wb") as log:
-        child = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(int(lock),) if lock else ())
+        child = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(int(lock),) if lock else ()
+        )
         try:
             while child.poll() is None:
                 spent = time.monotonic() - start

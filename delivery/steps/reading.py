@@ -29,4 +29,6 @@ def read(name: str, lines: Iterable[bytes]) -> str:
             text: str = said["result"]
             if len(text) == said["length"] and hashlib.sha256(text.encode()).hexdigest() == said["sha256"]:
                 return text
-    raise Retryable(Finding(f"the {name} step ended without a result", "its process was killed or its output was cut", "run again; its log says more"))
+    raise Retryable(
+        Finding(f"the {name} step ended without a result", "its process was killed or its output was cut", "run again; its log says more")
+    )

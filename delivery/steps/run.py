@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from delivery.findings import BadInput, Finding, GateFailed, Permanent, Refused, Retryable, Trouble
-from delivery.progress import Progress, sink
+from delivery.progress import sink
 from delivery.steps import Step
 
 KINDS: dict[str, type[Trouble]] = {
@@ -65,7 +65,9 @@ def outcome(name: str, text: str, out: TextIO) -> int:
         return trouble.exit_code
     except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
         traceback.print_exc()
-        what = Finding(f"the {name} step broke", f"{type(error).__name__}: {error}", "this is a fault of Model Delivery: report it with the step's log")
+        what = Finding(
+            f"the {name} step broke", f"{type(error).__name__}: {error}", "this is a fault of Model Delivery: report it with the step's log"
+        )
         say(out, {"findings": [what.to_json()], "kind": "permanent"})
         return 1
     say(out, {"result": result, "length": len(result), "sha256": hashlib.sha256(result.encode()).hexdigest()})

@@ -44,7 +44,9 @@ def fetch(source: Source, snapshot: Snapshot, root: Path, token: Secret | None, 
     with _alone(folder):
         if read_manifest(folder) is None or verify(folder):
             moved = _fill(source, snapshot, folder, token, allow)
-    return Fetched(path=str(folder), files=len(snapshot.files), bytes=snapshot.size, fetched_bytes=moved, seconds=round(time.monotonic() - start, 3))
+    return Fetched(
+        path=str(folder), files=len(snapshot.files), bytes=snapshot.size, fetched_bytes=moved, seconds=round(time.monotonic() - start, 3)
+    )
 
 
 @contextmanager
@@ -123,4 +125,8 @@ class _Meter:
         if now - self.said >= 0.5 or self.done >= self.total:
             self.said = now
             rate = self.done / max(now - self.start, 1e-6)
-            report(Progress("fetch", "", done=self.done, total=self.total, unit="B", rate=rate, eta=max(0.0, self.total - self.done) / max(rate, 1)))
+            report(
+                Progress(
+                    "fetch", "", done=self.done, total=self.total, unit="B", rate=rate, eta=max(0.0, self.total - self.done) / max(rate, 1)
+                )
+            )

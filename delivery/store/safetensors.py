@@ -26,7 +26,9 @@ def check_header(path: Path) -> Finding | None:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
         if length > min(MAX_HEADER, size):
-            return Finding(f"{path.name} is no safetensors file", f"its header would be {length} bytes long, the file has {size}", "fetch it again")
+            return Finding(
+                f"{path.name} is no safetensors file", f"its header would be {length} bytes long, the file has {size}", "fetch it again"
+            )
         try:
             header = json.loads(file.read(length))
             ends = [int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"]
@@ -34,5 +36,9 @@ def check_header(path: Path) -> Finding | None:
             return Finding(f"{path.name} is no safetensors file", "its header cannot be read", "fetch it again")
     expected = 8 + length + max(ends, default=0)
     if expected != size:
-        return Finding(f"{path.name} is cut short" if size < expected else f"{path.name} is too long", f"it has {size} bytes, its header says {expected}", "fetch it again")
+        return Finding(
+            f"{path.name} is cut short" if size < expected else f"{path.name} is too long",
+            f"it has {size} bytes, its header says {expected}",
+            "fetch it again",
+        )
     return None

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import stamina
 import urllib3
 
 from delivery.findings import Finding, Permanent, Retryable, Trouble
 from delivery.sources import File, Local, Remote
-from delivery.sources.huggingface import http_trouble
+from delivery.sources.http import http_trouble
 
 CHUNK = 1 << 20
 FICLONE = 0x40049409
@@ -40,15 +40,13 @@ def transfer(file: File, where: Remote | Local, target: Path, count: Count) -> t
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(target)
-    match where:
-        case Local(path):
-            moved = _copy(path, part, count)
-        case Remote():
-            moved = _download_patiently(file, where, part, count)
+    moved = _copy(where.path, part, count) if isinstance(where, Local) else _download_patiently(file, where, part, count)
     sha256, wrong = _compare(file, part)
     if wrong:
         part.unlink()
-        raise Permanent(Finding(f"{file.path} is not what was listed", wrong, "run again; if it stays so, the source or what lies between is broken"))
+        raise Permanent(
+            Finding(f"{file.path} is not what was listed", wrong, "run again; if it stays so, the source or what lies between is broken")
+        )
     with part.open("rb") as done:
         os.fsync(done.fileno())
     part.chmod(0o644)
@@ -83,7 +81,6 @@ def _copy(path: Path, part: Path, count: Count) -> int:
         while chunk := source.read(CHUNK):
             out.write(chunk)
             count(len(chunk))
-    shutil.copymode(path, part)
     return path.stat().st_size
 
 
@@ -118,14 +115,26 @@ def _download(file: File, where: Remote, part: Path, count: Count) -> int:
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise _broken(error, asked, file, part) from error
     if part.stat().st_size < file.size:
-        raise Retryable(Finding(f"{file.path} broke off", f"{part.stat().st_size} of {file.size} bytes from {asked}", "run again: it goes on where it was cut"))
+        raise Retryable(
+            Finding(
+                f"{file.path} broke off",
+                f"{part.stat().st_size} of {file.size} bytes from {asked}",
+                "run again: it goes on where it was cut",
+            )
+        )
     return moved
 
 
 def _broken(error: Exception, asked: str, file: File, part: Path) -> Trouble:
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
         free = shutil.disk_usage(part.parent).free
-        return Permanent(Finding(f"{file.path} cannot be written", f"{error.strerror}; {free} bytes are free in {part.parent}", "make room, then run again: it goes on where it was cut"))
+        return Permanent(
+            Finding(
+                f"{file.path} cannot be written",
+                f"{error.strerror}; {free} bytes are free in {part.parent}",
+                "make room, then run again: it goes on where it was cut",
+            )
+        )
     return Retryable(Finding(f"{file.path} broke off", f"{type(error).__name__} from {asked}", "run again: it goes on where it was cut"))
 
 
@@ -144,5 +153,9 @@ def _pool() -> urllib3.PoolManager:
     timeout = urllib3.Timeout(connect=10, read=30)
     retries = urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0)
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    options = {"timeout": timeout, "retries": retries, "ca_certs": os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")}
+    options: Any = {
+        "timeout": timeout,
+        "retries": retries,
+        "ca_certs": os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
+    }
     return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

@@ -19,7 +19,13 @@ def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
         path = folder / entry.path
         size = path.stat().st_size if path.is_file() else None
         if size != entry.size:
-            found.append(Finding(f"{entry.path} is {'missing' if size is None else f'{size} bytes long'}", f"it should have {entry.size} bytes", "fetch the model again"))
+            found.append(
+                Finding(
+                    f"{entry.path} is {'missing' if size is None else f'{size} bytes long'}",
+                    f"it should have {entry.size} bytes",
+                    "fetch the model again",
+                )
+            )
         elif deep and hash_file(path) != entry.sha256:
             found.append(Finding(f"{entry.path} was changed", "its sha256 is another one than the manifest's", "fetch the model again"))
     return found

@@ -60,7 +60,9 @@ class Process:
         if want.address is None:
             return tuple(engines)
         route = [Resource(Ref("Router", "router"), "route", want.delivery, {"host": want.address.host, "port": want.address.port})]
-        route += [Resource(Ref("Slot", f"{n:02}"), "route", want.delivery, {"release": owner}) for n, owner in enumerate(slot_owners(want.shares))]
+        route += [
+            Resource(Ref("Slot", f"{n:02}"), "route", want.delivery, {"release": owner}) for n, owner in enumerate(slot_owners(want.shares))
+        ]
         return tuple(engines + route)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:

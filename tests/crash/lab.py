@@ -54,12 +54,17 @@ class Lab:
                 "model": {"source": "local", "path": str(self.model)},
                 "serving": {"args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args]},
                 "target": {"kind": "process", "engine": str(self.engine), "port": self.port},
-                "gates": {"smoke": {"prompt": "What is the capital of France?", "expect": "Paris", "max_tokens": 16}, "throughput": throughput},
+                "gates": {
+                    "smoke": {"prompt": "What is the capital of France?", "expect": "Paris", "max_tokens": 16},
+                    "throughput": throughput,
+                },
                 "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "0s", **rollout},
             }
         )
 
-    def deliver(self, spec: DeliverySpec, kill_at: int | None = None, request: str | None = None, meanwhile: Callable[[int], None] | None = None) -> Result:
+    def deliver(
+        self, spec: DeliverySpec, kill_at: int | None = None, request: str | None = None, meanwhile: Callable[[int], None] | None = None
+    ) -> Result:
         from flows.deliver import deliver
 
         return self.run(lambda: deliver.fn(spec, request), kill_at, meanwhile)
@@ -169,4 +174,3 @@ class Lab:
         """Take everything down, whatever state it is in."""
         for process in self.processes():
             process.kill()
-

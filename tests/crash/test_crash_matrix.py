@@ -49,7 +49,7 @@ def moments(events: tuple[Event, ...]) -> list[int]:
 def sample(row: list[int]) -> list[int]:
     if len(row) <= 6:
         return row
-    middle = random.Random(SEED).randrange(2, len(row) - 3)  # noqa: S311
+    middle = random.Random(SEED).randrange(2, len(row) - 3)
     return [*row[:2], middle, middle + 1, *row[-2:]]
 
 
@@ -118,7 +118,7 @@ def test_a_killed_rollback_converges_on_the_rerun(lab: Lab) -> None:
 def test_a_recovery_that_is_killed_too_converges(lab: Lab) -> None:
     served(lab)
     whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)  # noqa: S311
+    dice = random.Random(SEED)
     for _ in range(8):
         spec = lab.spec()
         lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
@@ -131,7 +131,7 @@ def test_a_recovery_that_is_killed_too_converges(lab: Lab) -> None:
 def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab) -> None:
     served(lab)
     whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)  # noqa: S311
+    dice = random.Random(SEED)
     for at in dice.sample(moments(whole.events), 8):
         lab.deliver(lab.spec(), kill_at=at)
         other = lab.deliver(lab.spec())
@@ -152,7 +152,7 @@ def test_a_rerun_of_an_unchanged_world_starts_nothing(lab: Lab) -> None:
 
 
 def test_a_launcher_killed_before_its_exec_is_started_again(lab: Lab) -> None:
-    killed = []
+    killed: list[int] = []
 
     def hunt(run: int) -> None:
         parent = psutil.Process(run)

@@ -37,7 +37,9 @@ def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]
     """Prefect in this process talks to ``server`` (or to whatever is at ``url``; with neither, to none)."""
     where = url if server is None else server.url
     updates: dict[Any, Any] = {PREFECT_API_URL: where} if where else {}
-    with temporary_settings(updates=updates | ({PREFECT_HOME: server.home} if server else {}), restore_defaults=set() if where else {PREFECT_API_URL}):
+    with temporary_settings(
+        updates=updates | ({PREFECT_HOME: server.home} if server else {}), restore_defaults=set() if where else {PREFECT_API_URL}
+    ):
         yield
 
 

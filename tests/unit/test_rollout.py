@@ -15,8 +15,12 @@ SLOTS = Capabilities(dark_first=True, weights="slots")
 LIGHT = Capabilities(dark_first=False, weights="none")
 
 
-def told(strategy: str, old: Desired, weights: tuple[int, ...] = (), can: Capabilities = SLOTS) -> list[tuple[str, tuple[str, ...], dict[str, int], bool]]:
-    return [(s.name, tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates)) for s in stages(strategy, old, NEW, weights, can)]
+def told(
+    strategy: str, old: Desired, weights: tuple[int, ...] = (), can: Capabilities = SLOTS
+) -> list[tuple[str, tuple[str, ...], dict[str, int], bool]]:
+    return [
+        (s.name, tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates)) for s in stages(strategy, old, NEW, weights, can)
+    ]
 
 
 def test_a_first_release_is_tested_before_it_gets_traffic() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from delivery import protocol
 from delivery.clock import SystemClock
-from delivery.findings import BadInput, Finding
+from delivery.connect import Connection, connect
+from delivery.findings import BadInput, Finding, Refused
 from delivery.places.binding import NoRoom
-from delivery.places.host import Host
+from delivery.places.host import SECRET_REF, Host
 from delivery.preflight import preflight
 from delivery.record import Ended, Record
 from delivery.release import Address, Desired, Frozen, Release
@@ -212,3 +213,24 @@ def _fetched(host: Host, spec: DeliverySpec, snapshot: Any) -> bool:
 
 def _line(change: Change) -> str:
     return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
+
+
+def connection(host: Host, name: str) -> Connection:
+    """How clients reach ``name``. Refused when nothing serves."""
+    record = record_of(host, name)
+    if record.serving is None or record.address is None:
+        raise Refused(Finding(f"{name} serves nothing", "it is down, or its first delivery has not passed", f"see `deliver status {name}`"))
+    seen = host.get(name, Ref("Release", record.serving))
+    if seen is None:
+        raise Refused(Finding(f"release {record.serving} is not known", "its object is gone", "deliver it again"))
+    payload = seen.resource.spec["payload"]
+    key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
+    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key)
+
+
+def rollback_goal(host: Host, name: str) -> str:
+    """The release that a bare rollback of ``name`` goes back to: fixed before the first write. Refused when there is none."""
+    record = record_of(host, name)
+    if record.candidate is not None and record.candidate.kind == "rollback":
+        return record.candidate.release
+    return protocol.rollback_goal(Session(host, Process(), name, "", SystemClock(), record, ABSENT))

@@ -95,7 +95,7 @@ class _Page:
             self.percent = min(100.0, 100 * news.done / news.total)
         if now - self.drawn_at >= ARTIFACT_SECONDS:
             self.drawn_at = now
-            self.artifact = publish_progress(self.percent, line(news), self.artifact)
+            self.artifact = publish_progress(self.percent, news.line(), self.artifact)
 
     def flush(self) -> None:
         """Log the last news, if they were held back."""
@@ -108,31 +108,7 @@ class _Page:
 
     def _log(self, news: Progress, now: float) -> None:
         self.logged, self.logged_at = news, now
-        _logger().info("%s", line(news))
-
-
-def line(news: Progress) -> str:
-    """``fetch: model.safetensors, 43 % of 2.8 GB, 410 MB/s, 4 s left``."""
-    parts = [news.note] if news.note else []
-    if news.done is not None and news.total:
-        parts.append(f"{100 * news.done / news.total:.0f} % of {_quantity(news.total, news.unit)}")
-    elif news.done is not None:
-        parts.append(_quantity(news.done, news.unit))
-    if news.rate is not None:
-        parts.append(f"{_quantity(news.rate, news.unit)}/s")
-    if news.eta is not None:
-        parts.append(f"{news.eta:.0f} s left")
-    return f"{news.step}: " + ", ".join(parts) if parts else news.step
-
-
-def _quantity(number: float, unit: str) -> str:
-    if unit != "B":
-        return f"{number:.4g} {unit}".rstrip()
-    for prefix in ("", "k", "M", "G"):
-        if number < 1000:
-            return f"{number:.3g} {prefix}B"
-        number /= 1000
-    return f"{number:.3g} TB"
+        _logger().info("%s", news.line())
 
 
 def _markdown(kind: str, markdown: str, description: str) -> None:

@@ -90,7 +90,7 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
     here: Any = given
     for at, key in enumerate(loc):
         if (isinstance(here, Mapping) and key in here) or (isinstance(here, list | tuple) and isinstance(key, int) and key < len(here)):
-            here = here[key]
+            here = here[key]  # type: ignore[index]
         elif at == len(loc) - 1 and not (isinstance(key, str) and (key[:1].isupper() or key in ("str", "dict[str,any]"))):
             here = None
         else:

@@ -273,7 +273,7 @@ class DeliverySpec(Part):
     schedule: Schedule | None = None
     concurrency: Literal["wait", "refuse"] = "wait"
 
-    model_config = ConfigDict(**Part.model_config, serialize_by_alias=True)  # type: ignore[misc]
+    model_config = ConfigDict(**Part.model_config, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod

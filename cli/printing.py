@@ -1,0 +1,60 @@
+"""The only printer: tables and progress for people, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from delivery.findings import Trouble
+from delivery.progress import Progress, sink
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def emit(value: Any, *, machine: bool, text: str | None = None) -> None:
+    """``value`` as JSON for machines, else ``text``."""
+    click.echo(json.dumps(value, indent=1, default=str, ensure_ascii=False) if machine else text)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table that wraps at a terminal's width, and does not when its output goes elsewhere."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    console.print(grid)
+
+
+def bad_news(trouble: Trouble) -> int:
+    """Tell it on standard error; returns the exit code."""
+    for finding in trouble.findings:
+        click.echo(f"{click.style('✗', fg='red')} {finding}", err=True)
+    return trouble.exit_code
+
+
+@contextmanager
+def progress_lines() -> Iterator[None]:
+    """Progress on standard error: one line that is rewritten at a terminal, a line per piece of news elsewhere."""
+    terminal = sys.stderr.isatty()
+    last = [""]
+
+    def show(news: Progress) -> None:
+        text = news.line()
+        counting = news.done is not None and news.done != news.total
+        if terminal:
+            click.echo(f"\r\x1b[K{text[:150]}", err=True, nl=not counting)
+        elif not counting and text != last[0]:
+            click.echo(text, err=True)
+        last[0] = text
+
+    with sink(show):
+        yield

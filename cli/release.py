@@ -1,0 +1,111 @@
+"""Verbs that change what is served: up, plan, rollback, down, history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli import printing
+from delivery import service
+from delivery.places.host import Host, default_home
+from delivery.spec import load_spec
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+@click.command()
+@FILE
+@click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
+@printing.as_json
+def up(file: Path, request: str | None, as_json: bool) -> None:
+    """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect server when Prefect's settings name none."""
+    spec = load_spec(file)
+    from flows.deliver import deliver
+
+    said = _run(deliver, lambda flow: flow(spec, request))
+    _tell(said, as_json=as_json)
+
+
+@click.command()
+@FILE
+@printing.as_json
+def plan(file: Path, as_json: bool) -> None:
+    """What an `up` of FILE would change; nothing is touched."""
+    planned = service.plan(Host(default_home()), load_spec(file))
+    model = f"{planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {'there already' if planned.fetched else 'to be fetched'}"
+    lines = [f"{planned.name}: {planned.result} ({planned.release})", f"model {model}"]
+    lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
+    lines += [f"  {change}" for change in planned.changes] or ["no changes"]
+    printing.emit(asdict(planned), machine=as_json, text="\n".join(lines))
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", help="The release to go back to; default: the previous one.")
+@printing.as_json
+def rollback(name: str, to: str | None, as_json: bool) -> None:
+    """Give the traffic of NAME back to a release that served before."""
+    host = Host(default_home())
+    goal = to or service.rollback_goal(host, name)
+    from flows.rollback import rollback as flow
+
+    said = _run(flow, lambda call: call(name, goal))
+    _tell(said, as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@printing.as_json
+def down(name: str, as_json: bool) -> None:
+    """Stop NAME. Its weights, reports and history stay."""
+    with printing.progress_lines():
+        gone = service.down(Host(default_home()), name)
+    printing.emit({"name": name, "stopped": gone}, machine=as_json, text=f"{name} is down" + "".join(f"\n  stopped {ref}" for ref in gone))
+
+
+@click.command()
+@click.argument("name")
+@printing.as_json
+def history(name: str, as_json: bool) -> None:
+    """How every delivery of NAME ended: release, commit, arguments and figures; newest last."""
+    ended = service.history(Host(default_home()), name)
+    if as_json:
+        printing.emit([e.model_dump(mode="json") for e in ended], machine=True)
+        return
+    rows = []
+    for e in ended:
+        at = datetime.fromtimestamp(e.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        figures = ", ".join(
+            f"{key} {value:,.4g}"
+            for key, value in e.figures.items()
+            if key in ("ttft_p95", "itl_p95", "output_tokens_per_second", "error_rate")
+        )
+        rows.append((at, e.release, e.attempt or "", e.outcome, e.commit[:12], " ".join(e.args), figures))
+    printing.table(("when", "release", "try", "outcome", "commit", "args", "figures (ms, tok/s)"), rows)
+
+
+def _run(flow: Any, call: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Call the flow: as a Prefect run where Prefect's settings name a server, else as a plain function."""
+    from prefect.settings import PREFECT_API_URL
+
+    with printing.progress_lines():
+        if PREFECT_API_URL.value() is None:
+            return call(flow.fn)
+        from flows.registration import server
+
+        with server():
+            return call(flow)
+
+
+def _tell(said: dict[str, Any], *, as_json: bool) -> None:
+    lines = [f"{said['name']}: {said['result']} (release {said['release']})"]
+    lines += [f"{label}: {said[key]}" for key, label in (("url", "endpoint"), ("report", "report")) if said[key]]
+    printing.emit(said, machine=as_json, text="\n".join(lines))
+
+
+VERBS = (up, plan, rollback, down, history)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from delivery.findings import Trouble
 from delivery.progress import Progress, sink
 
+QUIET_SECONDS = 5.0
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -45,16 +47,15 @@ def bad_news(trouble: Trouble) -> int:
 def progress_lines() -> Iterator[None]:
     """Progress on standard error: one line that is rewritten at a terminal, a line per piece of news elsewhere."""
     terminal = sys.stderr.isatty()
-    last = [""]
+    told = [0.0]
 
     def show(news: Progress) -> None:
-        text = news.line()
-        counting = news.done is not None and news.done != news.total
+        counting, now = news.done is not None and news.done != news.total, time.monotonic()
         if terminal:
-            click.echo(f"\r\x1b[K{text[:150]}", err=True, nl=not counting)
-        elif not counting and text != last[0]:
-            click.echo(text, err=True)
-        last[0] = text
+            click.echo(f"\r\x1b[K{news.line()[:150]}", err=True, nl=not counting)
+        elif not counting or now - told[0] >= QUIET_SECONDS:
+            click.echo(news.line(), err=True)
+            told[0] = now
 
     with sink(show):
         yield

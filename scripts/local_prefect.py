@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 POOL = "local"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -42,25 +42,39 @@ def private_env(home: Path) -> dict[str, str]:
     return clean | {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
-def start(argv: list[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start(argv: list[str], env: Mapping[str, str], log: Path) -> psutil.Popen:
     """Start ``argv`` in a session of its own (a Ctrl-C at the terminal is ours to handle), its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        return subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        return psutil.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
 
 
-def stop(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
-    """SIGTERM, ``grace`` seconds, SIGKILL of its group; returns when it is gone."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(grace)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+def stop(process: psutil.Process, grace: float = 20.0) -> None:
+    """End the processes of its session (a worker's runs; not the engines, which have sessions of their own), then itself.
+
+    SIGTERM, ``grace`` seconds, SIGKILL; returns when they are gone.
+    """
+    if not process.is_running():
+        return
+    members = [child for child in process.children(recursive=True) if _session(child) == process.pid]
+    for group in (members, [process]):
+        for one in group:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        for one in psutil.wait_procs(group, grace)[1]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(group, grace)
 
 
-def start_server(home: Path) -> tuple[subprocess.Popen[bytes], Server]:
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return 0
+
+
+def start_server(home: Path) -> tuple[psutil.Popen, Server]:
     """Begin to start a server; ``wait_for_server`` says when it answers."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -71,7 +85,7 @@ def start_server(home: Path) -> tuple[subprocess.Popen[bytes], Server]:
     return process, Server(f"{base}/api", base, home, client_env)
 
 
-def wait_for_server(process: subprocess.Popen[bytes], server: Server, timeout: float = 120.0) -> None:
+def wait_for_server(process: psutil.Popen, server: Server, timeout: float = 120.0) -> None:
     """Return when it answers; RuntimeError with the end of its log when it ended, or does not answer within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     with httpx.Client(trust_env=False, timeout=5) as client:
@@ -85,7 +99,7 @@ def wait_for_server(process: subprocess.Popen[bytes], server: Server, timeout: f
     raise RuntimeError("the Prefect server did not start:\n" + "\n".join(log))
 
 
-def start_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> psutil.Popen:
     """Begin to start a process worker of the pool ``local`` (which it makes where it is missing)."""
     env = {**server.env, "PREFECT_WORKER_QUERY_SECONDS": "1", **(extra_env or {})}
     return start([PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"], env, server.home / "worker.log")

@@ -227,7 +227,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
     protocol.judged(session, written.figures, str(written.html))
     if not judged.passed:
-        why = [Finding(reason.text, f"gate {reason.gate}: {reason.name}") for reason in judged.reasons if not reason.passed]
+        why = [Finding(reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
         log = session.place.world(session.delivery).objects[engine_ref(candidate().release)].status.get("log", "")
         evidence = (f"report: {written.html}", f"engine log: {log}")
         end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)

@@ -1,0 +1,154 @@
+"""The host place: what put and delete leave on disk and among the processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from delivery.engines import load_engine
+from delivery.findings import Permanent
+from delivery.places.binding import NoRoom
+from delivery.places.host import Host
+from delivery.resources import ABSENT, Mismatch, Ref, Resource
+from tests.parts.ports import free_port
+from tests.parts.timing_engine import engine_folder
+from tests.parts.tiny_model import tiny_model
+
+NAME = "m"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path / "home")
+    yield made
+    for ref, seen in made.world(NAME).objects.items():
+        if seen.status.get("alive") and ref.kind != "Lease":
+            made.delete(NAME, ref, grace=0)
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> dict[str, Any]:
+    engine = load_engine(str(engine_folder(tmp_path / "engine")))
+    model = tiny_model(tmp_path / "store" / "model")
+    return {
+        "engine": engine.model_dump(mode="json"), "model": model.name, "store": str(model.parent), "names": [NAME], "args": [], "chat_template": None,
+        "env": {}, "secret_env": {}, "api_key": None, "port": "auto", "cpus": 1, "gpus": 0, "memory": 1,
+    }  # fmt: skip
+
+
+def engine(payload: dict[str, Any], release: str = "r1", *args: str) -> Resource:
+    return Resource(Ref("Engine", release), "release", NAME, {**payload, "args": list(args)}, release)
+
+
+def ready(host: Host, release: str) -> dict[str, Any]:
+    while True:
+        status = host.world(NAME).objects[Ref("Engine", release)].status
+        if status["healthy"] or not status["alive"]:
+            return dict(status)
+        host.hint(NAME, 0.2)
+
+
+def test_put_is_a_compare_and_swap(host: Host) -> None:
+    record = Resource(Ref("Record", "record"), "record", NAME, {"a": 1})
+    first = host.put(record, expect=ABSENT)
+    with pytest.raises(Mismatch):
+        host.put(record, expect=ABSENT)
+    changed = Resource(record.ref, "record", NAME, {"a": 2})
+    assert host.put(changed, expect=first.version or "").action == "updated"
+    with pytest.raises(Mismatch):
+        host.put(record, expect=first.version or "")
+    assert host.put(changed).action == "unchanged"
+
+
+def test_a_dry_run_writes_nothing(host: Host, payload: dict[str, Any]) -> None:
+    assert host.put(engine(payload), dry_run=True).action == "created"
+    assert not host.home.exists()
+
+
+def test_an_engine_survives_its_starter_and_is_adopted(host: Host, payload: dict[str, Any]) -> None:
+    host.put(engine(payload))
+    pid = ready(host, "r1")["pid"]
+    other = Host(host.home)
+    assert other.put(engine(payload)).action == "unchanged"
+    assert other.world(NAME).objects[Ref("Engine", "r1")].status["pid"] == pid
+    assert os.getsid(pid) == pid
+
+
+def test_a_dead_engine_differs_and_is_started_again(host: Host, payload: dict[str, Any]) -> None:
+    host.put(engine(payload))
+    pid = ready(host, "r1")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    while host.processes.alive(host.folder(NAME) / "processes" / "Engine-r1"):
+        host.hint(NAME, 0.1)
+    status = host.world(NAME).objects[Ref("Engine", "r1")].status
+    assert (status["alive"], status["exit_code"]) == (False, -9)
+    assert host.put(engine(payload)).action == "updated"
+    assert ready(host, "r1")["pid"] != pid
+
+
+def test_a_slot_whose_address_is_stale_differs(host: Host, payload: dict[str, Any]) -> None:
+    slot = Resource(Ref("Slot", "00"), "route", NAME, {"release": "r1"})
+    host.put(engine(payload))
+    before = ready(host, "r1")
+    host.put(slot)
+    assert host.put(slot).action == "unchanged"
+    host.delete(NAME, Ref("Engine", "r1"), grace=1)
+    host.put(engine(payload))
+    after = ready(host, "r1")
+    assert before["port"] != after["port"]
+    assert host.put(slot).action == "updated"
+    assert (host.folder(NAME) / "slots" / "00").read_text() == f"127.0.0.1:{after['port']}"
+
+
+def test_engines_get_cpus_of_their_own_until_there_are_none(host: Host, payload: dict[str, Any]) -> None:
+    count = len(os.sched_getaffinity(0))
+    taken = []
+    for n in range(count):
+        host.put(engine(payload, f"r{n}"))
+        taken += ready(host, f"r{n}")["cpus"]
+    assert sorted(taken) == sorted(os.sched_getaffinity(0))
+    with pytest.raises(NoRoom, match=f"1 cpus wanted, 0 of {count} free"):
+        host.put(engine(payload, "more"))
+
+
+def test_an_engine_that_ignores_sigterm_is_killed_after_its_grace(host: Host, payload: dict[str, Any]) -> None:
+    host.put(engine(payload, "r1", "--ignore-sigterm"))
+    pid = ready(host, "r1")["pid"]
+    assert host.delete(NAME, Ref("Engine", "r1"), grace=0.2).action == "deleted"
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert host.delete(NAME, Ref("Engine", "r1")).action == "absent"
+
+
+def test_an_engine_that_cannot_be_executed_is_a_finding(host: Host, payload: dict[str, Any]) -> None:
+    payload["engine"]["command"] = ["/nowhere/engine"]
+    with pytest.raises(Permanent, match=r"/nowhere/engine cannot be started.*FileNotFoundError"):
+        host.put(engine(payload))
+
+
+def test_a_taken_port_of_the_service_is_a_finding(host: Host) -> None:
+    port = free_port()
+    router = Resource(Ref("Router", "router"), "route", NAME, {"host": "127.0.0.1", "port": port})
+    host.put(router)
+    other = Resource(Ref("Router", "router"), "route", "other", {"host": "127.0.0.1", "port": port})
+    while not host.world(NAME).objects[Ref("Router", "router")].status["healthy"]:
+        host.hint(NAME, 0.1)
+    with pytest.raises(Permanent, match="port is taken"):
+        host.put(other)
+
+
+def test_a_secret_reaches_the_engine_and_no_file(host: Host, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "s3cret-value")
+    payload |= {"secret_env": {"VLLM_API_KEY": {"env": "MY_KEY"}}, "api_key": {"env": "MY_KEY"}}
+    host.put(engine(payload))
+    pid = ready(host, "r1")["pid"]
+    assert psutil.Process(pid).environ()["VLLM_API_KEY"] == "s3cret-value"
+    assert "s3cret-value" not in " ".join(psutil.Process(pid).cmdline())
+    files = [path for path in host.home.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"s3cret-value" in path.read_bytes()]

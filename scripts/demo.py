@@ -49,7 +49,8 @@ BEGAN = time.monotonic()
 
 
 def say(text: str) -> None:
-    print(f"[{time.monotonic() - BEGAN:4.0f} s] {text}", flush=True)
+    sys.stdout.write(f"[{time.monotonic() - BEGAN:4.0f} s] {text}\n")
+    sys.stdout.flush()
 
 
 def main() -> int:
@@ -102,19 +103,19 @@ def deliver() -> Server:
             deployed.result()
         state = follow(client, run, say, lambda: worker.poll() is None)
         if not state.is_completed():
-            raise RuntimeError(f"{state.message}\nthe run: {server.ui}/runs/flow-run/{run}")
+            raise RuntimeError(f"{state.message}\nthe run: {server.ui}/v2/runs/flow-run/{run}")
         show(Shown(client, server, run, spec))
     return server
 
 
 def prepare() -> Path:
     """The engine's environment and the model; returns the spec to register."""
-    said: dict[str, float] = {}
+    said: list[str] = []
 
     def hear(news: Progress) -> None:
-        if time.monotonic() - said.get(news.step, -10) > 5:
-            said[news.step] = time.monotonic()
-            say(f"  {news.step}: {news.note}")
+        if news.note not in said[-1:]:
+            said.append(news.note)
+            say(f"  {news.note}")
 
     say(f"the environment of the engine {ENGINE}")
     with sink(hear):
@@ -177,7 +178,7 @@ def show(what: Shown) -> None:
     print(f"question  {QUESTION}\nanswer    {answer(status.url)}")
     print(f"endpoint  {status.url}/v1   (model name {NAME})")
     print(f"report    {served.report}")
-    print(f"run       {what.server.ui}/runs/flow-run/{what.run}")
+    print(f"run       {what.server.ui}/v2/runs/flow-run/{what.run}")
     print(f"next      MODEL_DELIVERY_HOME={STATE} {Path(sys.executable).with_name('deliver')} connect {NAME}", flush=True)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId, TaskRunFilter
 from prefect.client.schemas.objects import State
-from prefect.client.schemas.sorting import LogSort
+from prefect.client.schemas.sorting import LogSort, TaskRunSort
 
 ROUTINE = (
     "Finished in state",
@@ -19,7 +19,9 @@ ROUTINE = (
     "Opening process",
     "Completed submission",
     "Process for flow run",
+    "Downloading flow code",
 )
+WORTH_A_LINE = 0.05
 
 
 def wait_for_pool(client: SyncPrefectClient, pool: str, alive: Callable[[], bool], timeout: float = 90.0) -> None:
@@ -46,10 +48,15 @@ def follow(client: SyncPrefectClient, run: UUID, say: Callable[[str], None], ali
         for log in logs:
             if log.level >= 20 and not log.message.startswith(ROUTINE):
                 say(f"  {log.message.splitlines()[0]}")
-        for task in client.read_task_runs(task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run]}})):
+        tasks = client.read_task_runs(
+            task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run]}}), sort=TaskRunSort.END_TIME_DESC
+        )
+        for task in reversed(tasks):
+            seconds = task.total_run_time.total_seconds()
             if task.state is not None and task.state.is_final() and task.id not in ended:
                 ended.add(task.id)
-                say(f"  step {task.name.rsplit('-', 1)[0]}: {task.state.name} after {task.total_run_time.total_seconds():.1f} s")
+                if seconds >= WORTH_A_LINE or not task.state.is_completed():
+                    say(f"  step {task.name.rsplit('-', 1)[0]}: {task.state.name} after {seconds:.1f} s")
         if state is not None and state.is_final() and not logs:
             return state
         if not alive():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,16 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
         case "missing":
             return location[:-1], f"{field}: missing"
         case "union_tag_invalid":
-            return location, f"{field}: must be one of {problem['ctx']['expected_tags']}"
+            tag = problem["ctx"]["discriminator"].strip("'")
+            near = difflib.get_close_matches(
+                problem["ctx"]["tag"], [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")], 1
+            )
+            return (*location, tag), f"{field}.{tag}: must be one of {problem['ctx']['expected_tags']}{_did_you_mean(near)}"
         case "union_tag_not_found":
             return location, f"{field}: {problem['ctx']['discriminator']} is missing"
         case "literal_error":
-            return location, f"{field}: must be {problem['ctx']['expected']}"
+            near = difflib.get_close_matches(str(_value(given, location)), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
+            return location, f"{field}: must be {problem['ctx']['expected']}{_did_you_mean(near)}"
         case "string_type" if location and location[-1] == "revision":
             return location, f'{field}: must be text: put it in quotes, "…"'
         case "string_pattern_mismatch" if field == "name":
@@ -100,6 +106,16 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
 
 def _is_secret(location: tuple[Key, ...]) -> bool:
     return bool(location) and (location[-1] in ("token", "api_key") or (len(location) > 2 and location[-2] == "env"))
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _value(given: Any, location: tuple[Key, ...]) -> Any:
+    for key in location:
+        given = given[key]
+    return given
 
 
 def _nearest(location: tuple[Key, ...], loc: tuple[Key, ...]) -> str:

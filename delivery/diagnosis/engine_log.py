@@ -103,7 +103,7 @@ SIGNS = (  # the first that is found counts: causes stand before what they lead 
         r"CUDA out of memory|OutOfMemoryError", "the GPU ran out of memory", "use a smaller model, dtype, --max-model-len or --max-num-seqs"
     ),
     _sign(
-        r"^MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc|Failed core proc.*: -9\b",
+        r"^MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc",
         "the machine ran out of memory",
         "free memory, ask for more in serving.resources.limits.memory, or use a smaller model",
     ),
@@ -136,6 +136,12 @@ SIGNS = (  # the first that is found counts: causes stand before what they lead 
         r"does not support float16|not support.*dtype",
         "the model does not run in this dtype",
         "set --dtype bfloat16, or what is named below",
+    ),
+    _sign(
+        r"died unexpectedly \(exit code: -9\)|Failed core proc.*: -9\b",
+        "one of its processes was killed, as the kernel does when memory runs out",
+        "look at dmesg; if it says out of memory, give it more, else run again",
+        retryable=True,
     ),
     _sign(
         r"EngineDeadError|Executor failed|died unexpectedly",

@@ -1,0 +1,48 @@
+"""What `deliver connect` prints is run as a user would: pasted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from delivery.connect import connect
+from delivery.spec import EnvSecret, FileSecret
+from tests.parts.timing_engine import TimingServer
+
+ANSWER = "The capital of France is Paris."
+
+
+def test_the_curl_line_and_the_openai_snippet_answer(model: Path) -> None:
+    with TimingServer(model) as server:
+        said = connect(server.url, ("m",), None)
+        curl = subprocess.run(["bash", "-c", said.curl], capture_output=True, text=True, check=True)
+        python = subprocess.run([sys.executable, "-c", said.openai], capture_output=True, text=True, check=True)
+    assert ANSWER in curl.stdout
+    assert python.stdout.strip() == ANSWER
+
+
+def test_a_key_is_named_and_works(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("s3cret\n")
+    with TimingServer(model, environ={"VLLM_API_KEY": "s3cret"}) as server:
+        for ref in (EnvSecret(env="KEY"), FileSecret(file=str(file))):
+            said = connect(server.url, ("m",), ref)
+            assert "s3cret" not in said.to_text()
+            environ = os.environ | {"KEY": "s3cret"}
+            curl = subprocess.run(["bash", "-c", said.curl], capture_output=True, text=True, check=True, env=environ)
+            python = subprocess.run([sys.executable, "-c", said.openai], capture_output=True, text=True, check=True, env=environ)
+            assert ANSWER in curl.stdout
+            assert python.stdout.strip() == ANSWER
+
+
+def test_the_web_clients_get_address_model_and_key() -> None:
+    said = connect("http://127.0.0.1:8000", ("m", "org/m"), EnvSecret(env="KEY"))
+    assert said.nextchat.splitlines() == [
+        "BASE_URL=http://127.0.0.1:8000",
+        "OPENAI_API_KEY=$KEY",
+        "CUSTOM_MODELS=-all,+m,+org/m",
+        "DEFAULT_MODEL=m",
+    ]
+    assert "OPENAI_API_BASE_URL=http://127.0.0.1:8000/v1" in said.open_webui

@@ -1,0 +1,67 @@
+"""The smoke step against a server that speaks vLLM's protocol and is told how to be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from delivery.spec import EnvSecret
+from delivery.steps.smoke import SmokeInput, SmokeReport, run
+from tests.parts.timing_engine import TimingServer
+
+QUESTION = "What is the capital of France?"
+
+
+def smoked(server: TimingServer, **more: object) -> SmokeReport:
+    facts = {"url": server.url, "model_names": ("m",), "prompt": QUESTION, "expect": "Paris", "max_tokens": 16}
+    return run(SmokeInput.model_validate(facts | more))
+
+
+def failed(report: SmokeReport) -> list[str]:
+    return [check.name for check in report.checks if not check.passed]
+
+
+def test_a_sound_server_passes_every_check_by_name(model: Path) -> None:
+    with TimingServer(model, "--max-model-len", "512", names=("m", "org/m")) as server:
+        report = smoked(server, model_names=("m", "org/m"), max_model_len=512)
+    assert report.passed
+    assert report.answer == "The capital of France is Paris."
+    assert {"health", "models", "chat", "chat stream", "completions", "completions stream (org/m)", "usage", "known answer"} <= {
+        c.name for c in report.checks
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "checks"),
+    [
+        ("--wrong-answer", ["known answer"]),
+        ("--stream-error", ["chat stream", "completions stream"]),
+        ("--health-broken", ["health"]),
+    ],
+)
+def test_what_is_wrong_is_named(model: Path, flag: str, checks: list[str]) -> None:
+    with TimingServer(model, flag) as server:
+        assert failed(smoked(server)) == checks
+
+
+def test_another_length_than_asked_and_a_missing_name_are_named(model: Path) -> None:
+    with TimingServer(model, "--max-model-len", "256") as server:
+        report = smoked(server, max_model_len=512, model_names=("m", "other"))
+    assert {"models", "max_model_len", "chat (other)"} <= set(failed(report))
+    assert "the server says 256, asked was 512" in [check.detail for check in report.checks]
+
+
+def test_a_server_that_dies_in_between_fails_the_checks_and_not_the_step(model: Path) -> None:
+    with TimingServer(model, "--die-after", "2") as server:
+        assert {"completions", "usage"} <= set(failed(smoked(server)))
+
+
+def test_a_key_is_sent_and_never_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "s3cret")
+    with TimingServer(model, environ={"VLLM_API_KEY": "s3cret"}) as server:
+        report = smoked(server, api_key=EnvSecret(env="KEY"))
+        refused = smoked(server)
+    assert report.passed
+    assert "s3cret" not in report.model_dump_json()
+    assert "/v1/models answers 401" in refused.model_dump_json()

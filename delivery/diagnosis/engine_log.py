@@ -144,12 +144,13 @@ SIGNS = (  # the first that is found counts: causes stand before what they lead 
         retryable=True,
     ),
     _sign(
-        r"EngineDeadError|Executor failed|died unexpectedly",
-        "its core died",
-        "read the log above that line, then run again",
+        r"EngineDeadError",
+        "its core died while it served",
+        "read its log above the first line shown, then run again",
         retryable=True,
     ),
 )
+DEAD = SIGNS[-1]
 PREFIX = re.compile(r"(?:\((?P<who>\w+)[^)]* pid=\d+\) ?)?(?:(?P<level>[A-Z]+) \d\d-\d\d [\d:]+ \[[^\]]*\] ?)?")
 QUIET = ("DEBUG", "INFO", "WARNING")
 EXCEPTION = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b(?:: .*)?$")
@@ -173,6 +174,8 @@ def diagnose(log: str, exit_code: int | None) -> Finding:
     found = _find(lines)
     if found is not None:
         sign, match, evidence = found
+        if sign is DEAD:
+            evidence = _evidence([_cause(lines), *evidence])
         return Finding(
             f"the engine failed: {match.expand(sign.what)}", _ended(exit_code), match.expand(sign.fix) + _nearest(match[0], log), evidence
         )

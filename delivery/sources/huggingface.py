@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import quote
 
-import httpx
+import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -29,7 +29,7 @@ class HuggingFace:
         api = HfApi(endpoint=self.endpoint, token=token.reveal() if token else False)
         try:
             info = api.model_info(self.model.repo, revision=self.model.revision, files_metadata=True, timeout=30)
-        except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error, with_token=token is not None) from error
         listed = [
             File(path=s.rfilename, size=s.size or 0, sha256=s.lfs.sha256 if s.lfs else None, git_sha1=None if s.lfs else s.blob_id)

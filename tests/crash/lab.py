@@ -160,7 +160,9 @@ class Lab:
             assert self.answers()["data"][0]["id"] == NAME
         else:
             assert not slots
-        assert not [ref for ref in world.objects if ref.kind in ("Step", "Lease")]
+        assert not [ref for ref in world.objects if ref.kind == "Lease"]
+        steps = [o.status for ref, o in world.objects.items() if ref.kind == "Step"]
+        assert not steps or (record.ended[-1].exit_code != 0 and all(s["finished"] and not s["alive"] for s in steps))
         kept = {o.status["pid"] for o in world.objects.values() if o.status.get("pid")}
         strays = [p.cmdline() for p in self.processes() if p.pid not in kept]
         assert not strays, strays

@@ -78,9 +78,15 @@ def artifacts_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, Artifact]
     return {str(artifact.key): artifact for artifact in found if artifact.key}
 
 
-def log_of(client: SyncPrefectClient, run: FlowRun) -> list[str]:
-    found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
-    return [log.message for log in found]
+def log_of(client: SyncPrefectClient, run: FlowRun, until: str = "", timeout: float = 30.0) -> list[str]:
+    """The run's log, once it has a line that is ``until``: Prefect sends the last lines after the run's last state."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+        lines = [log.message for log in found]
+        if not until or until in lines or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.2)
 
 
 def tasks_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, TaskRun]:

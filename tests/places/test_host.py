@@ -78,6 +78,7 @@ def test_an_engine_survives_its_starter_and_is_adopted(host: Host, payload: dict
     assert other.put(engine(payload)).action == "unchanged"
     assert other.world(NAME).objects[Ref("Engine", "r1")].status["pid"] == pid
     assert os.getsid(pid) == pid
+    assert Path(psutil.Process(pid).cwd()).is_relative_to(host.home), "its starter's own folder may be gone before it"
 
 
 def test_a_dead_engine_differs_and_is_started_again(host: Host, payload: dict[str, Any]) -> None:

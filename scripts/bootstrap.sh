@@ -1,5 +1,6 @@
 # Sourced by the other scripts, in the repository's root: finds uv (or installs one under .cache/) and makes the locked environment .venv.
 export UV_PYTHON_DOWNLOADS=never
+unset PYTHONDONTWRITEBYTECODE # a delivery starts a dozen Pythons: without bytecode each takes seconds longer
 
 find_python() {
     local name

@@ -294,6 +294,8 @@ def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> 
 def rollback_goal(session: Session) -> ReleaseId:
     """The previous release, unless a rollback left it. Refused when there is none."""
     goal = session.record.previous
+    if goal == session.record.serving:
+        goal = None
     if goal is None or goal in session.record.rolled_back_from():
         why = "there is no release before the one that serves" if goal is None else f"the one before, {goal}, was itself rolled back from"
         raise Refused(Finding(f"{session.delivery} cannot be rolled back", why, "name a release with --to; see `deliver history`"))

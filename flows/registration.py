@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -30,7 +29,6 @@ def register(spec: DeliverySpec, pool: str) -> str:
 
     Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused when it has no such pool.
     """
-    refuse = spec.concurrency == "refuse"
     with server() as client:
         _check_pool(client, pool)
         made = client.create_deployment(
@@ -40,10 +38,6 @@ def register(spec: DeliverySpec, pool: str) -> str:
             parameter_openapi_schema=parameter_schema(deliver).model_dump_for_openapi(),
             enforce_parameter_schema=True,
             schedules=_schedules(spec),
-            concurrency_limit=1,
-            concurrency_options=ConcurrencyOptions(
-                collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW if refuse else ConcurrencyLimitStrategy.ENQUEUE
-            ),
             work_pool_name=pool,
             entrypoint=ENTRYPOINT,
             pull_steps=[],

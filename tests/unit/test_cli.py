@@ -21,11 +21,20 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def deliver(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def environment(home: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environ = clean | {"MODEL_DELIVERY_HOME": str(home), "PREFECT_HOME": str(home.parent / "prefect"), "DO_NOT_TRACK": "1"} | env
+    return clean | {"MODEL_DELIVERY_HOME": str(home), "PREFECT_HOME": str(home.parent / "prefect"), "DO_NOT_TRACK": "1"}
+
+
+def deliver(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(DELIVER), *args], env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=120
+        [str(DELIVER), *args],
+        env=environment(home) | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -144,14 +153,20 @@ def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
     assert deliver(home, "plan", str(file)).stdout.startswith("small: unchanged")
     again = deliver(home, "up", str(file))
     assert "small: unchanged" in again.stdout
-    refused = deliver(home, "rollback", "small")
-    assert refused.returncode == 3
-    assert "there is no release before" in refused.stderr
+    no_release_before(deliver(home, "rollback", "small"))
     assert json.loads(deliver(home, "history", "small", "--json").stdout)[0]["outcome"] == "promoted"
     assert "timing server" in deliver(home, "logs", "small").stdout
     assert "openai" in deliver(home, "connect", "small").stdout
     assert deliver(home, "down", "small").returncode == 0
     assert json.loads(deliver(home, "list", "--json").stdout)[0]["state"] == "down"
+    assert "small: promoted" in deliver(home, "up", str(file)).stdout
+    no_release_before(deliver(home, "rollback", "small"))
+    assert deliver(home, "down", "small").returncode == 0
+
+
+def no_release_before(refused: subprocess.CompletedProcess[str]) -> None:
+    assert refused.returncode == 3
+    assert "there is no release before" in refused.stderr
 
 
 def test_an_engine_that_fails_is_named_and_ends_with_1(home: Path, model: Path) -> None:
@@ -173,3 +188,28 @@ def test_a_prefect_server_that_is_down_is_named_with_what_to_start(home: Path, m
         assert "prefect server start" in done.stderr
         assert "Traceback" not in done.stderr
     assert not home.exists()
+
+
+def test_two_at_once_the_second_waits_or_is_refused(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    file.write_text(file.read_text().replace("duration: 500ms", "duration: 6s"))
+    refusing = home.parent / "refusing.yaml"
+    refusing.write_text(file.read_text() + "concurrency: refuse\n")
+
+    def begin(path: Path) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen([DELIVER, "up", path], env=environment(home), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+
+    first = begin(file)
+    while not list(home.glob("deliveries/small/objects/Lease/lease.json")):
+        assert first.poll() is None
+    waiting, refused = begin(file), begin(refusing)
+    assert f"another run is delivering small: process {first.pid}" in refused.communicate()[1]
+    assert refused.returncode == 3
+    assert "small: promoted" in first.communicate()[0]
+    said, told = waiting.communicate()
+    assert waiting.returncode == 0
+    assert f"waiting for process {first.pid}" in told
+    assert "small: unchanged" in said
+    assert len(list(home.glob("deliveries/small/logs/*-[0-9].log"))) == 1
+    assert deliver(home, "down", "small").returncode == 0

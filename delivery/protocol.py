@@ -12,8 +12,8 @@ from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import AddressKey, Candidate, Ended, Wanted
-from delivery.release import Frozen, Lock, ReleaseId
-from delivery.resources import Ref, Resource, digest
+from delivery.release import Desired, Frozen, Lock, Release, ReleaseId
+from delivery.resources import Resource, digest
 from delivery.rollout import Stage, stages
 from delivery.session import Session, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
@@ -73,7 +73,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if candidate is not None and candidate.release != release:
         withdraw(session, "replaced", 1, f"another release was asked for: {release}")
         candidate = None
-    session.write(held=None)
+    session.write(held=None, runner=spec.runner)
     session.converge()
     collect(session, spec.rollout)
     _scale(session, spec.serving.replicas.min)
@@ -110,17 +110,16 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
     """Refuse before anything is touched, where it is already known that both releases do not fit."""
     if session.record.stop_after is not None or spec.rollout.strategy == "recreate" or spec.rollout.when_full == "recreate":
         return
-    engines = session.target.compose(session.desired(Wanted()))
-    if engines or session.record.serving is None:
-        resource = Resource(Ref("Engine", release), "release", session.delivery, frozen.payload, release)
+    new = Release(release, frozen.payload, spec.serving.replicas.min)
+    for resource in session.target.compose(Desired(session.delivery, (new,))):
         session.place.put(resource, dry_run=True)
 
 
 def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
     """Rule 3: the release object first; then in one write the candidate, which ends a standby; then what was deleted is gone."""
     session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
-    target = spec.target
-    address = session.record.address or AddressKey(host="127.0.0.1", port=target.port) if target.kind == "process" else None
+    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
+    address = session.record.address or AddressKey(host=there.host, port=there.port)
     candidate = Candidate(
         release=release,
         kind="deliver",
@@ -172,7 +171,7 @@ def ready_timeout(session: Session) -> float:
     frozen = session.frozen(candidate_of(session).release)
     if frozen.startup_timeout is not None:
         return frozen.startup_timeout.seconds
-    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else READY_TIMEOUT
+    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else float(frozen.payload["startup_seconds"])
 
 
 def watch(session: Session) -> None:
@@ -194,7 +193,7 @@ def watch(session: Session) -> None:
                 "watch", "still ready", done=round(candidate.rollout.watch.seconds - left), total=candidate.rollout.watch.seconds, unit="s"
             )
         )
-        session.place.hint(session.delivery, min(left, 2.0))
+        session.place.hint(session.delivery, left)
 
 
 def judged(session: Session, figures: dict[str, float], report: str) -> None:

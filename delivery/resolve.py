@@ -14,4 +14,5 @@ def resolve_lock(spec: DeliverySpec) -> Lock:
     token = getattr(spec.model, "token", None)
     snapshot = open_source(spec.model).resolve(None if token is None else read_secret(token))
     engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
-    return Lock(snapshot=snapshot, engine=engine)
+    image = None if isinstance(spec.target, ProcessTarget) else spec.target.image
+    return Lock(snapshot=snapshot, engine=engine, image=image)

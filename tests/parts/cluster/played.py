@@ -83,7 +83,7 @@ class Player(threading.Thread):
                     del again[name]
                 else:
                     again[name] = time.monotonic() + BACK_OFF
-            for name in [name for name in self.children if self.ended(name)]:
+            for name in [name for name in list(self.children) if self.ended(name)]:
                 code = self.code(name)
                 if policy == "Always" or (policy == "OnFailure" and code):
                     again[name] = time.monotonic() + BACK_OFF

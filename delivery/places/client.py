@@ -164,7 +164,7 @@ class Client:
             if self.context is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
                 load_incluster_config(client_configuration=configuration)
             else:
-                load_kube_config(context=self.context, client_configuration=configuration)
+                load_kube_config(config_file=os.environ.get("KUBECONFIG"), context=self.context, client_configuration=configuration)
         except (ConfigException, OSError, ValueError) as error:
             raise Refused(Finding("no cluster is known", f"{error}; {_contexts()}", "set KUBECONFIG, or correct target.context")) from None
         self._configuration = configuration
@@ -189,7 +189,7 @@ def _forbidden(message: str) -> Finding:
 
 def _contexts() -> str:
     try:
-        contexts, _ = list_kube_config_contexts()
+        contexts, _ = list_kube_config_contexts(config_file=os.environ.get("KUBECONFIG"))
     except (ConfigException, OSError):
         return "there is no kubeconfig"
     return "known contexts: " + (", ".join(sorted(context["name"] for context in contexts)) or "none")

@@ -219,7 +219,7 @@ class Cluster:
             self._look.forget()
         before, after = shown(live) if live else {}, shown(done)
         diff = tuple(difference(before, after)) if live else ()
-        version = done["metadata"]["resourceVersion"]
+        version = done["metadata"].get("resourceVersion")
         if live is None:
             return Change(resource.ref, "created", version=version)
         return Change(resource.ref, "updated" if diff else "unchanged", diff, version)

@@ -133,11 +133,11 @@ class Look:
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
-        statuses = [s for s in pod["status"].get("containerStatuses", ()) if s["name"] == CONTAINERS["Deployment"]]
-        if not statuses or statuses[0]["ready"] or not (statuses[0].get("restartCount") or "waiting" not in statuses[0]["state"]):
+        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] == CONTAINERS["Deployment"]), None)
+        if status is None or status["ready"] or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
             return pod
         query: dict[str, Any] = {"container": CONTAINERS["Deployment"], "tailLines": TAIL_LINES}
-        query |= {"previous": "true"} if "running" not in statuses[0]["state"] and statuses[0].get("restartCount") else {}
+        query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
         try:
             lines = list(self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
         except (Status, Forbidden):

@@ -60,11 +60,11 @@ class Scene:
             }
         except LookupError as missing:
             return Container((), {}, ("CreateContainerConfigError", str(missing.args[0])))
-        words = [*(spec.get("command") or entrypoint), *spec.get("args", ())]
-        expanded = [_expand(word, environ) for word in words]
+        expanded = [_expand(word, environ) for word in (*spec.get("command", ()), *spec.get("args", ()))]
+        image = () if spec.get("command") else entrypoint  # the image's own words name this machine's files already
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         place = self._placer(mounts)
-        return Container(tuple(map(place, expanded)), kept | {name: place(value) for name, value in environ.items()})
+        return Container((*image, *map(place, expanded)), kept | {name: place(value) for name, value in environ.items()})
 
     def _placer(self, mounts: Mapping[str, Path]) -> Callable[[str], str]:
         """Rewrites text; the mounted files' own text is rewritten here too."""

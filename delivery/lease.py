@@ -23,7 +23,7 @@ RENEWALS = 4  # in a lease's time: it survives an API server that is away for a 
 
 @dataclass
 class Lease:
-    """Held by one run. It ends with its process where that can be seen; elsewhere it is renewed, and ``expires`` bounds it."""
+    """Held by one run, for ``seconds`` (default: the place's) unless renewed. It ends with its process where that can be seen."""
 
     place: Place
     delivery: str
@@ -31,6 +31,11 @@ class Lease:
     clock: Clock
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
     version: Version | None = None
+    seconds: float | None = None
+
+    @property
+    def term(self) -> float:
+        return self.seconds or self.place.lease_seconds
 
     def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
         """Take it; one that expired, whose process is dead, or that the same request holds, is taken over.
@@ -67,7 +72,7 @@ class Lease:
             self.release()
 
     def _renew(self, done: threading.Event) -> None:
-        while not done.wait(self.place.lease_seconds / RENEWALS):
+        while not done.wait(self.term / RENEWALS):
             try:
                 self.version = self.place.put(self._resource(), expect=self.version or ABSENT).version
             except Mismatch:
@@ -110,7 +115,7 @@ class Lease:
             "request": self.request,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "expires": self.clock.now() + self.place.lease_seconds,
+            "expires": self.clock.now() + self.term,
         }
         return Resource(REF, "lease", self.delivery, spec)
 

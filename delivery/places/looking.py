@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from delivery.places.client import Client, Forbidden, Status
-from delivery.places.objects import KINDS, Object, from_object, path
+from delivery.places.objects import Object, from_object, path
 from delivery.resources import Observed, Ref, World
 
-PER_MINUTE = 54  # of sixty; the lease takes the rest
-LONGEST = 15.0
+ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
+SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
 PAGE = 500
 OURS = ("ConfigMap", "Deployment", "Service", "Job", "HTTPRoute")
 TAIL_LINES = 400
@@ -28,6 +29,7 @@ class Look:
         self.since = ""
         self._absent = set[str]()
         self._nodes: tuple[Object, ...] | None = None
+        self._seen: dict[str, Any] = {}
 
     def listed(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old meanwhile."""
@@ -67,9 +69,11 @@ class Look:
             for found in self.maybe(kind, mine):
                 seen = from_object(found)
                 objects[seen.resource.ref] = seen
-        claims = self.listed("PersistentVolumeClaim")
-        objects |= {Ref(c["kind"], c["metadata"]["name"]): from_object(c) for c in claims}
-        pods = tuple(self._with_log(pod) for pod in self.listed("Pod", mine))
+        listed = self.listed("Pod", mine)
+        self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
+        if any(pod["status"].get("phase") == "Pending" for pod in listed):
+            objects |= {Ref(c["kind"], c["metadata"]["name"]): from_object(c) for c in self.listed("PersistentVolumeClaim")}
+        pods = tuple(self._with_log(pod) for pod in listed)
         beside = {
             "Pod": pods,
             "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})),
@@ -116,20 +120,25 @@ class Look:
         except Status:  # the pod or its log is gone: what is missing is told by who reads
             return
 
-    def changes(self, delivery: str, seconds: float) -> None:
-        """Return when a pod of ours has changed since the last look, or after ``seconds``."""
+    def changes(self, delivery: str, seconds: float) -> bool:
+        """Wait for ``seconds``, or until a pod of ours is in another state than at the last look: True."""
         start = time.monotonic()
-        query = {"watch": "1", "labelSelector": f"model-delivery/delivery={delivery}", "timeoutSeconds": str(max(1, round(seconds)))}
+        query = {"watch": "1", "labelSelector": f"model-delivery/delivery={delivery}", "timeoutSeconds": str(max(1, math.ceil(seconds)))}
         if self.since:
             try:
-                watch = self.client.lines(path("Pod", self.namespace), query | {"resourceVersion": self.since}, seconds)
-                for line in watch:
-                    if json.loads(line).get("type") != "ERROR":
-                        return
-                    break
+                for line in self.client.lines(path("Pod", self.namespace), query | {"resourceVersion": self.since}, seconds):
+                    said = json.loads(line)
+                    if said["type"] == "ERROR":
+                        break
+                    name = said["object"]["metadata"]["name"]
+                    if said["type"] == "DELETED" or self._seen.get(name) != _state_of(said["object"]):
+                        return True
+                    if time.monotonic() - start > seconds:
+                        return False
             except (Status, ValueError):
                 pass
         time.sleep(max(0.0, seconds - (time.monotonic() - start)))
+        return False
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
@@ -146,11 +155,11 @@ class Look:
 
 
 class Pace:
-    """How often to look while waiting: soon at first, then every 15 s and whenever the watch says so; never above the budget."""
+    """How often to look while waiting: soon at first, then every 15 s, and when a pod's state has changed; never above the budget."""
 
     def __init__(self, client: Client, look: Look) -> None:
         self.client, self.look = client, look
-        self._looks, self._began, self._last = 0, 0.0, 0
+        self._looks, self._began, self._last = 0, 0.0, 0.0
 
     def restart(self, *, acted: bool) -> None:
         """After an effect the waiting begins anew."""
@@ -158,17 +167,21 @@ class Pace:
             self._looks = 0
 
     def wait(self, delivery: str, timeout: float) -> None:
-        if self._looks == 0:
-            self._began = time.monotonic()
-        self._looks += 1
-        self.look.changes(delivery, min(timeout, LONGEST, 0.5 * 2 ** (self._looks - 1)))
-        cost = len(KINDS)
-        while self._spent() + cost > PER_MINUTE:
-            time.sleep(0.5)
+        now = time.monotonic()
+        end, self._began = now + timeout, self._began if self._looks else now
+        cost = max(1, self._spent(self._last)) if self._looks else 1
+        planned = SCHEDULE[min(self._looks, len(SCHEDULE) - 1)]
+        self._looks, self._last = self._looks + 1, now
+        changed = self.look.changes(delivery, min(timeout, planned))
+        while self._spent(self._began) + cost > (ON_CHANGE if changed else ON_TIME) and (left := end - time.monotonic()) > 0:
+            if changed:
+                time.sleep(min(left, 1.0))
+            else:
+                changed = self.look.changes(delivery, min(left, 5.0))
 
-    def _spent(self) -> int:
-        since = max(self._began, time.monotonic() - 60)
-        return sum(at >= since for at in self.client.asked)
+    def _spent(self, since: float) -> int:
+        start = max(since, time.monotonic() - 60)
+        return sum(at >= start for at in self.client.asked)
 
 
 def _state(pod: Object, container: str) -> Mapping[str, Any]:
@@ -177,6 +190,17 @@ def _state(pod: Object, container: str) -> Mapping[str, Any]:
             state: dict[str, Any] = status["state"]
             return state
     return {}
+
+
+def _state_of(pod: Object) -> Any:
+    """What of a pod a wait can turn on."""
+    status = pod["status"]
+    containers = [
+        (s["name"], s["ready"], sorted(s["state"]), s["state"].get("waiting", {}).get("reason"))
+        for s in status.get("containerStatuses", ())
+    ]
+    conditions = [(c["type"], c["status"], c.get("reason")) for c in status.get("conditions", ()) if c["type"] == "PodScheduled"]
+    return status.get("phase"), status.get("reason"), containers, conditions, "deletionTimestamp" in pod["metadata"]
 
 
 def _unscheduled(pod: Object) -> bool:

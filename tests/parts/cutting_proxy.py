@@ -51,6 +51,7 @@ class CuttingProxy:
                 if asked.is_set():
                     asked.clear()
                     if self.lost():
+                        client.shutdown(socket.SHUT_RDWR)  # a close alone waits for the other thread's read
                         return
                 client.sendall(data)
 

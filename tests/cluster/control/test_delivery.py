@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from delivery import service
-from delivery.findings import Permanent
 from delivery.record import TargetKey
 from flows.deliver import deliver
 from flows.rollback import rollback

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.cluster.images import push_pause
+from tests.parts.cluster.provisioner import Provisioner
 from tests.parts.cluster.registry import HOST as REGISTRY
 from tests.parts.cluster.registry import PASSWORD, USER, Registry, running_registry
 from tests.parts.cluster.sealed import is_sealed
@@ -26,11 +27,7 @@ NODE, ADDRESS, DNS = "node0", "192.0.2.10", "10.96.0.10"
 SERVICES, PODS = "10.96.0.0/16", "10.244.0.0/24"
 SOURCES = Path(__file__).parent
 PROGRAMS = ("containerd", "runc", "ctr", "nft", "ip", "docker-registry")
-COVERED = ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/netns", "/tmp/hostpath_pv")  # noqa: S108
-STORAGE_CLASS = {
-    "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "hostpath"}, "provisioner": "kubernetes.io/host-path",
-    "volumeBindingMode": "WaitForFirstConsumer",
-}  # fmt: skip
+COVERED = ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/netns")
 
 
 def missing() -> str:
@@ -67,7 +64,6 @@ class Node(Cluster):
         self.pull(PAUSE)
         self.start_kubelet()
         self.start_proxy()
-        self.apply(STORAGE_CLASS)
         for state in ("create", "condition=Ready"):
             self.kubectl("wait", f"--for={state}", f"node/{NODE}", "--timeout=120s")
 
@@ -80,11 +76,7 @@ class Node(Cluster):
         """The folders that the kubelet and the rest cannot be told to leave alone are this namespace's own."""
         for path in map(Path, COVERED):
             path.mkdir(parents=True, exist_ok=True)
-            if path.name == "hostpath_pv":
-                (self.folder / "volumes").mkdir(exist_ok=True)
-                run("mount", "--bind", self.folder / "volumes", path)
-            else:
-                run("mount", "-t", "tmpfs", "tmpfs", path)
+            run("mount", "-t", "tmpfs", "tmpfs", path)
         resolver = self.folder / "resolv.conf"
         resolver.write_text(f"nameserver {ADDRESS}\nsearch svc.cluster.local cluster.local\noptions ndots:5\n")
         run("mount", "--bind", resolver, Path("/etc/resolv.conf").resolve())
@@ -105,7 +97,9 @@ class Node(Cluster):
         (folder / "cni" / "pods.conflist").write_text(json.dumps(network(folder)))
         hosts = folder / "registries" / REGISTRY
         hosts.mkdir(parents=True, exist_ok=True)
-        (hosts / "hosts.toml").write_text(f'[host."https://{REGISTRY}"]\nca = "{self.authority.ca}"\n')
+        (hosts / "hosts.toml").write_text(
+            f'server = "https://{REGISTRY}"\nca = "{self.authority.ca}"\n[host."https://{REGISTRY}"]\nca = "{self.authority.ca}"\n'
+        )
         (folder / "containerd.toml").write_text(containerd(folder, root))
         self.programs.start("containerd", ["containerd", "--config", folder / "containerd.toml"])
         self.programs.wait_for("containerd", self._has_containerd)
@@ -227,7 +221,8 @@ def running_node(folder: Path) -> Iterator[Node]:
             node.start_ground()
             with running_registry(node, ADDRESS) as node.registry:
                 node.start_node()
-                yield node
+                with Provisioner(node):
+                    yield node
         finally:
             node.programs.stop_all(grace=0)
             node.client.close()

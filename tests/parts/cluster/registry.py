@@ -66,6 +66,16 @@ class Registry:
         meta = {"name": name, "namespace": namespace}
         return {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "metadata": meta, "stringData": data}
 
+    @contextmanager
+    def failing(self, status: int, path: str = "/manifests/", **headers: str) -> Iterator[Fault]:
+        """Requests whose path matches ``path`` get ``status`` while the block runs."""
+        fault = Fault(status, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        self.faults.append(fault)
+        try:
+            yield fault
+        finally:
+            self.faults.remove(fault)
+
     def answers(self) -> bool:
         try:
             return self._client.get("/v2/").is_success

@@ -10,7 +10,7 @@ from typing import Any
 
 from delivery import protocol
 from delivery import report as reports
-from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Trouble, trouble
+from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
 from delivery.places.host import Host, default_home
@@ -36,7 +36,10 @@ from tasks import artifacts
 from tasks.step import run_id, step
 
 observer: Observer = unobserved
-ROLLBACK = Rollout(strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"))
+EVERYTHING = 10**6
+ROLLBACK = Rollout(
+    strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"), keep=EVERYTHING, history=EVERYTHING
+)
 
 
 class Run:
@@ -56,7 +59,10 @@ class Run:
         except Interrupted:
             raise
         except Trouble as bad:
-            protocol.refuse(self.session, bad)
+            try:
+                protocol.refuse(self.session, bad)
+            except Trouble as worse:
+                raise Permanent(*bad.findings, *worse.findings) from bad
             raise
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
@@ -114,10 +120,7 @@ def resolve(spec: DeliverySpec) -> Lock:
     try:
         return resolve_lock(spec)
     except Trouble:
-        session = current()
-        protocol.finish_ending(session)
-        if session.record.serving is not None and session.record.candidate is None:
-            session.converge()
+        protocol.look_after(current())
         raise
 
 
@@ -236,9 +239,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
 
 @step("watch")
 def watch(stage: Stage) -> None:
-    """Look after the candidate with all of the traffic for ``rollout.watch``; GateFailed when it does not stay ready."""
-    if stage.name == "promote":
-        protocol.watch(current())
+    """Look after the candidate while it has traffic; GateFailed when it does not stay ready."""
+    protocol.watch(current(), stage)
 
 
 @step("promote")

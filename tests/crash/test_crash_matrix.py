@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,24 +14,8 @@ import pytest
 from delivery.places import launcher
 from delivery.spec import DeliverySpec
 from tests.crash.lab import Event, Lab
-from tests.parts.ports import free_port
-from tests.parts.timing_engine import engine_folder
-from tests.parts.tiny_model import tiny_model
 
 SEED = 20261123
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("parts")
-    return tiny_model(folder / "model"), engine_folder(folder)
-
-
-@pytest.fixture
-def lab(tmp_path: Path, parts: tuple[Path, Path]) -> Iterator[Lab]:
-    made = Lab(home=tmp_path / "home", model=parts[0], engine=parts[1], port=free_port())
-    yield made
-    made.stop()
 
 
 def moments(events: tuple[Event, ...]) -> list[int]:
@@ -64,16 +49,18 @@ def first(lab: Lab) -> object:
     return None
 
 
-def served(lab: Lab) -> object:
+def served(lab: Lab, **more: Any) -> object:
     if lab.home.exists() and lab.record.serving is not None:
         return None
-    return lab.deliver(lab.spec())
+    return lab.deliver(lab.spec(**more))
 
 
+WHOLE: dict[str, Any] = {"cpus": len(os.sched_getaffinity(0)), "when_full": "recreate"}
 STORIES = (
     Story("first", first, lambda lab: lab.spec()),
     Story("second", served, lambda lab: lab.spec()),
     Story("recreate", served, lambda lab: lab.spec(strategy="recreate")),
+    Story("both do not fit", lambda lab: served(lab, **WHOLE), lambda lab: lab.spec(**WHOLE)),
     Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
 )
 

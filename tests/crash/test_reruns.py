@@ -1,0 +1,127 @@
+"""What another request finds, and says, after a run that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from delivery.progress import Progress, sink
+from delivery.resources import Ref
+from delivery.service import down
+from delivery.spec import DeliverySpec, parse_spec
+from tests.crash.lab import NAME, Lab, Result
+
+
+def untested(lab: Lab, **rollout: Any) -> DeliverySpec:
+    """A spec without gates: these tests are about the protocol."""
+    whole = lab.spec(**rollout).model_dump(mode="json")
+    return parse_spec(whole | {"gates": {"smoke": None, "throughput": None}})
+
+
+def killed_with_its_engine_up(lab: Lab, spec: DeliverySpec, request: str | None = None) -> Result:
+    """The run dies right after it has started its engine."""
+    seen = lab.deliver(untested(lab))
+    assert seen.code == 0, seen.said
+    at = next(n for n, (when, _, ref) in enumerate(seen.events) if when == "after" and ref.startswith("Engine/"))
+    done = lab.deliver(spec, kill_at=at, request=request)
+    assert done.code is None
+    assert lab.record.candidate is not None
+    return done
+
+
+def test_going_back_to_what_serves_after_a_crash_is_no_failure(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, untested(lab), request="first")
+    serving = lab.record.serving
+    assert serving is not None
+    back = lab.rollback(serving)
+    assert (back.code, back.said.get("result")) == (0, "unchanged"), back.said
+    lab.converged(serving)
+    ended = lab.record.ended[-1]
+    assert (ended.request, ended.outcome) == ("first", "rolled back"), "what was replaced belongs to the request that asked for it"
+
+
+def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, untested(lab))
+    whole, other = lab.record, untested(lab)
+    assert whole.candidate is not None
+    replacing = lab.deliver(other, request="second", kill_at=9)
+    assert replacing.code is None
+    assert [e.outcome for e in lab.record.ended] == ["promoted", "replaced"], "the test kills it after it has ended the first one"
+    again = lab.deliver(other, request="second")
+    assert again.code == 0, again.said
+    lab.converged(again.said["release"])
+
+
+def test_a_rollback_to_nowhere_leaves_a_killed_delivery_to_its_rerun(lab: Lab) -> None:
+    spec = untested(lab)
+    killed_with_its_engine_up(lab, spec)
+    before = lab.record
+    refused = lab.rollback("nowhere")
+    assert refused.code == 3, refused.said
+    assert lab.record == before
+    assert lab.deliver(spec).code == 0
+
+
+def test_a_rollback_after_down_serves_at_the_old_address(lab: Lab) -> None:
+    goal = lab.deliver(untested(lab)).said["release"]
+    down(lab.host, NAME)
+    back = lab.rollback(None)
+    assert back.code == 0, back.said
+    assert back.said["url"] == f"http://127.0.0.1:{lab.port}"
+    lab.converged(goal)
+
+
+def test_a_rollback_forgets_nothing_that_the_spec_keeps(lab: Lab) -> None:
+    for _ in range(5):
+        assert lab.deliver(untested(lab, keep=5)).code == 0
+    assert lab.rollback(None).code == 0
+    assert len([ref for ref in lab.host.world(NAME).objects if ref.kind == "Release"]) == 5
+
+
+def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candidate(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, untested(lab))
+    serving = lab.record.serving
+    assert serving is not None
+    dead = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    os.kill(dead["pid"], signal.SIGKILL)
+    gone = lab.model.rename(lab.model.with_name("elsewhere"))
+    try:
+        assert lab.deliver(untested(lab)).code == 3
+    finally:
+        gone.rename(lab.model)
+    now = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    assert now["alive"]
+    assert now["pid"] != dead["pid"]
+    assert lab.record.candidate is not None
+
+
+def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
+    from flows.deliver import deliver
+
+    serving = lab.deliver(untested(lab)).said["release"]
+    spec = untested(lab, strategy="canary", steps=[50], soak="30s")
+
+    def kill_it_once(news: Progress) -> None:
+        candidate = lab.record.candidate
+        if news.step == "watch" and candidate is not None:
+            assert candidate.phase == "canary-50"
+            status = lab.host.world(NAME).objects[Ref("Engine", candidate.release)].status
+            if status["alive"]:
+                os.kill(status["pid"], signal.SIGKILL)
+
+    def act() -> Any:
+        with sink(kill_it_once):
+            return deliver.fn(spec, None)
+
+    refused = lab.run(act)
+    assert refused.code == 4, refused.said
+    assert "failed while it was watched" in refused.said["trouble"]
+    lab.converged(serving)
+
+
+def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) -> None:
+    for _ in range(3):
+        assert lab.deliver(untested(lab, history=2)).code == 0
+        assert lab.deliver(lab.spec("--fail-start", history=2)).code == 1
+        assert len(lab.record.ended) == 2 or lab.labels < 3

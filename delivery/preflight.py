@@ -16,6 +16,8 @@ from delivery.session import RECORD
 from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget
 from delivery.targets import Target
 
+LIMITS = ("cpu", "memory", "nvidia.com/gpu")
+
 
 def preflight(spec: DeliverySpec, host: Host, target: Target) -> None:
     """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to this host as it stands."""
@@ -41,6 +43,7 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
         "storage.notebook": bool(getattr(spec.storage, "notebook", False)),
         "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
     }
+    wanted |= {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
     for what, asked in wanted.items():
         if asked:
             yield Finding(

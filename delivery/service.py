@@ -74,9 +74,9 @@ class Plan:
 
 def record_of(host: Host, name: str) -> Record:
     """The record of ``name``; BadInput with the nearest name when there is none."""
-    seen = host.get(name, RECORD)
+    known = host.deliveries()
+    seen = host.get(name, RECORD) if name in known else None
     if seen is None:
-        known = host.deliveries()
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
         raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; state is looked up under {host.home}"))

@@ -53,6 +53,10 @@ class Session:
             version = self.place.put(resource, expect=self.version).version
         except (Mismatch, OSError) as doubt:
             seen = self.place.get(self.delivery, RECORD)
+            if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
+                raise Permanent(
+                    Finding(f"the record of {self.delivery} cannot be written", str(doubt), "make room, then run again")
+                ) from doubt
             if seen is None or seen.resource != resource:
                 raise Permanent(Finding(f"the record of {self.delivery} was changed by another run", str(doubt), "run again")) from doubt
             version = seen.version

@@ -10,7 +10,7 @@ from typing import Any
 
 from delivery import protocol
 from delivery import report as reports
-from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
 from delivery.places.host import Host, default_home
@@ -20,7 +20,8 @@ from delivery.record import Candidate, Record, TargetKey
 from delivery.release import Lock
 from delivery.resolve import resolve_lock
 from delivery.rollout import Stage
-from delivery.session import RECORD, Session, current, opened
+from delivery.service import record_of
+from delivery.session import Session, current, opened
 from delivery.spec import DeliverySpec, Rollout
 from delivery.steps.fetch import STEP as FETCH
 from delivery.steps.fetch import FetchInput
@@ -103,10 +104,7 @@ def delivering(spec: DeliverySpec, request: str | None) -> Iterator[Run]:
 def rolling_back(name: str, request: str | None) -> Iterator[Run]:
     """A session of a delivery that exists already."""
     host = Host(default_home())
-    seen = host.get(name, RECORD)
-    if seen is None:
-        raise BadInput(Finding(f"no delivery is called {name}", f"known: {', '.join(host.deliveries()) or 'none'}", "see `deliver list`"))
-    key = Record.model_validate(seen.resource.spec).target
+    key = record_of(host, name).target
     with (
         artifacts.progress_sink(),
         opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session,

@@ -39,6 +39,7 @@ PASSED_ON = (
     "NO_PROXY",
 )
 PROCESSES = ("Engine", "Router", "Step")
+GONE = {"Engine": "it ended", "Router": "it ended", "Step": "it ended without a result", "Slot": "its address is an old one"}
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 
@@ -70,7 +71,7 @@ class Host:
             if old is not None and self._same(resource, old):
                 return Change(resource.ref, "unchanged", version=old.version)
             bound = self._bind(resource)
-            diff = tuple(difference(old.resource.spec if old else {}, resource.spec))
+            diff = tuple(difference(old.resource.spec if old else {}, resource.spec)) or (GONE.get(resource.ref.kind, "it is gone"),)
             action: Literal["updated", "created"] = "updated" if old else "created"
             if dry_run:
                 return Change(resource.ref, action, diff)

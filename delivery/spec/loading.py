@@ -79,8 +79,6 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
         case "literal_error":
             near = difflib.get_close_matches(str(_value(given, location)), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
             return location, f"{field}: must be {problem['ctx']['expected']}{_did_you_mean(near)}"
-        case "string_type" if location and location[-1] == "revision":
-            return location, f'{field}: must be text: put it in quotes, "…"'
         case "string_pattern_mismatch" if field == "name":
             return location, f"{field}: must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
         case "model_type" | "model_attributes_type" | "dict_type" if _is_secret(location):
@@ -88,6 +86,12 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
                 location,
                 f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}",
             )
+        case "string_type":
+            return location, f'{field}: must be text: put it in quotes, "…"'
+        case "tuple_type":
+            return location, f"{field}: must be a list, such as [a, b]"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return location, f"{field}: must be a mapping of fields"
     return location, f"{field}: {problem['msg'].removeprefix('Value error, ')}"
 
 

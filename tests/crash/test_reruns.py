@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
-from typing import Any
+from typing import Any, Literal
 
 from delivery.progress import Progress, sink
 from delivery.resources import Ref
@@ -125,3 +126,30 @@ def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) 
         assert lab.deliver(untested(lab, history=2)).code == 0
         assert lab.deliver(lab.spec("--fail-start", history=2)).code == 1
         assert len(lab.record.ended) == 2 or lab.labels < 3
+
+
+def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
+    from flows.deliver import deliver
+
+    serving = lab.deliver(untested(lab)).said["release"]
+    spec = untested(lab)
+
+    def act() -> Any:
+        from tasks import delivering
+
+        told = delivering.observer
+
+        def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+            told(when, verb, ref)
+            if (when, ref.kind) == ("before", "Record"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        delivering.observer = observer
+        return deliver.fn(spec, None)
+
+    full = lab.run(act)
+    assert full.code == 1, full.said
+    assert "cannot be written: [Errno 27] File too large" in full.said["trouble"]
+    assert "make room" in full.said["trouble"]
+    assert lab.record.serving == serving
+    assert lab.deliver(spec).code == 0

@@ -10,19 +10,13 @@ from typing import Any, Literal
 from delivery.progress import Progress, sink
 from delivery.resources import Ref
 from delivery.service import down
-from delivery.spec import DeliverySpec, parse_spec
+from delivery.spec import DeliverySpec
 from tests.crash.lab import NAME, Lab, Result
-
-
-def untested(lab: Lab, **rollout: Any) -> DeliverySpec:
-    """A spec without gates: these tests are about the protocol."""
-    whole = lab.spec(**rollout).model_dump(mode="json")
-    return parse_spec(whole | {"gates": {"smoke": None, "throughput": None}})
 
 
 def killed_with_its_engine_up(lab: Lab, spec: DeliverySpec, request: str | None = None) -> Result:
     """The run dies right after it has started its engine."""
-    seen = lab.deliver(untested(lab))
+    seen = lab.deliver(lab.untested())
     assert seen.code == 0, seen.said
     at = next(n for n, (when, _, ref) in enumerate(seen.events) if when == "after" and ref.startswith("Engine/"))
     done = lab.deliver(spec, kill_at=at, request=request)
@@ -32,7 +26,7 @@ def killed_with_its_engine_up(lab: Lab, spec: DeliverySpec, request: str | None 
 
 
 def test_going_back_to_what_serves_after_a_crash_is_no_failure(lab: Lab) -> None:
-    killed_with_its_engine_up(lab, untested(lab), request="first")
+    killed_with_its_engine_up(lab, lab.untested(), request="first")
     serving = lab.record.serving
     assert serving is not None
     back = lab.rollback(serving)
@@ -43,8 +37,8 @@ def test_going_back_to_what_serves_after_a_crash_is_no_failure(lab: Lab) -> None
 
 
 def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: Lab) -> None:
-    killed_with_its_engine_up(lab, untested(lab))
-    whole, other = lab.record, untested(lab)
+    killed_with_its_engine_up(lab, lab.untested())
+    whole, other = lab.record, lab.untested()
     assert whole.candidate is not None
     replacing = lab.deliver(other, request="second", kill_at=9)
     assert replacing.code is None
@@ -55,7 +49,7 @@ def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: 
 
 
 def test_a_rollback_to_nowhere_leaves_a_killed_delivery_to_its_rerun(lab: Lab) -> None:
-    spec = untested(lab)
+    spec = lab.untested()
     killed_with_its_engine_up(lab, spec)
     before = lab.record
     refused = lab.rollback("nowhere")
@@ -65,7 +59,7 @@ def test_a_rollback_to_nowhere_leaves_a_killed_delivery_to_its_rerun(lab: Lab) -
 
 
 def test_a_rollback_after_down_serves_at_the_old_address(lab: Lab) -> None:
-    goal = lab.deliver(untested(lab)).said["release"]
+    goal = lab.deliver(lab.untested()).said["release"]
     down(lab.host, NAME)
     back = lab.rollback(None)
     assert back.code == 0, back.said
@@ -75,20 +69,20 @@ def test_a_rollback_after_down_serves_at_the_old_address(lab: Lab) -> None:
 
 def test_a_rollback_forgets_nothing_that_the_spec_keeps(lab: Lab) -> None:
     for _ in range(5):
-        assert lab.deliver(untested(lab, keep=5)).code == 0
+        assert lab.deliver(lab.untested(keep=5)).code == 0
     assert lab.rollback(None).code == 0
     assert len([ref for ref in lab.host.world(NAME).objects if ref.kind == "Release"]) == 5
 
 
 def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candidate(lab: Lab) -> None:
-    killed_with_its_engine_up(lab, untested(lab))
+    killed_with_its_engine_up(lab, lab.untested())
     serving = lab.record.serving
     assert serving is not None
     dead = lab.host.world(NAME).objects[Ref("Engine", serving)].status
     os.kill(dead["pid"], signal.SIGKILL)
     gone = lab.model.rename(lab.model.with_name("elsewhere"))
     try:
-        assert lab.deliver(untested(lab)).code == 3
+        assert lab.deliver(lab.untested()).code == 3
     finally:
         gone.rename(lab.model)
     now = lab.host.world(NAME).objects[Ref("Engine", serving)].status
@@ -100,8 +94,8 @@ def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candid
 def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
     from flows.deliver import deliver
 
-    serving = lab.deliver(untested(lab)).said["release"]
-    spec = untested(lab, strategy="canary", steps=[50], soak="30s")
+    serving = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested(strategy="canary", steps=[50], soak="30s")
 
     def kill_it_once(news: Progress) -> None:
         candidate = lab.record.candidate
@@ -123,7 +117,7 @@ def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
 
 def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) -> None:
     for _ in range(3):
-        assert lab.deliver(untested(lab, history=2)).code == 0
+        assert lab.deliver(lab.untested(history=2)).code == 0
         assert lab.deliver(lab.spec("--fail-start", history=2)).code == 1
         assert len(lab.record.ended) == 2 or lab.labels < 3
 
@@ -131,8 +125,8 @@ def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) 
 def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
     from flows.deliver import deliver
 
-    serving = lab.deliver(untested(lab)).said["release"]
-    spec = untested(lab)
+    serving = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested()
 
     def act() -> Any:
         from tasks import delivering

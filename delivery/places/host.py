@@ -247,7 +247,7 @@ class Host:
         state = self.processes.state(folder)
         bound = state.get("binding", {})
         log = bound.get("log", "")
-        alive = self.processes.alive(folder)
+        alive = self.processes.alive(folder) if resource.ref.kind == "Step" else self.processes.running(folder)
         said = {
             "alive": alive,
             "pid": state.get("pid"),
@@ -259,7 +259,7 @@ class Host:
 
     def _healthy(self, resource: Resource) -> bool:
         folder = self._process(resource.delivery, resource.ref)
-        if not self.processes.alive(folder):
+        if not self.processes.running(folder):
             return False
         port = self.processes.state(folder)["binding"]["port"]
         try:
@@ -275,7 +275,7 @@ class Host:
 
     def _taken(self) -> list[Mapping[str, Any]]:
         folders = [path.parent for path in self.home.glob("deliveries/*/processes/Engine-*/state.json")]
-        return [self.processes.state(folder)["binding"] for folder in folders if self.processes.alive(folder)]
+        return [self.processes.state(folder)["binding"] for folder in folders if self.processes.running(folder)]
 
     def _grace(self, resource: Resource) -> float:
         if resource.ref.kind == "Engine":

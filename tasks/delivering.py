@@ -29,6 +29,7 @@ from delivery.steps.load import STEP as LOAD
 from delivery.steps.load import LoadInput
 from delivery.steps.smoke import STEP as SMOKE
 from delivery.steps.smoke import SmokeInput, SmokeReport
+from delivery.targets import Failed
 from delivery.targets import choose as choose_target
 from delivery.targets.process import Process, engine_ref
 from delivery.units import Duration
@@ -164,10 +165,13 @@ def release(stage: Stage) -> None:
 
 @step("ready")
 def ready(stage: Stage) -> str:
-    """The candidate's own endpoint, once it is ready and the traffic is where it shall be."""
+    """The candidate's own endpoint, once it is ready and the traffic is where it shall be. A retry starts again what may come up then."""
     session = current()
     if not any(r.id == candidate().release for r in stage.desired.releases):
         return ""
+    match session.target.readiness(session.release(candidate().release), session.place.world(session.delivery)):
+        case Failed(retryable=True):
+            session.converge()
     endpoint = session.wait_ready(candidate().release, protocol.ready_timeout(session))
     session.wait_routed()
     return endpoint

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from contextlib import suppress
 from typing import Any, Literal
 
+from delivery.findings import Retryable
 from delivery.progress import Progress, sink
 from delivery.resources import Ref
 from delivery.service import down
 from delivery.spec import DeliverySpec
 from tests.crash.lab import NAME, Lab, Result
+from tests.parts.timing_engine import engine_folder
 
 
 def killed_with_its_engine_up(lab: Lab, spec: DeliverySpec, request: str | None = None) -> Result:
@@ -146,4 +149,31 @@ def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
     assert "cannot be written: [Errno 27] File too large" in full.said["trouble"]
     assert "make room" in full.said["trouble"]
     assert lab.record.serving == serving
+    assert lab.deliver(spec).code == 0
+
+
+def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_retry(lab: Lab) -> None:
+    from tasks import delivering as do
+
+    folder = engine_folder(lab.home.parent / "moody")
+    toml = (folder / "engine.toml").read_text()
+    moody = 'command = ["/bin/sh", "-c", "[ -e {folder}/tried ] || { touch {folder}/tried; echo EngineDeadError >&2; exit 1; }; exec \\"$@\\"", "sh",'
+    (folder / "engine.toml").write_text(toml.replace("command = [", moody))
+    lab.engine = folder
+    spec = lab.untested()
+
+    def act() -> Any:
+        with do.delivering(spec, None) as run:
+            do.plan(spec, do.resolve(spec), scheduled=False)
+            do.storage()
+            do.fetch()
+            stage = next(run.stages())
+            do.release(stage)
+            with suppress(Retryable):
+                return {"endpoint": do.ready(stage)}
+            return {"endpoint": do.ready(stage)}
+
+    tried = lab.run(act)
+    assert tried.code == 0, tried.said
+    assert tried.said["endpoint"].startswith("http://127.0.0.1:")
     assert lab.deliver(spec).code == 0

@@ -96,26 +96,44 @@ def test_a_killed_rollback_converges_on_the_rerun(lab: Lab) -> None:
         lab.converged(goal)
 
 
-def test_a_recovery_that_is_killed_too_converges(lab: Lab) -> None:
-    served(lab)
-    whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)
-    for _ in range(6):
-        spec = lab.spec()
-        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
-        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_recovery_that_is_killed_too_converges(lab: Lab, story: Story) -> None:
+    story.before(lab)
+    whole = lab.deliver(story.make(lab))
+    dice, twice = random.Random(SEED), 0
+    for at in dice.sample(moments(whole.events), 3):
+        story.before(lab)
+        old, spec = lab.record.serving, story.make(lab)
+        assert lab.deliver(spec, kill_at=at).code is None
+        twice += lab.deliver(spec, kill_at=dice.randrange(8)).code is None
         again = lab.deliver(spec)
-        assert again.code == 0, again.said
-        lab.converged(again.said["release"])
+        assert again.code == story.ends, (whole.events[at], again.said)
+        lab.converged(again.said["release"] if story.ends == 0 else old)
+    assert twice, "no recovery was long enough to be killed"
 
 
-def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab) -> None:
-    served(lab)
-    whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)
-    for at in dice.sample(moments(whole.events), 6):
-        lab.deliver(lab.spec(), kill_at=at)
-        other = lab.deliver(lab.spec())
+def test_a_rollback_whose_recovery_is_killed_too_converges(lab: Lab) -> None:
+    lab.deliver(lab.untested())
+    lab.deliver(lab.untested())
+    whole = lab.rollback(lab.record.previous)
+    dice, twice = random.Random(SEED), 0
+    for at in dice.sample(moments(whole.events), 4):
+        goal = lab.record.previous
+        assert lab.rollback(goal, kill_at=at).code is None
+        twice += lab.rollback(goal, kill_at=dice.randrange(8)).code is None
+        assert lab.rollback(goal).code == 0
+        lab.converged(goal)
+    assert twice
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab, story: Story) -> None:
+    story.before(lab)
+    whole = lab.deliver(story.make(lab))
+    for at in random.Random(SEED).sample(moments(whole.events), 3):
+        story.before(lab)
+        lab.deliver(story.make(lab), kill_at=at)
+        other = lab.deliver(lab.untested())
         assert other.code == 0, (whole.events[at], other.said)
         lab.converged(other.said["release"])
 

@@ -65,9 +65,9 @@ class Lab:
             }
         )
 
-    def untested(self, **more: Any) -> DeliverySpec:
+    def untested(self, *args: str, **more: Any) -> DeliverySpec:
         """A spec without gates, for what is about the protocol alone."""
-        return parse_spec(self.spec(**more).model_dump(mode="json") | {"gates": {"smoke": None, "throughput": None}})
+        return parse_spec(self.spec(*args, **more).model_dump(mode="json") | {"gates": {"smoke": None, "throughput": None}})
 
     def deliver(
         self, spec: DeliverySpec, kill_at: int | None = None, request: str | None = None, meanwhile: Callable[[int], None] | None = None

@@ -152,6 +152,7 @@ def opened(
         if active and record.target != key:
             why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
             raise Refused(Finding(f"the target of {delivery} cannot change while it is up", why, f"`deliver down {delivery}` first"))
+        record = record.model_copy(update={"target": key})
         session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
         token = _current.set(session)
         try:

@@ -10,7 +10,7 @@ import click
 
 from cli import deployments, printing, release, service
 from delivery.findings import Finding, Interrupted, Permanent, Trouble
-from delivery.places.host import default_home
+from delivery.home import default_home
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -13,7 +13,8 @@ from delivery import report as reports
 from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Trouble, trouble
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
-from delivery.places.host import Host, default_home
+from delivery.home import default_home
+from delivery.places.host import Host
 from delivery.preflight import preflight
 from delivery.protocol import Admission
 from delivery.record import Candidate, Record, TargetKey

@@ -42,12 +42,6 @@ PROCESSES = ("Engine", "Router", "Step")
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 
-def default_home() -> Path:
-    """``$MODEL_DELIVERY_HOME``, else the platform's state folder."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("MODEL_DELIVERY_HOME") or Path(state) / "model-delivery").absolute()
-
-
 class Host:
     """A place. Every object is one JSON file; what runs is known by the lock that its launcher holds."""
 

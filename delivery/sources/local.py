@@ -32,7 +32,7 @@ class LocalFolder:
         listed = [File(path=name, size=path.stat().st_size) for name, path in self._files()]
         chosen = select(listed, self.model.include, self.model.exclude, self.model.allow)
         check_config((self.root / "config.json").read_bytes(), self.model.allow)
-        faults = [fault for f in chosen if f.path.endswith(".safetensors") and (fault := check_header(self.root / f.path))]
+        faults = [fault for f in chosen if f.path.endswith(".safetensors") and (fault := check_header(self.root / f.path, f.path))]
         if faults:
             raise Refused(*faults)
         files = tuple(f.model_copy(update={"sha256": hash_file(self.root / f.path)}) for f in chosen)

@@ -10,13 +10,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from pydantic import TypeAdapter
 
+from delivery.durable import replace_file
 from delivery.engines import DONE, Engine, environment_folder, make_environment
 from delivery.findings import Finding, Permanent
 from delivery.places import binding, launcher, router
@@ -324,20 +325,6 @@ class Host:
         with (self.home / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new file whole; only its owner may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def passed_on() -> dict[str, str]:

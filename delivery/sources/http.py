@@ -1,9 +1,16 @@
-"""What the HTTP answers of hubs mean."""
+"""HTTP to hubs: proxies and private authorities as the environment says, and what the answers mean."""
 
 from __future__ import annotations
 
+import os
 import time
+import urllib.request
 from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
 
 from delivery.findings import Finding, Refused, Retryable, Trouble
 
@@ -41,3 +48,29 @@ def seconds(retry_after: str) -> float | None:
     except ValueError:
         return None
     return max(0.0, min(until - time.time(), LONGEST_WAIT))
+
+
+def authorities() -> str | None:
+    """The file of a private CA's certificates, as OpenSSL's and requests' variables name it."""
+    return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+
+
+def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
+    """The connections to ``url``'s host, by the environment's proxy if it names one; ``read_timeout`` in seconds.
+
+    A redirect to another host loses the token: urllib3 removes Authorization and Cookie there.
+    """
+    at = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)
+    return _pool(proxy, authorities(), read_timeout)
+
+
+@cache
+def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "maxsize": 16,
+        "timeout": urllib3.Timeout(connect=10, read=read_timeout),
+        "retries": urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
+        "ca_certs": bundle,
+    }
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from delivery.durable import replace_file, sync
 from delivery.resources import digest
 from delivery.sources import Snapshot
 
@@ -67,17 +67,6 @@ def write_manifest(folder: Path, snapshot: Snapshot, files: Iterable[Entry]) -> 
     """By rename, after everything that it names is on the disk."""
     named = tuple(sorted(files, key=lambda entry: entry.path))
     bare = Manifest(source=snapshot.source, key=snapshot.key, commit=snapshot.commit, files=named, created=time.time())
-    temporary = folder / f"{MANIFEST}.new"
-    temporary.write_text(bare.model_copy(update={"digest": bare.expected_digest()}).model_dump_json(indent=1), encoding="utf-8")
-    sync(temporary)
-    temporary.replace(folder / MANIFEST)
+    text = bare.model_copy(update={"digest": bare.expected_digest()}).model_dump_json(indent=1)
+    replace_file(folder / MANIFEST, text, 0o644)
     sync(folder)
-
-
-def sync(path: Path) -> None:
-    """What was written to this file, or renamed in this folder, survives a power cut from here on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -44,41 +44,37 @@ def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], b
 
 
 def held(path: Path) -> bool:
-    """Is somebody alive behind this lock? Takes 15 s to be sure of a holder on another machine."""
+    """Is somebody alive behind this lock? Of a holder on another machine its file's time is believed."""
     seen = _holder(path)
-    return bool(seen) and not _dead(path, seen, time.monotonic())
+    if not seen or _ended(seen):
+        return False
+    return seen.get("space") == _space() or time.time() - path.stat().st_mtime < DEAD_AFTER
 
 
 def _acquire(path: Path, mine: str, waiting: Callable[[str], None]) -> None:
     told: str | None = None
     seen, since = _holder(path), time.monotonic()
-    while True:
-        if not seen and _create(path, mine):
-            return
+    while seen or not _create(path, mine):
         now = _holder(path)
         if now != seen:
             seen, since = now, time.monotonic()
-            if not seen:
-                continue
-        if seen and (_ended(seen) or time.monotonic() - since > DEAD_AFTER):
+        elif seen and (_ended(seen) or time.monotonic() - since > DEAD_AFTER):
             _take_over(path, seen)
             seen = _holder(path)
-            continue
-        if told != seen.get("holder"):
-            told = seen.get("holder")
-            waiting(f"process {seen.get('pid')} on {seen.get('host')}")
-        time.sleep(0.2)
+        elif seen:
+            if told != seen["holder"]:
+                told = seen["holder"]
+                waiting(f"process {seen.get('pid', '?')} on {seen.get('host', 'an unknown machine')}")
+            time.sleep(0.2)
 
 
 def _create(path: Path, mine: str) -> bool:
-    temporary = path.with_name(f".{path.name}.{mine}")
-    temporary.write_text(json.dumps(_self(mine)))
     try:
-        os.link(temporary, path)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
-    finally:
-        temporary.unlink()
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(_self(mine)))
     return True
 
 
@@ -88,7 +84,7 @@ def _take_over(path: Path, dead: dict[str, Any]) -> None:
     with suppress(FileNotFoundError):
         path.rename(grave)
         if _holder(grave).get("holder") != dead["holder"]:
-            with suppress(FileExistsError):
+            with suppress(OSError):
                 os.link(grave, path)
         grave.unlink()
 
@@ -110,23 +106,14 @@ def _self(mine: str) -> dict[str, Any]:
 
 
 def _holder(path: Path) -> dict[str, Any]:
+    """What the lock file says; empty when there is none. One that a crash left unreadable has a holder whom nobody knows."""
     try:
         said = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return {}
-    return said if isinstance(said, dict) and "holder" in said else {}
-
-
-def _dead(path: Path, seen: dict[str, Any], since: float) -> bool:
-    while not _ended(seen):
-        if seen.get("space") == _space():
-            return False
-        if time.monotonic() - since > DEAD_AFTER:
-            return True
-        time.sleep(0.2)
-        if _holder(path) != seen:
-            return False
-    return True
+    except ValueError:
+        return {"holder": "unknown"}
+    return said if isinstance(said, dict) and "holder" in said else {"holder": "unknown"}
 
 
 def _ended(seen: dict[str, Any]) -> bool:
@@ -135,7 +122,7 @@ def _ended(seen: dict[str, Any]) -> bool:
 
 def _space() -> str:
     """Within it a process's number means one process: this boot, this namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + os.readlink("/proc/self/ns/pid")
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + str(Path("/proc/self/ns/pid").readlink())
 
 
 def _start(pid: int) -> str:

@@ -7,15 +7,17 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
+from delivery.durable import sync
+from delivery.findings import Trouble
 from delivery.sources import File
-from delivery.store.layout import sync
 
-CHUNK = 16 << 20
+CHUNK = 8 << 20
 BUFFER = 1 << 20
 FICLONE = 0x40049409
+FROM = "from "
+IN_PLACE = "found in place"
 
 
 def part_of(target: Path) -> Path:
@@ -48,6 +50,10 @@ def chunk_size(file: File, number: int) -> int:
     return min(CHUNK, file.size - number * CHUNK)
 
 
+def _origins(target: Path) -> set[str]:
+    return {line.removeprefix(FROM) for line in notes_of(target).read_text(errors="replace").splitlines() if line.startswith(FROM)}
+
+
 def _title(file: File) -> str:
     return f"{file.size} {file.sha256 or file.git_sha1} {CHUNK}"
 
@@ -58,31 +64,31 @@ class Part:
     def __init__(self, file: File, target: Path) -> None:
         self.file, self.target, self.path = file, target, part_of(target)
         self.count = chunks_in(file)
-        self.origins: set[str] = set()
+        self.troubles: tuple[Trouble, ...] = ()
         self.tried = 0
-        self.alone = False
         self._lock = threading.Lock()
-        self._ended = False
+        self._ended = self._alone = False
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and target.stat().st_size == file.size:
             self._adopt()
         self.done = noted(file, target)
+        self.origins = _origins(target) if self.done else set()
         self.resumed = bool(self.done)
         self._open()
 
     def _adopt(self) -> None:
         """A file that is there under its own name is checked like one that was just filled."""
-        self.target.replace(self.path)
         numbers = "".join(f"\n{n} {n}" for n in range(self.count))
-        notes_of(self.target).write_text(f"{_title(self.file)}{numbers}\n")
+        notes_of(self.target).write_text(f"{_title(self.file)}\n{FROM}{IN_PLACE}{numbers}\n")
+        self.target.replace(self.path)
 
     def _open(self) -> None:
         if not self.done:
             for old in (self.path, notes_of(self.target)):
                 old.unlink(missing_ok=True)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.ftruncate(self._fd, self.file.size)
-        self._notes = os.open(notes_of(self.target), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC, 0o600)
+        self._notes = os.open(notes_of(self.target), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC | os.O_NOFOLLOW, 0o600)
         if not self.done:
             os.write(self._notes, _title(self.file).encode() + b"\n")
         sync(self.path.parent)
@@ -91,9 +97,21 @@ class Part:
         self._frontier, self._hashing = 0, False
 
     def close(self) -> None:
+        """Once more is no harm."""
         for descriptor in (self._fd, self._notes):
-            with suppress(OSError):
+            if descriptor >= 0:
                 os.close(descriptor)
+        self._fd = self._notes = -1
+
+    def take_alone(self) -> bool:
+        """The server sends whole files only. True for the one stream that shall read it, False for those that leave it to that one."""
+        with self._lock:
+            first, self._alone = not self._alone, True
+            return first
+
+    @property
+    def alone(self) -> bool:
+        return self._alone
 
     def missing(self, at_most: int) -> Iterator[range]:
         """Rows of neighbouring chunks that are still to come, each ``at_most`` long."""
@@ -105,6 +123,13 @@ class Part:
                 start = None
             if start is None and not there:
                 start = number
+
+    def comes_from(self, origin: str) -> None:
+        """Remember who gives bytes of it, over a restart too."""
+        with self._lock:
+            if origin not in self.origins:
+                self.origins.add(origin)
+                os.write(self._notes, f"\n{FROM}{origin}\n".encode())
 
     def write(self, at: int, data: bytes) -> None:
         view = memoryview(data)
@@ -170,9 +195,9 @@ class Part:
         return ""
 
     def restart(self) -> None:
-        """Throw away what is there."""
-        self.close()
-        self.done, self.resumed, self.origins, self._ended = set(), False, set(), False
+        """Throw away what is there, and begin again."""
+        self.discard_bytes()
+        self.done, self.resumed, self.origins, self._ended, self._alone = set(), False, set(), False, False
         self._open()
 
     def keep(self) -> None:
@@ -184,7 +209,8 @@ class Part:
         notes_of(self.target).unlink(missing_ok=True)
         sync(self.target.parent)
 
-    def discard(self) -> None:
+    def discard_bytes(self) -> None:
+        """Nothing of it stays on the disk."""
         self.close()
         for path in (self.path, notes_of(self.target)):
             path.unlink(missing_ok=True)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import stamina
+import tenacity
 import urllib3
 
 from delivery.findings import Finding, Permanent, Retryable, Trouble
 from delivery.sources import File, Local, Remote
-from delivery.sources.http import Busy, http_trouble
+from delivery.sources.http import Busy, NotGiven, http_trouble, pool
+from delivery.sources.origin import Origin
 from delivery.store.part import BUFFER, CHUNK, Part, chunk_size
 
 STREAMS = 8
@@ -35,19 +34,11 @@ class Patience:
     longest_wait: float = 20.0
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A source that may have the bytes: ``locate`` says where those of a file are, as of now (a signed address expires)."""
-
-    name: str
-    locate: Callable[[File], Remote | Local]
-
-
-class NoRanges(Exception):  # noqa: N818 - a turn of events, not an error
+class NoRanges(Exception):
     """The server sends whole files only."""
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """Another stream has failed."""
 
 
@@ -58,34 +49,59 @@ class Link:
     patience: Patience
     count: Callable[[int], None]
     stop: threading.Event
-    pools: dict[str | None, urllib3.PoolManager] = field(default_factory=dict)
     direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
+    open: set[urllib3.BaseHTTPResponse] = field(default_factory=set)
 
     def fill(self, part: Part, row: range, origin: Origin) -> None:
         """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent when it is not what was listed."""
-        part.origins.add(origin.name)
         where = self._where(part, origin)
+        part.comes_from(origin.name)
         if isinstance(where, Local):
             self._copy(part, row, where.path)
             return
         at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
         try:
-            while at < end:
+            while at < end and not part.alone:
                 at = self._patiently(part, at, end, origin)
         except NoRanges:
-            if not part.alone:
-                part.alone = True
+            if part.take_alone():
                 self._patiently(part, 0, part.file.size, origin)
 
+    def halt(self) -> None:
+        """End all streams now, those too that wait for a byte or for their next try."""
+        self.stop.set()
+        for answer in list(self.open):
+            with suppress(ValueError, RuntimeError):
+                answer.shutdown()
+
     def _patiently(self, part: Part, at: int, end: int, origin: Origin) -> int:
-        wait = {"wait_initial": 0.5, "wait_max": self.patience.longest_wait, "timeout": None}
-        for attempt in stamina.retry_context(on=_again, attempts=self.patience.tries, **wait):  # type: ignore[arg-type]
-            with attempt:
-                return self._get(part, at, end, origin)
-        raise AssertionError("unreachable: the last attempt raises")
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Retryable),
+            stop=tenacity.stop_after_attempt(self.patience.tries) | tenacity.stop_when_event_set(self.stop),
+            wait=self._pause,
+            sleep=tenacity.sleep_using_event(self.stop),
+            reraise=True,
+        )
+        return tries(self._get, part, at, end, origin)
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """As long as the hub asks for, else ever longer."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Busy) and error.after is not None:
+            return error.after
+        return tenacity.wait_exponential_jitter(initial=0.5, max=self.patience.longest_wait)(state)
 
     def _where(self, part: Part, origin: Origin) -> Remote | Local:
         return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
+
+    @contextmanager
+    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        with pool(url, self.patience.stall).request("GET", url, headers=headers, preload_content=False) as answer:
+            self.open.add(answer)
+            try:
+                yield answer
+            finally:
+                self.open.discard(answer)
 
     def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
         """One request; returns how far it came. A connection that breaks after some bytes is no error yet: the next one goes on there."""
@@ -96,25 +112,27 @@ class Link:
         headers = {**where.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-{end - 1}"} if ranged else {})
         start, watch = at, _Watch(self.patience.stall)
         try:
-            with self._pool(where.url).request("GET", where.url, headers=headers, preload_content=False) as answer:
-                self._accept(answer, part, origin, where, ranged=ranged)
-                for data in answer.stream(BUFFER):
-                    if self.stop.is_set():
-                        raise Stopped
+            with self._asked(where.url, headers) as answer:
+                self._accept(answer, part, origin, where, ranged=ranged, at=at)
+                while not self.stop.is_set() and (data := answer.read1(BUFFER)):
                     self._take(part, at, data, end)
                     at += len(data)
                     watch.saw(len(data))
         except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
+            if self.stop.is_set():
+                raise Stopped from error
             if at > start and not part.alone:
                 return at
             raise _broken(error, part.file, where) from error
         except OSError as error:
             raise _unwritable(error, part) from error
+        if self.stop.is_set():
+            raise Stopped
         if at < end and (part.alone or at == start):
             raise _broken(EOFError(), part.file, where)
         return at
 
-    def _accept(self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool) -> None:
+    def _accept(self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int) -> None:
         known, address = (origin.name, part.file.path), asked.url.partition("?")[0]
         if answer.status in EXPIRED and self.direct.pop(known, None) is not None:
             raise Retryable(Finding(f"the address of {part.file.path} has expired", address, "run again"))
@@ -122,7 +140,12 @@ class Link:
             raise http_trouble(answer.status, address, answer.headers.get("Retry-After", ""))
         if ranged and answer.status == 200:
             raise NoRanges
-        length = answer.headers.get("Content-Range", "").rpartition("/")[2] if ranged else answer.headers.get("Content-Length", "")
+        span, _, total = answer.headers.get("Content-Range", "").rpartition("/")
+        if ranged and not span.startswith(f"bytes {at}-"):
+            raise NotGiven(
+                Finding(f"{part.file.path} comes from another place than was asked for", span or "no Content-Range", "use another source")
+            )
+        length = total if ranged else answer.headers.get("Content-Length", "")
         if length.isdigit() and int(length) != part.file.size:
             raise Permanent(_unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}"))
         final = urljoin(asked.url, answer.geturl() or "")
@@ -157,21 +180,6 @@ class Link:
                     raise _unwritable(error, part) from error
                 at += len(data)
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        """Proxies as the environment says. A redirect to another host loses the token: urllib3 removes Authorization there."""
-        at = urlsplit(url)
-        proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)
-        if proxy not in self.pools:
-            authorities = next((os.environ[name] for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None)
-            options: dict[str, Any] = {
-                "maxsize": STREAMS,
-                "timeout": urllib3.Timeout(connect=10, read=self.patience.stall),
-                "retries": urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
-                "ca_certs": authorities,
-            }
-            self.pools[proxy] = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
-        return self.pools[proxy]
-
 
 class _Watch:
     """Gives up a connection that trickles: every ``stall`` seconds 64 KiB must have come."""
@@ -185,12 +193,6 @@ class _Watch:
             if self.came < SLOWEST:
                 raise TimeoutError(f"{self.came} bytes in {now - self.since:.0f} s")
             self.since, self.came = now, 0
-
-
-def _again(error: Exception) -> bool | float:
-    if isinstance(error, Busy) and error.after is not None:
-        return error.after
-    return isinstance(error, Retryable)
 
 
 def _unlisted(file: File, why: str) -> Finding:

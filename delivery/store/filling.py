@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from pathlib import Path
 
-from delivery.findings import Finding, Permanent, Refused, Trouble
+from delivery.findings import Finding, Permanent, Refused, Retryable, Trouble
 from delivery.progress import Progress, report
 from delivery.sources import Snapshot
 from delivery.sources.listing import check_config
@@ -32,7 +32,7 @@ class Filling:
         self.snapshot, self.origins, self.folder, self.allow = snapshot, origins, folder, allow
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.link = Link(patience, self._count, self.stop)
-        self.moved, self.there = 0, 0
+        self.moved, self.there, self.first = 0, 0, 0
         self.entries: list[Entry] = []
         self.parts: list[Part] = []
         self.rows = self._rows()
@@ -79,9 +79,9 @@ class Filling:
                 self._finish(part)
 
     def _bring(self, part: Part, row: range) -> None:
-        """From the first source that gives it. The next one is asked when a source says no, or nothing more comes from it."""
+        """From the first source that gives it. The next one is asked when a source says no; for all files from then on, when nothing more comes from it."""
         while row and not self.stop.is_set():
-            tried = part.tried
+            tried = part.tried = max(part.tried, self.first)
             try:
                 self.link.fill(part, row, self.origins[tried])
             except Trouble as trouble:
@@ -94,6 +94,8 @@ class Filling:
             part.troubles += (trouble,)
             if tried + 1 >= len(self.origins):
                 raise type(trouble)(*(finding for one in part.troubles for finding in one.findings)) from trouble
+            if isinstance(trouble, Retryable):
+                self.first = max(self.first, tried + 1)
             if part.tried != tried:
                 return
             part.tried = tried + 1

@@ -55,9 +55,8 @@ class Link:
     def fill(self, part: Part, row: range, origin: Origin) -> None:
         """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent when it is not what was listed."""
         where = self._where(part, origin)
-        part.comes_from(origin.name)
         if isinstance(where, Local):
-            self._copy(part, row, where.path)
+            self._copy(part, row, where.path, origin)
             return
         at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
         try:
@@ -104,7 +103,7 @@ class Link:
                 self.open.discard(answer)
 
     def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
-        """One request; returns how far it came. A connection that breaks after some bytes is no error yet: the next one goes on there."""
+        """One request; returns how far it came. A connection that breaks after 64 KiB is no error yet: the next one goes on there."""
         where = self._where(part, origin)
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
@@ -115,13 +114,13 @@ class Link:
             with self._asked(where.url, headers) as answer:
                 self._accept(answer, part, origin, where, ranged=ranged, at=at)
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
-                    self._take(part, at, data, end)
+                    self._take(part, at, data, end, origin)
                     at += len(data)
                     watch.saw(len(data))
         except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
             if self.stop.is_set():
                 raise Stopped from error
-            if at > start and not part.alone:
+            if at - start >= SLOWEST and not part.alone:
                 return at
             raise _broken(error, part.file, where) from error
         except OSError as error:
@@ -153,18 +152,20 @@ class Link:
             same = urlsplit(final).netloc == urlsplit(asked.url).netloc
             self.direct[known] = Remote(final, asked.headers if same else {})
 
-    def _take(self, part: Part, at: int, data: bytes, end: int) -> None:
+    def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> None:
         after = at + len(data)
         if after > end:
             raise Permanent(_unlisted(part.file, "more bytes came than are listed"))
+        part.comes_from(origin.name)
         part.write(at, data)
         self.count(len(data))
         for number in range(at // CHUNK, (after - 1) // CHUNK + 1):
             if number * CHUNK + chunk_size(part.file, number) <= after:
                 part.note(number)
 
-    def _copy(self, part: Part, row: range, source: Path) -> None:
+    def _copy(self, part: Part, row: range, source: Path, origin: Origin) -> None:
         if not part.done and part.clone(source):
+            part.comes_from(origin.name)
             self.count(part.file.size)
             return
         with source.open("rb") as opened:
@@ -175,7 +176,7 @@ class Link:
                 if not data:
                     raise Permanent(_unlisted(part.file, f"{source} is only {at} bytes long"))
                 try:
-                    self._take(part, at, data, end)
+                    self._take(part, at, data, end, origin)
                 except OSError as error:
                     raise _unwritable(error, part) from error
                 at += len(data)

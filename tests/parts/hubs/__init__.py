@@ -21,8 +21,8 @@ PIECE = 1 << 20
 class Hub:
     """One repository, ``org/model``. ``status`` (with ``error_code``) answers everything; the rest faults the bytes of the file that is named.
 
-    ``flipped``: one bit differs; ``truncated``: cut in the middle, once; ``stalled``: half, then nothing until ``go_on`` (``stuck`` says that it
-    came so far); ``trickling``: a byte every 50 ms after the first half; ``missing``: 404; ``whole_only``: Range is ignored; ``lying_size``: the list is wrong.
+    ``flipped``: one bit differs; ``truncated``: cut at the file's middle, once; ``stalled``: nothing comes after its middle until ``go_on``
+    (``stuck`` says that it was asked for); ``trickling``: a byte every 50 ms after its middle; ``missing``: 404; ``whole_only``: Range is ignored; ``lying_size``: the list is wrong.
     """
 
     files: dict[str, bytes]
@@ -95,19 +95,19 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(stop - start))
         self.end_headers()
         rest = memoryview(body)[start:stop]
-        half = max(1, len(rest) // 2)
+        good = max(0, len(body) // 2 - start)
         if name == hub.truncated:
             hub.truncated = ""
-            self.write(rest[:half])
+            self.write(rest[:good])
             self.close_connection = True
-        elif name == hub.stalled:
-            self.write(rest[:half])
+        elif name == hub.stalled and good < len(rest):
+            self.write(rest[:good])
             hub.stuck.set()
             hub.go_on.wait()
             self.close_connection = True
-        elif name == hub.trickling:
-            self.write(rest[:half])
-            self.trickle(rest[half:])
+        elif name == hub.trickling and good < len(rest):
+            self.write(rest[:good])
+            self.trickle(rest[good:])
         else:
             self.write(rest)
 

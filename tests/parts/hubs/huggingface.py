@@ -2,7 +2,8 @@
 
 It answers what huggingface_hub and the transfer ask: ``GET /api/models/org/model/revision/REV`` (the commit),
 ``GET /api/models/org/model/tree/COMMIT?recursive=true`` (each file's size with its LFS sha256 or git blob id) and
-``GET /org/model/resolve/COMMIT/PATH`` (bytes, with ``Range``; with ``redirected`` from a signed address that expires), with the hub's
+``GET /org/model/resolve/COMMIT/PATH`` (bytes, with ``Range``; with ``redirected`` from a signed address that expires, with
+``elsewhere`` from another host), with the hub's
 ``X-Error-Code`` on refusals. With ``api`` set to another hub's address (olah's), its API's answers are passed on.
 """
 
@@ -29,6 +30,7 @@ LFS = (".safetensors", ".bin")
 class HuggingFaceHub(Hub):
     api: str = ""
     redirected: bool = False
+    elsewhere: str = ""
     signatures: list[str] = field(default_factory=list)
     expired: set[str] = field(default_factory=set)
     uses: int = -1
@@ -71,6 +73,8 @@ class Handler(HubHandler):
         hub = self.hub
         if commit != hub.commit and not hub.api:
             self.refuse(404, "EntryNotFound")
+        elif hub.elsewhere:
+            self.answer(302, b"", {"Location": f"{hub.elsewhere}/signed/0/{name}"})
         elif hub.redirected:
             with hub.lock:
                 hub.signatures.append(str(len(hub.signatures)))

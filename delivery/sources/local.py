@@ -61,13 +61,14 @@ class LocalFolder:
             yield path.relative_to(self.root).as_posix(), path
 
     def _summed(self, files: tuple[File, ...]) -> tuple[File, ...]:
+        """What is hashed is remembered in the state folder, once there is one: a plan makes none."""
         stated = self._stated(files)
         memory = default_home() / "hashes" / f"{self.key}.json"
         known = _remembered(memory)
         hashed = {
             f.path: [_identity(self.root / f.path), _sum(self.root / f.path, known.get(f.path))] for f in files if f.path not in stated
         }
-        if hashed and hashed != known:
+        if hashed and hashed != known and default_home().is_dir():
             replace_file(memory, json.dumps(hashed))
         return tuple(f.model_copy(update={"sha256": stated.get(f.path) or hashed[f.path][1]}) for f in files)
 

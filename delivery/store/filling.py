@@ -1,4 +1,4 @@
-"""Fills one folder: eight streams share one list of rows of chunks; each file is compared and looked into before it gets its name."""
+"""Fills one folder: sixteen streams share one list of rows of chunks; each file is compared and looked into before it gets its name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from delivery.sources import Snapshot
 from delivery.sources.listing import check_config
 from delivery.sources.origin import Origin
 from delivery.store.layout import Entry
-from delivery.store.part import Part, chunk_size
+from delivery.store.part import Part, chunk_size, chunks_in
 from delivery.store.safetensors import check_header
 from delivery.store.transfer import STREAMS, Link, Patience, Stopped
 
-ROW = 4
+ROW = 8
 SAY_SECONDS = 0.5
 RATE_SECONDS = 10.0
 SMALL = 1 << 20
@@ -61,12 +61,22 @@ class Filling:
         return not running or any(stream.exception() for stream in done)
 
     def _rows(self) -> Iterator[tuple[Part, range]]:
+        """Long rows first, short ones at the end, so that all streams end together; one empty row for a file that is whole already."""
+        left = sum(chunks_in(file) for file in self.snapshot.files)
         for file in sorted(self.snapshot.files, key=lambda file: (file.size > SMALL, file.path)):
             part = Part(file, self.folder / file.path)
             self.parts.append(part)
             self.there += sum(chunk_size(file, number) for number in part.done)
-            rows = list(part.missing(ROW))
-            yield from ((part, row) for row in rows or [range(0)])
+            left -= len(part.done)
+            missing = [number for number in range(part.count) if number not in part.done]
+            if not missing:
+                yield part, range(0)
+            while missing:
+                most = max(1, min(ROW, left // (2 * STREAMS)))
+                row = [number for place, number in enumerate(missing[:most]) if number == missing[0] + place]
+                missing = missing[len(row) :]
+                left -= len(row)
+                yield part, range(row[0], row[-1] + 1)
 
     def _stream(self) -> None:
         while not self.stop.is_set():

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from delivery.durable import sync
@@ -112,17 +111,6 @@ class Part:
     @property
     def alone(self) -> bool:
         return self._alone
-
-    def missing(self, at_most: int) -> Iterator[range]:
-        """Rows of neighbouring chunks that are still to come, each ``at_most`` long."""
-        start = None
-        for number in range(self.count + 1):
-            there = number == self.count or number in self.done
-            if start is not None and (there or number - start == at_most):
-                yield range(start, number)
-                start = None
-            if start is None and not there:
-                start = number
 
     def comes_from(self, origin: str) -> None:
         """Remember who gives bytes of it, over a restart too."""

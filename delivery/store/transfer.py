@@ -20,7 +20,7 @@ from delivery.sources.http import Busy, NotGiven, http_trouble, pool
 from delivery.sources.origin import Origin
 from delivery.store.part import BUFFER, CHUNK, Part, chunk_size
 
-STREAMS = 8
+STREAMS = 16
 SLOWEST = 64 * 1024
 EXPIRED = (401, 403, 404, 410)
 

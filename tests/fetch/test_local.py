@@ -43,7 +43,8 @@ def test_it_is_copied_and_a_later_edit_does_not_reach_the_store(folder: Path, ro
     whole(again, files_of(folder))
 
 
-def test_a_file_is_hashed_once_and_again_when_it_changed(folder: Path, tmp_path: Path) -> None:
+def test_a_file_is_hashed_once_and_again_when_it_changed(folder: Path, home: Path) -> None:
+    home.mkdir()
     tiny_model(folder, size=LARGE)
     heard: list[Progress] = []
     with sink(heard.append):

@@ -147,11 +147,15 @@ class HubHandler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 @contextmanager
 def serving(handler: type[HubHandler], hub: Hub, certificate: Path | None = None) -> Iterator[Hub]:
     """``hub`` on a free port of loopback until the end of the block; over TLS with a ``certificate`` (a file of key and chain)."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)

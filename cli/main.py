@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from cli import deployments, printing, release, service
+from cli import deployments, model, printing, release, service
 from delivery.findings import Finding, Interrupted, Permanent, Trouble
-from delivery.places.host import default_home
+from delivery.home import default_home
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -26,7 +26,7 @@ def deliver() -> None:
     """
 
 
-for verb in (*release.VERBS, *service.VERBS, *deployments.VERBS):
+for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS):
     deliver.add_command(verb)
 
 

@@ -13,6 +13,7 @@ from delivery.release import Desired, Release
 from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
+from delivery.sources.origin import fallbacks, token_of
 from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget
 from delivery.targets import Target
 
@@ -52,7 +53,8 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
 
 
 def _secrets(spec: DeliverySpec) -> Iterator[Finding]:
-    refs = {"model.token": getattr(spec.model, "token", None), "serving.api_key": spec.serving.api_key}
+    refs = {"model.token": token_of(spec.model), "serving.api_key": spec.serving.api_key}
+    refs |= {f"model.fallback.{n}.token": token_of(other) for n, other in enumerate(fallbacks(spec.model))}
     refs |= {f"serving.env.{name}": value for name, value in spec.serving.env.items() if not isinstance(value, str)}
     for field, ref in refs.items():
         if isinstance(ref, KubeSecret):

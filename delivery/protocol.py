@@ -15,7 +15,7 @@ from delivery.record import Candidate, Ended, Wanted
 from delivery.release import AddressKey, Frozen, Lock, ReleaseId
 from delivery.resources import Ref, Resource, digest
 from delivery.rollout import Stage, stages
-from delivery.session import Session, release_ref
+from delivery.session import Session, frozen_releases, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
 from delivery.targets import Current, Failed
 
@@ -42,9 +42,9 @@ def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
 def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseId, Frozen]:
     """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now."""
     unchanged = unchanged_digest(spec, lock)
-    for ref, seen in session.place.world(session.delivery).objects.items():
-        if ref.kind == "Release" and seen.resource.spec["unchanged"] == unchanged:
-            return ref.name, Frozen.model_validate(seen.resource.spec)
+    for name, known in frozen_releases(session.place.world(session.delivery)).items():
+        if known.unchanged == unchanged:
+            return name, known
     payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
     frozen = Frozen(
         payload=payload,

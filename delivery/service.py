@@ -17,9 +17,9 @@ from delivery.places.host import SECRET_REF, Host
 from delivery.preflight import preflight
 from delivery.record import Ended, Record
 from delivery.release import Address, Desired, Frozen, Release
-from delivery.resolve import resolve_lock
+from delivery.resolve import last_snapshot, resolve_lock
 from delivery.resources import ABSENT, Change, Ref
-from delivery.session import RECORD, Session, opened
+from delivery.session import RECORD, Session, frozen_releases, opened
 from delivery.spec import DeliverySpec
 from delivery.targets import Current, Failed, Target, choose
 from delivery.targets.process import Process, engine_ref
@@ -162,7 +162,7 @@ def plan(host: Host, spec: DeliverySpec) -> Plan:
     """Resolve and compare, touching nothing."""
     target = choose(spec.target)
     preflight(spec, host, target)
-    lock = resolve_lock(spec)
+    lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD)
     record = Record.model_validate(seen.resource.spec) if seen else Record.model_validate({"target": {"kind": spec.target.kind}})
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)

@@ -119,6 +119,11 @@ class Session:
         raise AssertionError("unreachable: the last try returns or raises")
 
 
+def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
+    """Every release that the delivery still knows."""
+    return {ref.name: Frozen.model_validate(seen.resource.spec) for ref, seen in world.objects.items() if ref.kind == "Release"}
+
+
 def release_ref(release: ReleaseId) -> Ref:
     return Ref("Release", release)
 

@@ -11,17 +11,18 @@ from typing import Any
 from delivery import protocol
 from delivery import report as reports
 from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from delivery.home import default_home
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
-from delivery.places.host import Host, default_home
+from delivery.places.host import Host
 from delivery.preflight import preflight
 from delivery.protocol import Admission
 from delivery.record import Candidate, Record, TargetKey
 from delivery.release import Lock
-from delivery.resolve import resolve_lock
+from delivery.resolve import last_snapshot, resolve_lock
 from delivery.rollout import Stage
 from delivery.service import record_of
-from delivery.session import Session, current, opened
+from delivery.session import Session, current, frozen_releases, opened
 from delivery.spec import DeliverySpec, Rollout
 from delivery.steps.fetch import STEP as FETCH
 from delivery.steps.fetch import FetchInput
@@ -116,10 +117,11 @@ def rolling_back(name: str, request: str | None) -> Iterator[Run]:
 @step("resolve")
 def resolve(spec: DeliverySpec) -> Lock:
     """Branch → commit with its files; engine → its content. When that fails, what serves is still looked after."""
+    session = current()
     try:
-        return resolve_lock(spec)
+        return resolve_lock(spec, last_snapshot(spec.model, frozen_releases(session.place.world(spec.name)).values()))
     except Trouble:
-        protocol.look_after(current())
+        protocol.look_after(session)
         raise
 
 

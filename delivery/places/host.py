@@ -10,13 +10,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from pydantic import TypeAdapter
 
+from delivery.durable import replace_file
 from delivery.engines import DONE, Engine, environment_folder, make_environment
 from delivery.findings import Finding, Permanent
 from delivery.places import binding, launcher, router
@@ -41,12 +42,6 @@ PASSED_ON = (
 PROCESSES = ("Engine", "Router", "Step")
 GONE = {"Engine": "it ended", "Router": "it ended", "Step": "it ended without a result", "Slot": "its address is an old one"}
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
-
-
-def default_home() -> Path:
-    """``$MODEL_DELIVERY_HOME``, else the platform's state folder."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("MODEL_DELIVERY_HOME") or Path(state) / "model-delivery").absolute()
 
 
 class Host:
@@ -331,20 +326,6 @@ class Host:
         with (self.home / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new file whole; only its owner may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def passed_on() -> dict[str, str]:

@@ -12,7 +12,8 @@ import click
 
 from cli import printing
 from delivery import service
-from delivery.places.host import Host, default_home
+from delivery.home import default_home
+from delivery.places.host import Host
 from delivery.spec import load_spec
 
 FILE = click.argument("file", type=click.Path(path_type=Path))

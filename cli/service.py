@@ -9,7 +9,8 @@ import click
 
 from cli import printing
 from delivery import service
-from delivery.places.host import Host, default_home
+from delivery.home import default_home
+from delivery.places.host import Host
 
 
 @click.command()

@@ -13,8 +13,11 @@ from delivery.release import Desired, Release
 from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
+from delivery.sources.origin import fallbacks, token_of
 from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget
 from delivery.targets import Target
+
+LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 
 
 def preflight(spec: DeliverySpec, host: Host, target: Target) -> None:
@@ -41,6 +44,7 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
         "storage.notebook": bool(getattr(spec.storage, "notebook", False)),
         "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
     }
+    wanted |= {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
     for what, asked in wanted.items():
         if asked:
             yield Finding(
@@ -49,7 +53,8 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
 
 
 def _secrets(spec: DeliverySpec) -> Iterator[Finding]:
-    refs = {"model.token": getattr(spec.model, "token", None), "serving.api_key": spec.serving.api_key}
+    refs = {"model.token": token_of(spec.model), "serving.api_key": spec.serving.api_key}
+    refs |= {f"model.fallback.{n}.token": token_of(other) for n, other in enumerate(fallbacks(spec.model))}
     refs |= {f"serving.env.{name}": value for name, value in spec.serving.env.items() if not isinstance(value, str)}
     for field, ref in refs.items():
         if isinstance(ref, KubeSecret):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delivery.release import ReleaseId
+from delivery.release import AddressKey, ReleaseId
 from delivery.spec import Gates, Rollout
 
 
@@ -20,11 +20,6 @@ class TargetKey(_Part):
     kind: str
     context: str | None = None
     namespace: str | None = None
-
-
-class AddressKey(_Part):
-    host: str
-    port: int
 
 
 class Wanted(_Part):

@@ -17,9 +17,9 @@ from delivery.places.host import SECRET_REF, Host
 from delivery.preflight import preflight
 from delivery.record import Ended, Record
 from delivery.release import Address, Desired, Frozen, Release
-from delivery.resolve import resolve_lock
+from delivery.resolve import last_snapshot, resolve_lock
 from delivery.resources import ABSENT, Change, Ref
-from delivery.session import RECORD, Session, opened
+from delivery.session import RECORD, Session, frozen_releases, opened
 from delivery.spec import DeliverySpec
 from delivery.targets import Current, Failed, Target, choose
 from delivery.targets.process import Process, engine_ref
@@ -74,9 +74,9 @@ class Plan:
 
 def record_of(host: Host, name: str) -> Record:
     """The record of ``name``; BadInput with the nearest name when there is none."""
-    seen = host.get(name, RECORD)
+    known = host.deliveries()
+    seen = host.get(name, RECORD) if name in known else None
     if seen is None:
-        known = host.deliveries()
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
         raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; state is looked up under {host.home}"))
@@ -162,7 +162,7 @@ def plan(host: Host, spec: DeliverySpec) -> Plan:
     """Resolve and compare, touching nothing."""
     target = choose(spec.target)
     preflight(spec, host, target)
-    lock = resolve_lock(spec)
+    lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD)
     record = Record.model_validate(seen.resource.spec) if seen else Record.model_validate({"target": {"kind": spec.target.kind}})
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)

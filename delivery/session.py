@@ -53,6 +53,10 @@ class Session:
             version = self.place.put(resource, expect=self.version).version
         except (Mismatch, OSError) as doubt:
             seen = self.place.get(self.delivery, RECORD)
+            if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
+                raise Permanent(
+                    Finding(f"the record of {self.delivery} cannot be written", str(doubt), "make room, then run again")
+                ) from doubt
             if seen is None or seen.resource != resource:
                 raise Permanent(Finding(f"the record of {self.delivery} was changed by another run", str(doubt), "run again")) from doubt
             version = seen.version
@@ -115,6 +119,11 @@ class Session:
         raise AssertionError("unreachable: the last try returns or raises")
 
 
+def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
+    """Every release that the delivery still knows."""
+    return {ref.name: Frozen.model_validate(seen.resource.spec) for ref, seen in world.objects.items() if ref.kind == "Release"}
+
+
 def release_ref(release: ReleaseId) -> Ref:
     return Ref("Release", release)
 
@@ -148,6 +157,7 @@ def opened(
         if active and record.target != key:
             why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
             raise Refused(Finding(f"the target of {delivery} cannot change while it is up", why, f"`deliver down {delivery}` first"))
+        record = record.model_copy(update={"target": key})
         session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
         token = _current.set(session)
         try:

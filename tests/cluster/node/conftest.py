@@ -10,9 +10,11 @@ from tests.parts.cluster.node import Node, running_node
 
 
 @pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with running_node(tmp_path_factory.mktemp("node")) as made:
         yield made
+        if request.session.testsfailed:
+            made.programs.keep_logs()
 
 
 @pytest.fixture

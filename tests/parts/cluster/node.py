@@ -26,7 +26,7 @@ from tests.parts.golang import build, cache
 NODE, ADDRESS, DNS = "node0", "192.0.2.10", "10.96.0.10"
 SERVICES, PODS = "10.96.0.0/16", "10.244.0.0/24"
 SOURCES = Path(__file__).parent
-PROGRAMS = ("containerd", "runc", "ctr", "nft", "ip", "docker-registry")
+PROGRAMS = ("containerd", "runc", "ctr", "nft", "ip", "docker-registry", "buildah", "debootstrap")
 COVERED = ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/netns")
 
 

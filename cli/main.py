@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import tempfile
 import time
 import traceback
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
-from cli import deployments, printing, release, service
+from cli import deployments, model, printing, release, service
 from delivery.findings import Finding, Interrupted, Permanent, Trouble
-from delivery.places.host import default_home
+from delivery.home import default_home
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -22,12 +26,13 @@ def deliver() -> None:
     """
 
 
-for verb in (*release.VERBS, *service.VERBS, *deployments.VERBS):
+for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS):
     deliver.add_command(verb)
 
 
 def main() -> None:
-    """The entry point."""
+    """The entry point. A SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         deliver(standalone_mode=False)
     except click.ClickException as error:
@@ -46,12 +51,20 @@ def main() -> None:
 
 
 def unexpected(error: Exception) -> Permanent:
-    """A fault of ours, as a finding that says where its traceback was written."""
-    path = default_home() / f"fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    why = f"{type(error).__name__}: {str(error)[:300]}"
-    return Permanent(Finding("Model Delivery broke", why, f"this is a fault of ours: please report it with {path}"))
+    """A state folder that cannot be used, or a fault of ours, as a finding that says where its traceback was written."""
+    home, text = default_home(), "".join(traceback.format_exception(error))
+    if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
+        why = f"{error.strerror}: {error.filename}"
+        return Permanent(
+            Finding(f"the state folder {home} cannot be used", why, "make it writable, or name another in MODEL_DELIVERY_HOME")
+        )
+    why, name = f"{type(error).__name__}: {str(error)[:300]}", f"fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    for folder in (home, Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+            return Permanent(Finding("Model Delivery broke", why, f"this is a fault of ours: please report it with {folder / name}"))
+    return Permanent(Finding("Model Delivery broke", why, "this is a fault of ours: please report it", tuple(text.splitlines()[-8:])))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 
 from cli import printing
 from delivery import service
-from delivery.places.host import default_home
+from delivery.home import default_home
 
 
 @click.command()

@@ -13,8 +13,11 @@ from delivery.release import Desired, Release
 from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
+from delivery.sources.origin import fallbacks, token_of
 from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef
 from delivery.targets import Target
+
+LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
@@ -40,7 +43,8 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
 
 def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:
     """Every reference to a secret, by the spec's field."""
-    refs = {"model.token": getattr(spec.model, "token", None), "serving.api_key": spec.serving.api_key}
+    refs = {"model.token": token_of(spec.model), "serving.api_key": spec.serving.api_key}
+    refs |= {f"model.fallback.{n}.token": token_of(other) for n, other in enumerate(fallbacks(spec.model))}
     refs |= {f"serving.env.{name}": value for name, value in spec.serving.env.items() if not isinstance(value, str)}
     return {field: ref for field, ref in refs.items() if ref is not None}
 
@@ -69,6 +73,7 @@ def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
         "serving.pod": bool(spec.serving.pod.model_dump(exclude_defaults=True)),
         "runner.image": spec.runner.image is not None,
     }
+    wanted |= {f"serving.resources.limits: {name}": name not in LIMITS for name in spec.serving.resources.limits}
     for what, asked in wanted.items():
         if asked:
             yield _not_yet(spec, what)

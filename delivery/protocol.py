@@ -11,11 +11,11 @@ from typing import Literal
 from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
-from delivery.record import AddressKey, Candidate, Ended, Wanted
-from delivery.release import Desired, Frozen, Lock, Release, ReleaseId
+from delivery.record import Candidate, Ended, Wanted
+from delivery.release import AddressKey, Desired, Frozen, Lock, Release, ReleaseId
 from delivery.resources import Resource, digest
 from delivery.rollout import Stage, stages
-from delivery.session import Session, release_ref
+from delivery.session import Session, frozen_releases, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
 from delivery.targets import Current, Failed
 
@@ -42,9 +42,9 @@ def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
 def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseId, Frozen]:
     """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now."""
     unchanged = unchanged_digest(spec, lock)
-    for ref, seen in session.place.world(session.delivery).objects.items():
-        if ref.kind == "Release" and seen.resource.spec["unchanged"] == unchanged:
-            return ref.name, Frozen.model_validate(seen.resource.spec)
+    for name, known in frozen_releases(session.place.world(session.delivery)).items():
+        if known.unchanged == unchanged:
+            return name, known
     payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
     frozen = Frozen(
         payload=payload,
@@ -54,6 +54,7 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
         storage=spec.storage,
         args=tuple(spec.serving.args),
         startup_timeout=spec.serving.startup_timeout,
+        address=_address(session, spec),
         created=session.clock.now(),
     )
     return digest(payload), frozen
@@ -94,7 +95,18 @@ def finish_ending(session: Session) -> None:
     candidate = session.record.candidate
     if candidate is not None and candidate.ending is not None:
         session.converge()
-        session.write(candidate=None, ended=(*session.record.ended, candidate.ending))
+        session.write(candidate=None, ended=(*session.record.ended, candidate.ending)[-candidate.rollout.history :])
+
+
+def look_after(session: Session) -> None:
+    """Rule 2, where resolve failed: what serves is healed; a candidate is neither finished nor removed."""
+    finish_ending(session)
+    if session.record.candidate is None:
+        session.converge()
+        return
+    for resource in session.target.compose(session.desired()):
+        if resource.release in (None, session.record.serving) and session.place.put(resource, dry_run=True).action != "unchanged":
+            session.place.put(resource)
 
 
 def _scale(session: Session, replicas: int) -> None:
@@ -118,8 +130,6 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
 def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
     """Rule 3: the release object first; then in one write the candidate, which ends a standby; then what was deleted is gone."""
     session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
-    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
-    address = session.record.address or AddressKey(host=there.host, port=there.port)
     candidate = Candidate(
         release=release,
         kind="deliver",
@@ -129,8 +139,18 @@ def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: Delivery
         rollout=spec.rollout,
         gates=spec.gates,
     )
-    session.write(candidate=candidate, desired=session.record.only_serving(), stop_after=None, address=address)
+    session.write(
+        candidate=candidate,
+        desired=session.record.only_serving(),
+        stop_after=None,
+        address=session.record.address or _address(session, spec),
+    )
     session.converge()
+
+
+def _address(session: Session, spec: DeliverySpec) -> AddressKey:
+    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
+    return AddressKey(host=there.host, port=there.port)
 
 
 def plan_stages(session: Session) -> tuple[Stage, ...]:
@@ -141,7 +161,8 @@ def plan_stages(session: Session) -> tuple[Stage, ...]:
     rollout = candidate.rollout
     strategy = "blue-green" if candidate.kind == "rollback" and rollout.strategy == "canary" else rollout.strategy
     plan = stages(strategy, old, new, tuple(rollout.steps), session.target.can)
-    if candidate.phase == "stop" or (candidate.phase in ("dark", "promote") and old.releases and not session.record.desired.releases):
+    serving = session.record.serving
+    if candidate.phase == "stop" or (candidate.phase in ("dark", "promote") and serving not in dict(session.record.desired.releases)):
         plan = stages("recreate", old, new, (), session.target.can)
     names = [stage.name for stage in plan]
     if candidate.phase in names:
@@ -174,25 +195,24 @@ def ready_timeout(session: Session) -> float:
     return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else float(frozen.payload["startup_seconds"])
 
 
-def watch(session: Session) -> None:
-    """Look after the candidate while it has the traffic, for ``rollout.watch``; GateFailed when it does not stay ready."""
-    candidate = candidate_of(session)
-    release, end = session.release(candidate.release), session.clock.monotonic() + candidate.rollout.watch.seconds
+def watch(session: Session, stage: Stage) -> None:
+    """Look after the candidate while it has traffic: ``rollout.soak`` on a canary's share, ``rollout.watch`` on all of it.
+
+    GateFailed when it, or the route to it, does not stay ready.
+    """
+    rollout, release = candidate_of(session).rollout, session.release(candidate_of(session).release)
+    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if stage.desired.shares.get(release.id) else 0.0
+    end = session.clock.monotonic() + length
     while (left := end - session.clock.monotonic()) > 0:
-        state = session.target.readiness(release, session.place.world(session.delivery))
-        if not isinstance(state, Current):
-            seen = state.finding if isinstance(state, Failed) else Finding("it stopped being ready", state.why)
-            raise GateFailed(
-                seen,
-                Finding(
+        world = session.place.world(session.delivery)
+        for state in (session.target.readiness(release, world), session.target.routed(stage.desired, world)):
+            if not isinstance(state, Current):
+                seen = state.finding if isinstance(state, Failed) else Finding("it stopped being ready", state.why)
+                when = Finding(
                     f"release {release.id} failed while it was watched", f"{left:.0f} s before the end", "the previous release serves again"
-                ),
-            )
-        report(
-            Progress(
-                "watch", "still ready", done=round(candidate.rollout.watch.seconds - left), total=candidate.rollout.watch.seconds, unit="s"
-            )
-        )
+                )
+                raise GateFailed(seen, when)
+        report(Progress("watch", "still ready", done=round(length - left), total=length, unit="s"))
         session.place.hint(session.delivery, left)
 
 
@@ -273,20 +293,22 @@ def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> 
     if before is not None:
         return Admission("reported", before.release, before)
     candidate = session.record.candidate
-    if candidate is not None and (candidate.kind != "rollback" or (to and candidate.release != to)):
+    mine = candidate if candidate and candidate.kind == "rollback" and to in (None, candidate.release) else None
+    goal = to or (mine.release if mine else rollback_goal(session))
+    frozen = session.frozen(goal)
+    if candidate is not None and mine is None:
         withdraw(session, "rolled back", 1, "a rollback was asked for")
-        candidate = None
-    goal = to or (candidate.release if candidate else rollback_goal(session))
-    if candidate is None and goal == session.record.serving:
+    if mine is not None:
+        session.write(candidate=mine.model_copy(update={"request": session.request}))
+        return Admission("candidate", goal)
+    if goal == session.record.serving:
         session.converge()
         collect(session, rollout)
         return Admission("unchanged", goal)
-    session.frozen(goal)
-    if candidate is None:
-        number = session.record.attempt_of(goal)
-        gates = Gates(smoke=None, throughput=None)
-        fresh = Candidate(release=goal, kind="rollback", attempt=number, phase=FETCH, request=session.request, rollout=rollout, gates=gates)
-        session.write(candidate=fresh)
+    number = session.record.attempt_of(goal)
+    gates = Gates(smoke=None, throughput=None)
+    fresh = Candidate(release=goal, kind="rollback", attempt=number, phase=FETCH, request=session.request, rollout=rollout, gates=gates)
+    session.write(candidate=fresh, address=session.record.address or frozen.address)
     return Admission("candidate", goal)
 
 
@@ -334,7 +356,7 @@ def _ended(session: Session, outcome: str, code: int, message: str) -> Ended:
             "release": candidate.release,
             "attempt": candidate.attempt,
             "outcome": outcome,
-            "request": session.request,
+            "request": candidate.request,
             "exit_code": code,
             "at": session.clock.now(),
             "message": message,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from delivery.release import ReleaseId
+from delivery.release import AddressKey, ReleaseId
 from delivery.spec import Gates, Rollout, Runner
 
 
@@ -22,11 +22,6 @@ class TargetKey(_Part):
     namespace: str | None = None
     gateway: str | None = None
     hostname: str | None = None
-
-
-class AddressKey(_Part):
-    host: str
-    port: int
 
 
 class Wanted(_Part):

@@ -27,8 +27,20 @@ class Lock(BaseModel):
     image: str | None = None
 
 
+class AddressKey(BaseModel):
+    """Where clients find the service, in words that survive a crash."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    port: int
+
+
 class Frozen(BaseModel):
-    """A release's own object: the payload it was made with, its lock, and the digest by which a rerun knows it again."""
+    """A release's own object: the payload it was made with, its lock, and the digest by which a rerun knows it again.
+
+    ``address`` is the one that a rollback goes back to after ``down``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,6 +51,7 @@ class Frozen(BaseModel):
     storage: Storage
     args: tuple[str, ...]
     startup_timeout: Duration | None = None
+    address: AddressKey | None = None
     created: float
 
 

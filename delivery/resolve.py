@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from delivery.engines import load_engine
-from delivery.release import Lock
+from delivery.findings import Finding, Retryable, Trouble
+from delivery.progress import Progress, report
+from delivery.release import Frozen, Lock
 from delivery.secrets import read_secret
-from delivery.sources import open_source
-from delivery.spec import DeliverySpec, ProcessTarget
+from delivery.sources import Snapshot, open_source
+from delivery.sources.http import NotGiven
+from delivery.sources.listing import is_weights
+from delivery.sources.origin import fallbacks, token_of
+from delivery.spec import DeliverySpec, LocalModel, Model, ProcessTarget
 
 
-def resolve_lock(spec: DeliverySpec) -> Lock:
+def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now. Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no."""
-    token = getattr(spec.model, "token", None)
-    snapshot = open_source(spec.model).resolve(None if token is None else read_secret(token))
     engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
     image = None if isinstance(spec.target, ProcessTarget) else spec.target.image
-    return Lock(snapshot=snapshot, engine=engine, image=image)
+    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
+
+
+def resolve_model(model: Model, last: Snapshot | None = None) -> Snapshot:
+    """What ``model.source`` says. When it says nothing and there is a fallback: ``last`` (the snapshot of the last record), else the fallback's list.
+
+    A fallback's list is taken only where ``model.pins`` holds the sha256 of each weights file: nobody else has stated them.
+    """
+    try:
+        return _resolve(model)
+    except (Retryable, NotGiven) as trouble:
+        if isinstance(model, LocalModel) or not model.fallback:
+            raise
+        said = trouble.findings[0].what
+        if last is not None:
+            report(Progress("resolve", f"{said}: the model stays at commit {last.commit} of the last record"))
+            return last
+        return _first_of(fallbacks(model), trouble)
+
+
+def last_snapshot(model: Model, releases: Iterable[Frozen]) -> Snapshot | None:
+    """The newest snapshot that this very model was resolved to, from its own source; None when there is none."""
+    same = [f for f in releases if _place(f.model) == _place(model) and f.lock.snapshot.source == model.source]
+    return max(same, key=lambda frozen: frozen.created).lock.snapshot if same else None
+
+
+def _place(model: Model) -> object:
+    return model.model_dump(include={"source", "repo", "revision", "include", "exclude", "pins"})
+
+
+def _first_of(others: Iterable[Model], trouble: Trouble) -> Snapshot:
+    findings = list(trouble.findings)
+    for other in others:
+        name = open_source(other).name
+        try:
+            snapshot = _resolve(other)
+        except Trouble as bad:
+            findings += bad.findings
+            continue
+        unknown = [f.path for f in snapshot.files if is_weights(f.path) and f.path not in getattr(other, "pins", {})]
+        if not unknown:
+            report(Progress("resolve", f"{trouble.findings[0].what}: the model is taken from {name}, by the sums of model.pins"))
+            return snapshot
+        why = f"nobody but {name} states the sha256 of {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
+        findings.append(Finding(f"the weights of {name} are refused", why, "pin their sums in model.pins, or wait for the first source"))
+    raise type(trouble)(*findings)
+
+
+def _resolve(model: Model) -> Snapshot:
+    token = token_of(model)
+    return open_source(model).resolve(None if token is None else read_secret(token))

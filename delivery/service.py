@@ -20,10 +20,10 @@ from delivery.places.opening import open_place
 from delivery.preflight import preflight
 from delivery.record import Ended, Record, TargetKey
 from delivery.release import Desired, Frozen, Lock, Release
-from delivery.resolve import resolve_lock
+from delivery.resolve import last_snapshot, resolve_lock
 from delivery.resources import ABSENT, Change, Ref, digest
 from delivery.secrets import from_cluster
-from delivery.session import RECORD, Session, opened
+from delivery.session import RECORD, Session, frozen_releases, opened
 from delivery.spec import DeliverySpec, load_spec
 from delivery.targets import Current, Failed, Target, choose, key_of, of_key
 
@@ -99,9 +99,9 @@ def find(named: str, context: str | None = None, namespace: str | None = None) -
 
 def record_of(host: Place, name: str) -> Record:
     """The record of ``name``; BadInput with the nearest name when there is none."""
-    seen = host.get(name, RECORD)
+    known = host.deliveries()
+    seen = host.get(name, RECORD) if name in known else None
     if seen is None:
-        known = host.deliveries()
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
         raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; {_looked_up(host)}"))
@@ -198,7 +198,7 @@ def plan(host: Place, spec: DeliverySpec) -> Plan:
     target = choose(spec.target)
     preflight(spec, host, target)
     with from_cluster(host.secret):
-        lock = resolve_lock(spec)
+        lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD)
     record = Record.model_validate(seen.resource.spec) if seen else Record(target=key_of(spec.target))
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)

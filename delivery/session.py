@@ -56,6 +56,10 @@ class Session:
             version = self.place.put(resource, expect=self.version).version
         except (Mismatch, OSError) as doubt:
             seen = self.place.get(self.delivery, RECORD)
+            if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
+                raise Permanent(
+                    Finding(f"the record of {self.delivery} cannot be written", str(doubt), "make room, then run again")
+                ) from doubt
             if seen is None or seen.resource != resource:
                 raise Permanent(Finding(f"the record of {self.delivery} was changed by another run", str(doubt), "run again")) from doubt
             version = seen.version
@@ -147,6 +151,11 @@ def _ended(state: Readiness) -> Readiness:
     return InProgress("its other part (the image's pull) goes on") if state == Current("started") else state
 
 
+def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
+    """Every release that the delivery still knows."""
+    return {ref.name: Frozen.model_validate(seen.resource.spec) for ref, seen in world.objects.items() if ref.kind == "Release"}
+
+
 def release_ref(release: ReleaseId) -> Ref:
     return Ref("Release", release)
 
@@ -180,6 +189,7 @@ def opened(
         if active and record.target != key:
             why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
             raise Refused(Finding(f"the target of {delivery} cannot change while it is up", why, f"`deliver down {delivery}` first"))
+        record = record.model_copy(update={"target": key})
         session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
         token = _current.set(session)
         try:

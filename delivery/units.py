@@ -16,15 +16,15 @@ class _Quantity(str):
     pattern: ClassVar[re.Pattern[str]]
     example: ClassVar[str]
 
-    def __new__(cls, text: str) -> Self:
-        if not cls.pattern.fullmatch(text):
-            raise ValueError(f"{text!r} is not a {cls.__name__.lower()}: write {cls.example}")
+    def __new__(cls, text: Any) -> Self:
+        if not isinstance(text, str) or not cls.pattern.fullmatch(text):
+            raise ValueError(f"{text!r:.60} is not a {cls.__name__.lower()}: write {cls.example}")
         return super().__new__(cls, text)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         text = core_schema.str_schema(strict=True, pattern=f"^(?:{cls.pattern.pattern})$")
-        make = core_schema.no_info_after_validator_function(cls, core_schema.str_schema(strict=True))
+        make = core_schema.no_info_plain_validator_function(cls)
         schema = core_schema.json_or_python_schema(make, make, serialization=core_schema.to_string_ser_schema())
         schema["metadata"] = {"pydantic_js_functions": [lambda _schema, handler: handler(text)]}
         return schema

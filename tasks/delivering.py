@@ -10,18 +10,20 @@ from typing import Any
 
 from delivery import protocol
 from delivery import report as reports
-from delivery.findings import BadInput, Finding, GateFailed, Interrupted, Trouble, trouble
+from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from delivery.home import default_home
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
-from delivery.places.host import Host, default_home
+from delivery.places.host import Host
 from delivery.places.opening import open_place
 from delivery.preflight import preflight
 from delivery.protocol import Admission
 from delivery.record import Candidate, Record, TargetKey
 from delivery.release import Lock
-from delivery.resolve import resolve_lock
+from delivery.resolve import last_snapshot, resolve_lock
 from delivery.rollout import Stage
-from delivery.session import RECORD, Session, current, opened
+from delivery.service import record_of
+from delivery.session import Session, current, frozen_releases, opened
 from delivery.spec import DeliverySpec, Rollout
 from delivery.steps.fetch import STEP as FETCH
 from delivery.steps.fetch import FetchInput
@@ -29,15 +31,18 @@ from delivery.steps.load import STEP as LOAD
 from delivery.steps.load import LoadInput
 from delivery.steps.smoke import STEP as SMOKE
 from delivery.steps.smoke import SmokeInput, SmokeReport
+from delivery.targets import Failed, key_of, of_key
 from delivery.targets import choose as choose_target
-from delivery.targets import key_of, of_key
 from delivery.units import Duration
 from delivery.verdict import judge
 from tasks import artifacts
 from tasks.step import run_id, step
 
 observer: Observer = unobserved
-ROLLBACK = Rollout(strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"))
+EVERYTHING = 10**6
+ROLLBACK = Rollout(
+    strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"), keep=EVERYTHING, history=EVERYTHING
+)
 
 
 class Run:
@@ -57,7 +62,10 @@ class Run:
         except Interrupted:
             raise
         except Trouble as bad:
-            protocol.refuse(self.session, bad)
+            try:
+                protocol.refuse(self.session, bad)
+            except Trouble as worse:
+                raise Permanent(*bad.findings, *worse.findings) from bad
             raise
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
@@ -96,10 +104,7 @@ def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = Fal
 def rolling_back(name: str, request: str | None, where: TargetKey | None = None) -> Iterator[Run]:
     """A session of a delivery that exists already, on this host or ``where``."""
     place = Host(default_home()) if where is None else open_place(where)
-    seen = place.get(name, RECORD)
-    if seen is None:
-        raise BadInput(Finding(f"no delivery is called {name}", f"known: {', '.join(place.deliveries()) or 'none'}", "see `deliver list`"))
-    key, asked = Record.model_validate(seen.resource.spec).target, request or run_id() or uuid.uuid4().hex
+    key, asked = record_of(place, name).target, request or run_id() or uuid.uuid4().hex
     with artifacts.progress_sink(), opened(place, name, of_key(key), key, request=asked, observer=observer) as session:
         yield Run(session)
 
@@ -107,13 +112,11 @@ def rolling_back(name: str, request: str | None, where: TargetKey | None = None)
 @step("resolve")
 def resolve(spec: DeliverySpec) -> Lock:
     """Branch → commit with its files; engine → its content. When that fails, what serves is still looked after."""
+    session = current()
     try:
-        return resolve_lock(spec)
+        return resolve_lock(spec, last_snapshot(spec.model, frozen_releases(session.place.world(spec.name)).values()))
     except Trouble:
-        session = current()
-        protocol.finish_ending(session)
-        if session.record.serving is not None and session.record.candidate is None:
-            session.converge()
+        protocol.look_after(session)
         raise
 
 
@@ -159,10 +162,13 @@ def release(stage: Stage) -> None:
 
 @step("ready")
 def ready(stage: Stage) -> str:
-    """The candidate's own endpoint, once it is ready and the traffic is where it shall be."""
+    """The candidate's own endpoint, once it is ready and the traffic is where it shall be. A retry starts again what may come up then."""
     session = current()
     if not any(r.id == candidate().release for r in stage.desired.releases):
         return ""
+    match session.target.readiness(session.release(candidate().release), session.place.world(session.delivery)):
+        case Failed(retryable=True):
+            session.converge()
     endpoint = session.wait_ready(candidate().release, protocol.ready_timeout(session))
     session.wait_routed()
     return endpoint
@@ -233,9 +239,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
 
 @step("watch")
 def watch(stage: Stage) -> None:
-    """Look after the candidate with all of the traffic for ``rollout.watch``; GateFailed when it does not stay ready."""
-    if stage.name == "promote":
-        protocol.watch(current())
+    """Look after the candidate while it has traffic; GateFailed when it does not stay ready."""
+    protocol.watch(current(), stage)
 
 
 @step("promote")

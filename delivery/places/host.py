@@ -10,13 +10,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from pydantic import TypeAdapter
 
+from delivery.durable import replace_file
 from delivery.engines import DONE, Engine, environment_folder, make_environment
 from delivery.findings import Finding, Permanent
 from delivery.places import binding, launcher, router
@@ -40,13 +41,8 @@ PASSED_ON = (
 )
 LOOK_SECONDS = 0.5
 PROCESSES = ("Engine", "Router", "Step")
+GONE = {"Engine": "it ended", "Router": "it ended", "Step": "it ended without a result", "Slot": "its address is an old one"}
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
-
-
-def default_home() -> Path:
-    """``$MODEL_DELIVERY_HOME``, else the platform's state folder."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("MODEL_DELIVERY_HOME") or Path(state) / "model-delivery").absolute()
 
 
 class Host:
@@ -73,7 +69,7 @@ class Host:
             if old is not None and self._same(resource, old):
                 return Change(resource.ref, "unchanged", version=old.version)
             bound = self._bind(resource)
-            diff = tuple(difference(old.resource.spec if old else {}, resource.spec))
+            diff = tuple(difference(old.resource.spec if old else {}, resource.spec)) or (GONE.get(resource.ref.kind, "it is gone"),)
             action: Literal["updated", "created"] = "updated" if old else "created"
             if dry_run:
                 return Change(resource.ref, action, diff)
@@ -249,7 +245,7 @@ class Host:
         state = self.processes.state(folder)
         bound = state.get("binding", {})
         log = bound.get("log", "")
-        alive = self.processes.alive(folder)
+        alive = self.processes.alive(folder) if resource.ref.kind == "Step" else self.processes.running(folder)
         said = {
             "alive": alive,
             "pid": state.get("pid"),
@@ -261,7 +257,7 @@ class Host:
 
     def _healthy(self, resource: Resource) -> bool:
         folder = self._process(resource.delivery, resource.ref)
-        if not self.processes.alive(folder):
+        if not self.processes.running(folder):
             return False
         port = self.processes.state(folder)["binding"]["port"]
         try:
@@ -277,7 +273,7 @@ class Host:
 
     def _taken(self) -> list[Mapping[str, Any]]:
         folders = [path.parent for path in self.home.glob("deliveries/*/processes/Engine-*/state.json")]
-        return [self.processes.state(folder)["binding"] for folder in folders if self.processes.alive(folder)]
+        return [self.processes.state(folder)["binding"] for folder in folders if self.processes.running(folder)]
 
     def _grace(self, resource: Resource) -> float:
         if resource.ref.kind == "Engine":
@@ -333,20 +329,6 @@ class Host:
         with (self.home / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new file whole; only its owner may read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def passed_on() -> dict[str, str]:

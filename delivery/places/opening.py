@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from delivery.home import default_home
 from delivery.places import Place
-from delivery.places.host import Host, default_home
+from delivery.places.host import Host
 from delivery.record import TargetKey
 
 

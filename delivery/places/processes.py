@@ -56,6 +56,10 @@ class Processes:
             return True
         return False
 
+    def running(self, folder: Path) -> bool:
+        """Is the process itself there, and not only a child that it left the lock to?"""
+        return self.alive(folder) and identified(self.state(folder)) is not None
+
     def state(self, folder: Path) -> dict[str, Any]:
         """What the last process there wrote of itself: pid, start, token, binding. Empty before the first."""
         with suppress(FileNotFoundError):
@@ -75,9 +79,11 @@ class Processes:
         """Start it, and return when it has become what it shall be. One that is there already is left alone.
 
         Its working folder is ``folder``: the starter's own may be gone before it. A launcher that dies before its exec is started
-        again. Raises Permanent when the program cannot be executed.
+        again. What an earlier one left of its session is killed first. Raises Permanent when the program cannot be executed.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        if run.session and not self.running(folder):
+            _kill(session_of(self.state(folder)))
         run.log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(3):
             token = secrets.token_hex(8)
@@ -134,9 +140,7 @@ class Processes:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
             self.wait([folder], grace)
-        for left in [*family, *session_of(state)]:
-            with suppress(psutil.NoSuchProcess):
-                left.kill()
+        _kill([*family, *session_of(state)])
         deadline = time.monotonic() + 10
         while self.alive(folder):
             if time.monotonic() > deadline:
@@ -166,6 +170,12 @@ class Processes:
                 os.close(fd)
 
 
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def identified(state: Mapping[str, Any]) -> psutil.Process | None:
     """The process that wrote ``state``, None when it has ended (or is a zombie, or another has its number)."""
     try:
@@ -179,6 +189,8 @@ def identified(state: Mapping[str, Any]) -> psutil.Process | None:
 
 def session_of(state: Mapping[str, Any]) -> list[psutil.Process]:
     """Whoever is left of the session that the process of ``state`` led; empty when its number has another owner by now."""
+    if not state:
+        return []
     pid = state["pid"]
     with suppress(FileNotFoundError, ProcessLookupError):
         if launcher.start_time(pid) != state["start"]:

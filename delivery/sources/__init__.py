@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from delivery.findings import Finding, Refused
 from delivery.secrets import Secret
 from delivery.spec import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel
 
@@ -44,7 +44,7 @@ class Remote:
     """Bytes behind HTTP, ranges allowed; the headers go to this URL's host only."""
 
     url: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,37 @@ class Local:
 class Source(Protocol):
     """Where a model comes from."""
 
+    @property
+    def name(self) -> str:
+        """What people and manifests call it: ``huggingface org/model``."""
+
+    @property
+    def key(self) -> str:
+        """``Snapshot.key`` of what it resolves to."""
+
     def resolve(self, token: Secret | None) -> Snapshot:
         """List first: the commit and its files, names and kinds checked. Retryable or Refused otherwise."""
 
-    def locate(self, commit: str, file: File, token: Secret | None) -> Remote | Local: ...
+    def locate(self, commit: str, file: File, scratch: Path, token: Secret | None) -> Remote | Local:
+        """Where a file's bytes are, as of now; what must be unpacked first goes to ``scratch``, a folder of this fetch's own."""
 
 
 def open_source(model: Model) -> Source:
-    """The source of a spec's model. Refused (exit code 3) for those that are not there yet."""
+    """The source of a spec's model."""
     match model:
         case HuggingFaceModel():
             from delivery.sources.huggingface import HuggingFace
 
             return HuggingFace(model)
+        case ModelScopeModel():
+            from delivery.sources.modelscope import ModelScope
+
+            return ModelScope(model)
+        case GitModel():
+            from delivery.sources.git import Git
+
+            return Git(model)
         case LocalModel():
             from delivery.sources.local import LocalFolder
 
             return LocalFolder(model)
-        case ModelScopeModel() | GitModel():
-            what = f"model.source {model.source} is not there yet"
-            raise Refused(Finding(what, "this version fetches from huggingface and local", "use one of those"))

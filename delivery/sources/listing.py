@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 
 from delivery.findings import Finding, Refused
@@ -16,8 +16,8 @@ RESERVED = (".git", ".model-delivery", ".cache")
 
 def select(files: Iterable[File], include: Sequence[str], exclude: Sequence[str], allow: Sequence[str]) -> tuple[File, ...]:
     """The files that ``include`` names and ``exclude`` does not, sorted by path. Refused names every fault at once."""
-    listed = sorted(files, key=lambda file: file.path)
-    chosen = tuple(f for f in listed if any(fnmatch(f.path, p) for p in include) and not any(fnmatch(f.path, p) for p in exclude))
+    listed = {file.path: file for file in sorted(files, key=lambda file: file.path)}
+    chosen = tuple(listed[path] for path in wanted(listed, include, exclude))
     faults = [
         Finding(f"the file name {f.path!r} is refused", why, "the repository is not one to trust")
         for f in chosen
@@ -54,6 +54,25 @@ def select(files: Iterable[File], include: Sequence[str], exclude: Sequence[str]
     if faults:
         raise Refused(*faults)
     return chosen
+
+
+def wanted(paths: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Those that a pattern of ``include`` matches and none of ``exclude``."""
+    return [path for path in paths if any(fnmatch(path, p) for p in include) and not any(fnmatch(path, p) for p in exclude)]
+
+
+def is_weights(path: str) -> bool:
+    return path.endswith((".safetensors", ".gguf", *PICKLES))
+
+
+def pinned(files: Iterable[File], pins: Mapping[str, str]) -> list[File]:
+    """``files`` with the sha256 that the spec pins. Refused where a source states another one."""
+    listed = list(files)
+    wrong = [f for f in listed if f.sha256 is not None and pins.get(f.path, f.sha256) != f.sha256]
+    if wrong:
+        fix = "do not take it, or correct model.pins after you have found out why"
+        raise Refused(*(Finding(f"{f.path} is not what model.pins says", f"it is listed with sha256 {f.sha256}", fix) for f in wrong))
+    return [f.model_copy(update={"sha256": pins[f.path], "git_sha1": None}) if f.path in pins else f for f in listed]
 
 
 def name_fault(name: str) -> str:

@@ -79,8 +79,6 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
         case "literal_error":
             near = difflib.get_close_matches(str(_value(given, location)), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1)
             return location, f"{field}: must be {problem['ctx']['expected']}{_did_you_mean(near)}"
-        case "string_type" if location and location[-1] == "revision":
-            return location, f'{field}: must be text: put it in quotes, "…"'
         case "string_pattern_mismatch" if field == "name":
             return location, f"{field}: must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
         case "model_type" | "model_attributes_type" | "dict_type" if _is_secret(location):
@@ -88,6 +86,12 @@ def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]
                 location,
                 f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}",
             )
+        case "string_type":
+            return location, f'{field}: must be text: put it in quotes, "…"'
+        case "tuple_type":
+            return location, f"{field}: must be a list, such as [a, b]"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return location, f"{field}: must be a mapping of fields"
     return location, f"{field}: {problem['msg'].removeprefix('Value error, ')}"
 
 
@@ -152,7 +156,10 @@ def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
     """Make relative paths absolute and read the texts that a spec names; a flow's parameter must not depend on where it runs."""
     serving = given.get("serving")
     env = serving.get("env") if isinstance(serving, dict) else None
-    secrets = [("serving", "env", str(name), "file") for name in (env if isinstance(env, dict) else ())]
+    secrets: list[tuple[Key, ...]] = [("serving", "env", str(name), "file") for name in (env if isinstance(env, dict) else ())]
+    model = given.get("model")
+    others = model.get("fallback") if isinstance(model, dict) else None
+    secrets += [("model", "fallback", n, "token", "file") for n in range(len(others) if isinstance(others, list) else 0)]
     for keys in (
         ("model", "path"),
         ("storage", "path"),
@@ -163,7 +170,7 @@ def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
     ):
         owner, text = _text_at(given, keys)
         if text and (keys != ("target", "engine") or "/" in text):
-            owner[keys[-1]] = str(_absolute(base, text))
+            owner[str(keys[-1])] = str(_absolute(base, text))
     for keys in (("model", "manifest"), ("serving", "chat_template")):
         owner, text = _text_at(given, keys)
         if text:
@@ -182,11 +189,11 @@ def _absolute(base: Path, text: str) -> Path:
     return (base / Path(text).expanduser()).resolve()
 
 
-def _text_at(given: dict[str, Any], keys: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+def _text_at(given: dict[str, Any], keys: tuple[Key, ...]) -> tuple[dict[str, Any], str]:
     """The mapping that holds the last of ``keys``, and its text; an empty text when there is none."""
     here: Any = given
     for key in keys[:-1]:
-        here = here.get(key) if isinstance(here, dict) else None
+        here = here[key] if isinstance(key, int) else here.get(key) if isinstance(here, dict) else None
     text = here.get(keys[-1]) if isinstance(here, dict) else None
     return (here, text) if isinstance(text, str) else ({}, "")
 

@@ -48,11 +48,12 @@ class _Files(Part):
 
 
 class Fallback(Part):
-    """Another source of the same files."""
+    """Another source of the same files; ``token`` is its own, ``model.token`` is never sent to it."""
 
     source: Literal["huggingface", "modelscope", "git"]
     repo: Text
     revision: Annotated[str, Field(strict=True)]
+    token: SecretRef | None = None
 
 
 class _Remote(_Files):

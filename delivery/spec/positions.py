@@ -23,6 +23,8 @@ def read_yaml(path: Path) -> tuple[Any, Marks]:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise BadInput(Finding(f"{where}: not valid YAML", f"{error.problem or error.context}", "correct the YAML there")) from None
+    except RecursionError:
+        raise BadInput(Finding(f"{path}: too much", f"more than {MAX_DEPTH} levels", "write it plainly")) from None
     except yaml.YAMLError as error:
         raise BadInput(Finding(f"{path}: not valid YAML", str(error).splitlines()[0], "write it as UTF-8 text")) from None
     if node is None:
@@ -38,9 +40,10 @@ def _text(path: Path) -> str:
     try:
         if path.is_dir():
             raise BadInput(Finding(f"{path} is a folder", "a spec is a file", fix))
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInput(Finding(f"{path} is too large", f"{path.stat().st_size} bytes; a spec has at most {MAX_BYTES}", fix))
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise BadInput(Finding(f"{path} is too large", f"a spec has at most {MAX_BYTES} bytes", fix))
     except FileNotFoundError:
         raise BadInput(Finding(f"{path} does not exist", f"looked for from {Path.cwd()}", fix)) from None
     except OSError as error:

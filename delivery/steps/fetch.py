@@ -6,15 +6,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from delivery.secrets import read_secret
-from delivery.sources import Snapshot, open_source
+from delivery.sources import Snapshot
 from delivery.spec import Model
 from delivery.steps import Step
+from delivery.store import model_folder
 from delivery.store.commit import Fetched, fetch
 
 
 class FetchInput(BaseModel):
-    """``root`` is the store's folder; the token is read here, where it is needed, by its name in ``model``."""
+    """``root`` is the store's folder; tokens are read here, where they are needed, by their names in ``model``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,8 +25,7 @@ class FetchInput(BaseModel):
 
 def run(given: FetchInput) -> Fetched:
     """Fetch and verify; what is there and whole is adopted."""
-    ref = getattr(given.model, "token", None)
-    return fetch(open_source(given.model), given.snapshot, Path(given.root), None if ref is None else read_secret(ref), given.model.allow)
+    return fetch(given.model, given.snapshot, model_folder(Path(given.root), given.snapshot))
 
 
 STEP = Step("fetch", FetchInput, Fetched, run)

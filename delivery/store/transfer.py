@@ -1,161 +1,211 @@
-"""Moves one file's bytes into place: resumed where it was cut, hashed on the way, and only then given its name."""
+"""Brings chunks from where a source says they are. As long as bytes move it goes on; without any it tries again, ever more slowly."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from urllib.parse import urljoin, urlsplit
 
-import stamina
+import tenacity
 import urllib3
 
 from delivery.findings import Finding, Permanent, Retryable, Trouble
 from delivery.sources import File, Local, Remote
-from delivery.sources.http import http_trouble
+from delivery.sources.http import Busy, NotGiven, http_trouble, pool
+from delivery.sources.origin import Origin
+from delivery.store.part import BUFFER, CHUNK, Part, chunk_size
 
-CHUNK = 1 << 20
-FICLONE = 0x40049409
-Count = Callable[[int], None]
-
-
-class Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
+STREAMS = 16
+SLOWEST = 64 * 1024
+EXPIRED = (401, 403, 404, 410)
 
 
-def part_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
+@dataclass(frozen=True)
+class Patience:
+    """``stall``: seconds in which 64 KiB must arrive, else the connection is given up; ``tries``: without a byte, in a row."""
+
+    stall: float = 30.0
+    tries: int = 6
+    longest_wait: float = 20.0
 
 
-def transfer(file: File, where: Remote | Local, target: Path, count: Count) -> tuple[str, int]:
-    """Bring ``file`` to ``target``; returns its sha256 and how many bytes were moved now.
+class NoRanges(Exception):
+    """The server sends whole files only."""
 
-    Retryable when the source broke off, Permanent when it gave other bytes than it had listed (they are thrown away).
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(target)
-    moved = _copy(where.path, part, count) if isinstance(where, Local) else _download_patiently(file, where, part, count)
-    sha256, wrong = _compare(file, part)
-    if wrong:
-        part.unlink()
-        raise Permanent(
-            Finding(f"{file.path} is not what was listed", wrong, "run again; if it stays so, the source or what lies between is broken")
+
+class Stopped(Exception):
+    """Another stream has failed."""
+
+
+@dataclass
+class Link:
+    """The connections of one fetch. ``count`` hears of every byte that arrives; ``stop`` ends all streams."""
+
+    patience: Patience
+    count: Callable[[int], None]
+    stop: threading.Event
+    direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
+    open: set[urllib3.BaseHTTPResponse] = field(default_factory=set)
+
+    def fill(self, part: Part, row: range, origin: Origin) -> None:
+        """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent when it is not what was listed."""
+        where = self._where(part, origin)
+        if isinstance(where, Local):
+            self._copy(part, row, where.path, origin)
+            return
+        at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
+        try:
+            while at < end and not part.alone:
+                at = self._patiently(part, at, end, origin)
+        except NoRanges:
+            if part.take_alone():
+                self._patiently(part, 0, part.file.size, origin)
+
+    def halt(self) -> None:
+        """End all streams now, those too that wait for a byte or for their next try."""
+        self.stop.set()
+        for answer in list(self.open):
+            with suppress(ValueError, RuntimeError):
+                answer.shutdown()
+
+    def _patiently(self, part: Part, at: int, end: int, origin: Origin) -> int:
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Retryable),
+            stop=tenacity.stop_after_attempt(self.patience.tries) | tenacity.stop_when_event_set(self.stop),
+            wait=self._pause,
+            sleep=tenacity.sleep_using_event(self.stop),
+            reraise=True,
         )
-    with part.open("rb") as done:
-        os.fsync(done.fileno())
-    part.chmod(0o644)
-    part.replace(target)
-    return sha256, moved
+        return tries(self._get, part, at, end, origin)
 
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """As long as the hub asks for, else ever longer."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Busy) and error.after is not None:
+            return error.after
+        return tenacity.wait_exponential_jitter(initial=0.5, max=self.patience.longest_wait)(state)
 
-def _compare(file: File, part: Path) -> tuple[str, str]:
-    size = part.stat().st_size
-    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with part.open("rb") as done:
-        while chunk := done.read(CHUNK):
-            sha256.update(chunk)
-            if file.sha256 is None:
-                blob.update(chunk)
-    if size != file.size:
-        return "", f"it has {size} bytes, the list says {file.size}"
-    if file.sha256 is not None and sha256.hexdigest() != file.sha256:
-        return "", f"its sha256 is {sha256.hexdigest()}, the list says {file.sha256}"
-    if file.sha256 is None and blob.hexdigest() != file.git_sha1:
-        return "", f"its git hash is {blob.hexdigest()}, the list says {file.git_sha1}"
-    return sha256.hexdigest(), ""
+    def _where(self, part: Part, origin: Origin) -> Remote | Local:
+        return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
 
+    @contextmanager
+    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        with pool(url, self.patience.stall).request("GET", url, headers=headers, preload_content=False) as answer:
+            self.open.add(answer)
+            try:
+                yield answer
+            finally:
+                self.open.discard(answer)
 
-def _copy(path: Path, part: Path, count: Count) -> int:
-    """A reflink where the file system can, else a copy: never a hard link, the next edit would reach the store."""
-    with path.open("rb") as source, part.open("wb") as out:
-        with suppress(OSError):
-            fcntl.ioctl(out.fileno(), FICLONE, source.fileno())
-            count(path.stat().st_size)
-            return path.stat().st_size
-        while chunk := source.read(CHUNK):
-            out.write(chunk)
-            count(len(chunk))
-    return path.stat().st_size
+    def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
+        """One request; returns how far it came. A connection that breaks after 64 KiB is no error yet: the next one goes on there."""
+        where = self._where(part, origin)
+        if isinstance(where, Local):
+            raise TypeError(f"{origin.name} first named an address, then a file")
+        ranged = not part.alone and (at, end) != (0, part.file.size)
+        headers = {**where.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-{end - 1}"} if ranged else {})
+        start, watch = at, _Watch(self.patience.stall)
+        try:
+            with self._asked(where.url, headers) as answer:
+                self._accept(answer, part, origin, where, ranged=ranged, at=at)
+                while not self.stop.is_set() and (data := answer.read1(BUFFER)):
+                    self._take(part, at, data, end, origin)
+                    at += len(data)
+                    watch.saw(len(data))
+        except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
+            if self.stop.is_set():
+                raise Stopped from error
+            if at - start >= SLOWEST and not part.alone:
+                return at
+            raise _broken(error, part.file, where) from error
+        except OSError as error:
+            raise _unwritable(error, part) from error
+        if self.stop.is_set():
+            raise Stopped
+        if at < end and (part.alone or at == start):
+            raise _broken(EOFError(), part.file, where)
+        return at
 
-
-def _download_patiently(file: File, where: Remote, part: Path, count: Count) -> int:
-    moved = 0
-    for attempt in stamina.retry_context(on=Retryable, attempts=6, timeout=60, wait_initial=0.5, wait_max=10):
-        with attempt:
-            moved += _download(file, where, part, count)
-    return moved
-
-
-def _download(file: File, where: Remote, part: Path, count: Count) -> int:
-    have = part.stat().st_size if part.exists() else 0
-    if have > file.size:
-        part.unlink()
-        have = 0
-    if have == file.size:
-        return 0
-    headers = {**where.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    moved, asked = 0, where.url
-    try:
-        with _pool().request("GET", where.url, headers=headers, preload_content=False) as answer:
-            _accept(answer, asked)
-            resumed = answer.status == 206
-            with part.open("ab" if resumed else "wb") as out:
-                for chunk in answer.stream(CHUNK):
-                    out.write(chunk)
-                    moved += len(chunk)
-                    count(len(chunk))
-                    if out.tell() > file.size:
-                        break
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _broken(error, asked, file, part) from error
-    if part.stat().st_size < file.size:
-        raise Retryable(
-            Finding(
-                f"{file.path} broke off",
-                f"{part.stat().st_size} of {file.size} bytes from {asked}",
-                "run again: it goes on where it was cut",
+    def _accept(self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int) -> None:
+        known, address = (origin.name, part.file.path), asked.url.partition("?")[0]
+        if answer.status in EXPIRED and self.direct.pop(known, None) is not None:
+            raise Retryable(Finding(f"the address of {part.file.path} has expired", address, "run again"))
+        if answer.status not in (200, 206):
+            raise http_trouble(answer.status, address, answer.headers.get("Retry-After", ""))
+        if ranged and answer.status == 200:
+            raise NoRanges
+        span, _, total = answer.headers.get("Content-Range", "").rpartition("/")
+        if ranged and not span.startswith(f"bytes {at}-"):
+            raise NotGiven(
+                Finding(f"{part.file.path} comes from another place than was asked for", span or "no Content-Range", "use another source")
             )
-        )
-    return moved
+        length = total if ranged else answer.headers.get("Content-Length", "")
+        if length.isdigit() and int(length) != part.file.size:
+            raise Permanent(_unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}"))
+        final = urljoin(asked.url, answer.geturl() or "")
+        if final != asked.url:
+            same = urlsplit(final).netloc == urlsplit(asked.url).netloc
+            self.direct[known] = Remote(final, asked.headers if same else {})
+
+    def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> None:
+        after = at + len(data)
+        if after > end:
+            raise Permanent(_unlisted(part.file, "more bytes came than are listed"))
+        part.comes_from(origin.name)
+        part.write(at, data)
+        self.count(len(data))
+        for number in range(at // CHUNK, (after - 1) // CHUNK + 1):
+            if number * CHUNK + chunk_size(part.file, number) <= after:
+                part.note(number)
+
+    def _copy(self, part: Part, row: range, source: Path, origin: Origin) -> None:
+        if not part.done and part.clone(source):
+            part.comes_from(origin.name)
+            self.count(part.file.size)
+            return
+        with source.open("rb") as opened:
+            at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
+            opened.seek(at)
+            while at < end and not self.stop.is_set():
+                data = opened.read(min(BUFFER, end - at))
+                if not data:
+                    raise Permanent(_unlisted(part.file, f"{source} is only {at} bytes long"))
+                try:
+                    self._take(part, at, data, end, origin)
+                except OSError as error:
+                    raise _unwritable(error, part) from error
+                at += len(data)
 
 
-def _broken(error: Exception, asked: str, file: File, part: Path) -> Trouble:
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        free = shutil.disk_usage(part.parent).free
-        return Permanent(
-            Finding(
-                f"{file.path} cannot be written",
-                f"{error.strerror}; {free} bytes are free in {part.parent}",
-                "make room, then run again: it goes on where it was cut",
-            )
-        )
-    return Retryable(Finding(f"{file.path} broke off", f"{type(error).__name__} from {asked}", "run again: it goes on where it was cut"))
+class _Watch:
+    """Gives up a connection that trickles: every ``stall`` seconds 64 KiB must have come."""
+
+    def __init__(self, stall: float) -> None:
+        self.stall, self.since, self.came = stall, time.monotonic(), 0
+
+    def saw(self, size: int) -> None:
+        self.came += size
+        if (now := time.monotonic()) - self.since >= self.stall:
+            if self.came < SLOWEST:
+                raise TimeoutError(f"{self.came} bytes in {now - self.since:.0f} s")
+            self.since, self.came = now, 0
 
 
-def _accept(answer: urllib3.BaseHTTPResponse, asked: str) -> None:
-    if answer.status in (200, 206):
-        return
-    trouble = http_trouble(answer.status, asked)
-    after = answer.headers.get("Retry-After", "")
-    if isinstance(trouble, Retryable) and after.isdigit():
-        time.sleep(min(int(after), 30))
-    raise trouble
+def _unlisted(file: File, why: str) -> Finding:
+    return Finding(f"{file.path} is not what was listed", why, "run again; if it stays so, the source or what lies between is broken")
 
 
-def _pool() -> urllib3.PoolManager:
-    """Proxies as the environment says; a redirect to another host loses the token (urllib3 removes Authorization there)."""
-    timeout = urllib3.Timeout(connect=10, read=30)
-    retries = urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0)
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    options: Any = {
-        "timeout": timeout,
-        "retries": retries,
-        "ca_certs": os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
-    }
-    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+def _broken(error: Exception, file: File, where: Remote) -> Trouble:
+    why = f"{type(error).__name__} from {where.url.partition('?')[0]}"
+    return Retryable(Finding(f"{file.path} broke off", why, "run again: it goes on where it was cut"))
+
+
+def _unwritable(error: OSError, part: Part) -> Trouble:
+    free = shutil.disk_usage(part.path.parent).free
+    why = f"{error.strerror}; {free} bytes are free in {part.path.parent}"
+    return Permanent(Finding(f"{part.file.path} cannot be written", why, "make room, then run again: it goes on where it was cut"))

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from delivery.findings import Finding
-from delivery.sources.local import hash_file
-from delivery.store.layout import read_manifest
+from delivery.progress import Progress, report
+from delivery.store.layout import MANIFEST, read_manifest
+
+CHUNK = 1 << 20
 
 
 def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
-    """What is wrong, empty when nothing is. ``deep`` reads every byte; else sizes are compared."""
+    """What is wrong, empty when nothing is. ``deep`` reads every byte; else names and sizes are compared."""
     manifest = read_manifest(folder)
     if manifest is None:
-        return [Finding(f"{folder} has no manifest", "it was never fetched to its end", "fetch it again")]
-    found = []
-    for entry in manifest.files:
-        path = folder / entry.path
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.size:
-            found.append(
-                Finding(
-                    f"{entry.path} is {'missing' if size is None else f'{size} bytes long'}",
-                    f"it should have {entry.size} bytes",
-                    "fetch the model again",
-                )
-            )
-        elif deep and hash_file(path) != entry.sha256:
-            found.append(Finding(f"{entry.path} was changed", "its sha256 is another one than the manifest's", "fetch the model again"))
+        there = (folder / MANIFEST).exists()
+        what, why = ("a broken manifest", "it was changed or cut") if there else ("no manifest", "it was never fetched to its end")
+        return [Finding(f"{folder} has {what}", why, "fetch it again")]
+    found = [
+        fault for entry in manifest.files if (fault := _fault(folder / entry.path, entry.path, entry.size, entry.sha256 if deep else ""))
+    ]
+    named = {MANIFEST, *(entry.path for entry in manifest.files)}
+    extra = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    found += [
+        Finding(f"{path} is not in the manifest", "it would be served unverified", "remove it, or fetch the model again")
+        for path in extra
+        if path not in named
+    ]
     return found
+
+
+def _fault(path: Path, name: str, size: int, sha256: str) -> Finding | None:
+    fix = "fetch the model again"
+    if path.is_symlink() or not path.is_file():
+        return Finding(f"{name} is {'a symbolic link' if path.is_symlink() else 'missing'}", f"it should have {size} bytes", fix)
+    if (now := path.stat().st_size) != size:
+        return Finding(f"{name} is {now} bytes long", f"it should have {size} bytes", fix)
+    if sha256 and hash_file(path, name) != sha256:
+        return Finding(f"{name} was changed", "its sha256 is another one than the manifest's", fix)
+    return None
+
+
+def hash_file(path: Path, name: str = "") -> str:
+    """The sha256 of a file, with progress for large ones."""
+    sha, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+            done += len(chunk)
+            if done % (CHUNK * 256) == 0:
+                report(Progress("verify", f"hashing {name or path.name}", done=done, total=size, unit="B"))
+    return sha.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class Process:
         if lock.engine is None:
             raise Refused(Finding("no engine", "a process needs one", "name it in target.engine"))
         limits = dict(serving.resources.limits)
-        gpus, cpus = int(limits.get("nvidia.com/gpu", 0)), int(float(limits.get("cpu", 1)))
+        gpus, cpus = int(limits.get("nvidia.com/gpu", 0)), whole_cpus(limits.get("cpu", 1))
         memory = Size(str(limits["memory"])).bytes if "memory" in limits else lock.engine.memory_bytes
         plain = {key: value for key, value in serving.env.items() if isinstance(value, str)}
         secret = {key: value.model_dump(mode="json") for key, value in serving.env.items() if not isinstance(value, str)}
@@ -110,6 +111,12 @@ class Process:
 
 def engine_ref(release: str) -> Ref:
     return Ref("Engine", release)
+
+
+def whole_cpus(limit: float | str) -> int:
+    """CPUs are bound whole: ``500m`` is one, ``1500m`` two."""
+    text = str(limit)
+    return max(1, math.ceil(float(text[:-1]) / 1000 if text.endswith("m") else float(text)))
 
 
 def slot_owners(shares: Mapping[str, int]) -> list[str]:

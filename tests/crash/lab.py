@@ -44,7 +44,7 @@ class Lab:
     labels: int = 0
     rollout: dict[str, Any] = field(default_factory=dict)
 
-    def spec(self, *args: str, slo: dict[str, Any] | None = None, **rollout: Any) -> DeliverySpec:
+    def spec(self, *args: str, slo: dict[str, Any] | None = None, cpus: int = 1, **rollout: Any) -> DeliverySpec:
         self.labels += 1
         throughput = {"profile": "smoke", "users": 2, "warmup": "0s", "duration": "300ms", "slo": slo or {"error_rate_max": 0}}
         return parse_spec(
@@ -52,7 +52,10 @@ class Lab:
                 "apiVersion": "model-delivery/v1",
                 "name": NAME,
                 "model": {"source": "local", "path": str(self.model)},
-                "serving": {"args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args]},
+                "serving": {
+                    "args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args],
+                    "resources": {"limits": {"cpu": cpus}},
+                },
                 "target": {"kind": "process", "engine": str(self.engine), "port": self.port},
                 "gates": {
                     "smoke": {"prompt": "What is the capital of France?", "expect": "Paris", "max_tokens": 16},
@@ -61,6 +64,10 @@ class Lab:
                 "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "0s", **rollout},
             }
         )
+
+    def untested(self, *args: str, **more: Any) -> DeliverySpec:
+        """A spec without gates, for what is about the protocol alone."""
+        return parse_spec(self.spec(*args, **more).model_dump(mode="json") | {"gates": {"smoke": None, "throughput": None}})
 
     def deliver(
         self, spec: DeliverySpec, kill_at: int | None = None, request: str | None = None, meanwhile: Callable[[int], None] | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,24 +14,9 @@ import pytest
 from delivery.places import launcher
 from delivery.spec import DeliverySpec
 from tests.crash.lab import Event, Lab
-from tests.parts.ports import free_port
-from tests.parts.timing_engine import engine_folder
-from tests.parts.tiny_model import tiny_model
 
 SEED = 20261123
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("parts")
-    return tiny_model(folder / "model"), engine_folder(folder)
-
-
-@pytest.fixture
-def lab(tmp_path: Path, parts: tuple[Path, Path]) -> Iterator[Lab]:
-    made = Lab(home=tmp_path / "home", model=parts[0], engine=parts[1], port=free_port())
-    yield made
-    made.stop()
+pytestmark = pytest.mark.timeout(1800)  # a hundred runs each; deadlines that matter are the product's own
 
 
 def moments(events: tuple[Event, ...]) -> list[int]:
@@ -64,16 +50,18 @@ def first(lab: Lab) -> object:
     return None
 
 
-def served(lab: Lab) -> object:
+def served(lab: Lab, **more: Any) -> object:
     if lab.home.exists() and lab.record.serving is not None:
         return None
-    return lab.deliver(lab.spec())
+    return lab.deliver(lab.untested(**more))
 
 
+WHOLE: dict[str, Any] = {"cpus": len(os.sched_getaffinity(0)), "when_full": "recreate"}
 STORIES = (
     Story("first", first, lambda lab: lab.spec()),
     Story("second", served, lambda lab: lab.spec()),
     Story("recreate", served, lambda lab: lab.spec(strategy="recreate")),
+    Story("both do not fit", lambda lab: served(lab, **WHOLE), lambda lab: lab.untested(**WHOLE)),
     Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
 )
 
@@ -108,26 +96,44 @@ def test_a_killed_rollback_converges_on_the_rerun(lab: Lab) -> None:
         lab.converged(goal)
 
 
-def test_a_recovery_that_is_killed_too_converges(lab: Lab) -> None:
-    served(lab)
-    whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)
-    for _ in range(6):
-        spec = lab.spec()
-        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
-        lab.deliver(spec, kill_at=dice.randrange(len(whole.events)))
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_recovery_that_is_killed_too_converges(lab: Lab, story: Story) -> None:
+    story.before(lab)
+    whole = lab.deliver(story.make(lab))
+    dice, twice = random.Random(SEED), 0
+    for at in dice.sample(moments(whole.events), 3):
+        story.before(lab)
+        old, spec = lab.record.serving, story.make(lab)
+        assert lab.deliver(spec, kill_at=at).code is None
+        twice += lab.deliver(spec, kill_at=dice.randrange(8)).code is None
         again = lab.deliver(spec)
-        assert again.code == 0, again.said
-        lab.converged(again.said["release"])
+        assert again.code == story.ends, (whole.events[at], again.said)
+        lab.converged(again.said["release"] if story.ends == 0 else old)
+    assert twice, "no recovery was long enough to be killed"
 
 
-def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab) -> None:
-    served(lab)
-    whole = lab.deliver(lab.spec())
-    dice = random.Random(SEED)
-    for at in dice.sample(moments(whole.events), 6):
-        lab.deliver(lab.spec(), kill_at=at)
-        other = lab.deliver(lab.spec())
+def test_a_rollback_whose_recovery_is_killed_too_converges(lab: Lab) -> None:
+    lab.deliver(lab.untested())
+    lab.deliver(lab.untested())
+    whole = lab.rollback(lab.record.previous)
+    dice, twice = random.Random(SEED), 0
+    for at in dice.sample(moments(whole.events), 4):
+        goal = lab.record.previous
+        assert lab.rollback(goal, kill_at=at).code is None
+        twice += lab.rollback(goal, kill_at=dice.randrange(8)).code is None
+        assert lab.rollback(goal).code == 0
+        lab.converged(goal)
+    assert twice
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab, story: Story) -> None:
+    story.before(lab)
+    whole = lab.deliver(story.make(lab))
+    for at in random.Random(SEED).sample(moments(whole.events), 3):
+        story.before(lab)
+        lab.deliver(story.make(lab), kill_at=at)
+        other = lab.deliver(lab.untested())
         assert other.code == 0, (whole.events[at], other.said)
         lab.converged(other.said["release"])
 

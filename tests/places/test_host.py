@@ -93,6 +93,22 @@ def test_a_dead_engine_differs_and_is_started_again(host: Host, payload: dict[st
     assert ready(host, "r1")["pid"] != pid
 
 
+def test_what_a_dead_engine_left_of_its_session_is_ended_and_it_comes_back(host: Host, payload: dict[str, Any]) -> None:
+    command = payload["engine"]["command"]
+    payload["engine"]["command"] = ["/bin/sh", "-c", 'sleep 1000 & echo $! > child; exec "$@"', "sh", *command]
+    payload["cpus"] = len(os.sched_getaffinity(0))
+    host.put(engine(payload))
+    pid = ready(host, "r1")["pid"]
+    child = psutil.Process(int((host.folder(NAME) / "processes" / "Engine-r1" / "child").read_text()))
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait()
+    assert child.is_running(), "it holds the engine's lock, as vLLM's forked processes do"
+    assert host.world(NAME).objects[Ref("Engine", "r1")].status["alive"] is False
+    assert host.put(engine(payload)).action == "updated"
+    assert ready(host, "r1")["pid"] != pid
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_slot_whose_address_is_stale_differs(host: Host, payload: dict[str, Any]) -> None:
     slot = Resource(Ref("Slot", "00"), "route", NAME, {"release": "r1"})
     host.put(engine(payload))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ def spec(folder: Path, model: Path, port: int, more: str = "") -> Path:
     [
         ("apiVersion: model-delivery/v1\nnam: x\n", "nam: unknown field; did you mean name?"),
         ("gates: {throughput: {duration: 5 sec}}\n", "is not a duration"),
+        ("gates: {throughput: {duration: 5}}\n", "5 is not a duration: write 500ms, 30s"),
+        ("[" * 5000, "more than 40 levels"),
         ("a: [\n", "not valid YAML"),
         ("a: &a [*a]\n", "alias that contains itself"),
         ("a: !!python/name:os.system x\n", "the tag"),
@@ -72,6 +75,22 @@ def test_a_bad_spec_ends_with_2_and_touches_nothing(home: Path, content: str | N
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not home.exists()
+
+
+def test_a_spec_that_never_ends_is_too_large(home: Path) -> None:
+    done = deliver(home, "up", "/dev/zero")
+    assert done.returncode == 2
+    assert "/dev/zero is too large" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["up", "plan"])
+def test_a_state_folder_that_is_none_is_named_without_a_traceback(home: Path, model: Path, verb: str) -> None:
+    file = spec(home.parent, model, free_port())
+    done = deliver(file, verb, str(file))
+    assert done.returncode == 1
+    assert f"the state folder {file} cannot be used: Not a directory" in done.stderr
+    assert "MODEL_DELIVERY_HOME" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(
@@ -139,6 +158,13 @@ def test_an_engine_or_a_name_that_does_not_exist_is_told_with_the_nearest(home: 
     assert "no delivery is called smal" in missing.stderr
 
 
+def test_a_resource_that_a_host_does_not_know_is_refused_by_name(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port(), "serving: {resources: {limits: {nvidia.com/gpus: 1}}}\n")
+    done = deliver(home, "plan", str(file))
+    assert done.returncode == 3
+    assert "nvidia.com/gpus is not there yet" in done.stderr
+
+
 def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
     file = spec(home.parent, model, free_port())
     planned = json.loads(deliver(home, "plan", str(file), "--json").stdout)
@@ -153,6 +179,11 @@ def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
     assert deliver(home, "plan", str(file)).stdout.startswith("small: unchanged")
     again = deliver(home, "up", str(file))
     assert "small: unchanged" in again.stdout
+    assert deliver(home, "down", "../deliveries/small").returncode == 2, "a path is no name"
+    engine = json.loads(deliver(home, "status", "small", "--json").stdout)["running"][0]
+    os.kill(engine["pid"], signal.SIGKILL)
+    assert "(it ended)" in deliver(home, "status", "small").stdout
+    assert "small: unchanged" in deliver(home, "up", str(file)).stdout
     no_release_before(deliver(home, "rollback", "small"))
     assert json.loads(deliver(home, "history", "small", "--json").stdout)[0]["outcome"] == "promoted"
     assert "timing server" in deliver(home, "logs", "small").stdout
@@ -188,6 +219,25 @@ def test_a_prefect_server_that_is_down_is_named_with_what_to_start(home: Path, m
         assert "prefect server start" in done.stderr
         assert "Traceback" not in done.stderr
     assert not home.exists()
+
+
+def test_a_run_that_is_stopped_ends_with_5_and_goes_on_when_run_again(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    file.write_text(file.read_text().replace("duration: 500ms", "duration: 20s"))
+    command = [str(DELIVER), "up", str(file)]
+    run = subprocess.Popen(
+        command, env=environment(home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(home.glob("deliveries/small/objects/Step/load-*.json")):
+        assert run.poll() is None
+    run.terminate()
+    _, told = run.communicate()
+    assert run.returncode == 5, told
+    assert "run it again" in told
+    assert "Traceback" not in told
+    assert "small: promoted" in deliver(home, "up", str(file)).stdout
+    assert len(list(home.glob("deliveries/small/logs/*-[0-9].log"))) == 1
+    assert deliver(home, "down", "small").returncode == 0
 
 
 def test_two_at_once_the_second_waits_or_is_refused(home: Path, model: Path) -> None:

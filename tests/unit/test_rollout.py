@@ -7,6 +7,7 @@ import pytest
 from delivery.findings import Refused
 from delivery.release import Address, Capabilities, Desired, Release
 from delivery.rollout import stages
+from delivery.targets.process import whole_cpus
 
 OLD, NEW = Release("old", {}), Release("new", {})
 EMPTY = Desired("m", address=Address("127.0.0.1", 8000))
@@ -61,3 +62,8 @@ def test_a_share_that_slots_cannot_hold_is_refused() -> None:
 def test_a_canary_is_refused_where_traffic_cannot_be_weighed() -> None:
     with pytest.raises(Refused, match="blue-green"):
         told("canary", SERVING, (10,), LIGHT)
+
+
+@pytest.mark.parametrize(("limit", "whole"), [(2, 2), (1.5, 2), (0.25, 1), ("500m", 1), ("1500m", 2), ("4", 4)])
+def test_cpus_are_bound_whole(limit: float | str, whole: int) -> None:
+    assert whole_cpus(limit) == whole

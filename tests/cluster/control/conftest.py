@@ -10,9 +10,11 @@ from tests.parts.cluster import Cluster, running_control_plane
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running_control_plane(tmp_path_factory.mktemp("cluster")) as made:
         yield made
+        if request.session.testsfailed:
+            made.programs.keep_logs()
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from delivery.session import RECORD
 from delivery.spec import DeliverySpec, parse_spec
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
-from tests.parts.hub import Hub, running_hub
+from tests.parts.hubs import Hub
+from tests.parts.hubs.huggingface import running_hub
 from tests.parts.timing_engine import build
 from tests.parts.tiny_model import tiny_model
 

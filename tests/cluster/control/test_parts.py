@@ -14,13 +14,10 @@ import pytest
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import IDLE, PlayedNode, played_node
 from tests.parts.cluster.played_pod import loopback
+from tests.parts.cluster.provisioner import CLASS
 from tests.parts.cluster.waiting import until
 
 SERVER = "import http.server,sys,os; os.chdir('/data'); http.server.test(http.server.SimpleHTTPRequestHandler, port=8000, bind='0.0.0.0')"
-CLASS = {
-    "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "late"}, "provisioner": "kubernetes.io/host-path",
-    "volumeBindingMode": "WaitForFirstConsumer",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -82,10 +79,9 @@ def test_a_second_start_on_a_folder_ends_what_the_first_left(tmp_path: Path) -> 
 
 def test_a_claim_waits_for_its_pod_then_binds_and_keeps_files(cluster: Cluster, node: PlayedNode, namespace: str) -> None:
     cluster.apply(
-        CLASS,
         {
             "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": namespace},
-            "spec": {"storageClassName": "late", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+            "spec": {"storageClassName": CLASS, "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
         },
     )  # fmt: skip
     mount = {"volumeMounts": [{"name": "v", "mountPath": "/models"}]}

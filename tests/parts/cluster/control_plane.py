@@ -169,15 +169,3 @@ class Cluster:
              f"--cluster-signing-key-file={pki}/ca.key", "--enable-hostpath-provisioner", *self.extra.get("kube-controller-manager", ())],
         )  # fmt: skip
         self.programs.start("kube-scheduler", [self.binary, "kube-scheduler", *common, *self.extra.get("kube-scheduler", ())])
-
-
-@contextmanager
-def running_control_plane(folder: Path) -> Iterator[Cluster]:
-    """A fresh cluster without nodes, for the length of the block; its logs stay in ``folder/log``."""
-    cluster = Cluster(folder, extra={"kube-controller-manager": ("--node-monitor-grace-period=1h",)})
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.programs.stop_all(grace=0)
-        cluster.client.close()

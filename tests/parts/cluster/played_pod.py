@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.parts.cluster.control_plane import Cluster
+from tests.parts.cluster.provisioner import folder_of
 
 Object = Mapping[str, Any]
 KEPT = ("PATH", "HOME", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
@@ -96,7 +97,7 @@ class Scene:
         if claim := volume.get("persistentVolumeClaim"):
             bound = self._read("persistentvolumeclaims", claim["claimName"])
             found = self.cluster.client.get(f"/api/v1/persistentvolumes/{bound['spec']['volumeName']}").raise_for_status().json()
-            real = Path(found["spec"]["hostPath"]["path"])
+            real = folder_of(found)
             real.mkdir(parents=True, exist_ok=True)
             return real
         folder.mkdir(parents=True, exist_ok=True)

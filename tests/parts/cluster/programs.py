@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from tests.parts.cluster.waiting import until
+
+ROOT = Path(__file__).parents[3]
 
 
 class Programs:
@@ -66,6 +70,13 @@ class Programs:
                 if process.create_time() == began:
                     end(process, 0)
             file.unlink()
+
+    def keep_logs(self) -> Path:
+        """Copy them to a folder that no later test clears."""
+        kept = ROOT / ".cache" / "cluster-logs" / datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        shutil.copytree(self.folder / "log", kept, dirs_exist_ok=True)
+        print(f"the cluster's logs: {kept}")
+        return kept
 
     def tail(self, name: str, lines: int = 20) -> str:
         text = (self.folder / "log" / name).read_text(errors="replace")

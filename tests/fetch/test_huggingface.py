@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,17 +11,16 @@ from pathlib import Path
 import pytest
 
 from delivery.findings import Permanent, Refused, Retryable
-from delivery.sources import open_source
 from delivery.spec import HuggingFaceModel
 from delivery.steps.fetch import FetchInput
 from delivery.steps.fetch import run as fetch
-from delivery.store import MANIFEST, verify
 from delivery.store.commit import Fetched
-from delivery.store.transfer import CHUNK
-from tests.parts.hub import REPO, Hub, running_hub
+from tests.fetch import fetching
+from tests.fetch.fetching import WEIGHTS, models
+from tests.parts.hubs.huggingface import REPO, running_hub
+from tests.parts.hubs.huggingface import HuggingFaceHub as Hub
 from tests.parts.tiny_model import tiny_model
 
-WEIGHTS = "model.safetensors"
 TOKEN = "hf_a-token-of-the-tests"  # noqa: S105
 
 
@@ -35,32 +31,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield made
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
 def model(**more: object) -> HuggingFaceModel:
     return HuggingFaceModel.model_validate({"source": "huggingface", "repo": REPO, **more})
 
 
 def given(root: Path, wanted: HuggingFaceModel | None = None) -> FetchInput:
-    wanted = wanted or model()
-    return FetchInput(model=wanted, snapshot=open_source(wanted).resolve(None), root=str(root))
-
-
-def models(root: Path) -> list[Path]:
-    """The folders that an engine would be given: those with a manifest."""
-    return [path.parent for path in root.rglob(MANIFEST)]
+    return fetching.given(root, wanted or model())
 
 
 def whole(done: Fetched, hub: Hub) -> None:
-    folder = Path(done.path)
-    assert verify(folder, deep=True) == []
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    found.pop(MANIFEST)
-    assert found == hub.files
-    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in found} == {0o644}
+    fetching.whole(done, hub.files)
 
 
 def test_a_fetched_model_is_whole_and_the_second_fetch_moves_nothing(hub: Hub, root: Path) -> None:
@@ -133,8 +113,8 @@ def test_a_body_that_is_cut_goes_on_where_it_was_cut(hub: Hub, root: Path) -> No
     hub.truncated = WEIGHTS
     done = fetch(wanted)
     whole(done, hub)
-    assert hub.sent <= done.bytes + CHUNK
-    assert [asked[1] for asked in hub.asked if asked[1]] == ["bytes=1048576-"]
+    assert hub.sent == done.fetched_bytes == done.bytes
+    assert [asked[1] for asked in hub.asked if asked[1]] == ["bytes=1500040-3000079"]
 
 
 def test_a_lying_size_is_caught(hub: Hub, root: Path) -> None:
@@ -142,23 +122,6 @@ def test_a_lying_size_is_caught(hub: Hub, root: Path) -> None:
     with pytest.raises((Permanent, Retryable), match=r"model\.safetensors (is not what was listed|broke off)"):
         fetch(given(root))
     assert models(root) == []
-
-
-def test_a_fetch_that_is_killed_goes_on_where_it_was(hub: Hub, root: Path, tmp_path: Path) -> None:
-    wanted = given(root)
-    (tmp_path / "input.json").write_text(wanted.model_dump_json())
-    hub.stalled = WEIGHTS
-    command = [sys.executable, "-m", "delivery.steps.run", "fetch", str(tmp_path / "input.json"), str(tmp_path / "out")]
-    with subprocess.Popen(command) as step:
-        assert hub.stuck.wait(60)
-        while not (half := sum(part.stat().st_size for part in root.rglob(f".{WEIGHTS}.part"))) >= 1_000_000:
-            assert step.poll() is None
-        os.kill(step.pid, signal.SIGKILL)
-    assert models(root) == []
-    hub.stalled, hub.sent = "", 0
-    done = fetch(wanted)
-    whole(done, hub)
-    assert hub.sent == done.fetched_bytes <= len(hub.files[WEIGHTS]) - half
 
 
 def test_two_fetchers_of_one_model_move_it_once(hub: Hub, root: Path, tmp_path: Path) -> None:

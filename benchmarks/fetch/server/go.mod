@@ -1,0 +1,3 @@
+module model-delivery/benchmarks/fetch/server
+
+go 1.24

@@ -1,0 +1,179 @@
+"""What another request finds, and says, after a run that was killed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from contextlib import suppress
+from typing import Any, Literal
+
+from delivery.findings import Retryable
+from delivery.progress import Progress, sink
+from delivery.resources import Ref
+from delivery.service import down
+from delivery.spec import DeliverySpec
+from tests.crash.lab import NAME, Lab, Result
+from tests.parts.timing_engine import engine_folder
+
+
+def killed_with_its_engine_up(lab: Lab, spec: DeliverySpec, request: str | None = None) -> Result:
+    """The run dies right after it has started its engine."""
+    seen = lab.deliver(lab.untested())
+    assert seen.code == 0, seen.said
+    at = next(n for n, (when, _, ref) in enumerate(seen.events) if when == "after" and ref.startswith("Engine/"))
+    done = lab.deliver(spec, kill_at=at, request=request)
+    assert done.code is None
+    assert lab.record.candidate is not None
+    return done
+
+
+def test_going_back_to_what_serves_after_a_crash_is_no_failure(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, lab.untested(), request="first")
+    serving = lab.record.serving
+    assert serving is not None
+    back = lab.rollback(serving)
+    assert (back.code, back.said.get("result")) == (0, "unchanged"), back.said
+    lab.converged(serving)
+    ended = lab.record.ended[-1]
+    assert (ended.request, ended.outcome) == ("first", "rolled back"), "what was replaced belongs to the request that asked for it"
+
+
+def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, lab.untested())
+    whole, other = lab.record, lab.untested()
+    assert whole.candidate is not None
+    replacing = lab.deliver(other, request="second", kill_at=9)
+    assert replacing.code is None
+    assert [e.outcome for e in lab.record.ended] == ["promoted", "replaced"], "the test kills it after it has ended the first one"
+    again = lab.deliver(other, request="second")
+    assert again.code == 0, again.said
+    lab.converged(again.said["release"])
+
+
+def test_a_rollback_to_nowhere_leaves_a_killed_delivery_to_its_rerun(lab: Lab) -> None:
+    spec = lab.untested()
+    killed_with_its_engine_up(lab, spec)
+    before = lab.record
+    refused = lab.rollback("nowhere")
+    assert refused.code == 3, refused.said
+    assert lab.record == before
+    assert lab.deliver(spec).code == 0
+
+
+def test_a_rollback_after_down_serves_at_the_old_address(lab: Lab) -> None:
+    goal = lab.deliver(lab.untested()).said["release"]
+    down(lab.host, NAME)
+    back = lab.rollback(None)
+    assert back.code == 0, back.said
+    assert back.said["url"] == f"http://127.0.0.1:{lab.port}"
+    lab.converged(goal)
+
+
+def test_a_rollback_forgets_nothing_that_the_spec_keeps(lab: Lab) -> None:
+    for _ in range(5):
+        assert lab.deliver(lab.untested(keep=5)).code == 0
+    assert lab.rollback(None).code == 0
+    assert len([ref for ref in lab.host.world(NAME).objects if ref.kind == "Release"]) == 5
+
+
+def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candidate(lab: Lab) -> None:
+    killed_with_its_engine_up(lab, lab.untested())
+    serving = lab.record.serving
+    assert serving is not None
+    dead = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    os.kill(dead["pid"], signal.SIGKILL)
+    gone = lab.model.rename(lab.model.with_name("elsewhere"))
+    try:
+        assert lab.deliver(lab.untested()).code == 3
+    finally:
+        gone.rename(lab.model)
+    now = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    assert now["alive"]
+    assert now["pid"] != dead["pid"]
+    assert lab.record.candidate is not None
+
+
+def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
+    from flows.deliver import deliver
+
+    serving = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested(strategy="canary", steps=[50], soak="30s")
+
+    def kill_it_once(news: Progress) -> None:
+        candidate = lab.record.candidate
+        if news.step == "watch" and candidate is not None:
+            assert candidate.phase == "canary-50"
+            status = lab.host.world(NAME).objects[Ref("Engine", candidate.release)].status
+            if status["alive"]:
+                os.kill(status["pid"], signal.SIGKILL)
+
+    def act() -> Any:
+        with sink(kill_it_once):
+            return deliver.fn(spec, None)
+
+    refused = lab.run(act)
+    assert refused.code == 4, refused.said
+    assert "failed while it was watched" in refused.said["trouble"]
+    lab.converged(serving)
+
+
+def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) -> None:
+    for _ in range(3):
+        assert lab.deliver(lab.untested(history=2)).code == 0
+        assert lab.deliver(lab.spec("--fail-start", history=2)).code == 1
+        assert len(lab.record.ended) == 2 or lab.labels < 3
+
+
+def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
+    from flows.deliver import deliver
+
+    serving = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested()
+
+    def act() -> Any:
+        from tasks import delivering
+
+        told = delivering.observer
+
+        def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+            told(when, verb, ref)
+            if (when, ref.kind) == ("before", "Record"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        delivering.observer = observer
+        return deliver.fn(spec, None)
+
+    full = lab.run(act)
+    assert full.code == 1, full.said
+    assert "cannot be written: [Errno 27] File too large" in full.said["trouble"]
+    assert "make room" in full.said["trouble"]
+    assert lab.record.serving == serving
+    assert lab.deliver(spec).code == 0
+
+
+def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_retry(lab: Lab) -> None:
+    from tasks import delivering as do
+
+    folder = engine_folder(lab.home.parent / "moody")
+    toml = (folder / "engine.toml").read_text()
+    moody = 'command = ["/bin/sh", "-c", "[ -e {folder}/tried ] || { touch {folder}/tried; echo EngineDeadError >&2; exit 1; }; exec \\"$@\\"", "sh",'
+    (folder / "engine.toml").write_text(toml.replace("command = [", moody))
+    lab.engine = folder
+    spec = lab.untested()
+
+    def act() -> Any:
+        with do.delivering(spec, None) as run:
+            do.plan(spec, do.resolve(spec), scheduled=False)
+            do.storage()
+            do.fetch()
+            stage = next(run.stages())
+            do.release(stage)
+            with suppress(Retryable):
+                return {"endpoint": do.ready(stage)}
+            return {"endpoint": do.ready(stage)}
+
+    tried = lab.run(act)
+    assert tried.code == 0, tried.said
+    assert tried.said["endpoint"].startswith("http://127.0.0.1:")
+    assert lab.deliver(spec).code == 0

@@ -1,0 +1,123 @@
+"""The rules of a release that an undisturbed run shows: standby, hold, requests, attempts, the lease."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from delivery.resources import Ref
+from delivery.spec import DeliverySpec
+from tests.crash.lab import NAME, Lab, Result
+
+
+def scheduled(lab: Lab, spec: DeliverySpec) -> Result:
+    from flows.deliver import deliver
+
+    return lab.run(lambda: deliver.fn(spec, None, True))
+
+
+def engines(lab: Lab) -> dict[str, int]:
+    """Release → process id of those that run."""
+    return {ref.name: o.status["pid"] for ref, o in lab.host.world(NAME).objects.items() if ref.kind == "Engine" and o.status["alive"]}
+
+
+def with_standby(lab: Lab, **rollout: Any) -> tuple[str, str]:
+    """Two deliveries, the first on standby; returns both releases."""
+    old = lab.deliver(lab.untested()).said["release"]
+    new = lab.deliver(lab.untested(standby="1h", **rollout)).said["release"]
+    assert set(engines(lab)) == {old, new}
+    return old, new
+
+
+def test_a_rollback_goes_to_the_standby_that_still_runs(lab: Lab) -> None:
+    old, _ = with_standby(lab)
+    pid = engines(lab)[old]
+    assert lab.rollback(None).code == 0
+    assert engines(lab) == {old: pid}
+    lab.converged(old)
+
+
+def test_a_new_release_ends_a_standby_before_it_starts(lab: Lab) -> None:
+    old, new = with_standby(lab)
+    third = lab.deliver(lab.untested())
+    assert third.code == 0, third.said
+    effects = [ref for when, _, ref in third.events if when == "after"]
+    assert effects.index(f"Engine/{old}") < effects.index(f"Engine/{third.said['release']}")
+    assert lab.record.previous == new
+    lab.converged(third.said["release"])
+
+
+def test_a_standby_ends_with_the_first_delivery_after_its_time(lab: Lab) -> None:
+    lab.deliver(lab.untested())
+    spec = lab.untested(standby="3s")
+    new = lab.deliver(spec).said["release"]
+    end = lab.record.stop_after
+    assert end is not None
+    while time.time() < end:
+        lab.host.hint(NAME, 0.2)
+    assert lab.deliver(spec).said["result"] == "unchanged"
+    assert lab.record.stop_after is None
+    lab.converged(new)
+
+
+def test_what_a_rollback_left_is_held_until_it_is_asked_for_by_hand_or_changes(lab: Lab) -> None:
+    old = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested()
+    left = lab.deliver(spec).said["release"]
+    assert lab.rollback(None).code == 0
+    held = scheduled(lab, spec)
+    assert (held.code, held.said["result"], held.said["release"]) == (0, "held", old)
+    lab.converged(old)
+    again = lab.rollback(None)
+    assert again.code == 3, "a bare rollback never goes to what was rolled back from"
+    assert left in again.said["trouble"]
+    assert lab.deliver(spec).said["release"] == left
+    assert lab.rollback(None).code == 0
+    changed = scheduled(lab, lab.untested())
+    assert changed.said["result"] == "promoted"
+    assert lab.record.held is None
+
+
+def test_a_schedule_leaves_a_killed_rollback_to_its_rerun(lab: Lab) -> None:
+    old = lab.deliver(lab.untested()).said["release"]
+    spec = lab.untested()
+    lab.deliver(spec)
+    assert lab.rollback(old, kill_at=1).code is None
+    candidate = lab.record.candidate
+    assert candidate is not None
+    assert scheduled(lab, spec).said["result"] == "held"
+    assert lab.record.candidate == candidate
+    assert lab.rollback(old).code == 0
+    lab.converged(old)
+
+
+def test_a_request_that_has_ended_reports_how_and_another_is_another_attempt(lab: Lab) -> None:
+    serving = lab.deliver(lab.untested()).said["release"]
+    failing = lab.untested()
+    failing = DeliverySpec.model_validate(failing.model_dump(mode="json") | {"gates": {"smoke": {"expect": "Rome"}, "throughput": None}})
+    first = lab.deliver(failing, request="once")
+    assert first.code == 4, first.said
+    again = lab.deliver(failing, request="once")
+    assert again.code == 4
+    assert "'Rome' is not in" in again.said["trouble"]
+    assert not [ref for _, _, ref in again.events if ref.startswith("Engine/")]
+    assert lab.deliver(failing, request="twice").code == 4
+    assert [(e.outcome, e.attempt, e.request) for e in lab.record.ended[1:]] == [("gate failed", 1, "once"), ("gate failed", 2, "twice")]
+    lab.converged(serving)
+
+
+def test_the_same_request_takes_over_from_a_run_that_still_lives(lab: Lab) -> None:
+    spec = DeliverySpec.model_validate(lab.untested().model_dump(mode="json") | {"serving": {"args": ["--start-delay", "5000"]}})
+    second: list[Result] = []
+
+    def start_again(_: int) -> None:
+        while lab.host.get(NAME, Ref("Record", "record")) is None or not engines(lab):
+            pass
+        second.append(lab.deliver(spec, request="same"))
+
+    first = lab.deliver(spec, request="same", meanwhile=start_again)
+    assert first.code == 1, first.said
+    assert f"the lease of {NAME} was lost" in first.said["trouble"]
+    assert second[0].code == 0, second[0].said
+    assert len(list((lab.host.folder(NAME) / "logs").glob("*-[0-9].log"))) == 1
+    lab.converged(second[0].said["release"])

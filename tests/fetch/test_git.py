@@ -1,0 +1,104 @@
+"""A model from a git remote with LFS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from delivery.findings import Permanent, Refused, Retryable
+from delivery.spec import GitModel
+from delivery.steps.fetch import run as fetch
+from tests.fetch.fetching import WEIGHTS, given, models, whole
+from tests.parts.hubs.git_lfs import GitServer, git, running_git
+from tests.parts.ports import free_port
+from tests.parts.tiny_model import tiny_model
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[GitServer]:
+    with running_git(tiny_model(tmp_path / "model", size=3_000_000), tmp_path / "git") as made:
+        yield made
+
+
+def model(hub: GitServer, **more: object) -> GitModel:
+    return GitModel.model_validate({"source": "git", "repo": hub.remote, **more})
+
+
+def test_small_files_come_by_git_and_large_ones_by_lfs(hub: GitServer, root: Path) -> None:
+    done = fetch(given(root, model(hub)))
+    whole(done, hub.files)
+    assert Path(done.path).name == git(hub.root / "work", "rev-parse", "HEAD").strip()
+    assert fetch(given(root, model(hub))).fetched_bytes == 0
+    assert [path.name for path in Path(done.path).parent.iterdir() if path != Path(done.path)] == []
+
+
+def test_a_tag_and_a_commit_are_revisions(hub: GitServer, root: Path) -> None:
+    first = git(hub.root / "work", "rev-parse", "HEAD").strip()
+    git(hub.root / "work", "tag", "v1")
+    git(hub.root / "work", "push", "-q", "origin", "v1")
+    files = dict(hub.files)
+    hub.commit_files({**files, "tokenizer.json": b'{"v": 2}'})
+    hub.files = files
+    whole(fetch(given(root, model(hub, revision="v1"))), files)
+    assert fetch(given(root, model(hub, revision=first))).fetched_bytes == 0
+
+
+def test_a_moved_branch_never_mixes_commits(hub: GitServer, root: Path) -> None:
+    wanted, files = given(root, model(hub)), dict(hub.files)
+    hub.commit_files({**files, "tokenizer.json": b'{"moved": true}'})
+    whole(fetch(wanted), files)
+
+
+def test_an_lfs_object_that_is_gone_is_named(hub: GitServer, root: Path) -> None:
+    hub.missing = WEIGHTS
+    with pytest.raises(Refused, match=r"git-LFS does not have model\.safetensors.*Object does not exist"):
+        fetch(given(root, model(hub)))
+    assert models(root) == []
+
+
+def test_flipped_bytes_of_an_lfs_object_never_become_a_model(hub: GitServer, root: Path) -> None:
+    hub.flipped = WEIGHTS
+    with pytest.raises(Permanent, match=r"model\.safetensors is not what was listed"):
+        fetch(given(root, model(hub)))
+    assert models(root) == []
+
+
+def test_a_private_remote_wants_the_named_token_and_no_file_holds_it(
+    hub: GitServer, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token = "git-secret-of-the-tests"  # noqa: S105
+    with pytest.raises(Refused, match="may not be read"):
+        given(root, model(hub))
+    monkeypatch.setenv("MY_TOKEN", hub.token)
+    whole(fetch(given(root, model(hub, token={"env": "MY_TOKEN"}))), hub.files)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"git-secret" in path.read_bytes()] == []
+
+
+def test_a_symbolic_link_in_the_tree_is_refused(hub: GitServer, root: Path) -> None:
+    hub.commit_files(hub.files, links={"generation_config.json": "/etc/passwd"})
+    with pytest.raises(Refused, match=r"generation_config\.json: not files"):
+        given(root, model(hub))
+    assert not root.exists()
+    whole(fetch(given(root, model(hub, exclude=["generation*"]))), hub.files)
+
+
+def test_a_branch_or_a_repository_that_is_not_there_is_named(hub: GitServer, root: Path) -> None:
+    with pytest.raises(Refused, match="@nowhere was not found"):
+        given(root, model(hub, revision="nowhere"))
+    with pytest.raises(Refused, match=r"other\.git@main was not found"):
+        given(root, model(hub, repo=f"{hub.url}/org/other.git"))
+
+
+def test_a_remote_that_cannot_be_reached_can_be_tried_again(hub: GitServer, root: Path) -> None:
+    with pytest.raises(Retryable, match="cannot be reached"):
+        given(root, model(hub, repo=f"http://127.0.0.1:{free_port()}/x.git"))
+
+
+@pytest.mark.parametrize("repo", ["--upload-pack=touch {marker}", "ext::sh -c 'touch {marker}'"])
+def test_an_address_that_would_run_a_command_does_not(hub: GitServer, root: Path, tmp_path: Path, repo: str) -> None:
+    marker = tmp_path / "owned"
+    with pytest.raises(Refused):
+        given(root, model(hub, repo=repo.format(marker=marker)))
+    assert not marker.exists()

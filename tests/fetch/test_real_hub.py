@@ -1,0 +1,114 @@
+"""The hub's API by olah, driven by huggingface_hub; its bytes by a range server; the network between by toxiproxy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from delivery.findings import Refused, Retryable
+from delivery.resolve import resolve_model
+from delivery.spec import HuggingFaceModel
+from delivery.steps.fetch import run as fetch
+from delivery.store import model_folder
+from delivery.store.commit import fetch as fetch_into
+from delivery.store.part import CHUNK
+from delivery.store.transfer import Patience
+from tests.fetch.fetching import WEIGHTS, given, models, whole
+from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
+from tests.parts.olah import repository, running_olah
+from tests.parts.tiny_model import tiny_model
+from tests.parts.toxiproxy import Network, network
+
+MODEL = HuggingFaceModel.model_validate({"source": "huggingface", "repo": REPO})
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFaceHub]:
+    with running_hub(tiny_model(tmp_path / "hub", size=6 * CHUNK)) as made, running_olah(tmp_path) as api:
+        repository(tmp_path / "mirrors", made.files)
+        made.api = api
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made
+
+
+def test_a_real_hubs_list_is_understood_and_the_model_is_whole(hub: HuggingFaceHub, root: Path) -> None:
+    done = fetch(given(root, MODEL))
+    whole(done, hub.files)
+    assert fetch(given(root, MODEL)).fetched_bytes == 0
+
+
+def test_a_real_hubs_moved_branch_is_a_new_commit(hub: HuggingFaceHub, root: Path, tmp_path: Path) -> None:
+    first = fetch(given(root, MODEL))
+    hub.files["tokenizer.json"] = b'{"second": true}'
+    commit = repository(tmp_path / "mirrors", hub.files)
+    second = fetch(given(root, MODEL))
+    whole(second, hub.files)
+    assert Path(second.path).name == commit != Path(first.path).name
+
+
+def test_a_real_hubs_no_is_named(hub: HuggingFaceHub, root: Path) -> None:
+    with pytest.raises(Refused, match="nowhere"):
+        given(root, MODEL.model_copy(update={"revision": "nowhere"}))
+    with pytest.raises(Refused, match="org/other"):
+        given(root, MODEL.model_copy(update={"repo": "org/other"}))
+
+
+@pytest.fixture
+def way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[HuggingFaceHub, Network]]:
+    with running_hub(tiny_model(tmp_path / "hub", size=6 * CHUNK)) as hub, network(hub.url) as between:
+        monkeypatch.setenv("HF_ENDPOINT", between.url)
+        yield hub, between
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "latency", "latency": 100, "jitter": 50},
+        {"kind": "limit_data", "bytes": 3 << 20},
+        {"kind": "bandwidth", "rate": 20_000},
+    ],
+    ids=lambda fault: str(fault["kind"]),
+)
+def test_a_bad_network_is_survived(way: tuple[HuggingFaceHub, Network], root: Path, fault: dict[str, object]) -> None:
+    """Slow answers; every connection cut after 3 MiB; a narrow wire."""
+    hub, between = way
+    wanted = given(root, MODEL)
+    between.fault(**fault)  # type: ignore[arg-type]
+    whole(fetch(wanted), hub.files)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "reset_peer", "timeout": 0}, {"kind": "timeout", "timeout": 0}], ids=lambda fault: str(fault["kind"])
+)
+def test_a_network_that_gives_nothing_ends_the_fetch_and_once_healed_it_goes_on(
+    way: tuple[HuggingFaceHub, Network], root: Path, fault: dict[str, object]
+) -> None:
+    """Every connection is reset, or stalls for ever."""
+    hub, between = way
+    snapshot = resolve_model(MODEL)
+    between.fault(**fault)  # type: ignore[arg-type]
+    with pytest.raises(Retryable, match="broke off"):
+        fetch_into(MODEL, snapshot, model_folder(root, snapshot), Patience(stall=1, tries=2, longest_wait=0.1))
+    assert models(root) == []
+    between.heal()
+    whole(fetch(given(root, MODEL)), hub.files)
+
+
+def test_a_network_that_is_dropped_on_the_way_and_comes_back_costs_little(way: tuple[HuggingFaceHub, Network], root: Path) -> None:
+    hub, between = way
+    wanted = given(root, MODEL)
+    between.fault("bandwidth", rate=4_000)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(fetch, wanted)
+        while hub.sent < CHUNK:
+            threading.Event().wait(0.01)
+            assert not running.done()
+        between.cut()
+        between.heal()
+        done = running.result(120)
+    whole(done, hub.files)
+    assert WEIGHTS in hub.files

@@ -263,7 +263,7 @@ def connection(host: Place, name: str) -> Connection:
         raise Refused(Finding(f"release {record.serving} is not known", "its object is gone", "deliver it again"))
     payload = seen.resource.spec["payload"]
     key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
-    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key)
+    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key, record.target.namespace)
 
 
 def rollback_goal(host: Place, name: str) -> str:

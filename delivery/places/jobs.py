@@ -18,7 +18,7 @@ HOSTNAME = "kubernetes.io/hostname"
 def bound(resource: Resource, body: Object, look: Look) -> Object:
     """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``: endpoint, proxy and CA of this environment."""
     needs = resource.spec.get("bind", {})
-    if needs.get("near"):
+    if needs.get("near") and body["kind"] == "Job":
         _near(body["spec"]["template"]["spec"], needs["near"], look)
     if needs.get("hub") and body["kind"] == "ConfigMap":
         body["data"] |= {"ca.crt": text} if (text := _certificates()) else {}

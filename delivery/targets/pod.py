@@ -99,14 +99,11 @@ def schedule(pod: Object, given: Mapping[str, Any]) -> None:
 
 def mount_secrets(pod: Object, refs: Iterable[SecretRef]) -> None:
     """Each Secret's named keys as files ``NAME/KEY`` for the step's container; nothing of them stands in the Job."""
-    keys: dict[str, set[str]] = {}
-    for ref in refs:
-        if isinstance(ref, KubeSecret):
-            keys.setdefault(ref.kube.name, set()).add(ref.kube.key)
-    for number, (name, wanted) in enumerate(sorted(keys.items())):
-        items = [{"key": key, "path": key} for key in sorted(wanted)]
-        pod["volumes"].append({"name": f"secret-{number}", "secret": {"secretName": name, "items": items}})
-        pod["containers"][0]["volumeMounts"].append({"name": f"secret-{number}", "mountPath": f"{SECRETS}/{name}", "readOnly": True})
+    named = sorted({(ref.kube.name, ref.kube.key) for ref in refs if isinstance(ref, KubeSecret)})
+    if named:
+        sources = [{"secret": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}} for name, key in named]
+        pod["volumes"].append({"name": "secrets", "projected": {"sources": sources}})
+        pod["containers"][0]["volumeMounts"].append({"name": "secrets", "mountPath": SECRETS, "readOnly": True})
 
 
 def _named(things: list[Object], name: str) -> Object:

@@ -5,19 +5,37 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from delivery import service
 from delivery.findings import Trouble
 from delivery.progress import Progress, sink
 
 QUIET_SECONDS = 5.0
+FIND = (
+    click.option("--context", help="Of the kubeconfig: NAME lives in a cluster."),
+    click.option("-n", "--namespace", help="NAME lives in this namespace of a cluster."),
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def delivery(command: Callable[..., None]) -> Callable[..., None]:
+    """Argument NAME (or a spec's file), with --context and --namespace: the command is handed a ``where``."""
+
+    @wraps(command)
+    def call(name: str, context: str | None, namespace: str | None, **rest: Any) -> None:
+        command(where=service.find(name, context, namespace), **rest)
+
+    for option in FIND:
+        call = option(call)
+    return click.argument("name")(call)
 
 
 def emit(value: Any, *, machine: bool, text: str | None = None) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from cli import printing
 from delivery import service
-from delivery.home import default_home
-from delivery.places.host import Host
+from delivery.places.opening import open_place
 from delivery.spec import load_spec
+from delivery.targets import key_of
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -22,13 +23,14 @@ FILE = click.argument("file", type=click.Path(path_type=Path))
 @click.command()
 @FILE
 @click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
+@click.option("--take-over", is_flag=True, help="In a cluster: take values that another field manager holds.")
 @printing.as_json
-def up(file: Path, request: str | None, as_json: bool) -> None:
+def up(file: Path, request: str | None, take_over: bool, as_json: bool) -> None:
     """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect server when Prefect's settings name none."""
     spec = load_spec(file)
     from flows.deliver import deliver
 
-    said = _run(deliver, lambda flow: flow(spec, request))
+    said = _run(deliver, lambda flow: flow(spec, request, take_over=take_over))
     _tell(said, as_json=as_json)
 
 
@@ -37,7 +39,8 @@ def up(file: Path, request: str | None, as_json: bool) -> None:
 @printing.as_json
 def plan(file: Path, as_json: bool) -> None:
     """What an `up` of FILE would change; nothing is touched."""
-    planned = service.plan(Host(default_home()), load_spec(file))
+    spec = load_spec(file)
+    planned = service.plan(open_place(key_of(spec.target)), spec)
     model = f"{planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {'there already' if planned.fetched else 'to be fetched'}"
     lines = [f"{planned.name}: {planned.result} ({planned.release})", f"model {model}"]
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
@@ -46,35 +49,48 @@ def plan(file: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@FILE
+@click.option("--offline", is_flag=True, help="Ask neither hub nor registry: branch and tag stand as written.")
+@printing.as_json
+def render(file: Path, offline: bool, as_json: bool) -> None:
+    """The objects of FILE's service in a cluster, as `kubectl apply` takes them."""
+    objects, warnings = service.render(load_spec(file), offline=offline)
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    printing.emit(objects, machine=as_json, text=yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@click.command()
+@printing.delivery
 @click.option("--to", help="The release to go back to; default: the previous one.")
 @printing.as_json
-def rollback(name: str, to: str | None, as_json: bool) -> None:
+def rollback(where: service.Where, to: str | None, as_json: bool) -> None:
     """Give the traffic of NAME back to a release that served before."""
-    host = Host(default_home())
-    goal = to or service.rollback_goal(host, name)
+    goal = to or service.rollback_goal(where.place, where.name)
     from flows.rollback import rollback as flow
 
-    said = _run(flow, lambda call: call(name, goal))
+    said = _run(flow, lambda call: call(where.name, goal, where=where.key))
     _tell(said, as_json=as_json)
 
 
 @click.command()
-@click.argument("name")
+@printing.delivery
 @printing.as_json
-def down(name: str, as_json: bool) -> None:
+def down(where: service.Where, as_json: bool) -> None:
     """Stop NAME. Its weights, reports and history stay."""
     with printing.progress_lines():
-        gone = service.down(Host(default_home()), name)
-    printing.emit({"name": name, "stopped": gone}, machine=as_json, text=f"{name} is down" + "".join(f"\n  stopped {ref}" for ref in gone))
+        gone = service.down(where.place, where.name)
+    printing.emit(
+        {"name": where.name, "stopped": gone}, machine=as_json, text=f"{where.name} is down" + "".join(f"\n  stopped {ref}" for ref in gone)
+    )
 
 
 @click.command()
-@click.argument("name")
+@printing.delivery
 @printing.as_json
-def history(name: str, as_json: bool) -> None:
+def history(where: service.Where, as_json: bool) -> None:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest last."""
-    ended = service.history(Host(default_home()), name)
+    ended = service.history(where.place, where.name)
     if as_json:
         printing.emit([e.model_dump(mode="json") for e in ended], machine=True)
         return
@@ -109,4 +125,4 @@ def _tell(said: dict[str, Any], *, as_json: bool) -> None:
     printing.emit(said, machine=as_json, text="\n".join(lines))
 
 
-VERBS = (up, plan, rollback, down, history)
+VERBS = (up, plan, render, rollback, down, history)

@@ -10,15 +10,14 @@ import click
 from cli import printing
 from delivery import service
 from delivery.home import default_home
-from delivery.places.host import Host
 
 
 @click.command()
-@click.argument("name")
+@printing.delivery
 @printing.as_json
-def status(name: str, as_json: bool) -> None:
+def status(where: service.Where, as_json: bool) -> None:
     """What serves under NAME, what is being tried, and whether the world is as it should be."""
-    now = service.status(Host(default_home()), name)
+    now = service.status(where.place, where.name)
     if as_json:
         printing.emit(asdict(now), machine=True)
         return
@@ -41,10 +40,12 @@ def status(name: str, as_json: bool) -> None:
 
 
 @click.command("list")
+@printing.FIND[0]
+@printing.FIND[1]
 @printing.as_json
-def list_(as_json: bool) -> None:
-    """Every delivery of this host."""
-    host = Host(default_home())
+def list_(context: str | None, namespace: str | None, as_json: bool) -> None:
+    """Every delivery of this host, or of a namespace."""
+    host = service.find("", context, namespace).place
     found = [service.status(host, name) for name in service.names(host)]
     if as_json:
         printing.emit([asdict(one) for one in found], machine=True)
@@ -53,27 +54,27 @@ def list_(as_json: bool) -> None:
             ("name", "state", "endpoint", "release", "on its way"), [(s.name, s.state, s.url, s.serving, s.candidate) for s in found]
         )
     else:
-        click.echo(f"no deliveries under {host.home}")
+        click.echo(f"no deliveries {f'in namespace {namespace}' if context or namespace else f'under {default_home()}'}")
 
 
 @click.command()
-@click.argument("name")
+@printing.delivery
 @click.option("--release", help="Whose log; default: the candidate's, else what serves.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the engine ends.")
 @printing.as_json
-def logs(name: str, release: str | None, follow: bool, as_json: bool) -> None:
+def logs(where: service.Where, release: str | None, follow: bool, as_json: bool) -> None:
     """The engine's log of NAME."""
-    for line in service.logs(Host(default_home()), name, release, follow=follow):
+    for line in service.logs(where.place, where.name, release, follow=follow):
         text = line.decode(errors="replace")
         printing.emit({"line": text}, machine=as_json, text=text)
 
 
 @click.command()
-@click.argument("name")
+@printing.delivery
 @printing.as_json
-def connect(name: str, as_json: bool) -> None:
+def connect(where: service.Where, as_json: bool) -> None:
     """How clients reach NAME: curl, the openai library, NextChat, Open WebUI."""
-    connection = service.connection(Host(default_home()), name)
+    connection = service.connection(where.place, where.name)
     printing.emit(asdict(connection), machine=as_json, text=connection.to_text())
 
 

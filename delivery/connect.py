@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from delivery.spec import EnvSecret, FileSecret, SecretRef
+from delivery.spec import EnvSecret, FileSecret, KubeSecret, SecretRef
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Connection:
         return "\n\n".join(f"# {title}\n{text}" for title, text in titles.items())
 
 
-def connect(url: str, model_names: tuple[str, ...], api_key: SecretRef | None) -> Connection:
-    """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the service's, without /v1."""
+def connect(url: str, model_names: tuple[str, ...], api_key: SecretRef | None, namespace: str | None = None) -> Connection:
+    """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the service's, without /v1; ``namespace``: of a key in a cluster."""
     model, base = model_names[0], f"{url}/v1"
-    key = _shell_key(api_key)
+    key = _shell_key(api_key, namespace)
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 64})
     auth = f'  -H "Authorization: Bearer {key}" \\\n' if api_key else ""
     curl = f"curl {base}/chat/completions \\\n{auth}  -H 'Content-Type: application/json' \\\n  -d '{body}'"
@@ -41,7 +41,7 @@ def connect(url: str, model_names: tuple[str, ...], api_key: SecretRef | None) -
             "print(answer.choices[0].message.content)",
         ]
     )
-    if isinstance(api_key, EnvSecret):
+    if isinstance(api_key, EnvSecret | KubeSecret):
         openai = f"import os\n{openai}"
     elif isinstance(api_key, FileSecret):
         openai = f"from pathlib import Path\n{openai}"
@@ -51,12 +51,15 @@ def connect(url: str, model_names: tuple[str, ...], api_key: SecretRef | None) -
     return Connection(base, model, curl, openai, nextchat, open_webui)
 
 
-def _shell_key(ref: SecretRef | None) -> str:
+def _shell_key(ref: SecretRef | None, namespace: str | None) -> str:
     match ref:
         case EnvSecret(env=name):
             return f"${name}"
         case FileSecret(file=path):
             return f"$(cat {path})"
+        case KubeSecret(kube=kube):
+            key = kube.key.replace(".", r"\.")
+            return f"$(kubectl -n {namespace} get secret {kube.name} -o jsonpath='{{.data.{key}}}' | base64 -d)"
     return "none"
 
 
@@ -66,4 +69,6 @@ def _python_key(ref: SecretRef | None) -> str:
             return f'os.environ["{name}"]'
         case FileSecret(file=path):
             return f"Path({path!r}).read_text().strip()"
+        case KubeSecret():
+            return 'os.environ["OPENAI_API_KEY"]'
     return '"none"'

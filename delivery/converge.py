@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from delivery.findings import Finding, Permanent
 from delivery.places import Place
-from delivery.resources import ABSENT, Change, Mismatch, Observed, Ref, Resource, digest
+from delivery.resources import ABSENT, Change, Mismatch, Observed, Ref, Resource, covers
 
-RouteMark = Mapping[Ref, str]
+RouteMark = Mapping[Ref, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ def converge(
     gone = [o.resource for ref, o in sorted(seen.items()) if o.resource.role in ("release", "route") and ref not in wanted]
     gone.sort(key=lambda r: r.role != "route")
     changes += [Change(old.ref, "deleted") if dry_run else place.delete(delivery, old.ref) for old in gone]
-    return Converged(tuple(changes), {r.ref: digest(dict(r.spec)) for r in resources if r.role == "route"})
+    return Converged(tuple(changes), {r.ref: r.spec for r in resources if r.role == "route"})
 
 
 def _unmoved(baseline: RouteMark, seen: Mapping[Ref, Observed]) -> None:
     for ref, mark in baseline.items():
         now = seen.get(ref)
-        if now is None or digest(dict(now.resource.spec)) != mark:
+        if now is None or not covers(now.resource.spec, mark):
             why = "it is gone" if now is None else f"it now says {dict(now.resource.spec)}"
             raise Permanent(
                 Finding(

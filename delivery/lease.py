@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from delivery.clock import Clock
-from delivery.findings import Finding, Permanent, Refused
+from delivery.findings import Finding, Permanent, Refused, Trouble
 from delivery.places import Place
 from delivery.progress import Progress, report
 from delivery.resources import ABSENT, Mismatch, Observed, Ref, Resource, Version
 
 REF = Ref("Lease", "lease")
-TERM = 24 * 3600.0
+RENEWALS = 4  # in a lease's time: it survives an API server that is away for a while
 
 
 @dataclass
 class Lease:
-    """Held by one run. On a host it ends with its process; ``expires`` bounds it where nobody can see that."""
+    """Held by one run, for ``seconds`` (default: the place's) unless renewed. It ends with its process where that can be seen."""
 
     place: Place
     delivery: str
@@ -28,6 +31,11 @@ class Lease:
     clock: Clock
     holder: str = field(default_factory=lambda: uuid.uuid4().hex)
     version: Version | None = None
+    seconds: float | None = None
+
+    @property
+    def term(self) -> float:
+        return self.seconds or self.place.lease_seconds
 
     def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
         """Take it; one that expired, whose process is dead, or that the same request holds, is taken over.
@@ -48,7 +56,29 @@ class Lease:
             if not told:
                 report(Progress("lease", f"waiting for {who}"))
                 told = True
-            self.place.hint(self.delivery, 0.5)
+            self.place.hint(self.delivery, max(0.01, deadline - self.clock.monotonic()))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Renewed inside by a thread, then given back."""
+        done = threading.Event()
+        keeper = threading.Thread(target=self._renew, args=(done,), name="lease", daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            done.set()
+            keeper.join()
+            self.release()
+
+    def _renew(self, done: threading.Event) -> None:
+        while not done.wait(self.term / RENEWALS):
+            try:
+                self.version = self.place.put(self._resource(), expect=self.version or ABSENT).version
+            except Mismatch:
+                return  # lost: the next fence says to whom
+            except Trouble:
+                continue  # the place is away: tried again as long as the lease lasts, and fenced by it
 
     def fence(self) -> None:
         """Raise Permanent when the lease is no longer ours."""
@@ -72,19 +102,22 @@ class Lease:
         seen = self.place.get(self.delivery, REF)
         if seen is not None and not self._free(seen):
             return False
+        try:
+            change = self.place.put(self._resource(), expect=seen.version if seen else ABSENT)
+        except Mismatch:
+            return False
+        self.version = change.version
+        return True
+
+    def _resource(self) -> Resource:
         spec = {
             "holder": self.holder,
             "request": self.request,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "expires": self.clock.now() + TERM,
+            "expires": self.clock.now() + self.term,
         }
-        try:
-            change = self.place.put(Resource(REF, "lease", self.delivery, spec), expect=seen.version if seen else ABSENT)
-        except Mismatch:
-            return False
-        self.version = change.version
-        return True
+        return Resource(REF, "lease", self.delivery, spec)
 
     def _free(self, seen: Observed) -> bool:
         spec = seen.resource.spec

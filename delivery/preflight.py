@@ -6,25 +6,32 @@ from collections.abc import Iterator
 
 from delivery.engines import load_engine
 from delivery.findings import Finding, Refused
+from delivery.places import Place
 from delivery.places.binding import listening
-from delivery.places.host import Host
 from delivery.record import Record
 from delivery.release import Desired, Release
 from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
 from delivery.sources.origin import fallbacks, token_of
-from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget
+from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef
 from delivery.targets import Target
 
 LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 
 
-def preflight(spec: DeliverySpec, host: Host, target: Target) -> None:
-    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to this host as it stands."""
-    found = [*_not_on_a_host(spec), *_secrets(spec), *_address(spec, host)]
+def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
+    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to ``place`` as it stands."""
     if isinstance(spec.target, ProcessTarget):
+        found = [*_not_on_a_host(spec), *_secrets(spec), *_address(spec, place)]
         load_engine(spec.target.engine)
+    else:
+        from delivery.places.cluster import Cluster
+        from delivery.places.rights import preflight_cluster
+
+        if not isinstance(place, Cluster):
+            raise TypeError(f"target {spec.target.kind} lives in a cluster")
+        found = [*_nowhere_yet(spec), *_no_secret_of_ours(spec), *preflight_cluster(spec, place, secrets(spec))]
     old = Desired(spec.name, (Release("old", {}),), {"old": 100})
     try:
         stages(spec.rollout.strategy, old, Release("new", {}), tuple(spec.rollout.steps), target.can)
@@ -34,43 +41,67 @@ def preflight(spec: DeliverySpec, host: Host, target: Target) -> None:
         raise Refused(*found)
 
 
-def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
-    serving, throughput = spec.serving, spec.gates.throughput
-    wanted = {
-        "serving.replicas above 1": serving.replicas.max > 1,
-        "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),
-        "runner.image": spec.runner.image is not None,
-        "approval: manual": spec.approval == "manual",
-        "storage.notebook": bool(getattr(spec.storage, "notebook", False)),
-        "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
-    }
-    wanted |= {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
-    for what, asked in wanted.items():
-        if asked:
-            yield Finding(
-                f"{what} is not there yet", f"target {spec.target.kind} of this version cannot do it", f"remove {what} from the spec"
-            )
-
-
-def _secrets(spec: DeliverySpec) -> Iterator[Finding]:
+def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:
+    """Every reference to a secret, by the spec's field."""
     refs = {"model.token": token_of(spec.model), "serving.api_key": spec.serving.api_key}
     refs |= {f"model.fallback.{n}.token": token_of(other) for n, other in enumerate(fallbacks(spec.model))}
     refs |= {f"serving.env.{name}": value for name, value in spec.serving.env.items() if not isinstance(value, str)}
-    for field, ref in refs.items():
+    return {field: ref for field, ref in refs.items() if ref is not None}
+
+
+def _nowhere_yet(spec: DeliverySpec) -> Iterator[Finding]:
+    throughput = spec.gates.throughput
+    wanted = {
+        "approval: manual": spec.approval == "manual",
+        "storage.notebook": bool(spec.storage.notebook),
+        "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
+    }
+    for what, asked in wanted.items():
+        if asked:
+            yield _not_yet(spec, what)
+
+
+def _not_yet(spec: DeliverySpec, what: str) -> Finding:
+    why = f"target {spec.target.kind} of this version cannot do it"
+    return Finding(f"{what} is not there yet", why, f"remove {what} from the spec")
+
+
+def _not_on_a_host(spec: DeliverySpec) -> Iterator[Finding]:
+    yield from _nowhere_yet(spec)
+    wanted = {
+        "serving.replicas above 1": spec.serving.replicas.max > 1,
+        "serving.pod": bool(spec.serving.pod.model_dump(exclude_defaults=True)),
+        "runner.image": spec.runner.image is not None,
+    }
+    wanted |= {f"serving.resources.limits: {name}": name not in LIMITS for name in spec.serving.resources.limits}
+    for what, asked in wanted.items():
+        if asked:
+            yield _not_yet(spec, what)
+
+
+def _secrets(spec: DeliverySpec) -> Iterator[Finding]:
+    for field, ref in secrets(spec).items():
         if isinstance(ref, KubeSecret):
             yield Finding(f"{field} names a Kubernetes secret", "a host has none", "use {env: NAME} or {file: PATH}")
-        elif ref is not None:
-            try:
-                read_secret(ref)
-            except Refused as refused:
-                yield from refused.findings
+            continue
+        try:
+            read_secret(ref)
+        except Refused as refused:
+            yield from refused.findings
 
 
-def _address(spec: DeliverySpec, host: Host) -> Iterator[Finding]:
+def _no_secret_of_ours(spec: DeliverySpec) -> Iterator[Finding]:
+    for field, ref in secrets(spec).items():
+        if not isinstance(ref, KubeSecret):
+            why = "a pod sees neither the environment nor the files of the machine that delivers"
+            yield Finding(f"{field} is not a Kubernetes secret", why, "make one, and use {kube: {name: …, key: …}}")
+
+
+def _address(spec: DeliverySpec, place: Place) -> Iterator[Finding]:
     if not isinstance(spec.target, ProcessTarget):
         return
     port = spec.target.port
-    seen = host.get(spec.name, RECORD)
+    seen = place.get(spec.name, RECORD)
     address = Record.model_validate(seen.resource.spec).address if seen else None
     if address is not None and address.port != port:
         why = f"it is up on port {address.port}, the spec says {port}"

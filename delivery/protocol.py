@@ -12,8 +12,8 @@ from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import Candidate, Ended, Wanted
-from delivery.release import AddressKey, Frozen, Lock, ReleaseId
-from delivery.resources import Ref, Resource, digest
+from delivery.release import AddressKey, Desired, Frozen, Lock, Release, ReleaseId
+from delivery.resources import Resource, digest
 from delivery.rollout import Stage, stages
 from delivery.session import Session, frozen_releases, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
@@ -54,7 +54,7 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
         storage=spec.storage,
         args=tuple(spec.serving.args),
         startup_timeout=spec.serving.startup_timeout,
-        address=_address(spec),
+        address=_address(session, spec),
         created=session.clock.now(),
     )
     return digest(payload), frozen
@@ -74,7 +74,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if candidate is not None and candidate.release != release:
         withdraw(session, "replaced", 1, f"another release was asked for: {release}")
         candidate = None
-    session.write(held=None)
+    session.write(held=None, runner=spec.runner)
     session.converge()
     collect(session, spec.rollout)
     _scale(session, spec.serving.replicas.min)
@@ -122,9 +122,8 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
     """Refuse before anything is touched, where it is already known that both releases do not fit."""
     if session.record.stop_after is not None or spec.rollout.strategy == "recreate" or spec.rollout.when_full == "recreate":
         return
-    engines = session.target.compose(session.desired(Wanted()))
-    if engines or session.record.serving is None:
-        resource = Resource(Ref("Engine", release), "release", session.delivery, frozen.payload, release)
+    new = Release(release, frozen.payload, spec.serving.replicas.min)
+    for resource in session.target.compose(Desired(session.delivery, (new,))):
         session.place.put(resource, dry_run=True)
 
 
@@ -141,13 +140,17 @@ def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: Delivery
         gates=spec.gates,
     )
     session.write(
-        candidate=candidate, desired=session.record.only_serving(), stop_after=None, address=session.record.address or _address(spec)
+        candidate=candidate,
+        desired=session.record.only_serving(),
+        stop_after=None,
+        address=session.record.address or _address(session, spec),
     )
     session.converge()
 
 
-def _address(spec: DeliverySpec) -> AddressKey | None:
-    return AddressKey(host="127.0.0.1", port=spec.target.port) if spec.target.kind == "process" else None
+def _address(session: Session, spec: DeliverySpec) -> AddressKey:
+    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
+    return AddressKey(host=there.host, port=there.port)
 
 
 def plan_stages(session: Session) -> tuple[Stage, ...]:
@@ -189,7 +192,7 @@ def ready_timeout(session: Session) -> float:
     frozen = session.frozen(candidate_of(session).release)
     if frozen.startup_timeout is not None:
         return frozen.startup_timeout.seconds
-    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else READY_TIMEOUT
+    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else float(frozen.payload["startup_seconds"])
 
 
 def watch(session: Session, stage: Stage) -> None:
@@ -210,7 +213,7 @@ def watch(session: Session, stage: Stage) -> None:
                 )
                 raise GateFailed(seen, when)
         report(Progress("watch", "still ready", done=round(length - left), total=length, unit="s"))
-        session.place.hint(session.delivery, min(left, 2.0))
+        session.place.hint(session.delivery, left)
 
 
 def judged(session: Session, figures: dict[str, float], report: str) -> None:

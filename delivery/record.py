@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from delivery.release import AddressKey, ReleaseId
-from delivery.spec import Gates, Rollout
+from delivery.spec import Gates, Rollout, Runner
 
 
 class _Part(BaseModel):
@@ -20,6 +20,8 @@ class TargetKey(_Part):
     kind: str
     context: str | None = None
     namespace: str | None = None
+    gateway: str | None = None
+    hostname: str | None = None
 
 
 class Wanted(_Part):
@@ -61,7 +63,7 @@ class Ended(_Part):
 
 
 class Record(_Part):
-    """Written whole, by compare and swap; every phase of a delivery is one write."""
+    """Written whole, by compare and swap; every phase of a delivery is one write. ``runner``: of the last request by spec."""
 
     record_version: Literal[1] = 1
     target: TargetKey
@@ -74,6 +76,7 @@ class Record(_Part):
     stop_after: float | None = None
     ended: tuple[Ended, ...] = ()
     held: str | None = None
+    runner: Runner = Runner()
 
     def only_serving(self) -> Wanted:
         """Nothing but what serves, with all of the traffic."""

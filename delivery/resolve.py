@@ -19,7 +19,8 @@ from delivery.spec import DeliverySpec, LocalModel, Model, ProcessTarget
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now. Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no."""
     engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
-    return Lock(snapshot=resolve_model(spec.model, last), engine=engine)
+    image = None if isinstance(spec.target, ProcessTarget) else spec.target.image
+    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
 
 
 def resolve_model(model: Model, last: Snapshot | None = None) -> Snapshot:

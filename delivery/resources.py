@@ -20,6 +20,15 @@ def digest(value: Any, length: int = 10) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def covers(now: Any, wanted: Any) -> bool:
+    """Does every value of ``wanted`` stand in ``now``? A server may have added to mappings; lists are as long as they were."""
+    if isinstance(wanted, Mapping):
+        return isinstance(now, Mapping) and all(key in now and covers(now[key], value) for key, value in wanted.items())
+    if isinstance(wanted, list | tuple):
+        return isinstance(now, list | tuple) and len(now) == len(wanted) and all(map(covers, now, wanted))
+    return bool(now == wanted)
+
+
 @dataclass(frozen=True, order=True)
 class Ref:
     """The name of a resource within one place and delivery."""
@@ -63,11 +72,15 @@ class Observed:
 
 @dataclass(frozen=True)
 class World:
-    """Everything of one delivery at one moment (``observed_at``: seconds since the epoch)."""
+    """Everything of one delivery at one moment (``observed_at``: seconds since the epoch).
+
+    ``beside``: what a cluster shows next to our objects, by kind (Pod, Event, EndpointSlice, Node), as its API gives it.
+    """
 
     delivery: str
     objects: Mapping[Ref, Observed]
     observed_at: float
+    beside: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
 
 class Mismatch(Exception):

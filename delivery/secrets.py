@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from delivery.findings import Finding, Refused
@@ -24,8 +27,22 @@ class Secret:
         return self._value
 
 
+_cluster: ContextVar[Callable[[KubeSecret], Secret] | None] = ContextVar("cluster_secrets", default=None)
+FOLDER = "MODEL_DELIVERY_SECRETS"
+
+
+@contextmanager
+def from_cluster(read: Callable[[KubeSecret], Secret]) -> Iterator[None]:
+    """Inside, ``read`` looks Kubernetes' secrets up."""
+    token = _cluster.set(read)
+    try:
+        yield
+    finally:
+        _cluster.reset(token)
+
+
 def read_secret(ref: SecretRef) -> Secret:
-    """The value that ``ref`` names. Refused when it is absent or empty, or only a cluster has it; names the reference, never a value."""
+    """The value that ``ref`` names. Refused when it is absent or empty, or only a cluster has it; a step's pod has it mounted below ``$MODEL_DELIVERY_SECRETS``. Names the reference, never a value."""
     value = where = fix = ""
     match ref:
         case EnvSecret(env=name):
@@ -40,6 +57,10 @@ def read_secret(ref: SecretRef) -> Secret:
                 value = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise Refused(Finding(f"{where} cannot be read", type(error).__name__, fix)) from error
+        case KubeSecret() if (folder := os.environ.get(FOLDER)) is not None:
+            return read_secret(FileSecret(file=str(Path(folder) / ref.kube.name / ref.kube.key)))
+        case KubeSecret() if (read := _cluster.get()) is not None:
+            return read(ref)
         case KubeSecret():
             raise Refused(Finding(f"the secret {ref.kube.name} is Kubernetes'", "this is a host", "use {env: NAME} or {file: PATH}"))
     if not value.strip():

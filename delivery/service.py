@@ -1,4 +1,4 @@
-"""What a person asks of a delivery on this host: reads, and ``down``."""
+"""What a person asks of a delivery, on this host or in a cluster: reads, and ``down``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import difflib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from delivery import protocol
 from delivery.clock import SystemClock
 from delivery.connect import Connection, connect
 from delivery.findings import BadInput, Finding, Refused
+from delivery.places import Place
 from delivery.places.binding import NoRoom
 from delivery.places.host import SECRET_REF, Host
+from delivery.places.opening import open_place
 from delivery.preflight import preflight
-from delivery.record import Ended, Record
-from delivery.release import Address, Desired, Frozen, Release
+from delivery.record import Ended, Record, TargetKey
+from delivery.release import Desired, Frozen, Lock, Release
 from delivery.resolve import last_snapshot, resolve_lock
-from delivery.resources import ABSENT, Change, Ref
+from delivery.resources import ABSENT, Change, Ref, digest
+from delivery.secrets import from_cluster
 from delivery.session import RECORD, Session, frozen_releases, opened
-from delivery.spec import DeliverySpec
-from delivery.targets import Current, Failed, Target, choose
-from delivery.targets.process import Process, engine_ref
+from delivery.spec import DeliverySpec, load_spec
+from delivery.targets import Current, Failed, Target, choose, key_of, of_key
 
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
 
@@ -72,36 +75,64 @@ class Plan:
     changes: tuple[str, ...]
 
 
-def record_of(host: Host, name: str) -> Record:
+@dataclass(frozen=True)
+class Where:
+    """A delivery: its name, and the key of the place that it lives in."""
+
+    name: str
+    key: TargetKey
+
+    @property
+    def place(self) -> Place:
+        return open_place(self.key)
+
+
+def find(named: str, context: str | None = None, namespace: str | None = None) -> Where:
+    """``named`` is a spec's file, or a name on this host, or with ``context`` or ``namespace`` one in a cluster."""
+    if named.endswith((".yaml", ".yml")):
+        spec = load_spec(Path(named))
+        return Where(spec.name, key_of(spec.target))
+    if context is not None or namespace is not None:
+        return Where(named, TargetKey(kind="deployment", context=context, namespace=namespace or "default"))
+    return Where(named, TargetKey(kind="process"))
+
+
+def record_of(host: Place, name: str) -> Record:
     """The record of ``name``; BadInput with the nearest name when there is none."""
     known = host.deliveries()
     seen = host.get(name, RECORD) if name in known else None
     if seen is None:
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
-        raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; state is looked up under {host.home}"))
+        raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; {_looked_up(host)}"))
     return Record.model_validate(seen.resource.spec)
 
 
-def names(host: Host) -> tuple[str, ...]:
+def _looked_up(place: Place) -> str:
+    if isinstance(place, Host):
+        return f"state is looked up under {place.home}; for a cluster name the spec's file, or --context and --namespace"
+    return "is it another --namespace or --context?"
+
+
+def names(host: Place) -> tuple[str, ...]:
     return host.deliveries()
 
 
-def history(host: Host, name: str) -> tuple[Ended, ...]:
+def history(host: Place, name: str) -> tuple[Ended, ...]:
     """How every attempt ended, newest last."""
     return record_of(host, name).ended
 
 
-def status(host: Host, name: str) -> Status:
+def status(host: Place, name: str) -> Status:
     """What serves, what is being tried, what runs, and what a converge would change."""
     record = record_of(host, name)
     world = host.world(name)
-    target = Process()
+    target = of_key(record.target)
     shares = dict(record.desired.traffic)
     running = []
     for release, replicas in record.desired.releases:
         frozen = Frozen.model_validate(world.objects[Ref("Release", release)].resource.spec)
-        seen = world.objects.get(engine_ref(release))
+        seen = world.objects.get(target.main(name, release))
         said = seen.status if seen else {}
         match target.readiness(Release(release, frozen.payload, replicas), world):
             case Current(endpoint):
@@ -133,38 +164,43 @@ def status(host: Host, name: str) -> Status:
     )
 
 
-def logs(host: Host, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
+def logs(host: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
     """Lines of the engine's log: of ``release``, else of the candidate, else of what serves, else of the last that was tried."""
     record = record_of(host, name)
     last = record.ended[-1].release if record.ended else None
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
+    main = of_key(record.target).main(name, str(chosen))
+    if not isinstance(host, Host):
+        yield from host.log(name, main, follow=follow)
+        return
     files = sorted((host.folder(name) / "logs").glob(f"{chosen}-*.log"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise BadInput(
             Finding(f"no log of {name} {chosen or ''}".rstrip(), "no engine of it was ever started here", f"see `deliver history {name}`")
         )
-    if follow and host.get(name, engine_ref(str(chosen))) is not None:
-        yield from host.log(name, engine_ref(str(chosen)))
+    if follow and host.get(name, main) is not None:
+        yield from host.log(name, main)
     else:
         yield from files[-1].read_bytes().splitlines()
 
 
-def down(host: Host, name: str) -> tuple[str, ...]:
+def down(host: Place, name: str) -> tuple[str, ...]:
     """Stop everything of ``name`` but its weights and record; returns what was stopped, as lines."""
     key = record_of(host, name).target
-    with opened(host, name, Process(), key, request=uuid.uuid4().hex) as session:
+    with opened(host, name, of_key(key), key, request=uuid.uuid4().hex) as session:
         before = host.world(name).objects
         protocol.take_down(session)
         return tuple(str(ref) for ref, o in sorted(before.items()) if o.resource.role in ("release", "route") and ref.kind != "Slot")
 
 
-def plan(host: Host, spec: DeliverySpec) -> Plan:
+def plan(host: Place, spec: DeliverySpec) -> Plan:
     """Resolve and compare, touching nothing."""
     target = choose(spec.target)
     preflight(spec, host, target)
-    lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
+    with from_cluster(host.secret):
+        lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD)
-    record = Record.model_validate(seen.resource.spec) if seen else Record.model_validate({"target": {"kind": spec.target.kind}})
+    record = Record.model_validate(seen.resource.spec) if seen else Record(target=key_of(spec.target))
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)
     release, frozen = protocol.identify(session, spec, lock)
     snapshot = lock.snapshot
@@ -174,7 +210,7 @@ def plan(host: Host, spec: DeliverySpec) -> Plan:
         "commit": snapshot.commit,
         "files": len(snapshot.files),
         "bytes": sum(file.size for file in snapshot.files),
-        "fetched": _fetched(host, spec, lock.snapshot),
+        "fetched": _fetched(host, record, spec, lock.snapshot),
     }
     if record.serving == release and record.candidate is None:
         return Plan(**facts, result="unchanged", stages=(), changes=tuple(map(_line, session.converge(dry_run=True).changes)))
@@ -184,12 +220,12 @@ def plan(host: Host, spec: DeliverySpec) -> Plan:
 
 
 def _new_release(
-    host: Host, session: Session, target: Target, spec: DeliverySpec, release: str, frozen: Frozen
+    host: Place, session: Session, target: Target, spec: DeliverySpec, release: str, frozen: Frozen
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     from delivery.rollout import stages
 
     record = session.record
-    address = Address("127.0.0.1", spec.target.port) if spec.target.kind == "process" else None
+    address = target.address(spec.name, getattr(spec.target, "port", 0))
     old = Desired(spec.name, session.desired(record.only_serving()).releases, dict(record.only_serving().traffic), address)
     new = Release(release, frozen.payload, spec.serving.replicas.min)
     plan_ = stages(spec.rollout.strategy, old, new, tuple(spec.rollout.steps), target.can)
@@ -199,23 +235,25 @@ def _new_release(
         if spec.rollout.when_full != "recreate" or not old.releases:
             raise
         plan_ = stages("recreate", old, new, (), target.can)
-        changes = [Change(engine_ref(r.id), "deleted") for r in old.releases] + [Change(engine_ref(release), "created")]
+        changes = [Change(target.main(spec.name, r.id), "deleted") for r in old.releases]
+        changes.append(Change(target.main(spec.name, release), "created"))
     return tuple(s.name for s in plan_), tuple(_line(c) for c in changes if c.action != "unchanged")
 
 
-def _fetched(host: Host, spec: DeliverySpec, snapshot: Any) -> bool:
-    from pathlib import Path
-
+def _fetched(place: Place, record: Record, spec: DeliverySpec, snapshot: Any) -> bool:
+    """In a cluster only a promoted release of the same commit tells."""
     from delivery.store import MANIFEST, model_folder
 
-    return (model_folder(Path(spec.storage.path or host.home), snapshot) / MANIFEST).exists()
+    if not isinstance(place, Host):
+        return any(e.commit == snapshot.commit and e.exit_code == 0 for e in record.ended)
+    return (model_folder(Path(spec.storage.path or place.home), snapshot) / MANIFEST).exists()
 
 
 def _line(change: Change) -> str:
     return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
 
 
-def connection(host: Host, name: str) -> Connection:
+def connection(host: Place, name: str) -> Connection:
     """How clients reach ``name``. Refused when nothing serves."""
     record = record_of(host, name)
     if record.serving is None or record.address is None:
@@ -225,12 +263,40 @@ def connection(host: Host, name: str) -> Connection:
         raise Refused(Finding(f"release {record.serving} is not known", "its object is gone", "deliver it again"))
     payload = seen.resource.spec["payload"]
     key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
-    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key)
+    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key, record.target.namespace)
 
 
-def rollback_goal(host: Host, name: str) -> str:
+def rollback_goal(host: Place, name: str) -> str:
     """The release that a bare rollback of ``name`` goes back to: fixed before the first write. Refused when there is none."""
     record = record_of(host, name)
     if record.candidate is not None and record.candidate.kind == "rollback":
         return record.candidate.release
-    return protocol.rollback_goal(Session(host, Process(), name, "", SystemClock(), record, ABSENT))
+    return protocol.rollback_goal(Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT))
+
+
+def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Storage, first release and route as manifests that `kubectl apply` takes, and warnings.
+
+    ``offline``: neither hub nor registry is asked; then branch and tag stand as they are written.
+    """
+    from delivery.places.objects import to_object
+    from delivery.sources import Snapshot
+
+    key = key_of(spec.target)
+    if key.kind == "process" or key.namespace is None:
+        raise Refused(Finding("there is nothing to render", "target process lives on a host, not in a cluster", "use `deliver plan`"))
+    target, warnings = choose(spec.target), tuple[str, ...]()
+    if offline:
+        repo, revision = getattr(spec.model, "repo", "local"), getattr(spec.model, "revision", "unknown")
+        snapshot = Snapshot(source=spec.model.source, key=repo.replace("/", "--"), commit=revision, files=())
+        lock = Lock(snapshot=snapshot, image=getattr(spec.target, "image", None))
+        warnings = (f"revision {revision} and image {lock.image} were not resolved: what is applied may change under them",)
+    else:
+        place = open_place(key)
+        with from_cluster(place.secret):
+            lock = resolve_lock(spec)
+    payload = target.payload(spec.name, lock, spec.serving, spec.storage)
+    release = Release(digest(payload), payload, spec.serving.replicas.min)
+    want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name, 0))
+    resources = (*target.storage(spec.name, lock, spec.storage), *target.compose(want))
+    return [to_object(resource, key.namespace) for resource in resources], warnings

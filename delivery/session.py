@@ -20,12 +20,15 @@ from delivery.places.guarded import Guarded, Observer, unobserved
 from delivery.record import Record, TargetKey, Wanted
 from delivery.release import Address, Desired, Frozen, Release, ReleaseId
 from delivery.resources import ABSENT, Mismatch, Ref, Resource, Version, World
+from delivery.secrets import from_cluster
 from delivery.steps import Step, reading
-from delivery.targets import Readiness, StepRun, Target
+from delivery.targets import Current, Failed, InProgress, Readiness, StepRun, Target
 from delivery.wait import until
 
 RECORD = Ref("Record", "record")
 TRIES = 3
+GONE_SECONDS = 300.0
+STEP_START_SECONDS = 1800.0
 O = TypeVar("O", bound=BaseModel)
 _current: ContextVar[Session] = ContextVar("session")
 
@@ -84,6 +87,9 @@ class Session:
         done = converge(self.place, self.delivery, self.target.compose(self.desired(wanted)), self.baseline, dry_run=dry_run)
         if not dry_run:
             self.baseline = done.route
+            gone = {change.ref for change in done.changes if change.action == "deleted"}
+            if gone:
+                self._until("what was deleted", lambda world: _all_gone(gone, world), GONE_SECONDS)
         return done
 
     def wait_ready(self, release: ReleaseId, timeout: float) -> str:
@@ -103,20 +109,46 @@ class Session:
         """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended in a retryable finding counts."""
         candidate = self.record.candidate
         attempt = candidate.attempt if candidate else 0
+        frozen = self.frozen(candidate.release) if candidate else None
         world = self.place.world(self.delivery)
         for number in range(1, TRIES + 1):
-            (resource,) = self.target.step(StepRun(self.delivery, step.name, given.model_dump_json(), stage, attempt, number))
-            seen = world.objects.get(resource.ref)
+            asked = StepRun(self.delivery, step.name, given.model_dump_json(), stage, attempt, number, frozen, self.record.runner)
+            resources = self.target.step(asked)
+            ref = resources[-1].ref
+            seen = world.objects.get(ref)
             finished = seen is not None and bool(seen.status.get("finished"))
-            self.place.put(resource)
+            for resource in resources:
+                self.place.put(resource)
             try:
-                text = reading.read(step.name, self.place.log(self.delivery, resource.ref))
+                return step.output.model_validate_json(self._followed(step.name, ref))
             except Retryable:
                 if finished and number < TRIES:
                     continue
                 raise
-            return step.output.model_validate_json(text)
         raise AssertionError("unreachable: the last try returns or raises")
+
+    def _followed(self, name: str, ref: Ref) -> str:
+        """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
+        what = f"the {name} step"
+        self._until(what, lambda world: self.target.step_state(ref, world), STEP_START_SECONDS)
+        try:
+            text = reading.read(name, self.place.log(self.delivery, ref))
+        except Retryable:
+            match self.target.step_state(ref, self.place.world(self.delivery)):
+                case Failed(finding, retryable):
+                    raise (Retryable if retryable else Permanent)(finding) from None
+            raise
+        self._until(what, lambda world: _ended(self.target.step_state(ref, world)), STEP_START_SECONDS)
+        return text
+
+
+def _all_gone(gone: set[Ref], world: World) -> Readiness:
+    left = sorted(map(str, gone & world.objects.keys()))
+    return InProgress(f"{', '.join(left)} ends") if left else Current("")
+
+
+def _ended(state: Readiness) -> Readiness:
+    return InProgress("its other part (the image's pull) goes on") if state == Current("started") else state
 
 
 def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
@@ -149,7 +181,7 @@ def opened(
     clock = clock or SystemClock()
     lease = Lease(place, delivery, request, clock)
     lease.acquire(when_busy)
-    try:
+    with lease.kept(), from_cluster(place.secret):
         guarded = Guarded(place, lease.fence, observer)
         seen = guarded.get(delivery, RECORD)
         record = records.load(seen.resource.spec) if seen else Record(target=key)
@@ -164,5 +196,3 @@ def opened(
             yield session
         finally:
             _current.reset(token)
-    finally:
-        lease.release()

@@ -35,4 +35,4 @@ def until(place: Place, delivery: str, judge: Callable[[World], Readiness], *, w
                 if spent >= timeout:
                     fix = "raise serving.startup_timeout, or read the log with `deliver logs`"
                     raise Permanent(Finding(f"{what} is not ready after {timeout:.0f} s", f"last seen: {why}", fix))
-        place.hint(delivery, min(0.5, max(0.01, timeout - spent)))
+        place.hint(delivery, max(0.01, timeout - spent))

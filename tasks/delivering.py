@@ -15,6 +15,7 @@ from delivery.home import default_home
 from delivery.metrics import LoadReport
 from delivery.places.guarded import Observer, unobserved
 from delivery.places.host import Host
+from delivery.places.opening import open_place
 from delivery.preflight import preflight
 from delivery.protocol import Admission
 from delivery.record import Candidate, Record, TargetKey
@@ -30,9 +31,8 @@ from delivery.steps.load import STEP as LOAD
 from delivery.steps.load import LoadInput
 from delivery.steps.smoke import STEP as SMOKE
 from delivery.steps.smoke import SmokeInput, SmokeReport
-from delivery.targets import Failed
+from delivery.targets import Failed, key_of, of_key
 from delivery.targets import choose as choose_target
-from delivery.targets.process import Process, engine_ref
 from delivery.units import Duration
 from delivery.verdict import judge
 from tasks import artifacts
@@ -48,8 +48,8 @@ ROLLBACK = Rollout(
 class Run:
     """One request on one delivery, while its session is open."""
 
-    def __init__(self, session: Session, home: Host) -> None:
-        self.session, self.host = session, home
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def stages(self) -> Iterator[Stage]:
         yield from protocol.plan_stages(self.session)
@@ -89,29 +89,24 @@ class Run:
 
 
 @contextmanager
-def delivering(spec: DeliverySpec, request: str | None) -> Iterator[Run]:
+def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = False) -> Iterator[Run]:
     """Preflight, then a session of ``spec``'s delivery. Refused before anything is touched."""
-    host = Host(default_home())
-    target = choose_target(spec.target)
+    key, target = key_of(spec.target), choose_target(spec.target)
+    place = open_place(key, take_over=take_over)
     with artifacts.progress_sink():
-        preflight(spec, host, target)
-        key = TargetKey(kind=spec.target.kind)
-        with opened(
-            host, spec.name, target, key, request=request or run_id() or uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer
-        ) as session:
-            yield Run(session, host)
+        preflight(spec, place, target)
+        asked = request or run_id() or uuid.uuid4().hex
+        with opened(place, spec.name, target, key, request=asked, when_busy=spec.concurrency, observer=observer) as session:
+            yield Run(session)
 
 
 @contextmanager
-def rolling_back(name: str, request: str | None) -> Iterator[Run]:
-    """A session of a delivery that exists already."""
-    host = Host(default_home())
-    key = record_of(host, name).target
-    with (
-        artifacts.progress_sink(),
-        opened(host, name, Process(), key, request=request or run_id() or uuid.uuid4().hex, observer=observer) as session,
-    ):
-        yield Run(session, host)
+def rolling_back(name: str, request: str | None, where: TargetKey | None = None) -> Iterator[Run]:
+    """A session of a delivery that exists already, on this host or ``where``."""
+    place = Host(default_home()) if where is None else open_place(where)
+    key, asked = record_of(place, name).target, request or run_id() or uuid.uuid4().hex
+    with artifacts.progress_sink(), opened(place, name, of_key(key), key, request=asked, observer=observer) as session:
+        yield Run(session)
 
 
 @step("resolve")
@@ -155,7 +150,7 @@ def fetch() -> None:
     if candidate().phase != protocol.FETCH:
         return
     frozen = session.frozen(candidate().release)
-    root = frozen.storage.path or str(default_home())
+    root = session.target.root(frozen.storage) or str(default_home())
     session.run_step(FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
 
 
@@ -235,7 +230,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
     protocol.judged(session, written.figures, str(written.html))
     if not judged.passed:
         why = [Finding(reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
-        log = session.place.world(session.delivery).objects[engine_ref(candidate().release)].status.get("log", "")
+        main = session.target.main(session.delivery, candidate().release)
+        log = session.place.world(session.delivery).objects[main].status.get("log", f"`deliver logs {session.delivery}`")
         evidence = (f"report: {written.html}", f"engine log: {log}")
         end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)
         raise GateFailed(*why, end)
@@ -271,7 +267,7 @@ def subject(stage: Stage) -> reports.Subject:
     session, tried = current(), candidate()
     frozen = session.frozen(tried.release)
     snapshot = frozen.lock.snapshot
-    engine = frozen.lock.engine.name if frozen.lock.engine else ""
+    engine = frozen.lock.engine.name if frozen.lock.engine else str(frozen.lock.image)
     return reports.Subject(
         session.delivery,
         tried.release,

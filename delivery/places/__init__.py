@@ -11,13 +11,16 @@ from delivery.spec import SecretRef
 
 
 class Place(Protocol):
-    """Where objects live."""
+    """Where objects live. ``lease_seconds``: how long a lease holds unless it is renewed."""
+
+    @property
+    def lease_seconds(self) -> float: ...
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         """Make it so. Raises Mismatch when another version than ``expect`` is there, Trouble when it cannot be."""
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
-        """Make it gone; a process gets ``grace`` seconds after SIGTERM (none: its own setting)."""
+        """Make it gone, or begin its end (then it is in the world until it is gone); a process gets ``grace`` seconds after SIGTERM (none: its own setting)."""
 
     def world(self, delivery: str) -> World: ...
 
@@ -29,6 +32,6 @@ class Place(Protocol):
         """Lines of what it wrote; with ``follow`` until it has ended."""
 
     def hint(self, delivery: str, timeout: float) -> None:
-        """Return when something may have changed, after ``timeout`` seconds at the latest."""
+        """Return when it is time to look again: something may have changed; after ``timeout`` seconds at the latest."""
 
     def secret(self, ref: SecretRef) -> Secret: ...

@@ -23,6 +23,10 @@ class Guarded:
     def __init__(self, place: Place, fence: Callable[[], None], observer: Observer = unobserved) -> None:
         self._place, self._fence, self._observer = place, fence, observer
 
+    @property
+    def lease_seconds(self) -> float:
+        return self._place.lease_seconds
+
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         if dry_run:
             return self._place.put(resource, expect=expect, dry_run=True)

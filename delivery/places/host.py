@@ -39,6 +39,7 @@ PASSED_ON = (
     "HTTP_PROXY",
     "NO_PROXY",
 )
+LOOK_SECONDS = 0.5
 PROCESSES = ("Engine", "Router", "Step")
 GONE = {"Engine": "it ended", "Router": "it ended", "Step": "it ended without a result", "Slot": "its address is an old one"}
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
@@ -46,6 +47,8 @@ SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 class Host:
     """A place. Every object is one JSON file; what runs is known by the lock that its launcher holds."""
+
+    lease_seconds = 24 * 3600.0  # it ends with its process; this bounds it where nobody can see that
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -118,7 +121,7 @@ class Host:
 
     def hint(self, delivery: str, timeout: float) -> None:
         folders = [path.parent for path in self.folder(delivery).glob("processes/*/state.json")]
-        self.processes.wait([f for f in folders if self.processes.alive(f)], timeout)
+        self.processes.wait([f for f in folders if self.processes.alive(f)], min(timeout, LOOK_SECONDS))
 
     def secret(self, ref: SecretRef) -> Secret:
         return read_secret(ref)

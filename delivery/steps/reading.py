@@ -21,6 +21,8 @@ def read(name: str, lines: Iterable[bytes]) -> str:
             said = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(said, dict):
+            continue
         if "progress" in said:
             report(Progress(**said["progress"]))
         elif "findings" in said:

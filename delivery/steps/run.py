@@ -1,4 +1,4 @@
-"""``python -m delivery.steps.run NAME INPUT_FILE OUTPUT_FILE``: one step as a process.
+"""``python -m delivery.steps.run NAME INPUT_FILE OUTPUT_FILE``: one step as a process; an output of ``-`` is standard output.
 
 The output is JSON lines: ``{"progress": {…}}`` any number of times, then exactly one of
 ``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the output's JSON) or
@@ -77,6 +77,8 @@ def outcome(name: str, text: str, out: TextIO) -> int:
 def main() -> int:
     name, given, output = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if output == "-":
+        return outcome(name, Path(given).read_text(encoding="utf-8"), sys.stdout)
     with Path(output).open("a", encoding="utf-8") as out:
         return outcome(name, Path(given).read_text(encoding="utf-8"), out)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from delivery.findings import Finding, Refused
-from delivery.release import Capabilities, Desired, Lock, Payload, Release
-from delivery.resources import Resource, World
-from delivery.spec import DeploymentTarget, KServeTarget, ProcessTarget, Serving, Storage, T9kTarget
+from delivery.record import TargetKey
+from delivery.release import Address, Capabilities, Desired, Frozen, Lock, Payload, Release
+from delivery.resources import Ref, Resource, World
+from delivery.spec import DeploymentTarget, KServeTarget, ProcessTarget, Runner, Serving, Storage, T9kTarget
 from delivery.spec import Target as TargetSpec
 
 
@@ -37,7 +38,10 @@ Readiness = Current | InProgress | Failed
 
 @dataclass(frozen=True)
 class StepRun:
-    """One try of a step: its name and input are its identity, with the stage, the attempt and the try."""
+    """One try of a step: its name and input are its identity, with the stage, the attempt and the try.
+
+    ``frozen``: the release that it is for; ``runner``: the image that runs it, where it runs in one.
+    """
 
     delivery: str
     name: str
@@ -45,6 +49,8 @@ class StepRun:
     stage: str
     attempt: int
     try_: int
+    frozen: Frozen | None = None
+    runner: Runner = field(default_factory=Runner)
 
 
 class Target(Protocol):
@@ -52,6 +58,15 @@ class Target(Protocol):
 
     @property
     def can(self) -> Capabilities: ...
+
+    def address(self, name: str, port: int) -> Address:
+        """Where clients will find the service; ``port`` is for targets whose user chooses one."""
+
+    def root(self, storage: Storage) -> str | None:
+        """The store's folder as steps see it; None: the state folder."""
+
+    def main(self, delivery: str, release: str) -> Ref:
+        """The resource whose log is the engine's."""
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         """Rendered once per release, then frozen in its object."""
@@ -61,7 +76,11 @@ class Target(Protocol):
     def compose(self, want: Desired) -> tuple[Resource, ...]:
         """Everything for ``want``: releases first, then the route."""
 
-    def step(self, run: StepRun) -> tuple[Resource, ...]: ...
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        """What runs it comes last; what that needs, before."""
+
+    def step_state(self, ref: Ref, world: World) -> Readiness:
+        """Current("started") or Current("ended"); Failed when it cannot start, or was ended from outside."""
 
     def readiness(self, release: Release, world: World) -> Readiness: ...
 
@@ -69,13 +88,33 @@ class Target(Protocol):
         """Has the traffic really moved?"""
 
 
-def choose(target: TargetSpec) -> Target:
-    """The target of a spec. Refused (exit code 3) for those that are not there yet."""
+def key_of(target: TargetSpec) -> TargetKey:
+    """What of a target may not change while a delivery is up."""
     match target:
         case ProcessTarget():
+            return TargetKey(kind=target.kind)
+        case T9kTarget():
+            return TargetKey(kind=target.kind, context=target.context, namespace=target.namespace)
+        case KServeTarget() | DeploymentTarget():
+            key = TargetKey(kind=target.kind, context=target.context, namespace=target.namespace)
+            return key.model_copy(update={"gateway": target.gateway, "hostname": target.hostname})
+
+
+def choose(target: TargetSpec) -> Target:
+    """The target of a spec. Refused (exit code 3) for those that are not there yet."""
+    return of_key(key_of(target))
+
+
+def of_key(key: TargetKey) -> Target:
+    """The target of a delivery, by what its record says."""
+    match key.kind:
+        case "process":
             from delivery.targets.process import Process
 
             return Process()
-        case T9kTarget() | KServeTarget() | DeploymentTarget():
-            what = f"target {target.kind} is not there yet"
-            raise Refused(Finding(what, "this version delivers to one host", "use target: {kind: process, engine: …, port: …}"))
+        case "deployment":
+            from delivery.targets.deployment import Deployment
+
+            return Deployment(key.namespace or "default", key.gateway, key.hostname)
+    fix = "use target: {kind: deployment, …} or {kind: process, …}"
+    raise Refused(Finding(f"target {key.kind} is not there yet", "this version delivers to plain Kubernetes and to one host", fix))

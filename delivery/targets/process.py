@@ -8,7 +8,7 @@ from typing import Any
 
 from delivery.diagnosis.engine_log import diagnose, is_retryable
 from delivery.findings import Finding, Refused
-from delivery.release import Capabilities, Desired, Lock, Payload, Release
+from delivery.release import Address, Capabilities, Desired, Lock, Payload, Release
 from delivery.resources import Ref, Resource, World, digest
 from delivery.spec import Serving, Storage
 from delivery.store import folder_name
@@ -22,6 +22,15 @@ class Process:
     """Engines are resources of kind Engine, the router one Router and twenty Slots: a slot is 5 % of the traffic."""
 
     can = Capabilities(dark_first=True, weights="slots")
+
+    def address(self, name: str, port: int) -> Address:
+        return Address("127.0.0.1", port)
+
+    def root(self, storage: Storage) -> str | None:
+        return storage.path
+
+    def main(self, delivery: str, release: str) -> Ref:
+        return engine_ref(release)
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         if lock.engine is None:
@@ -69,6 +78,9 @@ class Process:
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
         return (Resource(Ref("Step", name), "step", run.delivery, {"step": run.name, "input": run.input}),)
+
+    def step_state(self, ref: Ref, world: World) -> Readiness:
+        return Current("ended" if ref in world.objects and world.objects[ref].status["finished"] else "started")
 
     def readiness(self, release: Release, world: World) -> Readiness:
         seen = world.objects.get(engine_ref(release.id))

@@ -1,0 +1,207 @@
+"""Reading a cluster: lists to a deadline; a watch only tells when to look again, and a budget how often."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from delivery.places.client import Client, Forbidden, Status
+from delivery.places.objects import Object, from_object, path
+from delivery.resources import Observed, Ref, World
+
+ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
+SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
+PAGE = 500
+OURS = ("ConfigMap", "Deployment", "Service", "Job", "HTTPRoute")
+TAIL_LINES = 400
+SILENCE = 60.0
+CONTAINERS = {"Job": "step", "Deployment": "engine"}
+
+
+class Look:
+    """Reads of one namespace. What we may not see, or what the cluster does not have, is not there."""
+
+    def __init__(self, client: Client, namespace: str) -> None:
+        self.client, self.namespace = client, namespace
+        self.since = ""
+        self._absent = set[str]()
+        self._nodes: tuple[Object, ...] | None = None
+        self._seen: dict[str, Any] = {}
+
+    def listed(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
+        """All pages; once more from the start when the first page has become too old meanwhile."""
+        found: list[Object] = []
+        for _ in range(3):
+            found = []
+            more: dict[str, Any] = {"limit": PAGE, **(query or {})}
+            try:
+                while True:
+                    page = self.client.call("GET", path(kind, self.namespace), more)
+                    found += [{**item, "kind": kind} for item in page["items"]]
+                    if kind == "Pod":
+                        self.since = page["metadata"]["resourceVersion"]
+                    if not page["metadata"].get("continue"):
+                        return found
+                    more["continue"] = page["metadata"]["continue"]
+            except Status as status:
+                if status.code != 410:
+                    raise
+        return found
+
+    def maybe(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
+        if kind in self._absent:
+            return []
+        try:
+            return self.listed(kind, query)
+        except Status as status:
+            if status.code != 404:
+                raise
+            self._absent.add(kind)
+            return []
+
+    def world(self, delivery: str) -> World:
+        mine, now = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time()
+        objects: dict[Ref, Observed] = {}
+        for kind in OURS:
+            for found in self.maybe(kind, mine):
+                seen = from_object(found)
+                objects[seen.resource.ref] = seen
+        listed = self.listed("Pod", mine)
+        self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
+        if any(pod["status"].get("phase") == "Pending" for pod in listed):
+            objects |= {Ref(c["kind"], c["metadata"]["name"]): from_object(c) for c in self.listed("PersistentVolumeClaim")}
+        pods = tuple(self._with_log(pod) for pod in listed)
+        beside = {
+            "Pod": pods,
+            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})),
+            "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
+            "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
+        }
+        return World(delivery, objects, now, beside)
+
+    def nodes(self) -> tuple[Object, ...]:
+        """Every node; empty where we may not see them."""
+        if self._nodes is None:
+            try:
+                self._nodes = tuple(self.client.call("GET", "/api/v1/nodes")["items"])
+            except Forbidden:
+                self._nodes = ()
+        return self._nodes
+
+    def forget(self) -> None:
+        """Nodes come and go: look again."""
+        self._nodes = None
+
+    def everybodys_pods(self) -> list[Object] | None:
+        """Of every namespace; None where we may not see them."""
+        try:
+            return list(self.client.call("GET", "/api/v1/pods", {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"})["items"])
+        except Forbidden:
+            return None
+
+    def container(self, ref: Ref) -> tuple[Object | None, Mapping[str, Any]]:
+        """The newest pod of a Job or Deployment, and the state of its main container."""
+        label = "batch.kubernetes.io/job-name" if ref.kind == "Job" else "model-delivery/object"
+        pods = self.listed("Pod", {"labelSelector": f"{label}={ref.name}"})
+        if not pods:
+            return None, {}
+        pod = max(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))
+        if pod["status"].get("phase") in ("Failed", "Succeeded") and not pod["status"].get("containerStatuses"):
+            return pod, {"terminated": {}}
+        return pod, _state(pod, CONTAINERS[ref.kind])
+
+    def log(self, pod: Object, ref: Ref, *, follow: bool) -> Iterator[bytes]:
+        query = {"container": CONTAINERS[ref.kind]} | ({"follow": "true"} if follow else {})
+        try:
+            yield from self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE)
+        except Status:  # the pod or its log is gone: what is missing is told by who reads
+            return
+
+    def changes(self, delivery: str, seconds: float) -> bool:
+        """Wait for ``seconds``, or until a pod of ours is in another state than at the last look: True."""
+        start = time.monotonic()
+        query = {"watch": "1", "labelSelector": f"model-delivery/delivery={delivery}", "timeoutSeconds": str(max(1, math.ceil(seconds)))}
+        if self.since:
+            try:
+                for line in self.client.lines(path("Pod", self.namespace), query | {"resourceVersion": self.since}, seconds):
+                    said = json.loads(line)
+                    if said["type"] == "ERROR":
+                        break
+                    name = said["object"]["metadata"]["name"]
+                    if said["type"] == "DELETED" or self._seen.get(name) != _state_of(said["object"]):
+                        return True
+                    if time.monotonic() - start > seconds:
+                        return False
+            except (Status, ValueError):
+                pass
+        time.sleep(max(0.0, seconds - (time.monotonic() - start)))
+        return False
+
+    def _with_log(self, pod: Object) -> Object:
+        """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
+        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] == CONTAINERS["Deployment"]), None)
+        if status is None or status["ready"] or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
+            return pod
+        query: dict[str, Any] = {"container": CONTAINERS["Deployment"], "tailLines": TAIL_LINES}
+        query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
+        try:
+            lines = list(self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
+        except (Status, Forbidden):
+            lines = []
+        return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
+
+
+class Pace:
+    """How often to look while waiting: soon at first, then every 15 s, and when a pod's state has changed; never above the budget."""
+
+    def __init__(self, client: Client, look: Look) -> None:
+        self.client, self.look = client, look
+        self._looks, self._began, self._last = 0, 0.0, 0.0
+
+    def restart(self, *, acted: bool) -> None:
+        """After an effect the waiting begins anew."""
+        if acted:
+            self._looks = 0
+
+    def wait(self, delivery: str, timeout: float) -> None:
+        now = time.monotonic()
+        end, self._began = now + timeout, self._began if self._looks else now
+        cost = max(1, self._spent(self._last)) if self._looks else 1
+        planned = SCHEDULE[min(self._looks, len(SCHEDULE) - 1)]
+        self._looks, self._last = self._looks + 1, now
+        changed = self.look.changes(delivery, min(timeout, planned))
+        while self._spent(self._began) + cost > (ON_CHANGE if changed else ON_TIME) and (left := end - time.monotonic()) > 0:
+            if changed:
+                time.sleep(min(left, 1.0))
+            else:
+                changed = self.look.changes(delivery, min(left, 5.0))
+
+    def _spent(self, since: float) -> int:
+        start = max(since, time.monotonic() - 60)
+        return sum(at >= start for at in self.client.asked)
+
+
+def _state(pod: Object, container: str) -> Mapping[str, Any]:
+    for status in pod["status"].get("containerStatuses", ()):
+        if status["name"] == container:
+            state: dict[str, Any] = status["state"]
+            return state
+    return {}
+
+
+def _state_of(pod: Object) -> Any:
+    """What of a pod a wait can turn on."""
+    status = pod["status"]
+    containers = [
+        (s["name"], s["ready"], sorted(s["state"]), s["state"].get("waiting", {}).get("reason"))
+        for s in status.get("containerStatuses", ())
+    ]
+    conditions = [(c["type"], c["status"], c.get("reason")) for c in status.get("conditions", ()) if c["type"] == "PodScheduled"]
+    return status.get("phase"), status.get("reason"), containers, conditions, "deletionTimestamp" in pod["metadata"]
+
+
+def _unscheduled(pod: Object) -> bool:
+    return any(c["type"] == "PodScheduled" and c["status"] == "False" for c in pod["status"].get("conditions", ()))

@@ -1,0 +1,53 @@
+"""Can the cluster hold another release beside those that run? Only devices are counted: CPUs and memory are the scheduler's to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from delivery.findings import Finding
+from delivery.places.binding import NoRoom
+from delivery.places.looking import Look
+from delivery.places.objects import Object
+from delivery.resources import Resource
+
+
+def check(look: Look, resource: Resource, body: Object) -> None:
+    """NoRoom (exit code 3) names the devices that are missing. Nothing is refused where nodes or pods may not be seen, or where none has such devices yet."""
+    if body["kind"] != "Deployment":
+        return
+    wanted = devices(body["spec"]["template"]["spec"])
+    if not wanted:
+        return
+    pods = look.everybodys_pods()
+    nodes = look.nodes()
+    if pods is None or not any(p["metadata"].get("labels", {}).get("model-delivery/delivery") == resource.delivery for p in pods):
+        return
+    replicas = body["spec"]["replicas"]
+    for device, count in wanted.items():
+        free = sum(_free(node, pods, device) // count for node in nodes)
+        if any(_allocatable(node, device) for node in nodes) and free < replicas:
+            total = sum(_allocatable(node, device) for node in nodes)
+            left = sum(_free(node, pods, device) for node in nodes)
+            why = f"{count * replicas} × {device} wanted, {left} of {total} free"
+            fix = "use rollout.when_full: recreate (stops the old release first), or add nodes"
+            raise NoRoom(Finding("the cluster cannot hold both releases", why, fix))
+
+
+def devices(pod: Mapping[str, Any]) -> dict[str, int]:
+    """The extended resources (``vendor/device``) that a pod asks for."""
+    asked: dict[str, int] = {}
+    for container in pod["containers"]:
+        for name, count in container.get("resources", {}).get("limits", {}).items():
+            if "/" in name:
+                asked[name] = asked.get(name, 0) + int(count)
+    return asked
+
+
+def _allocatable(node: Mapping[str, Any], device: str) -> int:
+    return int(node["status"].get("allocatable", {}).get(device, 0))
+
+
+def _free(node: Mapping[str, Any], pods: list[Object], device: str) -> int:
+    here = (p for p in pods if p["spec"].get("nodeName") == node["metadata"]["name"])
+    return max(0, _allocatable(node, device) - sum(devices(p["spec"]).get(device, 0) for p in here))

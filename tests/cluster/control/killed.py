@@ -1,0 +1,92 @@
+"""Runs in a process of their own, which kill themselves with SIGKILL before or after any effect: forked from a clean server, since the test has threads."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from delivery.findings import Trouble
+from delivery.resources import Ref
+
+Event = tuple[str, str, str]
+MODULES = ["flows.deliver", "flows.rollback", "delivery.places.cluster", "delivery.targets.deployment", "tests.cluster.control.killed"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """``code`` None: killed. ``events``: the effects that it began or finished."""
+
+    code: int | None
+    said: Any
+    events: tuple[Event, ...]
+
+
+def run(flow: Literal["deliver", "rollback"], arguments: dict[str, Any], kill_at: int | None = None) -> Result:
+    """``arguments`` are the flow's, as JSON; at its effect number ``kill_at`` (before and after count apart) the run kills itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    read, write = os.pipe()
+    environ = {name: os.environ[name] for name in ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH")}
+    with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as end:
+        child = context.Process(target=_act, args=(flow, json.dumps(arguments), kill_at, environ, _Handed(end.fileno())))
+        child.start()
+        end.close()
+        lines = [json.loads(line) for line in pipe.read().splitlines()]
+        child.join()
+    events = tuple((e[0], e[1], e[2]) for e in lines if isinstance(e, list))
+    said = next((line for line in lines if isinstance(line, dict)), None)
+    code = child.exitcode
+    return Result(None if code == -signal.SIGKILL else code, said, events)
+
+
+class _Handed:
+    """A descriptor that is duplicated for the child."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        from multiprocessing.reduction import DupFd
+
+        return _opened, (DupFd(self.number),)
+
+
+def _opened(handed: Any) -> int:
+    return int(handed.detach())
+
+
+def _act(flow: str, arguments: str, kill_at: int | None, environ: dict[str, str], write: int) -> None:
+    from delivery.record import TargetKey
+    from delivery.spec import parse_spec
+    from flows.deliver import deliver
+    from flows.rollback import rollback
+    from tasks import delivering
+
+    os.environ.update(environ)
+    count = 0
+
+    def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+        nonlocal count
+        os.write(write, json.dumps([when, verb, str(ref)]).encode() + b"\n")
+        if count == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    delivering.observer = observer
+    given = json.loads(arguments)
+    try:
+        if flow == "deliver":
+            said: Any = deliver.fn(parse_spec(given["spec"]))
+        else:
+            said = rollback.fn(given["name"], given["to"], where=TargetKey.model_validate(given["where"]))
+        code = 0
+    except Trouble as trouble:
+        said, code = {"trouble": trouble.text}, trouble.exit_code
+    except BaseException as error:
+        said, code = {"error": repr(error)}, 99
+    os.write(write, json.dumps(said).encode() + b"\n")
+    os._exit(code)

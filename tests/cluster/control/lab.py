@@ -1,0 +1,95 @@
+"""A delivery to the control-plane tier: a hub, a played node with GPUs, the stand-in engine as the serving image, our own steps as children."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from delivery.places.cluster import Cluster as Place
+from delivery.record import Record
+from delivery.session import RECORD
+from delivery.spec import DeliverySpec, parse_spec
+from tests.parts.cluster import Cluster
+from tests.parts.cluster.played import PlayedNode, played_node
+from tests.parts.hubs import Hub
+from tests.parts.hubs.huggingface import running_hub
+from tests.parts.timing_engine import build
+from tests.parts.tiny_model import tiny_model
+
+NAME = "small"
+ENGINE = f"registry.example/engine@sha256:{'1' * 64}"
+RUNNER = f"registry.example/model-delivery@sha256:{'2' * 64}"
+CLASS = {
+    "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "late"}, "provisioner": "kubernetes.io/host-path",
+    "volumeBindingMode": "WaitForFirstConsumer",
+}  # fmt: skip
+
+
+@dataclass
+class Lab:
+    """Every release differs by its label."""
+
+    cluster: Cluster
+    node: PlayedNode
+    namespace: str
+    hub: Hub
+    labels: int = 0
+    spec_more: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self, *args: str, slo: dict[str, Any] | None = None, **more: Any) -> DeliverySpec:
+        self.labels += 1
+        throughput = {"profile": "smoke", "users": 2, "warmup": "0s", "duration": "300ms", "slo": slo or {"error_rate_max": 0}}
+        rollout = {"strategy": "blue-green", "watch": "0s", "standby": "0s", **more.pop("rollout", {})}
+        serving = {"args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args], **more.pop("serving", {})}
+        return parse_spec(
+            {
+                "apiVersion": "model-delivery/v1",
+                "name": NAME,
+                "model": {"source": "huggingface", "repo": "org/model"},
+                "storage": {"claim": f"{NAME}-models", "size": "1Gi", "storage_class": "late"},
+                "serving": {"startup_timeout": "60s", **serving},
+                "target": {"kind": "deployment", "namespace": self.namespace, "image": ENGINE, **more.pop("target", {})},
+                "runner": {"image": RUNNER},
+                "gates": {"smoke": {"max_tokens": 16}, "throughput": throughput},
+                "rollout": rollout,
+                **more,
+            }
+        )
+
+    @property
+    def place(self) -> Place:
+        return Place(None, self.namespace)
+
+    @property
+    def record(self) -> Record:
+        seen = self.place.get(NAME, RECORD)
+        assert seen is not None
+        return Record.model_validate(seen.resource.spec)
+
+
+@contextmanager
+def delivering_lab(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, **labels: str) -> Iterator[Lab]:
+    model = tiny_model(folder / "model")
+    with running_hub(model) as hub, cluster.namespace(**labels) as namespace:
+        for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        monkeypatch.setenv("MODEL_DELIVERY_HOME", str(folder / "home"))
+        yield Lab(cluster, node, namespace, hub)
+
+
+@contextmanager
+def gpu_node(cluster: Cluster) -> Iterator[PlayedNode]:
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    cluster.apply(CLASS)
+    with played_node(cluster, "gpu0", allocatable={"nvidia.com/gpu": "2"}) as node:
+        node.entrypoints |= {ENGINE: (build(),), RUNNER: (sys.executable,)}
+        yield node

@@ -1,0 +1,81 @@
+"""The two places: a state folder, and a namespace of a real control plane; each test has one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from delivery.engines import load_engine
+from delivery.places import Place
+from delivery.places.cluster import Cluster as ClusterPlace
+from delivery.places.host import Host
+from delivery.resources import Ref, Resource
+from tests.parts.cluster import Cluster, running_control_plane
+from tests.parts.ports import free_port
+from tests.parts.timing_engine import engine_folder
+from tests.parts.tiny_model import tiny_model
+
+NAME = "m"
+
+
+@dataclass(frozen=True)
+class Given:
+    """``open``: the place, as another run would open it. ``thing``: something that serves; ``way``: something of the route; both in versions."""
+
+    open: Callable[[], Place]
+    thing: Callable[[str, int], Resource]
+    way: Callable[[int], Resource]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_control_plane(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
+
+
+@pytest.fixture(params=["host", "cluster"])
+def given(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Given]:
+    if request.param == "host":
+        yield from on_host(tmp_path)
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    with cluster.namespace() as namespace:
+        yield Given(lambda: ClusterPlace(None, namespace), config, service)
+
+
+def on_host(folder: Path) -> Iterator[Given]:
+    host = Host(folder / "home")
+    engine = load_engine(str(engine_folder(folder / "engine")))
+    model = tiny_model(folder / "store" / "model")
+    ports = {1: free_port(), 2: free_port()}
+
+    def thing(release: str, version: int) -> Resource:
+        payload = {
+            "engine": engine.model_dump(mode="json"), "model": model.name, "store": str(model.parent), "names": [NAME], "args": ["--label", str(version)],
+            "chat_template": None, "env": {}, "secret_env": {}, "api_key": None, "port": "auto", "cpus": 1, "gpus": 0, "memory": 1,
+        }  # fmt: skip
+        return Resource(Ref("Engine", release), "release", NAME, payload, release)
+
+    def way(version: int) -> Resource:
+        return Resource(Ref("Router", "router"), "route", NAME, {"host": "127.0.0.1", "port": ports[version]})
+
+    yield Given(lambda: Host(folder / "home"), thing, way)
+    for ref, seen in host.world(NAME).objects.items():
+        if seen.status.get("alive") and ref.kind != "Lease":
+            host.delete(NAME, ref, grace=0)
+
+
+def config(release: str, version: int) -> Resource:
+    return Resource(Ref("ConfigMap", f"{NAME}-{release}"), "release", NAME, {"data": {"version": str(version)}}, release)
+
+
+def service(version: int) -> Resource:
+    spec = {
+        "selector": {"model-delivery/object": f"r{version}"},
+        "ports": [{"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}],
+    }
+    return Resource(Ref("Service", NAME), "route", NAME, {"spec": spec})

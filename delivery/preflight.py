@@ -8,7 +8,7 @@ from delivery.engines import load_engine
 from delivery.findings import Finding, Refused
 from delivery.places import Place
 from delivery.places.binding import listening
-from delivery.record import Record
+from delivery.record import load
 from delivery.release import Desired, Release
 from delivery.rollout import stages
 from delivery.secrets import read_secret
@@ -102,7 +102,7 @@ def _address(spec: DeliverySpec, place: Place) -> Iterator[Finding]:
         return
     port = spec.target.port
     seen = place.get(spec.name, RECORD)
-    address = Record.model_validate(seen.resource.spec).address if seen else None
+    address = load(seen.resource.spec).address if seen else None
     if address is not None and address.port != port:
         why = f"it is up on port {address.port}, the spec says {port}"
         yield Finding(f"the port of {spec.name} cannot change while it is up", why, f"`deliver down {spec.name}` first")

@@ -27,7 +27,7 @@ READY_TIMEOUT = 600.0
 class Admission:
     """What this request comes to: go on with a candidate, or nothing to do for the reason given."""
 
-    result: Literal["candidate", "unchanged", "held", "reported"]
+    result: Literal["candidate", "unchanged", "healed", "held", "reported"]
     release: ReleaseId
     ended: Ended | None = None
 
@@ -75,7 +75,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         withdraw(session, "replaced", 1, f"another release was asked for: {release}")
         candidate = None
     session.write(held=None, runner=spec.runner)
-    session.converge()
+    healed = session.converge().changes
     collect(session, spec.rollout)
     _scale(session, spec.serving.replicas.min)
     if candidate is not None:
@@ -84,7 +84,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if session.record.serving == release:
         session.wait_ready(release, READY_TIMEOUT)
         session.wait_routed()
-        return Admission("unchanged", release)
+        return Admission("healed" if healed else "unchanged", release)
     _check_room(session, release, frozen, spec)
     propose(session, release, frozen, spec)
     return Admission("candidate", release)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from delivery.findings import Finding, Permanent
 from delivery.release import AddressKey, ReleaseId
 from delivery.spec import Gates, Rollout, Runner
 
@@ -94,8 +95,15 @@ class Record(_Part):
 
 
 def load(spec: Any) -> Record:
-    """Read a stored record back. A newer schema is a ValidationError of pydantic's."""
-    return Record.model_validate(spec)
+    """Read a stored record back. Permanent where this version cannot read it."""
+    try:
+        return Record.model_validate(spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise Permanent(
+            Finding("the delivery's record cannot be read", why, "use the version of Model Delivery that wrote it, or a newer one")
+        ) from None
 
 
 Candidate.model_rebuild()

@@ -18,7 +18,7 @@ from delivery.places.binding import NoRoom
 from delivery.places.host import SECRET_REF, Host
 from delivery.places.opening import open_place
 from delivery.preflight import preflight
-from delivery.record import Ended, Record, TargetKey
+from delivery.record import Ended, Record, TargetKey, load
 from delivery.release import Desired, Frozen, Lock, Release
 from delivery.resolve import last_snapshot, resolve_lock
 from delivery.resources import ABSENT, Change, Ref, digest
@@ -105,7 +105,7 @@ def record_of(host: Place, name: str) -> Record:
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
         raise BadInput(Finding(f"no delivery is called {name}", why, f"see `deliver list`; {_looked_up(host)}"))
-    return Record.model_validate(seen.resource.spec)
+    return load(seen.resource.spec)
 
 
 def _looked_up(place: Place) -> str:
@@ -200,7 +200,7 @@ def plan(host: Place, spec: DeliverySpec) -> Plan:
     with from_cluster(host.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD)
-    record = Record.model_validate(seen.resource.spec) if seen else Record(target=key_of(spec.target))
+    record = load(seen.resource.spec) if seen else Record(target=key_of(spec.target))
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)
     release, frozen = protocol.identify(session, spec, lock)
     snapshot = lock.snapshot

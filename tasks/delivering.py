@@ -288,6 +288,7 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
         "result": {
             "candidate": "a new release",
             "unchanged": "nothing to do",
+            "healed": "what serves was put right",
             "held": "held after a rollback",
             "reported": "this request has ended",
         }[admission.result],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from typing import Any
 
@@ -121,3 +124,24 @@ def test_the_same_request_takes_over_from_a_run_that_still_lives(lab: Lab) -> No
     assert second[0].code == 0, second[0].said
     assert len(list((lab.host.folder(NAME) / "logs").glob("*-[0-9].log"))) == 1
     lab.converged(second[0].said["release"])
+
+
+def test_a_dead_engine_comes_back_and_the_run_says_so(lab: Lab) -> None:
+    spec = lab.untested()
+    release = lab.deliver(spec).said["release"]
+    os.kill(engines(lab)[release], signal.SIGKILL)
+    assert lab.deliver(spec).said["result"] == "healed"
+    lab.converged(release)
+    assert lab.deliver(spec).said["result"] == "unchanged"
+
+
+def test_a_record_of_a_newer_version_is_named_and_left_alone(lab: Lab) -> None:
+    spec = lab.untested()
+    lab.deliver(spec)
+    (path,) = lab.host.home.glob(f"deliveries/{NAME}/objects/Record/*.json")
+    newer = path.read_text().replace('"record_version": 1', '"record_version": 2')
+    path.write_text(newer)
+    again = lab.deliver(spec)
+    assert again.code == 1
+    assert "the delivery's record cannot be read" in json.dumps(again.said)
+    assert path.read_text() == newer

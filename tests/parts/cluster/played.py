@@ -208,7 +208,9 @@ class Player(threading.Thread):
             return
         patch = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": status}
         try:
-            answer = self.node.cluster.client.patch(f"{self.path}/status", json=patch, headers={"Content-Type": "application/merge-patch+json"})
+            answer = self.node.cluster.client.patch(
+                f"{self.path}/status", json=patch, headers={"Content-Type": "application/merge-patch+json"}
+            )
         except httpx.TransportError:
             return  # the API server is down for a test: told again
         if answer.status_code in (404, 409):  # gone, or another of the same name stands there

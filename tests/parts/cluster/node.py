@@ -182,13 +182,14 @@ state = "{folder}/containerd"
 
 
 def corefile(kubeconfig: Path) -> str:
+    """Every name under ``test`` is the node's: the registry, and what a gateway serves."""
     return f""".:53 {{
   errors
   ready
-  template IN A {REGISTRY} {{
+  template IN A test {{
     answer "{{{{ .Name }}}} 5 IN A {ADDRESS}"
   }}
-  template IN AAAA {REGISTRY} {{
+  template IN AAAA test {{
     rcode NOERROR
   }}
   cache 5

@@ -36,7 +36,7 @@ def gateway(cluster: Cluster) -> Iterator[StandIn]:
 
 
 def route(namespace: str, **weights: int) -> dict[str, Any]:
-    backends = [{"name": name, "port": 80, "weight": weight} for name, weight in weights.items()]
+    backends = [{"name": name, "port": 8080, "weight": weight} for name, weight in weights.items()]
     spec = {"parentRefs": [{"name": "gateway"}], "hostnames": ["chat.test"], "rules": [{"backendRefs": backends}]}
     meta = {"name": "chat", "namespace": namespace}
     return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta, "spec": spec}
@@ -47,7 +47,7 @@ def behind(namespace: str, name: str) -> list[dict[str, Any]]:
     probe = {"httpGet": {"path": "/", "port": 8000}}
     return [
         pod(namespace, name, {"image": "say", "args": ["-c", SAY, name], "readinessProbe": probe}),
-        service | {"spec": {"selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8000}]}},
+        service | {"spec": {"selector": {"app": name}, "ports": [{"port": 8080, "targetPort": 8000}]}},
     ]
 
 

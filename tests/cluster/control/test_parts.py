@@ -102,16 +102,16 @@ def test_a_service_is_reached_by_its_name_in_a_mounted_file(cluster: Cluster, no
     serve = {"args": ["-c", SERVER], "readinessProbe": probe, "volumeMounts": [{"name": "v", "mountPath": "/data"}]}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": namespace}}
     cluster.apply(
-        config | {"data": {"said": "hello", "where": f"http://web.{namespace}.svc:80/said"}},
+        config | {"data": {"said": "hello", "where": f"http://web.{namespace}.svc:8080/said"}},
         {
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": namespace},
-            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8000}]},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 8080, "targetPort": 8000}]},
         },
         pod(namespace, "web", serve, volumes=[{"name": "v", "configMap": {"name": "c"}}]),
     )  # fmt: skip
     cluster.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/web", "--timeout=60s")
     address = json.loads(cluster.kubectl("get", "service", "-n", namespace, "web", "-o", "json"))["spec"]["clusterIP"]
-    until(lambda: answers(f"http://{loopback(address)}/said"), 20, "the Service does not answer")
+    until(lambda: answers(f"http://{loopback(address)}:8080/said"), 20, "the Service does not answer")
     ask = {
         "args": ["-c", "import urllib.request as u; print(u.urlopen(open('/c/where').read()).read().decode())"],
         "volumeMounts": [{"name": "v", "mountPath": "/c"}],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Scene:
         words = [*(spec.get("command") or entrypoint), *spec.get("args", ())]
         expanded = [_expand(word, environ) for word in words]
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', os.defpath)}"  # ``python`` has the project, as in its image
         place = self._placer(mounts)
         return Container(tuple(map(place, expanded)), kept | {name: place(value) for name, value in environ.items()})
 

@@ -149,6 +149,22 @@ def test_a_container_that_fails_is_started_again_and_says_how_it_ended(cluster: 
     until(lambda: cluster.kubectl("logs", "-n", namespace, "bad", "--previous") == "going down\n", 20, "its log was lost")
 
 
+def test_a_pod_goes_on_while_the_api_server_is_away_and_its_end_is_told_after(tmp_path: Path) -> None:
+    with running_control_plane(tmp_path) as own, played_node(own) as played, own.namespace() as namespace:
+        played.entrypoints["python"] = (sys.executable,)
+        go_on = tmp_path / "go-on"
+        code = f"import pathlib, time\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.1)\nprint('done')"
+        own.apply(pod(namespace, "p", {"args": ["-c", code]}))
+        own.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/p", "--timeout=60s")
+        own.programs.stop("kube-apiserver", grace=0)
+        go_on.touch()
+        (player,) = played.players.values()
+        until(lambda: not player.children, 20, "it did not go on")
+        own.start_apiserver()
+        own.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "-n", namespace, "pod/p", "--timeout=60s")
+        assert own.kubectl("logs", "-n", namespace, "p") == "done\n"
+
+
 def test_an_idle_pod_is_ready_and_goes_when_it_is_deleted(cluster: Cluster, node: PlayedNode, namespace: str) -> None:
     cluster.apply(pod(namespace, "still", {"image": "idle"}))
     cluster.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/still", "--timeout=60s")

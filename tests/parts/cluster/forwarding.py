@@ -44,7 +44,7 @@ class Forwarding:
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(httpx.TransportError):  # the API server is down for a test; what is programmed stays, as with the real one
+            with suppress(httpx.HTTPError):  # the API server is down for a test; what is programmed stays, as with the real one
                 self._backends = await asyncio.to_thread(self._wanted)
             for front in self._backends.keys() - self._servers.keys():
                 try:
@@ -61,14 +61,10 @@ class Forwarding:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _listed(self, path: str) -> list[dict[str, Any]]:
-        answer = self._cluster.client.get(path)
-        return list(answer.json()["items"]) if answer.is_success else []
-
     def _wanted(self) -> dict[Front, list[Backend]]:
-        slices = self._listed("/apis/discovery.k8s.io/v1/endpointslices")
+        slices = self._cluster.listed("/apis/discovery.k8s.io/v1/endpointslices")
         made: dict[Front, list[Backend]] = {}
-        for service in self._listed("/api/v1/services"):
+        for service in self._cluster.listed("/api/v1/services"):
             meta, address = service["metadata"], service["spec"].get("clusterIP", "None")
             if address == "None" or meta["name"] == "kubernetes":
                 continue

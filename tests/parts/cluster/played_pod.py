@@ -42,7 +42,7 @@ class Scene:
     def __init__(self, cluster: Cluster, pod: Object, address: str, folder: Path) -> None:
         self.cluster, self.pod, self.address, self.folder = cluster, pod, address, folder
         self.namespace = pod["metadata"]["namespace"]
-        self.names = self._services()
+        self.names: dict[str, str] = {}
         self._mounted: dict[str, Path] = {}
 
     def _services(self) -> dict[str, str]:
@@ -55,6 +55,7 @@ class Scene:
 
     def container(self, spec: Object, entrypoint: tuple[str, ...]) -> Container:
         """How to start it; a missing Secret or ConfigMap is what keeps it waiting."""
+        self.names = self._services()
         try:
             environ = self._environ(spec)
             mounts = {

@@ -89,22 +89,18 @@ class StandIn:
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD):
-            with suppress(httpx.TransportError):  # the API server is down for a test; what is programmed stays
+            with suppress(httpx.HTTPError):  # the API server is down for a test; what is programmed stays
                 self._serve()
-
-    def _listed(self, path: str) -> list[dict[str, Any]]:
-        answer = self._cluster.client.get(path)
-        return list(answer.json()["items"]) if answer.is_success else []
 
     def _serve(self) -> None:
         gateways = {
             (one["metadata"]["namespace"], one["metadata"]["name"]): one
-            for one in self._listed(f"{API}/gateways")
+            for one in self._cluster.listed(f"{API}/gateways")
             if one["spec"]["gatewayClassName"] == CLASS
         }
-        services = {(one["metadata"]["namespace"], one["metadata"]["name"]): one for one in self._listed("/api/v1/services")}
+        services = {(one["metadata"]["namespace"], one["metadata"]["name"]): one for one in self._cluster.listed("/api/v1/services")}
         routes = {}
-        for route in self._listed(f"{API}/httproutes"):
+        for route in self._cluster.listed(f"{API}/httproutes"):
             parents = [parent for parent in route["spec"].get("parentRefs", ()) if parent_of(route, parent) in gateways]
             if parents:
                 key = f"{route['metadata']['namespace']}.{route['metadata']['name']}"

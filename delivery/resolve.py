@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from delivery.engines import load_engine
 from delivery.findings import Finding, Retryable, Trouble
 from delivery.progress import Progress, report
+from delivery.registry import pin
 from delivery.release import Frozen, Lock
 from delivery.secrets import read_secret
 from delivery.sources import Snapshot, open_source
@@ -19,7 +20,7 @@ from delivery.spec import DeliverySpec, LocalModel, Model, ProcessTarget
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now. Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no."""
     engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
-    image = None if isinstance(spec.target, ProcessTarget) else spec.target.image
+    image = None if isinstance(spec.target, ProcessTarget) else pin(spec.target.image, spec.serving.pod.image_pull_secrets)
     return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import yaml
 
 from delivery import service
 from delivery.findings import GateFailed, Permanent
+from delivery.places.rights import ROLE, _rights
 from delivery.record import TargetKey
 from flows.deliver import deliver
 from flows.rollback import rollback
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
+from tests.places.test_cluster import deliverer
 
 
 @pytest.fixture(scope="session")
@@ -169,3 +174,30 @@ def test_the_verbs(lab: Lab, tmp_path: Path) -> None:
     assert f"Deployment/{NAME}-" in said("down", NAME, *where)
     assert f"{NAME}: down" in said("status", NAME, *where)
     said("status", "nothing", *where, code=2)
+
+
+def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
+    monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
+    gates = {"smoke": {"max_tokens": 16}, "throughput": None}
+    spec = lab.spec(gates=gates)
+    while list(_rights(spec, lab.place)):  # the authorizer follows its watch
+        time.sleep(0.1)
+    done = deliver.fn(spec)
+    assert done["result"] == "promoted"
+    again = deliver.fn(lab.spec(gates=gates, serving={"resources": {"limits": {"nvidia.com/gpu": 2}}}))
+    assert again["result"] == "promoted", "nodes are unknown: nothing is refused for their sake"
+    assert service.down(lab.place, NAME)
+
+
+def test_an_api_server_that_dies_in_the_middle_of_a_delivery_is_waited_for(lab: Lab) -> None:
+    spec = lab.spec("--start-delay", "5", gates={"smoke": {"max_tokens": 16}, "throughput": None})
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(copy_context().run, deliver.fn, spec)
+        while not [p for p in lab.node.players.values() if "engine" in p.children and p.pod["metadata"]["namespace"] == lab.namespace]:
+            assert not run.done(), run.result()
+            time.sleep(0.1)
+        lab.cluster.programs.stop("kube-apiserver", grace=0)
+        lab.cluster.start_apiserver()
+        assert run.result()["result"] == "promoted"
+    assert service.status(lab.place, NAME).changes == ()

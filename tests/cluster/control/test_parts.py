@@ -102,16 +102,16 @@ def test_a_service_is_reached_by_its_name_in_a_mounted_file(cluster: Cluster, no
     serve = {"args": ["-c", SERVER], "readinessProbe": probe, "volumeMounts": [{"name": "v", "mountPath": "/data"}]}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": namespace}}
     cluster.apply(
-        config | {"data": {"said": "hello", "where": f"http://web.{namespace}.svc:80/said"}},
+        config | {"data": {"said": "hello", "where": f"http://web.{namespace}.svc:8080/said"}},
         {
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": namespace},
-            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8000}]},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 8080, "targetPort": 8000}]},
         },
         pod(namespace, "web", serve, volumes=[{"name": "v", "configMap": {"name": "c"}}]),
     )  # fmt: skip
     cluster.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/web", "--timeout=60s")
     address = json.loads(cluster.kubectl("get", "service", "-n", namespace, "web", "-o", "json"))["spec"]["clusterIP"]
-    until(lambda: answers(f"http://{loopback(address)}/said"), 20, "the Service does not answer")
+    until(lambda: answers(f"http://{loopback(address)}:8080/said"), 20, "the Service does not answer")
     ask = {
         "args": ["-c", "import urllib.request as u; print(u.urlopen(open('/c/where').read()).read().decode())"],
         "volumeMounts": [{"name": "v", "mountPath": "/c"}],
@@ -147,6 +147,22 @@ def test_a_container_that_fails_is_started_again_and_says_how_it_ended(cluster: 
 
     assert until(last, 30, "it was not started again")["exitCode"] == 3
     until(lambda: cluster.kubectl("logs", "-n", namespace, "bad", "--previous") == "going down\n", 20, "its log was lost")
+
+
+def test_a_pod_goes_on_while_the_api_server_is_away_and_its_end_is_told_after(tmp_path: Path) -> None:
+    with running_control_plane(tmp_path) as own, played_node(own) as played, own.namespace() as namespace:
+        played.entrypoints["python"] = (sys.executable,)
+        go_on = tmp_path / "go-on"
+        code = f"import pathlib, time\nwhile not pathlib.Path({str(go_on)!r}).exists(): time.sleep(0.1)\nprint('done')"
+        own.apply(pod(namespace, "p", {"args": ["-c", code]}))
+        own.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/p", "--timeout=60s")
+        own.programs.stop("kube-apiserver", grace=0)
+        go_on.touch()
+        (player,) = played.players.values()
+        until(lambda: not player.children, 20, "it did not go on")
+        own.start_apiserver()
+        own.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "-n", namespace, "pod/p", "--timeout=60s")
+        assert own.kubectl("logs", "-n", namespace, "p") == "done\n"
 
 
 def test_an_idle_pod_is_ready_and_goes_when_it_is_deleted(cluster: Cluster, node: PlayedNode, namespace: str) -> None:

@@ -111,6 +111,11 @@ class Cluster:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
         self.kubectl("apply", "--server-side", "--field-manager", "test", "-f", "-", input=json.dumps(listed))
 
+    def listed(self, path: str, **selectors: str) -> list[dict[str, Any]]:
+        """The objects at ``path``, from the API server's cache: what a part that looks ten times a second should ask. httpx.HTTPError."""
+        answer = self.client.get(path, params={"resourceVersion": "0", **selectors}).raise_for_status()
+        return list(answer.json()["items"])
+
     @contextmanager
     def namespace(self, **labels: str) -> Iterator[str]:
         """A fresh one, with its ``default`` service account; deleted at the end (not waited for)."""

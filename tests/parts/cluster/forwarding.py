@@ -1,4 +1,7 @@
-"""A played kube-proxy: for each Service, its cluster address in 127/8 takes connections to its ready endpoints, in turn."""
+"""A played kube-proxy: for each Service, its cluster address in 127/8 takes connections to its ready endpoints, in turn.
+
+A Service's port below 1024 answers only where the tests run as root (``log/forwarding`` says so).
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,13 @@ class Forwarding:
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(httpx.TransportError):  # the API server is down for a test; what is programmed stays, as with the real one
+            with suppress(httpx.HTTPError):  # the API server is down for a test; what is programmed stays, as with the real one
                 self._backends = await asyncio.to_thread(self._wanted)
             for front in self._backends.keys() - self._servers.keys():
-                with suppress(OSError):  # a free port of another test; tried again
+                try:
                     self._servers[front] = await asyncio.start_server(self._serving(front), *front)
+                except OSError as error:  # taken for now, or below 1024 and we are not root; tried again
+                    (self._cluster.folder / "log" / "forwarding").write_text(f"{front}: {error}\n")
             for front in self._servers.keys() - self._backends.keys():
                 self._servers.pop(front).close()
             await asyncio.sleep(PERIOD)
@@ -56,14 +61,10 @@ class Forwarding:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _listed(self, path: str) -> list[dict[str, Any]]:
-        answer = self._cluster.client.get(path)
-        return list(answer.json()["items"]) if answer.is_success else []
-
     def _wanted(self) -> dict[Front, list[Backend]]:
-        slices = self._listed("/apis/discovery.k8s.io/v1/endpointslices")
+        slices = self._cluster.listed("/apis/discovery.k8s.io/v1/endpointslices")
         made: dict[Front, list[Backend]] = {}
-        for service in self._listed("/api/v1/services"):
+        for service in self._cluster.listed("/api/v1/services"):
             meta, address = service["metadata"], service["spec"].get("clusterIP", "None")
             if address == "None" or meta["name"] == "kubernetes":
                 continue

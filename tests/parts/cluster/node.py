@@ -20,7 +20,7 @@ from tests.parts.cluster.images import push_pause
 from tests.parts.cluster.provisioner import Provisioner
 from tests.parts.cluster.registry import HOST as REGISTRY
 from tests.parts.cluster.registry import PASSWORD, USER, Registry, running_registry
-from tests.parts.cluster.sealed import is_sealed
+from tests.parts.cluster.sealed import UNSHARE, is_sealed
 from tests.parts.golang import build, cache
 
 NODE, ADDRESS, DNS = "node0", "192.0.2.10", "10.96.0.10"
@@ -36,7 +36,10 @@ def missing() -> str:
         return "not root"
     lacking = [name for name in PROGRAMS if not shutil.which(name)]
     lacking += [] if Path("/usr/lib/cni/ptp").exists() else ["containernetworking-plugins"]
-    return f"no {', '.join(lacking)}" if lacking else ""
+    if lacking:
+        return f"no {', '.join(lacking)}"
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip()
 
 
 class Node(Cluster):
@@ -101,7 +104,14 @@ class Node(Cluster):
             f'server = "https://{REGISTRY}"\nca = "{self.authority.ca}"\n[host."https://{REGISTRY}"]\nca = "{self.authority.ca}"\n'
         )
         (folder / "containerd.toml").write_text(containerd(folder, root))
-        self.programs.start("containerd", ["containerd", "--config", folder / "containerd.toml"])
+        self._run_containerd()
+        if left := self.ctr("containers", "list", "--quiet").split():  # of the node before; containerd knows them from its start
+            self.ctr("containers", "delete", *left)
+            self.programs.stop("containerd")
+            self._run_containerd()
+
+    def _run_containerd(self) -> None:
+        self.programs.start("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
         self.programs.wait_for("containerd", self._has_containerd)
 
     def _has_containerd(self) -> bool:
@@ -182,13 +192,14 @@ state = "{folder}/containerd"
 
 
 def corefile(kubeconfig: Path) -> str:
+    """Every name under ``test`` is the node's: the registry, and what a gateway serves."""
     return f""".:53 {{
   errors
   ready
-  template IN A {REGISTRY} {{
+  template IN A test {{
     answer "{{{{ .Name }}}} 5 IN A {ADDRESS}"
   }}
-  template IN AAAA {REGISTRY} {{
+  template IN AAAA test {{
     rcode NOERROR
   }}
   cache 5

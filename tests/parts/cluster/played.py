@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Player(threading.Thread):
         meta = pod["metadata"]
         self.path = f"/api/v1/namespaces/{meta['namespace']}/pods/{meta['name']}"
         self.folder: Path = node.folder / "pods" / meta["uid"]
-        (self.folder / "logs").mkdir(parents=True)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         self.scene = Scene(node.cluster, pod, loopback(address), self.folder)
         self.deleted, self.abandoned = threading.Event(), threading.Event()
         self.grace = 30.0
@@ -61,13 +61,20 @@ class Player(threading.Thread):
             if succeeded and not self.over:
                 self.main(spec["containers"])
             elif not self.over:
-                self.tell("Failed")
+                self.tell("Failed", surely=True)
         finally:
             self.end_children()
         if self.deleted.is_set():
             self.tell("Succeeded" if all(self.code(name) == 0 for name in self.states) else "Failed")
-            options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
-            self.node.cluster.client.request("DELETE", self.path, json=options)
+            self.remove()
+
+    def remove(self) -> None:
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
+        while not self.abandoned.is_set():
+            with suppress(httpx.TransportError):
+                self.node.cluster.client.request("DELETE", self.path, json=options)
+                return
+            self.abandoned.wait(PERIOD)
 
     @property
     def over(self) -> bool:
@@ -89,7 +96,7 @@ class Player(threading.Thread):
                     again[name] = time.monotonic() + BACK_OFF
                     self.back_off(name)
             if not again and not self.children and all("terminated" in state for state in self.states.values()):
-                self.tell("Succeeded" if all(self.code(name) == 0 for name in specs) else "Failed")
+                self.tell("Succeeded" if all(self.code(name) == 0 for name in specs) else "Failed", surely=True)
                 return
             self.probe(specs)
             self.tell("Running" if any("waiting" not in state or self.tries[name] for name, state in self.states.items()) else "Pending")
@@ -116,7 +123,10 @@ class Player(threading.Thread):
         if entrypoint is None:
             reason = "ImagePullBackOff" if name in self.states else "ErrImagePull"
             return self.wait(name, reason, f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": not found')
-        made = Container(IDLE, {}) if entrypoint == IDLE else self.scene.container(spec, tuple(map(str, entrypoint)))
+        try:
+            made = Container(IDLE, {}) if entrypoint == IDLE else self.scene.container(spec, tuple(map(str, entrypoint)))
+        except httpx.TransportError as error:
+            return self.wait(name, "CreateContainerConfigError", str(error))
         if made.waiting:
             return self.wait(name, *made.waiting)
         if made.command != IDLE:
@@ -200,18 +210,24 @@ class Player(threading.Thread):
         for name in list(self.children):
             self.ended(name)
 
-    def tell(self, phase: str) -> None:
-        """Write the pod's status where it has changed; a pod that is gone is told nothing."""
-        spec = self.pod["spec"]
-        status = self.status(phase, spec)
-        if status == self._said:
-            return
+    def tell(self, phase: str, *, surely: bool = False) -> None:
+        """Write the pod's status where it has changed; a pod that is gone is told nothing.
+
+        Without an API server it is told with the next look; ``surely`` waits for one.
+        """
+        status = self.status(phase, self.pod["spec"])
         patch = {"metadata": {"uid": self.pod["metadata"]["uid"]}, "status": status}
-        answer = self.node.cluster.client.patch(f"{self.path}/status", json=patch, headers={"Content-Type": "application/merge-patch+json"})
-        if answer.status_code in (404, 409):  # gone, or another of the same name stands there
-            self.abandoned.set()
-        elif answer.is_success:
-            self._said = status
+        headers = {"Content-Type": "application/merge-patch+json"}
+        while status != self._said and not self.abandoned.is_set():
+            with suppress(httpx.TransportError):
+                answer = self.node.cluster.client.patch(f"{self.path}/status", json=patch, headers=headers)
+                if answer.status_code in (404, 409):  # gone, or another of the same name stands there
+                    self.abandoned.set()
+                elif answer.is_success:
+                    self._said = status
+            if not surely:
+                return
+            self.abandoned.wait(PERIOD)
 
     def status(self, phase: str, spec: Object) -> dict[str, Any]:
         init = [one["name"] for one in spec.get("initContainers", ())]
@@ -269,12 +285,8 @@ class PlayedNode:
 
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD):
-            try:
-                answer = self.cluster.client.get("/api/v1/pods", params={"fieldSelector": f"spec.nodeName={self.name}"})
-            except httpx.TransportError:
-                continue  # the API server is down for a test; what runs goes on
-            if answer.is_success:
-                self._take(answer.json()["items"])
+            with suppress(httpx.HTTPError):  # the API server is down for a test; what runs goes on
+                self._take(self.cluster.listed("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}"))
 
     def _take(self, pods: Sequence[dict[str, Any]]) -> None:
         there = {pod["metadata"]["uid"]: pod for pod in pods}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Scene:
     def __init__(self, cluster: Cluster, pod: Object, address: str, folder: Path) -> None:
         self.cluster, self.pod, self.address, self.folder = cluster, pod, address, folder
         self.namespace = pod["metadata"]["namespace"]
-        self.names = self._services()
+        self.names: dict[str, str] = {}
         self._mounted: dict[str, Path] = {}
 
     def _services(self) -> dict[str, str]:
@@ -54,6 +55,7 @@ class Scene:
 
     def container(self, spec: Object, entrypoint: tuple[str, ...]) -> Container:
         """How to start it; a missing Secret or ConfigMap is what keeps it waiting."""
+        self.names = self._services()
         try:
             environ = self._environ(spec)
             mounts = {
@@ -64,6 +66,7 @@ class Scene:
         expanded = [_expand(word, environ) for word in (*spec.get("command", ()), *spec.get("args", ()))]
         image = () if spec.get("command") else entrypoint  # the image's own words name this machine's files already
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', os.defpath)}"  # ``python`` has the project, as in its image
         place = self._placer(mounts)
         return Container((*image, *map(place, expanded)), kept | {name: place(value) for name, value in environ.items()})
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.parts.cluster import images
 from tests.parts.cluster.control_plane import kube
+from tests.parts.gateway import definitions
 from tests.parts.golang import build, cache
 
 SOURCES = Path(__file__).parent
@@ -20,6 +21,7 @@ SOURCES = Path(__file__).parent
 
 def programs(*, node: bool) -> None:
     """Kubernetes takes minutes the first time, and both processors."""
+    told("the Gateway API", lambda: definitions()[0].parent)
     told("Kubernetes", kube)
     if node:
         told("CoreDNS", lambda: build(SOURCES / "dns"))

@@ -58,9 +58,11 @@ class Provisioner:
                 self._serve()
 
     def _serve(self) -> None:
-        ours = {one["metadata"]["name"] for one in self._listed("/apis/storage.k8s.io/v1/storageclasses") if one["provisioner"] == NAME}
-        volumes = {one["metadata"]["name"]: one for one in self._listed("/api/v1/persistentvolumes")}
-        for claim in self._listed("/api/v1/persistentvolumeclaims"):
+        ours = {
+            one["metadata"]["name"] for one in self._cluster.listed("/apis/storage.k8s.io/v1/storageclasses") if one["provisioner"] == NAME
+        }
+        volumes = {one["metadata"]["name"]: one for one in self._cluster.listed("/api/v1/persistentvolumes")}
+        for claim in self._cluster.listed("/api/v1/persistentvolumeclaims"):
             if claim["spec"].get("storageClassName") not in ours:
                 continue
             bound = volumes.get(claim["spec"].get("volumeName", ""))
@@ -72,9 +74,6 @@ class Provisioner:
             if volume["spec"].get("storageClassName") in ours and volume["status"].get("phase") == "Released":
                 shutil.rmtree(volume["spec"]["local"]["path"], ignore_errors=True)
                 self._cluster.client.delete(f"/api/v1/persistentvolumes/{name}").raise_for_status()
-
-    def _listed(self, path: str) -> list[dict[str, Any]]:
-        return list(self._cluster.client.get(path).raise_for_status().json()["items"])
 
     def _make(self, claim: Object) -> None:
         meta = claim["metadata"]

@@ -1,0 +1,2 @@
+// Package crds only says which version of the Gateway API's definitions is used.
+package crds

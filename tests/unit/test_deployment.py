@@ -1,0 +1,188 @@
+"""Target deployment as values: what a release and a route are made of, and when traffic has really moved."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from delivery.findings import Refused
+from delivery.places.objects import from_object, to_object
+from delivery.release import Address, Desired, Lock, Release
+from delivery.resources import Observed, Ref, Resource, World, digest
+from delivery.sources import File, Snapshot
+from delivery.spec import Runner, Serving, Storage
+from delivery.targets import Current, Failed, InProgress, StepRun
+from delivery.targets.deployment import Deployment
+
+SNAPSHOT = Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=(File(path="model.safetensors", size=14 * 10**9),))
+LOCK = Lock(snapshot=SNAPSHOT, image="registry.example/vllm@sha256:" + "1" * 64)
+PLAIN, WEIGHED = Deployment("ns"), Deployment("ns", "gateways/public", "m.example")
+
+
+def serving(**more: Any) -> Serving:
+    return Serving.model_validate({"model_names": ("m",), **more})
+
+
+def release(target: Deployment, name: str = "", **more: Any) -> Release:
+    payload = target.payload("m", LOCK, serving(**more), Storage())
+    return Release(name or digest(payload), payload)
+
+
+def composed(target: Deployment, *releases: Release, **shares: int) -> dict[str, dict[str, Any]]:
+    want = Desired("m", releases, shares, target.address("m", 0))
+    return {str(r.ref): to_object(r, "ns") for r in target.compose(want)}
+
+
+def engine(made: dict[str, dict[str, Any]], name: str = "r1") -> dict[str, Any]:
+    container: dict[str, Any] = made[f"Deployment/m-{name}"]["spec"]["template"]["spec"]["containers"][0]
+    return container
+
+
+def test_one_number_is_behind_every_deadline() -> None:
+    made = composed(PLAIN, release(PLAIN, "r1", startup_timeout="901s"))
+    container = engine(made)
+    probe = container["startupProbe"]
+    assert 901 <= probe["failureThreshold"] * probe["periodSeconds"] < 901 + probe["periodSeconds"]
+    assert {"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": "901"} in container["env"]
+    assert made["Deployment/m-r1"]["spec"]["progressDeadlineSeconds"] > 901
+    large = release(PLAIN).payload["startup_seconds"]
+    assert large == 600 + 600 + 300 + 140
+
+
+def test_a_users_text_stays_as_it_is() -> None:
+    made = composed(PLAIN, release(PLAIN, "r1", args=["--x", "$(HOME) {{ .a }} $$"], env={"A": "$(B)"}))
+    assert "$$(HOME) {{ .a }} $$$$" in engine(made)["args"]
+    assert {"name": "A", "value": "$$(B)"} in engine(made)["env"]
+
+
+def test_what_a_pod_is_asked_for() -> None:
+    pod = {
+        "node_selector": {"gpu": "h100"},
+        "image_pull_secrets": ["pull"],
+        "shm": "8Gi",
+        "service_account": "sa",
+        "priority_class": "high",
+    }
+    asked = {"resources": {"limits": {"nvidia.com/gpu": 2, "cpu": 4}}, "pod": pod, "api_key": {"kube": {"name": "api", "key": "k"}}}
+    made = composed(PLAIN, release(PLAIN, "r1", **asked, chat_template="{{ x }}"))
+    spec = made["Deployment/m-r1"]["spec"]["template"]["spec"]
+    assert (spec["nodeSelector"], spec["imagePullSecrets"], spec["serviceAccountName"]) == ({"gpu": "h100"}, [{"name": "pull"}], "sa")
+    assert spec["enableServiceLinks"] is False
+    assert {v["name"]: v.get("emptyDir") for v in spec["volumes"]}["shm"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert engine(made)["resources"]["limits"] == {"nvidia.com/gpu": "2", "cpu": "4"}
+    assert {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "api", "key": "k"}}} in engine(made)["env"]
+    assert made["ConfigMap/m-r1"]["data"] == {"chat_template.jinja": "{{ x }}"}
+    assert "--chat-template" in engine(made)["args"]
+
+
+def test_a_payload_that_is_composed_again_is_the_same_and_is_not_touched() -> None:
+    one = release(PLAIN, "r1")
+    before = json.dumps(one.payload, sort_keys=True)
+    assert composed(PLAIN, one, r1=100) == composed(PLAIN, one, r1=100)
+    assert json.dumps(one.payload, sort_keys=True) == before
+
+
+def test_every_object_says_whose_it_is() -> None:
+    for target, shares in ((PLAIN, {"r1": 100}), (WEIGHED, {"r1": 90, "r2": 10})):
+        for made in composed(target, release(target, "r1"), release(target, "r2"), **shares).values():
+            assert made["metadata"]["namespace"] == "ns"
+            said = made["metadata"]["labels"]
+            assert said["model-delivery/delivery"] == "m"
+            assert said["model-delivery/role"] == ("release" if "model-delivery/release" in said else "route")
+
+
+def test_traffic_without_a_gateway_is_one_releases() -> None:
+    made = composed(PLAIN, release(PLAIN, "r1"), r1=100)
+    assert made["Service/m"]["spec"]["selector"] == {"model-delivery/object": "m-r1"}
+    assert composed(PLAIN)["Service/m"]["spec"]["selector"] == {"model-delivery/object": "m-none"}
+    assert PLAIN.can.weights == "none"
+    with pytest.raises(Refused, match="cannot weigh"):
+        composed(PLAIN, release(PLAIN, "r1"), release(PLAIN, "r2"), r1=50, r2=50)
+
+
+def test_traffic_with_a_gateway_is_weighed() -> None:
+    route = composed(WEIGHED, release(WEIGHED, "r1"), release(WEIGHED, "r2"), r1=90, r2=10)["HTTPRoute/m"]["spec"]
+    assert route["parentRefs"] == [{"name": "public", "namespace": "gateways"}]
+    assert route["hostnames"] == ["m.example"]
+    assert {(b["name"], b["weight"]) for b in route["rules"][0]["backendRefs"]} == {("m-r1", 90), ("m-r2", 10)}
+    assert WEIGHED.address("m", 0) == Address("m.example", 80)
+
+
+def seen(*objects: dict[str, Any], **beside: Any) -> World:
+    """The world as the place reads it of these manifests, with what the server adds."""
+    versions = itertools.count(1)
+    observed: dict[Ref, Observed] = {}
+    for made in objects:
+        meta = {**made["metadata"], "resourceVersion": str(next(versions)), "generation": 2}
+        one = from_object({**made, "metadata": meta})
+        observed[one.resource.ref] = one
+    return World("m", observed, 0.0, {"Pod": (), "Event": (), "EndpointSlice": (), "Node": (), **beside})
+
+
+def test_a_deployment_is_ready_when_its_newest_state_is() -> None:
+    one = release(PLAIN, "r1")
+    made = composed(PLAIN, one)["Deployment/m-r1"]
+    good = {"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+    assert PLAIN.readiness(one, seen(made | {"status": good})) == Current("http://m-r1.ns.svc:8000")
+    for stale in ({"observedGeneration": 1}, {"availableReplicas": 0}, {"updatedReplicas": 0}, {"unavailableReplicas": 1}):
+        assert isinstance(PLAIN.readiness(one, seen(made | {"status": good | stale})), InProgress), stale
+    assert isinstance(PLAIN.readiness(one, seen()), InProgress)
+
+
+def test_a_service_has_moved_when_its_endpoints_have() -> None:
+    one = release(PLAIN, "r1")
+    want = Desired("m", (one,), {"r1": 100}, PLAIN.address("m", 0))
+    service = composed(PLAIN, one, r1=100)["Service/m"]
+    pod = {"metadata": {"name": "m-r1-x", "labels": {"model-delivery/object": "m-r1"}}, "status": {}}
+
+    def slices(*names: str, ready: bool = True) -> tuple[dict[str, Any], ...]:
+        endpoints = [{"targetRef": {"name": name}, "conditions": {"ready": ready}} for name in names]
+        return ({"metadata": {"labels": {"kubernetes.io/service-name": "m"}}, "endpoints": endpoints},)
+
+    assert PLAIN.routed(want, seen(service, Pod=(pod,), EndpointSlice=slices("m-r1-x"))) == Current("http://m.ns.svc:8000")
+    for late in (slices("m-r0-x"), slices("m-r1-x", "m-r0-x"), slices("m-r1-x", ready=False), ()):
+        assert isinstance(PLAIN.routed(want, seen(service, Pod=(pod,), EndpointSlice=late)), InProgress)
+
+
+def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
+    one = release(WEIGHED, "r1")
+    want = Desired("m", (one,), {"r1": 100}, WEIGHED.address("m", 0))
+    route = composed(WEIGHED, one, r1=100)["HTTPRoute/m"]
+
+    def said(generation: int, accepted: str = "True") -> dict[str, Any]:
+        conditions = [
+            {"type": "Accepted", "status": accepted, "reason": "NoMatchingParent", "message": "no", "observedGeneration": generation},
+            {"type": "ResolvedRefs", "status": "True", "reason": "ResolvedRefs", "observedGeneration": generation},
+        ]
+        return route | {"status": {"parents": [{"conditions": conditions}]}}
+
+    assert WEIGHED.routed(want, seen(said(2))) == Current("http://m.example:80")
+    assert isinstance(WEIGHED.routed(want, seen(said(1))), InProgress), "it speaks of the route before"
+    assert isinstance(WEIGHED.routed(want, seen(route)), InProgress)
+    assert isinstance(WEIGHED.routed(want, seen(said(2, "False"))), Failed)
+
+
+def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> None:
+    from delivery.release import Frozen
+    from delivery.spec import HuggingFaceModel
+
+    payload = dict(release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload)
+    model = HuggingFaceModel.model_validate({"source": "huggingface", "repo": "a/b", "token": {"kube": {"name": "hf", "key": "token"}}})
+    frozen = Frozen(payload=payload, lock=LOCK, unchanged="", model=model, storage=Storage(), args=(), created=0)
+    given = json.dumps({"model": model.model_dump(mode="json")})
+
+    def step(image: str = "runner:1", try_: int = 1) -> tuple[Resource, ...]:
+        return PLAIN.step(StepRun("m", "fetch", given, "fetch", 1, try_, frozen, Runner(image=image)))
+
+    config, job = step()
+    assert (config.ref.kind, job.ref.kind, config.ref.name) == ("ConfigMap", "Job", job.ref.name)
+    assert step() == (config, job)
+    assert len({one[1].ref for one in (step(), step("runner:2"), step(try_=2))}) == 3
+    pod = job.spec["template" if "template" in job.spec else "spec"]["template"]["spec"]
+    assert {c["name"]: c["image"] for c in pod["containers"]} == {"step": "runner:1", "image": LOCK.image}
+    projected = next(v for v in pod["volumes"] if v["name"] == "secrets")["projected"]
+    assert projected == {"sources": [{"secret": {"name": "hf", "items": [{"key": "token", "path": "hf/token"}]}}]}
+    assert job.spec["bind"]["near"] == {"nvidia.com/gpu": 1}

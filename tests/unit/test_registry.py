@@ -1,0 +1,132 @@
+"""A tag becomes a digest: against a registry of the tests' own, behind the wire protocol (HEAD of a manifest, Basic and Bearer challenges)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from delivery.findings import Refused, Retryable, Trouble
+from delivery.registry import parts, pin
+from delivery.secrets import Secret, from_cluster
+from delivery.spec import KubeSecret
+from tests.parts.ports import free_port
+
+DIGEST = "sha256:" + "a" * 64
+LOGIN = base64.b64encode(b"me:s3cret").decode()
+
+
+@dataclass
+class Registry:
+    """``wants``: what its challenge asks for; ``status`` answers every manifest that may be seen."""
+
+    host: str = ""
+    wants: str = ""
+    status: int = 200
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def running(registry: Registry) -> Iterator[Registry]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            given = self.headers.get("Authorization", "")
+            registry.asked.append((self.path, given))
+            needed = {"": "", "Basic": f"Basic {LOGIN}", "Bearer": "Bearer t0ken"}[registry.wants]
+            if given != needed:
+                self.send_response(401)
+                self.send_header(
+                    "WWW-Authenticate", f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"'
+                )
+            elif self.path != "/v2/a/b/manifests/v1":
+                self.send_response(404)
+            else:
+                self.send_response(registry.status)
+                self.send_header("Docker-Content-Digest", DIGEST)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            registry.asked.append((self.path, self.headers.get("Authorization", "")))
+            body = json.dumps({"token": "t0ken"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    registry.host = f"127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield registry
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def secrets(registry: Registry) -> dict[str, str]:
+    return {"pull": json.dumps({"auths": {registry.host: {"auth": LOGIN}}})}
+
+
+@pytest.mark.parametrize("wants", ["", "Basic", "Bearer"])
+def test_a_tag_is_pinned_whatever_the_registry_asks_for(wants: str) -> None:
+    with running(Registry(wants=wants)) as registry:
+        known = secrets(registry)
+        with from_cluster(lambda ref: Secret(known[ref.kube.name])):
+            pinned = pin(f"{registry.host}/a/b:v1", ["pull"])
+    assert pinned == f"{registry.host}/a/b@{DIGEST}"
+    if wants == "Bearer":
+        assert (f"/token?service=s&scope={'repository%3Aa%2Fb%3Apull'}", f"Basic {LOGIN}") in registry.asked
+
+
+def test_what_has_a_digest_stays_and_nobody_is_asked() -> None:
+    image = f"registry.invalid/a/b:v1@{DIGEST}"
+    assert pin(image) == image
+
+
+@pytest.mark.parametrize(
+    ("registry", "tag", "kind", "told"),
+    [
+        (Registry(), "v2", Refused, "there is no image"),
+        (Registry(wants="Basic"), "v1", Refused, "does not let us see"),
+        (Registry(status=429), "v1", Retryable, "status 429"),
+        (Registry(status=503), "v1", Retryable, "status 503"),
+    ],
+    ids=["absent", "denied", "busy", "broken"],
+)
+def test_what_a_registry_refuses(registry: Registry, tag: str, kind: type[Trouble], told: str) -> None:
+    with running(registry), pytest.raises(kind, match=told):
+        pin(f"{registry.host}/a/b:{tag}")
+
+
+def test_a_registry_that_is_away() -> None:
+    with pytest.raises(Retryable, match="does not answer"):
+        pin(f"127.0.0.1:{free_port()}/a/b:v1")
+
+
+def test_names_as_the_registry_knows_them() -> None:
+    assert parts("vllm/vllm-openai:v0.33.0") == ("registry-1.docker.io", "vllm/vllm-openai", "v0.33.0")
+    assert parts("busybox") == ("registry-1.docker.io", "library/busybox", "latest")
+    assert parts("registry.example:5000/a/b/c:1") == ("registry.example:5000", "a/b/c", "1")
+
+
+def test_a_pull_secret_of_another_registry_is_not_shown() -> None:
+    with running(Registry(wants="Basic")) as registry:
+        text = json.dumps({"auths": {"registry.example": {"auth": LOGIN}}})
+
+        def read(ref: KubeSecret) -> Secret:
+            return Secret(text)
+
+        with from_cluster(read), pytest.raises(Refused, match="does not let us see"):
+            pin(f"{registry.host}/a/b:v1", ["pull"])
+    assert {given for _, given in registry.asked} == {""}

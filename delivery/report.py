@@ -126,7 +126,7 @@ def throughput_chart(load: LoadReport, subject: Subject) -> dict[str, Any]:
             else metric.title
         )
         panels.append({"title": title, "width": 250, "height": 180, "data": {"values": values}, "layer": [line, rule]})
-    seconds = [{"s": at + 0.5, "tokens": tokens} for at, tokens, _ in load.timeline]
+    seconds = [{"s": one.at + 0.5, "tokens": one.tokens_per_second} for one in load.timeline]
     bars = {
         "mark": {"type": "bar", "color": "#0f766e", "width": {"band": 0.9}},
         "encoding": _axes("s", "second", "tokens", "output events per second"),

@@ -32,9 +32,14 @@ class Verdict:
 
 
 def judge(smoke: SmokeReport | None, load: LoadReport | None, slo: Slo | None) -> Verdict:
-    """Passed when every smoke check and every bound of ``slo`` holds; a figure that was not measured fails its bound."""
+    """Passed when every smoke check and every bound of ``slo`` holds; a figure that was not measured fails its bound.
+
+    Figures that are not valid are not judged: that they are not is the one reason.
+    """
     reasons = [Reason("smoke", check.name, check.passed, f"{check.name}: {check.detail}") for check in smoke.checks] if smoke else []
-    if load is not None and slo is not None:
+    if load is not None and not load.validity.valid:
+        reasons.append(Reason("throughput", "validity", False, f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"))
+    elif load is not None and slo is not None:
         reasons += [_bound(load, key, value) for key, value in slo if value is not None]
     return Verdict(tuple(reasons))
 

@@ -210,6 +210,8 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
         repeats=gate.repeats,
         seed=candidate().attempt,
         folder=".",
+        slo=gate.slo,
+        shared=stage.desired.shares.get(candidate().release, 0) > 0 and current().record.serving is not None,
     )
     return current().run_step(LOAD, given, stage.name)
 

@@ -213,6 +213,7 @@ class Slo(Part):
     e2e_p99_max: Duration | None = None
     output_tokens_per_second_min: Bound | None = None
     requests_per_second_min: Bound | None = None
+    goodput_min: Bound | None = None
 
 
 class ThroughputGate(Part):

@@ -58,5 +58,5 @@ def test_a_warm_up_is_not_counted(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_names_those_that_there_are() -> None:
-    with pytest.raises(BadInput, match="known: chat, completion, smoke"):
+    with pytest.raises(BadInput, match="known: chat, completion, long-context, rag, smoke"):
         profile("chatt")

@@ -103,7 +103,9 @@ class Histogram:
 def bin_of(ns: int) -> int:
     """The first 11 binary digits of ``ns`` and how many follow, as one number that grows with ``ns``."""
     shift = ns.bit_length() - MANTISSA
-    return (shift << MANTISSA) | (ns >> shift) if shift > 0 else max(0, ns)
+    if shift <= 0 or ns < 0:
+        return max(0, ns)
+    return (shift << MANTISSA) | (ns >> shift)
 
 
 def value_of(key: int) -> float:
@@ -141,7 +143,7 @@ class Tally:
     """What was counted, by one process or in one run; two of them add up. ``counts``:
 
     ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO, their ``output`` and ``prompt`` tokens, ``events``,
-    ``coalesced`` events; ``sent`` requests and ``generated`` tokens of the whole run, warm-up too; ``stamped`` and ``reads``.
+    ``coalesced`` events; ``sent`` requests and ``generated`` tokens of the whole run, warm-up too; ``stamped`` and ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
     """
 
     def __init__(self, told: Mapping[str, Any] | None = None) -> None:
@@ -153,6 +155,7 @@ class Tally:
         self.histograms = {key: Histogram(told.get("histograms", {}).get(key, ())) for key in keys}
         self.slices: dict[int, Slice] = {int(at): Slice(one) for at, one in told.get("slices", {}).items()}
         self.cpu: list[float] = list(told.get("cpu", ()))
+        self.seconds: list[float] = list(told.get("seconds", ()))
         self.exact: bool = told.get("exact", True)
 
     def merge(self, other: Tally) -> None:
@@ -164,6 +167,7 @@ class Tally:
         for at, one in other.slices.items():
             self.slices.setdefault(at, Slice()).merge(one)
         self.cpu += other.cpu
+        self.seconds += other.seconds
         self.exact &= other.exact
 
     def dump(self) -> dict[str, Any]:
@@ -175,6 +179,7 @@ class Tally:
             "histograms": {key: h.flat() for key, h in self.histograms.items() if h.bins},
             "slices": {str(at): one.dump() for at, one in self.slices.items()},
             "cpu": self.cpu,
+            "seconds": self.seconds,
             "exact": self.exact,
         }
 

@@ -34,7 +34,11 @@ class Profile(BaseModel):
     def _lengths(cls, given: Any) -> Any:
         """Both lengths are to be said, unless the prompts are the user's."""
         if isinstance(given, dict):
-            missing = [key for key in ("prompt_tokens", "output_tokens") if key not in given and not (key == "prompt_tokens" and given.get("prompts"))]
+            missing = [
+                key
+                for key in ("prompt_tokens", "output_tokens")
+                if key not in given and not (key == "prompt_tokens" and given.get("prompts"))
+            ]
             if missing:
                 raise ValueError(f"the load profile has no {' and no '.join(missing)}")
         return given

@@ -24,8 +24,10 @@ def needed(slo: Slo) -> int:
 def bounds(slo: Slo) -> dict[str, float]:
     """The tightest latency bound of each metric in ms: what one request must keep to count for goodput."""
     names = [metric.key for metric in LATENCIES]
-    told = {key: value.seconds * 1000 for key, value in slo if value is not None and key.partition("_")[0] in names}
-    return {name: min(v for k, v in told.items() if k.startswith(f"{name}_")) for name in names if any(k.startswith(f"{name}_") for k in told)}
+    told = {key: round(value.seconds * 1000, 6) for key, value in slo if value is not None and key.partition("_")[0] in names}
+    return {
+        name: min(v for k, v in told.items() if k.startswith(f"{name}_")) for name in names if any(k.startswith(f"{name}_") for k in told)
+    }
 
 
 def timed(slo: Slo) -> bool:
@@ -45,7 +47,9 @@ def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
     least = needed(slo)
     if load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
-        return Validity(kind="too short", why=f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded")
+        return Validity(
+            kind="too short", why=f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
+        )
     return Validity()
 
 

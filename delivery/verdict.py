@@ -38,7 +38,9 @@ def judge(smoke: SmokeReport | None, load: LoadReport | None, slo: Slo | None) -
     """
     reasons = [Reason("smoke", check.name, check.passed, f"{check.name}: {check.detail}") for check in smoke.checks] if smoke else []
     if load is not None and not load.validity.valid:
-        reasons.append(Reason("throughput", "validity", False, f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"))
+        reasons.append(
+            Reason("throughput", "validity", False, f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}")
+        )
     elif load is not None and slo is not None:
         reasons += [_bound(load, key, value) for key, value in slo if value is not None]
     return Verdict(tuple(reasons))

@@ -23,7 +23,33 @@ READABLE = 1
 SO_TIMESTAMPNS = 35
 STAMP = struct.Struct("@qq")
 STALE_NS = 5_000_000_000
+COMPARE_NS = 1_000_000_000
 GONE = "closed early"
+
+
+class StampClock:
+    """Turns a stamp, which is of the clock that can be set, into ns of ``clock``; compares the two once a second, where they are read closest."""
+
+    def __init__(self) -> None:
+        self.offset = self.until = 0
+
+    def compare(self, now: int) -> None:
+        pairs = []
+        for _ in range(5):
+            before, wall, after = clock(), time.time_ns(), clock()
+            pairs.append((after - before, (before + after) // 2 - wall))
+        self.offset, self.until = min(pairs)[1], now + COMPARE_NS
+
+    def moment(self, stamp: bytes, now: int) -> int | None:
+        """None when the stamp makes no sense: the clock was set just now."""
+        if now > self.until:
+            self.compare(now)
+        seconds, rest = STAMP.unpack_from(stamp)
+        at: int = seconds * 1_000_000_000 + rest + self.offset
+        return at if 0 <= now - at < STALE_NS else None
+
+
+STAMPS = StampClock()
 
 
 class Connection:
@@ -128,10 +154,9 @@ class Connection:
         now = clock()
         Connection.reads += 1
         if extra:
-            seconds, rest = STAMP.unpack_from(extra[0][2])
-            late = time.time_ns() - seconds * 1_000_000_000 - rest
-            if 0 <= late < STALE_NS:
-                now -= late
+            at = STAMPS.moment(extra[0][2], now)
+            if at is not None:
+                now = at
                 Connection.stamped += 1
         if self.tunnel is not None and data:
             data = self.tunnel.opened(data)

@@ -92,4 +92,3 @@ def _line(profile: Profile, line: str) -> tuple[dict[str, Any], int]:
     told = json.loads(line)
     asked = {"messages": told["messages"]} if "messages" in told else question(profile, str(told["prompt"]))
     return asked, int(told.get("output_tokens", profile.output_tokens))
-

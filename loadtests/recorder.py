@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from itertools import pairwise
 
@@ -97,10 +96,8 @@ class Recorder:
             self.tally.histograms["lag"].add([lag])
             self.slice(at).in_flight = self.running
 
-    def spent(self, cpu: float) -> None:
-        """CPU seconds of this process in the measured time."""
+    def finished(self, now: int, cpu: float) -> None:
+        """The measured time is over, or ends now because enough was asked; ``cpu``: seconds of this process in it."""
+        self.close_at = max(self.open_at + 1, min(self.close_at, now))
         self.tally.cpu.append(round(cpu, 4))
-
-
-def cpu_seconds() -> float:
-    return time.process_time()
+        self.tally.seconds.append((self.close_at - self.open_at) / SECOND)

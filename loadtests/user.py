@@ -10,6 +10,7 @@ import http.client
 import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from loadtests.arrivals import Plan, schedule
 from loadtests.connection import Connection
 from loadtests.prompts import Vocabulary, bodies, question, vocabulary
 from loadtests.reader import Stream, clock
-from loadtests.recorder import SECOND, Recorder, cpu_seconds
+from loadtests.recorder import SECOND, Recorder
 
 LAG_EVERY = 0.01
 DRAIN_SECONDS = 60
@@ -145,9 +146,9 @@ def watch(environment: Any) -> None:
         gevent.sleep(LAG_EVERY)
         now = clock()
         if not cpu and now >= recorder.open_at:
-            cpu = cpu_seconds()
+            cpu = time.process_time()
         recorder.watched(max(0, now - wanted), now)
-    recorder.spent(cpu_seconds() - cpu if cpu else 0.0)
+    recorder.finished(clock(), time.process_time() - cpu if cpu else 0.0)
     while environment.runner.user_count or recorder.running:
         gevent.sleep(0.02)
     recorder.tally.counts.update({"stamped": Connection.stamped - stamped, "reads": Connection.reads - reads})
@@ -178,7 +179,9 @@ def count_tokens(host: str, plan: Plan) -> Any:
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {KEY}"} if KEY else {})
 
     def count(text: str) -> int:
-        connection.request("POST", f"{address.path.rstrip('/')}/tokenize", json.dumps({"model": plan.model, **question(plan.profile, text)}), headers)
+        connection.request(
+            "POST", f"{address.path.rstrip('/')}/tokenize", json.dumps({"model": plan.model, **question(plan.profile, text)}), headers
+        )
         answer = connection.getresponse()
         said = answer.read()
         if answer.status != http.client.OK:

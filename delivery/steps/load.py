@@ -10,15 +10,18 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delivery.findings import BadInput, Finding, Permanent
 from delivery.metrics import LoadReport, Tally, measured
+from delivery.places.binding import free_port
 from delivery.profile import Profile
 from delivery.progress import Progress, report
 from delivery.secrets import read_secret
@@ -102,13 +105,14 @@ def run(given: LoadInput) -> LoadReport:
 
 def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:
     """How to measure what ``measured`` could not show: longer, or with more processes where there are cores for them."""
-    if measured.validity.kind == "too short":
-        factor = min(LONGER, 1.5 * needed(given.slo) * given.repeats / max(1, measured.requests))
-        seconds = min(asked.max_seconds, given.duration.seconds * max(2.0, factor))
-        return given.model_copy(update={"duration": Duration(f"{seconds:.3f}s")})
+    changes: dict[str, Any] = {}
+    least = needed(given.slo) * given.repeats
+    if measured.requests < least:
+        factor = min(LONGER, max(2.0, 1.5 * least / max(1, measured.requests)))
+        changes["duration"] = Duration(f"{min(asked.max_seconds, given.duration.seconds * factor):.3f}s")
     if measured.validity.kind == "client-limited":
-        return given.model_copy(update={"processes": max(given.processes, min(2 * given.processes, os.cpu_count() or 1))})
-    return given
+        changes["processes"] = max(given.processes, min(2 * given.processes, os.cpu_count() or 1))
+    return given.model_copy(update=changes)
 
 
 def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
@@ -118,9 +122,9 @@ def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
     plans = [_plan(given, asked, number) for number in range(given.repeats)]
     for number, plan in enumerate(plans):
         tally = _once(given, plan, Path(given.folder).absolute() / f"{name}-{number}", watch)
-        runs.append(_report(given, asked, plan, tally, 1))
+        runs.append(_report(given, asked, plan, tally, max(tally.seconds, default=0.0)))
         whole.merge(tally)
-    together = _report(given, asked, plans[0], whole, given.repeats)
+    together = _report(given, asked, plans[0], whole, sum(one.seconds for one in runs), given.repeats)
     if together.requests == 0:
         why = f"no request started within {given.duration}"
         raise Permanent(Finding("the load test asked nothing", why, "raise gates.throughput.duration, or users", tuple(together.errors)))
@@ -142,9 +146,12 @@ def _plan(given: LoadInput, asked: Profile, number: int) -> dict[str, Any]:
     }
 
 
-def _report(given: LoadInput, asked: Profile, plan: dict[str, Any], tally: Tally, repeats: int) -> LoadReport:
-    load = f"{plan['users']} users" if plan["users"] else f"{plan['rate']:g} requests/s, {'Poisson' if asked.arrivals == 'poisson' else 'constant'}"
-    seconds = plan["duration"] * repeats
+def _report(given: LoadInput, asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, repeats: int = 1) -> LoadReport:
+    load = (
+        f"{plan['users']} users"
+        if plan["users"]
+        else f"{plan['rate']:g} requests/s, {'Poisson' if asked.arrivals == 'poisson' else 'constant'}"
+    )
     step = max(1.0, -(-plan["duration"] // 120))
     return measured(
         tally,
@@ -167,7 +174,17 @@ def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) ->
     command = [sys.executable, "-m", "locust", "-f", str(loadtests() / "user.py"), "--headless", "--only-summary", "--skip-log-setup"]
     command += ["--host", given.url, "--users", users, "--spawn-rate", users, "--plan", str(folder / "plan.json"), "--tally", str(target)]
     if plan["processes"] > 1:
-        command += ["--processes", str(plan["processes"]), "--master-bind-port", "0"]
+        port = str(free_port())
+        command += [
+            "--processes",
+            str(plan["processes"]),
+            "--master-bind-host",
+            "127.0.0.1",
+            "--master-bind-port",
+            port,
+            "--master-port",
+            port,
+        ]
     environ = os.environ | {"LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP": "0"}
     if given.api_key:
         environ["MODEL_DELIVERY_API_KEY"] = read_secret(given.api_key).reveal()
@@ -188,13 +205,7 @@ def _conduct(command: list[str], environ: dict[str, str], folder: Path, plan: di
     start = time.monotonic()
     with (folder / "locust.log").open("wb") as log:
         child = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(int(lock),) if lock else (),
-            process_group=0 if plan["processes"] > 1 else None,
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(int(lock),) if lock else ()
         )
         try:
             while child.poll() is None:
@@ -206,8 +217,17 @@ def _conduct(command: list[str], environ: dict[str, str], folder: Path, plan: di
                 _wait(child, LOOK_SECONDS)
                 watch.look()
         finally:
-            child.kill()
-            child.wait()
+            _end(child)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Nothing of it stays: Locust's workers are children of its own."""
+    with suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(child.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    child.kill()
+    child.wait()
 
 
 def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:

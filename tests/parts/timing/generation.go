@@ -126,6 +126,9 @@ func (g generation) cut(r *http.Request, send func(string)) {
 func (g generation) pieces() []string {
 	const hole = "@@hole@@"
 	before, after, _ := strings.Cut(g.piece(hole, nil), hole)
+	if len(g.tokens) == 0 {
+		return []string{g.piece("", g.reason)}
+	}
 	events := make([]string, len(g.tokens))
 	for k, token := range g.tokens {
 		if g.emptyChunks && k%8 == 3 {
@@ -134,13 +137,12 @@ func (g generation) pieces() []string {
 		text, _ := json.Marshal(token)
 		events[k] = before + string(text[1:len(text)-1]) + after
 	}
-	if n := len(events); n > 0 {
-		var reason any = g.reason
-		if g.broken == "no-finish" {
-			reason = nil
-		}
-		events[n-1] = g.piece(g.tokens[n-1], reason)
+	var reason any = g.reason
+	if g.broken == "no-finish" {
+		reason = nil
 	}
+	last := len(events) - 1
+	events[last] = g.piece(g.tokens[last], reason)
 	return events
 }
 

@@ -50,7 +50,7 @@ func main() {
 	if s.slots > 0 {
 		s.room = make(chan struct{}, s.slots)
 	}
-	listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", s.host, s.port))
+	plain, err := (&net.ListenConfig{Control: stampArrivals}).Listen(context.Background(), "tcp", fmt.Sprintf("%s:%d", s.host, s.port))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "(APIServer pid=1) OSError: [Errno 98] Address already in use")
 		os.Exit(1)
@@ -70,12 +70,13 @@ func main() {
 	mux.HandleFunc("/v1/models", s.guarded(s.models))
 	mux.HandleFunc("/v1/chat/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, true) }))
 	mux.HandleFunc("/v1/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, false) }))
-	web := &http.Server{Handler: mux}
-	log.Printf("Starting timing server on http://%s label=%s", listener.Addr(), s.label)
+	web := &http.Server{Handler: mux, ConnContext: withConnection}
+	var open net.Listener = listener{plain}
+	log.Printf("Starting timing server on http://%s label=%s", plain.Addr(), s.label)
 	if s.certificate != "" {
-		listener = tls.NewListener(listener, selfSigned(s.certificate))
+		open = tls.NewListener(open, selfSigned(s.certificate))
 	}
-	go func() { _ = web.Serve(listener) }()
+	go func() { _ = web.Serve(open) }()
 	s.untilTerm(web)
 }
 
@@ -156,7 +157,7 @@ func words(q question) []string {
 }
 
 func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
-	begin := now()
+	arrived, begin := arrival(r), now()
 	var q question
 	if json.NewDecoder(r.Body).Decode(&q) != nil {
 		fail(w, 400, "the body is not JSON")
@@ -181,7 +182,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	if s.dieAfter > 0 && n > int64(s.dieAfter) {
 		os.Exit(0)
 	}
-	g := generation{server: s, chat: chat, asked: begin, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
+	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
 	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
 	if s.fault != "" && n%int64(max(1, s.faultEvery)) == 0 {
 		g.broken = s.fault

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// sent is what really happened to one stream, on this server's clock: from the request's head being read to the moment before each token's write
-// (on loopback the kernel stamps its arrival inside that write).
+// sent is what really happened to one stream, on this server's clock: from the arrival of the request's bytes (by the kernel's
+// stamp) to the moment before each token's write (on loopback the client's kernel stamps its arrival inside that write).
 type sent struct {
 	Start int64   `json:"start_ns"`
 	TTFT  int64   `json:"ttft_ns"`

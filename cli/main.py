@@ -8,7 +8,7 @@ import traceback
 
 import click
 
-from cli import deployments, printing, release, service
+from cli import deployments, loadtest, printing, release, service
 from delivery.findings import Finding, Interrupted, Permanent, Trouble
 from delivery.places.host import default_home
 
@@ -22,7 +22,7 @@ def deliver() -> None:
     """
 
 
-for verb in (*release.VERBS, *service.VERBS, *deployments.VERBS):
+for verb in (*release.VERBS, *service.VERBS, *deployments.VERBS, *loadtest.VERBS):
     deliver.add_command(verb)
 
 

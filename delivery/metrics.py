@@ -201,14 +201,14 @@ class Summary(_Model):
 
 
 class Client(_Model):
-    """Was the load generator itself the limit? How late its loop and its sending were (p99, ms), the share of events that were read together
+    """Was the load generator itself the limit? How late its loop (p99) and its sending (p95) were, in ms, the share of events that were read together
     with another one, CPU in s and, of its busiest process, as a share of a core; ``stamped``: share of reads that the kernel timed.
     """
 
     lag_p99: float
     coalesced: float
     cpu_seconds: float
-    send_lag_p99: float = 0.0
+    send_lag_p95: float = 0.0
     cpu_share: float = 0.0
     processes: int = 1
     stamped: float = 0.0
@@ -345,7 +345,7 @@ def _client(tally: Tally, seconds: float, repeats: int) -> Client:
     counts, lag, send = tally.counts, tally.histograms["lag"], tally.histograms["send_lag"]
     return Client(
         lag_p99=round(lag.percentile(99), 3) if lag.bins else 0.0,
-        send_lag_p99=round(send.percentile(99), 3) if send.bins else 0.0,
+        send_lag_p95=round(send.percentile(95), 3) if send.bins else 0.0,
         coalesced=round(counts["coalesced"] / max(1, counts["events"]), 5),
         cpu_seconds=round(sum(tally.cpu), 3),
         cpu_share=round(max(tally.cpu, default=0.0) / seconds, 3),

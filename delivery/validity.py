@@ -69,8 +69,8 @@ def _limited(load: LoadReport) -> str:
         return f"a process of the load generator used {100 * client.cpu_share:.0f} % of its core"
     ttft = load.latencies.get("ttft")
     bound = max(LAG_MS, LAG_SHARE * ttft.p95 if ttft else 0.0)
-    if client.send_lag_p99 > bound:
-        return f"requests were sent up to {client.send_lag_p99:.4g} ms late (p99; the bound is {bound:.4g} ms)"
+    if client.send_lag_p95 > bound:
+        return f"requests were sent up to {client.send_lag_p95:.4g} ms late (p95; the bound is {bound:.4g} ms)"
     if client.lag_p99 > bound and (client.stamped < STAMPED or client.coalesced > COALESCED):
         together = f"{100 * client.coalesced:.2g} % of the events were read together with others"
         return f"its loop was up to {client.lag_p99:.4g} ms late (p99; the bound is {bound:.4g} ms), and {together}"

@@ -150,7 +150,7 @@ def _report(given: LoadInput, asked: Profile, plan: dict[str, Any], tally: Tally
     load = (
         f"{plan['users']} users"
         if plan["users"]
-        else f"{plan['rate']:g} requests/s, {'Poisson' if asked.arrivals == 'poisson' else 'constant'}"
+        else f"{plan['rate']:.4g} requests/s, {'Poisson' if asked.arrivals == 'poisson' else 'constant'}"
     )
     step = max(1.0, -(-plan["duration"] // 120))
     return measured(

@@ -42,7 +42,7 @@ def test_a_calm_run_is_valid() -> None:
     ("changes", "kind", "why"),
     [
         ({"client": client(cpu_share=0.97)}, "client-limited", "used 97 % of its core"),
-        ({"client": client(send_lag_p99=30)}, "client-limited", "sent up to 30 ms late"),
+        ({"client": client(send_lag_p95=30)}, "client-limited", "sent up to 30 ms late"),
         ({"client": client(lag_p99=30, stamped=0)}, "client-limited", "up to 30 ms late"),
         ({"client": client(lag_p99=30, coalesced=0.05)}, "client-limited", "5 % of the events were read together"),
         ({"requests": 19}, "too short", "19 requests, at least 20 are needed"),

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import uv
 
 from tests.parts.ports import free_port
 
@@ -32,7 +31,11 @@ def build(cache: Path = CACHE) -> Path:
     if program.exists():
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
-    go = [shutil.which("go") or ""] if shutil.which("go") else [uv.find_uv_bin(), "tool", "run", "--from", GO, "go"]
+    go = [shutil.which("go") or ""]
+    if not go[0]:
+        import uv
+
+        go = [uv.find_uv_bin(), "tool", "run", "--from", GO, "go"]
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         made = Path(scratch) / "timing-server"
         environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
@@ -84,6 +87,15 @@ class TimingServer:
         """What it really sent, on its own clock, since the last reset."""
         told: dict[str, Any] = httpx.get(f"{self.url}/truth", trust_env=False, verify=self._verify).json()
         return told
+
+    def busy(self) -> bool:
+        """Whether a stream runs now or one has ended since the last reset."""
+        told = httpx.get(f"{self.url}/metrics", trust_env=False, verify=self._verify).text
+        return any(
+            float(line.rsplit(" ", 1)[1])
+            for line in told.splitlines()
+            if line.startswith(("vllm:num_requests_running", "vllm:request_success"))
+        )
 
     def reset(self) -> None:
         httpx.get(f"{self.url}/reset", trust_env=False, verify=self._verify)

@@ -184,7 +184,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	}
 	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
 	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
-	if s.fault != "" && n%int64(max(1, s.faultEvery)) == 0 {
+	if s.fault != "" && n%int64(max(1, s.faultEvery)) == 0 && n/int64(max(1, s.faultEvery)) <= int64(s.faults) {
 		g.broken = s.fault
 	}
 	if g.broken == "status" {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from cli import deployments, model, printing, release, service
+from cli import deployments, loadtest, model, printing, release, service
 from delivery.findings import Finding, Interrupted, Permanent, Trouble
 from delivery.home import default_home
 
@@ -26,7 +26,7 @@ def deliver() -> None:
     """
 
 
-for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS):
+for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS, *loadtest.VERBS):
     deliver.add_command(verb)
 
 

@@ -1,28 +1,31 @@
-"""What is shown of an attempt: JSON for machines, one HTML file for people (offline, with its plots), a PNG, a table in Markdown."""
+"""What is shown of an attempt: JSON and Prometheus text for machines, one HTML file for people (offline, with its plots), a PNG, a table in Markdown."""
 
 from __future__ import annotations
 
 import html
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import vl_convert
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from delivery.metrics import LATENCIES, LoadReport
+from delivery import charts
+from delivery.capacity import Capacity
+from delivery.metrics import LATENCIES, PERCENTILES, RATES, LoadReport
 from delivery.steps.smoke import SmokeReport
-from delivery.verdict import Verdict, shown
+from delivery.verdict import Reason, Verdict, shown
 
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } .facts { opacity: .75; overflow-wrap: anywhere; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } .facts { opacity: .75; overflow-wrap: anywhere; }
 .said { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; color: #fff; font-weight: 600; } .passed { background: #1a7f37; } .refused { background: #c62828; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; } .no { color: #c62828; font-weight: 600; } .yes { color: #1a7f37; }
-svg { max-width: 100%; height: auto; background: #fff; border-radius: .4rem; } blockquote { margin: 0; padding-left: 1rem; border-left: 3px solid var(--line); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .8rem; margin: 1rem 0; } .plots figure { margin: 0; background: #fff; border-radius: .4rem; }
+td:last-child:not(.n) { min-width: 12rem; } svg { width: 100%; height: auto; display: block; } blockquote { margin: 0; padding-left: 1rem; border-left: 3px solid var(--line); }
 """
 
 
@@ -40,6 +43,26 @@ class Subject:
     args: tuple[str, ...]
     at: float
 
+    def facts(self) -> list[str]:
+        at = datetime.fromtimestamp(self.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        model = f"{self.source}, commit {self.commit}" if self.commit else ""
+        engine = f"engine {self.engine} {' '.join(self.args)}" if self.engine else ""
+        return [line for line in (model, engine, f"stage {self.stage}, attempt {self.attempt}, {at}") if line]
+
+
+class Report(BaseModel):
+    """``report.json``, as docs/report.schema.json describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    report_version: int = 1
+    subject: Subject
+    passed: bool
+    reasons: tuple[Reason, ...]
+    smoke: SmokeReport | None = None
+    throughput: LoadReport | None = None
+    capacity: Capacity | None = None
+
 
 @dataclass(frozen=True)
 class Written:
@@ -51,136 +74,166 @@ class Written:
     figures: dict[str, float]
 
 
-def write(folder: Path, subject: Subject, smoke: SmokeReport | None, load: LoadReport | None, verdict: Verdict) -> Written:
-    """Write report.json, report.html and (of a load test) throughput.png into ``folder``; a report of an earlier stage there is replaced."""
+def write(
+    folder: Path, subject: Subject, smoke: SmokeReport | None, load: LoadReport | None, verdict: Verdict, capacity: Capacity | None = None
+) -> Written:
+    """Write report.json, report.html and (of a load test) metrics.prom and throughput.png into ``folder``; an earlier stage's are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    chart = throughput_chart(load, subject) if load is not None and load.good else None
-    whole = {
-        "subject": asdict(subject),
-        "passed": verdict.passed,
-        "reasons": [asdict(reason) for reason in verdict.reasons],
-        "smoke": smoke.model_dump() if smoke else None,
-        "throughput": load.model_dump() if load else None,
-    }
-    (folder / "report.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False), encoding="utf-8")
-    png = None if chart is None else vl_convert.vegalite_to_png(chart, scale=2)
-    if png is not None:
+    panels = charts.panels(load, capacity) if load is not None and load.good else []
+    whole = Report(subject=subject, passed=verdict.passed, reasons=verdict.reasons, smoke=smoke, throughput=load, capacity=capacity)
+    (folder / "report.json").write_text(whole.model_dump_json(indent=1), encoding="utf-8")
+    png = None
+    if load is not None:
+        (folder / "metrics.prom").write_text(to_prometheus(load), encoding="utf-8")
+    if load is not None and panels:
+        said = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {load.good} of {load.requests} requests good"
+        png = vl_convert.vegalite_to_png(charts.picture(panels, said), scale=2)
         (folder / "throughput.png").write_bytes(png)
     page = folder / "report.html"
-    page.write_text(to_html(subject, smoke, load, verdict, None if chart is None else vl_convert.vegalite_to_svg(chart)), encoding="utf-8")
-    return Written(page, png, to_markdown(subject, smoke, load, verdict), load.figures() if load else {})
+    drawn = [vl_convert.vegalite_to_svg(charts.alone(panel)) for panel in panels]
+    page.write_text(to_html(whole, drawn), encoding="utf-8")
+    return Written(page, png, to_markdown(whole), load.figures() if load else {})
 
 
-def to_markdown(subject: Subject, smoke: SmokeReport | None, load: LoadReport | None, verdict: Verdict) -> str:
+def read(page: Path) -> LoadReport | None:
+    """The load test of the report whose HTML file is ``page``; None when there is none any more, or it was of another version."""
+    try:
+        return Report.model_validate_json(page.with_name("report.json").read_bytes()).throughput
+    except (OSError, ValidationError):
+        return None
+
+
+def to_markdown(whole: Report) -> str:
     """The verdict as a table, the latencies as another."""
-    lines = [
-        f"## {'Passed' if verdict.passed else 'Refused'}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}",
-        "",
-    ]
+    subject, load = whole.subject, whole.throughput
+    said = "Passed" if whole.passed else "Refused"
+    lines = [f"## {said}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}", ""]
     lines += ["| gate | check | verdict |", "|---|---|---|"]
-    for reason in verdict.reasons:
+    for reason in whole.reasons:
         text = reason.text.replace("|", "\\|").replace("\n", " ")
         lines.append(f"| {reason.gate} | {'✓' if reason.passed else '✗ **failed**'} {reason.name} | {text} |")
     if load is not None:
-        lines += ["", *load_table(load)]
-    if smoke is not None and smoke.answer:
-        lines += ["", "> " + smoke.answer.replace("\n", "\n> ")]
+        head, rows = load_table(load)
+        lines += ["", f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
+        lines.append(summary(load))
+    if whole.smoke is not None and whole.smoke.answer:
+        lines += ["", "> " + whole.smoke.answer.replace("\n", "\n> ")]
     return "\n".join(lines)
 
 
-def load_table(load: LoadReport) -> list[str]:
-    """The load test as a Markdown table; latencies in ms."""
-    lines = ["| ms | mean | p50 | p90 | p95 | p99 | max | count |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+def load_table(load: LoadReport) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the latencies, in ms."""
+    head = ["ms", "mean", *(f"p{percent}" for percent in PERCENTILES), "max", "count"]
+    rows = []
     for metric in LATENCIES:
         row = load.latencies.get(metric.key)
         if row is not None:
-            cells = " | ".join(f"{value:,.1f}" for value in (row.mean, row.p50, row.p90, row.p95, row.p99, row.max))
-            lines.append(f"| {metric.title} | {cells} | {row.count:,} |")
+            figures = (row.mean, row.p50, row.p90, row.p95, row.p99, row.max)
+            rows.append([metric.title, *(f"{value:,.1f}" for value in figures), f"{row.count:,}"])
+    return head, rows
+
+
+def summary(load: LoadReport) -> str:
+    """Load, rates and errors in a sentence."""
     errors = ", ".join(f"{count} × {kind}" for kind, count in sorted(load.errors.items())) or "none"
-    rates = f"{load.output_tokens_per_second:,.1f} output tokens/s, {load.requests_per_second:,.2f} requests/s"
-    lines += [
-        "",
-        f"{load.load} ({load.profile}) for {load.seconds:g} s: {rates}, {load.good} of {load.requests} requests good, errors: {errors}",
-    ]
-    return lines
+    rates = [f"{shown(float(getattr(load, m.key)), m.unit)} {m.title}" for m in RATES[:3] if getattr(load, m.key) is not None]
+    exact = "" if load.exact else " (prompt lengths are approximate: the server has no tokenizer to ask)"
+    return f"{load.load} ({load.profile}) for {load.seconds:g} s: {', '.join(rates)}; {load.good} of {load.requests} requests good, errors: {errors}{exact}"
 
 
-def throughput_chart(load: LoadReport, subject: Subject) -> dict[str, Any]:
-    """A Vega-Lite chart: how TTFT and ITL are distributed, and output tokens over time."""
-    panels = []
-    for metric in LATENCIES[:2]:
-        values = [{"ms": ms, "share": 100 * share} for ms, share in load.curves.get(metric.key, [])]
-        p95 = load.latencies[metric.key].p95 if metric.key in load.latencies else 0
-        line = {
-            "mark": {"type": "line", "color": "#2563eb"},
-            "encoding": _axes("ms", f"{metric.title} (ms)", "share", "% of values not above"),
-        }
-        rule = {
-            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#c2410c"},
-            "data": {"values": [{"p": p95}]},
-            "encoding": {"x": {"field": "p", "type": "quantitative"}},
-        }
-        title = (
-            f"{metric.title}: p50 {load.latencies[metric.key].p50:,.1f}, p95 {p95:,.1f} ms"
-            if metric.key in load.latencies
-            else metric.title
-        )
-        panels.append({"title": title, "width": 250, "height": 180, "data": {"values": values}, "layer": [line, rule]})
-    seconds = [{"s": at + 0.5, "tokens": tokens} for at, tokens, _ in load.timeline]
-    bars = {
-        "mark": {"type": "bar", "color": "#0f766e", "width": {"band": 0.9}},
-        "encoding": _axes("s", "second", "tokens", "output events per second"),
-    }
-    bars["encoding"]["x"] |= {"bin": {"step": 1}}  # type: ignore[index]
-    panels.append(
-        {"title": f"{load.output_tokens_per_second:,.1f} output tokens/s", "width": 250, "height": 180, "data": {"values": seconds}, **bars}
+def client_line(load: LoadReport) -> str:
+    """How the load generator itself was."""
+    c = load.client
+    stamps = f"{100 * c.stamped:.4g} % of the reads timed by the kernel"
+    lag = f"loop late by {c.lag_p99:.3g} ms (p99), sending by {c.send_lag_p95:.3g} ms (p95)"
+    return (
+        f"{stamps}, {100 * c.coalesced:.2g} % of the events read together, {lag}, {c.processes} process(es), {c.cpu_seconds:.3g} s of CPU"
     )
-    said = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {load.good} of {load.requests} requests good"
-    schema = "https://vega.github.io/schema/vega-lite/v5.json"
-    return {"$schema": schema, "title": {"text": said, "anchor": "start"}, "background": "white", "padding": 12, "hconcat": panels}
 
 
-def _axes(x: str, x_title: str, y: str, y_title: str) -> dict[str, dict[str, Any]]:
-    return {
-        "x": {"field": x, "type": "quantitative", "title": x_title, "scale": {"zero": True}},
-        "y": {"field": y, "type": "quantitative", "title": y_title, "scale": {"zero": True}},
-    }
+def to_prometheus(load: LoadReport) -> str:
+    """The figures in Prometheus' text format; latencies in s, as its conventions want."""
+    lines = []
+    label = load.model.replace("\\", "\\\\").replace('"', '\\"')
+    for metric in LATENCIES:
+        row = load.latencies.get(metric.key)
+        if row is None:
+            continue
+        name = f"model_delivery_{metric.key}_seconds"
+        lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} summary"]
+        lines += [f'{name}{{model="{label}",quantile="{p / 100:g}"}} {getattr(row, f"p{p}") / 1000:.6f}' for p in PERCENTILES]
+        lines += [f'{name}_sum{{model="{label}"}} {row.mean * row.count / 1000:.6f}', f'{name}_count{{model="{label}"}} {row.count}']
+    for metric in RATES:
+        if getattr(load, metric.key) is not None:
+            name = f"model_delivery_{metric.key}"
+            lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} gauge", f'{name}{{model="{label}"}} {getattr(load, metric.key)}']
+    return "\n".join(lines) + "\n"
 
 
-def to_html(subject: Subject, smoke: SmokeReport | None, load: LoadReport | None, verdict: Verdict, svg: str | None) -> str:
-    """One page without any outside request; readable on a phone, in light and in dark."""
-    e = html.escape
-    said = ("passed", "Passed") if verdict.passed else ("refused", "Refused")
-    at = datetime.fromtimestamp(subject.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    facts = f"{subject.source}, commit {subject.commit}<br>engine {e(subject.engine)} {e(' '.join(subject.args))}<br>stage {e(subject.stage)}, attempt {subject.attempt}, {at}"
-    rows = "".join(
-        f'<tr><td class="{"yes" if r.passed else "no"}">{"✓" if r.passed else "✗"}</td><td>{e(r.gate)}</td><td>{e(r.name)}</td><td>{e(r.text)}</td></tr>'
-        for r in verdict.reasons
-    )
+def to_html(whole: Report, drawn: Sequence[str] = ()) -> str:
+    """One page without any outside request; readable on a phone, in light and in dark. ``drawn``: its plots as SVG."""
+    e, subject, load = html.escape, whole.subject, whole.throughput
+    said = ("passed", "Passed") if whole.passed else ("refused", "Refused")
+    title = f"{subject.delivery} {subject.release}".strip()
     parts = [
-        f'<h1>{e(subject.delivery)} {e(subject.release)} <span class="said {said[0]}">{said[1]}</span></h1><p class="facts">{facts}</p>'
+        f'<h1>{e(title)} <span class="said {said[0]}">{said[1]}</span></h1><p class="facts">{"<br>".join(map(e, subject.facts()))}</p>'
     ]
-    parts.append(
-        f'<h2>Verdict</h2><div class="wide"><table><tr><th></th><th>gate</th><th>check</th><th>figure and bound</th></tr>{rows}</table></div>'
-    )
+    rows = [("✓" if r.passed else "✗", r.gate, r.name, r.text) for r in whole.reasons]
+    parts.append("<h2>Verdict</h2>" + _table(["", "gate", "check", "figure and bound"], rows))
+    if whole.capacity is not None:
+        parts.append(_capacity(whole.capacity))
     if load is not None:
-        parts.append(f"<h2>Throughput</h2>{_latency_table(load)}{svg or '<p>No request was good: nothing to plot.</p>'}")
-        lag = f"reader lag p99 {load.client.lag_p99:g} ms, {100 * load.client.coalesced:.2g} % of events came together, {load.client.cpu_seconds:g} s of CPU"
-        parts.append(f'<p class="facts">The load generator itself: {lag}.</p>')
-    if smoke is not None:
-        parts.append(f"<h2>Answer</h2><blockquote>{e(smoke.answer) or 'none'}</blockquote>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(subject.delivery)}: {said[1].lower()}</title><style>{STYLE}</style>'
+        plots = "".join(f"<figure>{svg}</figure>" for svg in drawn) or "<p>No request was good: nothing to plot.</p>"
+        parts.append(f"<h2>Throughput</h2><p>{e(summary(load))}</p>{_table(*load_table(load))}<div class=plots>{plots}</div>")
+        valid = f"The measurement is {e(load.validity.kind)}{': ' if load.validity.why else ''}{e(load.validity.why)}."
+        parts.append(f"<h2>Validity</h2><p>{valid}</p><p class=facts>The load generator itself: {e(client_line(load))}.</p>{_pods(load)}")
+    if whole.smoke is not None:
+        parts.append(f"<h2>Answer</h2><blockquote>{e(whole.smoke.answer) or 'none'}</blockquote>")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{e(title)}: {said[1].lower()}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
-def _latency_table(load: LoadReport) -> str:
-    head = "".join(f'<th class="n">{name}</th>' for name in ("mean", "p50", "p90", "p95", "p99", "max", "count"))
-    rows = ""
-    for metric in LATENCIES:
-        row = load.latencies.get(metric.key)
-        if row is not None:
-            cells = "".join(f'<td class="n">{value:,.1f}</td>' for value in (row.mean, row.p50, row.p90, row.p95, row.p99, row.max))
-            rows += f'<tr><td title="{html.escape(metric.meaning)}">{metric.title} (ms)</td>{cells}<td class="n">{row.count:,}</td></tr>'
-    errors = ", ".join(f"{count} × {html.escape(kind)}" for kind, count in sorted(load.errors.items())) or "none"
-    rates = f"{shown(load.output_tokens_per_second, 'tok/s')}, {shown(load.requests_per_second, 'req/s')}, {load.good} of {load.requests} requests good, errors: {errors}"
-    return f'<p>{html.escape(load.load)}: {html.escape(load.profile)}, {load.seconds:g} s: {rates}</p><div class="wide"><table><tr><th></th>{head}</tr>{rows}</table></div>'
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of numbers stand right."""
+    numeric = [any(map(str.isdigit, "".join(column))) and not any(map(str.isalpha, "".join(column))) for column in zip(*rows, strict=True)]
+
+    def cell(tag: str, at: int, text: str) -> str:
+        mark = {"✓": "yes", "✗": "no"}.get(text, "n" if numeric[at] else "")
+        return f'<{tag} class="{mark}">{html.escape(text)}</{tag}>'
+
+    lines = ["".join(cell("th", at, text) for at, text in enumerate(head))] if rows else []
+    lines += ["".join(cell("td", at, text) for at, text in enumerate(row)) for row in rows]
+    return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+
+
+def _pods(load: LoadReport) -> str:
+    def told(value: float | None, unit: str = "") -> str:
+        return "" if value is None else f"{100 * value:.3g} %" if unit else f"{value:,.0f}"
+
+    rows = [
+        [
+            pod.url,
+            told(pod.requests),
+            told(pod.generated),
+            told(pod.preemptions),
+            told(pod.prefix_hits, "%"),
+            told(max((g.running for g in pod.gauges), default=None)),
+            told(max((g.waiting for g in pod.gauges), default=None)),
+            told(max((g.kv_use for g in pod.gauges), default=None), "%"),
+        ]
+        for pod in load.server
+    ]
+    head = ["server", "requests", "tokens", "preemptions", "prefix hits", "most running", "most waiting", "most KV use"]
+    return _table(head, rows) if rows else "<p class=facts>The server tells nothing of itself: whether others used it is not known.</p>"
+
+
+def _capacity(capacity: Capacity) -> str:
+    held = f"{capacity.rate:.3g} requests/s hold the SLO" if capacity.rate else "No rate that was tried holds the SLO"
+    rows = []
+    for point in capacity.points:
+        report = point.report
+        ttft, itl = (f"{row.p95:,.1f}" if (row := report.latencies.get(key)) else "" for key in ("ttft", "itl"))
+        rates = [f"{report.requests_per_second:.3g}", f"{report.output_tokens_per_second:,.0f}"]
+        rows.append([f"{point.rate:.3g}", *rates, ttft, itl, "✓" if point.holds else "✗", point.why])
+    head = ["offered/s", "good/s", "tokens/s", "TTFT p95", "ITL p95", "", "why not"]
+    return f"<h2>Capacity</h2><p>{html.escape(held)}; above: {html.escape(capacity.limit)}.</p>{_table(head, rows)}"

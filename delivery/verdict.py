@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from delivery.compare import CONFIDENCE, Comparison, comparable, compare
 from delivery.metrics import LATENCIES, RATES, LoadReport
 from delivery.spec import Slo
 from delivery.steps.smoke import SmokeReport
@@ -31,12 +32,44 @@ class Verdict:
         return all(reason.passed for reason in self.reasons)
 
 
-def judge(smoke: SmokeReport | None, load: LoadReport | None, slo: Slo | None) -> Verdict:
-    """Passed when every smoke check and every bound of ``slo`` holds; a figure that was not measured fails its bound."""
+def judge(
+    smoke: SmokeReport | None,
+    load: LoadReport | None,
+    slo: Slo | None,
+    *,
+    baseline: LoadReport | None = None,
+    max_regression: float | None = None,
+) -> Verdict:
+    """Passed when every smoke check and every bound of ``slo`` holds; a figure that was not measured fails its bound.
+
+    Figures that are not valid are not judged: that they are not is the one reason. ``baseline``: the load test of the release before, than which
+    no metric may be worse by more than ``max_regression`` (a share).
+    """
     reasons = [Reason("smoke", check.name, check.passed, f"{check.name}: {check.detail}") for check in smoke.checks] if smoke else []
-    if load is not None and slo is not None:
+    if load is not None and not load.validity.valid:
+        reasons.append(
+            Reason("throughput", "validity", False, f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}")
+        )
+    elif load is not None and slo is not None:
         reasons += [_bound(load, key, value) for key, value in slo if value is not None]
+        if baseline is not None and max_regression is not None:
+            reasons += _regressions(load, baseline, max_regression)
     return Verdict(tuple(reasons))
+
+
+def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list[Reason]:
+    if (why := comparable(load, baseline)) is not None:
+        return [Reason("throughput", "regression", True, f"not compared with the release before: {why}")]
+    return [_regression(one, allowed) for one in compare(load, baseline, allowed)]
+
+
+def _regression(one: Comparison, allowed: float) -> Reason:
+    name, unit = words(f"{one.key}_max")
+    side = "worse" if one.worse >= 0 else "better"
+    sure = "one run shows no noise" if one.noise is None else f"noise bound {100 * one.noise:.2g} % at {100 * CONFIDENCE:.0f} % confidence"
+    text = f"{name} {shown(one.after, unit)}, before {shown(one.before, unit)}: {100 * abs(one.worse):.3g} % {side}, {100 * allowed:.3g} % is allowed ({sure})"
+    outcome = {"regressed": "regressed: ", "not resolved": "too noisy to tell, raise repeats: ", "no regression": ""}[one.outcome]
+    return Reason("throughput", f"{one.key} regression", one.outcome != "regressed", outcome + text, one.worse, allowed)
 
 
 def _bound(load: LoadReport, key: str, value: Duration | float) -> Reason:

@@ -1,54 +1,49 @@
-"""What is asked, and when: seeded, so that a run can be repeated."""
+"""A load, and when its requests are to start: seeded, so that a run can be repeated."""
 
 from __future__ import annotations
 
-import json
+import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
-WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
+from delivery.profile import Profile
+
+SLICES = 120
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A load: ``profile`` says what is asked, ``users`` (closed loop) or ``rate`` per second (open loop, Poisson) how often; times in s."""
+    """``profile`` says what is asked, ``users`` (closed loop) or ``rate`` per second (open loop) how often; times in s.
+
+    ``within``: bounds in ms that a request must keep to count for goodput, by metric key.
+    """
 
     model: str
-    profile: dict[str, Any]
-    users: int | None
-    rate: float | None
-    warmup: float
-    duration: float
-    seed: int
-    max_requests: int = 100_000
+    profile: Profile
+    users: int | None = 1
+    rate: float | None = None
+    warmup: float = 0
+    duration: float = 60
+    seed: int = 1
+    processes: int = 1
+    within: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> float:
+        """The width of the report's slices of time, in s: at most 120 of them."""
+        return max(1.0, math.ceil(self.duration / SLICES))
 
 
-def bodies(plan: Plan, stream: int) -> Iterator[bytes]:
-    """Request bodies without end; no two prompts begin alike, so that a prefix cache cannot flatter."""
-    dice = random.Random(f"{plan.seed}/{stream}")  # noqa: S311
-    profile = plan.profile
-    given = profile.get("prompts")
+def schedule(kind: str, rate: float, seed: str, part: int = 0, parts: int = 1) -> Iterator[float]:
+    """Intended starts in s from the beginning, on an absolute schedule, for one of ``parts`` that share ``rate`` (requests/s).
+
+    Poisson processes of a part of the rate each add up to one of the whole; constant ones interleave.
+    """
+    dice, at = random.Random(f"{seed}/{part}"), 0.0  # noqa: S311
+    mean = parts / rate
+    if kind == "constant":
+        at = part / rate - mean
     while True:
-        prompt = dice.choice(given) if given else " ".join(dice.choices(WORDS, k=int(profile["prompt_tokens"])))
-        body = {
-            "model": plan.model,
-            "max_tokens": int(profile["output_tokens"]),
-            "temperature": profile.get("temperature", 0),
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        if profile.get("ignore_eos"):
-            body["ignore_eos"] = True
-        body |= {"prompt": prompt} if profile.get("endpoint") == "completions" else {"messages": [{"role": "user", "content": prompt}]}
-        yield json.dumps(body).encode()
-
-
-def poisson(rate: float, seed: int) -> Iterator[float]:
-    """Intended starts in seconds from the beginning, on an absolute schedule."""
-    dice, at = random.Random(seed), 0.0  # noqa: S311
-    while True:
-        at += dice.expovariate(rate)
+        at += mean if kind == "constant" else dice.expovariate(1 / mean)
         yield at

@@ -1,13 +1,11 @@
-"""Collects streams and makes the report of them; what was sent in the warm-up is not counted."""
+"""Counts streams as they end; what was to start in the warm-up is not measured."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+from bisect import bisect_left
 from itertools import pairwise
-from typing import Any
 
-from delivery.metrics import LATENCIES, Client, Histogram, LoadReport
+from delivery.metrics import Slice, Tally, bin_of
 from loadtests.arrivals import Plan
 from loadtests.reader import Stream
 
@@ -17,73 +15,89 @@ SECOND = 1_000_000_000
 class Recorder:
     """``open_at`` and ``close_at`` bound the measured time in ns; latencies are of the requests that were to start in it."""
 
-    def __init__(self) -> None:
-        self.histograms = {metric.key: Histogram() for metric in LATENCIES}
-        self.lag = Histogram()
-        self.errors: Counter[str] = Counter()
-        self.tokens_at: Counter[int] = Counter()
-        self.in_flight: dict[int, int] = {}
-        self.tokens_in_time = 0.0
-        self.requests = self.good = self.output = self.prompt = self.events = self.coalesced = 0
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tally = Tally()
         self.open_at = self.close_at = 0
-        self.cpu = time.process_time()
+        self.running = 0
+        self.step = int(plan.step * SECOND)
+        self.sent = 0
 
     def measure(self, start: int, end: int) -> None:
-        self.open_at, self.close_at, self.cpu = start, end, time.process_time()
+        self.open_at, self.close_at = start, end
+
+    def slice(self, at: int) -> Slice:
+        return self.tally.slices.setdefault((at - self.open_at) // self.step, Slice())
+
+    def take(self) -> Tally:
+        """What was counted since it was last taken."""
+        taken, self.tally = self.tally, Tally()
+        return taken
 
     def add(self, stream: Stream) -> None:
         """Count one finished stream."""
-        failure = stream.failure()
-        usage = stream.usage or {}
-        tokens = int(usage.get("completion_tokens") or 0)
-        if stream.times and tokens:
-            share = tokens / len(stream.times)
-            for at in stream.times:
-                if self.open_at <= at < self.close_at:
-                    self.tokens_in_time += share
-                    self.tokens_at[(at - self.open_at) // SECOND] += 1
-        if not self.open_at <= stream.intended < self.close_at:
+        tally, failure, tokens, times = self.tally, stream.failure(), stream.tokens, stream.times
+        counts = tally.counts
+        counts["sent"] += 1
+        counts["generated"] += tokens
+        bins = [bin_of(late - early) for early, late in pairwise(times)]
+        measured = self.open_at <= stream.intended < self.close_at
+        if times:
+            self._over_time(times, bins, tokens / len(times), good=measured and failure is None)
+        if not measured:
             return
-        self.requests += 1
+        counts["requests"] += 1
         if failure is not None:
-            self.errors[failure] += 1
+            tally.errors[failure] += 1
+            self.slice(stream.intended).errors += 1
             return
-        self.good += 1
-        self.output += tokens
-        self.prompt += int(usage.get("prompt_tokens") or 0)
-        self.events += len(stream.times)
-        self.coalesced += stream.coalesced
-        times, add = stream.times, self.histograms
-        add["ttft"].add([stream.first_text - stream.intended])
-        add["itl"].add([late - early for early, late in pairwise(times)])
+        counts["good"] += 1
+        counts["output"] += tokens
+        counts["prompt"] += int((stream.usage or {}).get("prompt_tokens") or 0)
+        counts["events"] += len(times)
+        counts["coalesced"] += stream.coalesced
+        latencies = {"ttft": stream.first_text - stream.intended, "e2e": stream.end - stream.intended}
         if tokens > 1:
-            add["tpot"].add([(times[-1] - times[0]) // (tokens - 1)])
-        add["e2e"].add([stream.end - stream.intended])
+            latencies["tpot"] = (times[-1] - times[0]) // (tokens - 1)
+        counts["within"] += self._within(latencies, bins)
+        histograms = tally.histograms
+        histograms["itl"].bins.update(bins)
+        histograms["first_event"].add([times[0] - stream.intended])
+        histograms["send_lag"].add([stream.start - stream.intended])
+        for key, ns in latencies.items():
+            histograms[key].add([ns])
+        self.slice(stream.intended).ttft.add([latencies["ttft"]])
 
-    def report(self, plan: Plan) -> LoadReport:
-        """What was measured, in the shape that gates and reports read."""
-        seconds = (self.close_at - self.open_at) / SECOND
-        profile: dict[str, Any] = plan.profile
-        told = {key: h for key, h in self.histograms.items() if h.count}
-        return LoadReport(
-            model=plan.model,
-            load=f"{plan.users} users" if plan.users else f"{plan.rate:g} requests/s, Poisson",
-            profile=f"{profile.get('endpoint', 'chat')}, {profile.get('prompt_tokens', 'given')} tokens in, {profile['output_tokens']} out",
-            seconds=round(seconds, 3),
-            requests=self.requests,
-            good=self.good,
-            output_tokens=self.output,
-            prompt_tokens=self.prompt,
-            errors=dict(self.errors),
-            latencies={key: h.summary() for key, h in told.items()},
-            output_tokens_per_second=round(self.tokens_in_time / seconds, 3),
-            requests_per_second=round(self.good / seconds, 3),
-            error_rate=round((self.requests - self.good) / self.requests, 5) if self.requests else 1.0,
-            client=Client(
-                lag_p99=round(self.lag.percentile(99), 3) if self.lag.count else 0.0,
-                coalesced=round(self.coalesced / self.events, 5) if self.events else 0.0,
-                cpu_seconds=round(time.process_time() - self.cpu, 3),
-            ),
-            curves={key: h.curve() for key, h in told.items()},
-            timeline=[(s, float(self.tokens_at.get(s, 0)), self.in_flight.get(s, 0)) for s in range(int(seconds + 0.999))],
-        )
+    def _over_time(self, times: list[int], bins: list[int], share: float, *, good: bool) -> None:
+        """Lay the events into the slices in which they came, and into the output rate when that was in the measured time."""
+        first, last = bisect_left(times, self.open_at), bisect_left(times, self.close_at)
+        self.tally.tokens_in_time += share * (last - first)
+        while first < last:
+            one = self.slice(times[first])
+            end = min(last, bisect_left(times, times[first] - (times[first] - self.open_at) % self.step + self.step, first))
+            one.tokens += share * (end - first)
+            if good:
+                one.itl.bins.update(bins[max(0, first - 1) : end - 1])
+            first = end
+
+    def _within(self, latencies: dict[str, int], bins: list[int]) -> bool:
+        """Whether the request itself kept every bound; of ITL, by its own 95th percentile."""
+        for key, bound in self.plan.within.items():
+            if key == "itl":
+                if bins and sorted(bins)[-(-len(bins) * 95 // 100) - 1] > bin_of(int(bound * 1e6)):
+                    return False
+            elif latencies.get(key, 0) > bound * 1e6:
+                return False
+        return True
+
+    def watched(self, lag: int, at: int) -> None:
+        """The loop was ``lag`` ns late at ``at``: what it cannot read in time it may report as the server's latency."""
+        if self.open_at <= at < self.close_at:
+            self.tally.histograms["lag"].add([lag])
+            self.slice(at).in_flight = self.running
+
+    def finished(self, now: int, cpu: float) -> None:
+        """The measured time is over, or ends now because enough was asked; ``cpu``: seconds of this process in it."""
+        self.close_at = max(self.open_at + 1, min(self.close_at, now))
+        self.tally.cpu.append(round(cpu, 4))
+        self.tally.seconds.append((self.close_at - self.open_at) / SECOND)

@@ -1,4 +1,4 @@
-"""The JSON Schema of a spec: ``scripts/schema.py`` writes docs/spec.schema.json, ``--check`` fails when that file is out of date."""
+"""The JSON Schemas of a spec and of a report: ``scripts/schema.py`` writes them under docs/, ``--check`` fails when one is out of date."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel
+
+from delivery.report import Report
 from delivery.spec import DeliverySpec
 
-FILE = Path(__file__).parent.parent / "docs" / "spec.schema.json"
+DOCS = Path(__file__).parent.parent / "docs"
+SCHEMAS: dict[str, type[BaseModel]] = {"spec.schema.json": DeliverySpec, "report.schema.json": Report}
 
 
-def schema() -> str:
-    return json.dumps(DeliverySpec.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+def schema(model: type[BaseModel]) -> str:
+    return json.dumps(model.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> int:
+    stale = [name for name, model in SCHEMAS.items() if not (DOCS / name).exists() or (DOCS / name).read_text("utf-8") != schema(model)]
     if "--check" not in sys.argv[1:]:
-        FILE.write_text(schema(), encoding="utf-8")
-    elif not FILE.exists() or FILE.read_text(encoding="utf-8") != schema():
-        print("docs/spec.schema.json is not the schema of DeliverySpec: run .venv/bin/python scripts/schema.py")
+        for name in stale:
+            (DOCS / name).write_text(schema(SCHEMAS[name]), encoding="utf-8")
+    elif stale:
+        print(f"out of date: {', '.join(stale)} under docs/: run .venv/bin/python scripts/schema.py")
         return 1
     return 0
 

@@ -212,6 +212,8 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
         repeats=gate.repeats,
         seed=candidate().attempt,
         folder=".",
+        slo=gate.slo,
+        shared=stage.desired.shares.get(candidate().release, 0) > 0 and current().record.serving is not None,
     )
     return current().run_step(LOAD, given, stage.name)
 
@@ -222,7 +224,13 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
     if not stage.gates or (smoked is None and load is None):
         return
     session, gate = current(), candidate().gates.throughput
-    judged = judge(smoked, load, gate.slo if gate else None)
+    judged = judge(
+        smoked,
+        load,
+        gate.slo if gate else None,
+        baseline=baseline(session.record) if load is not None else None,
+        max_regression=gate.max_regression if gate else None,
+    )
     written = reports.write(report_folder(), subject(stage), smoked, load, judged)
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
@@ -261,6 +269,12 @@ def candidate() -> Candidate:
 
 def report_folder() -> Path:
     return default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
+
+
+def baseline(record: Record) -> LoadReport | None:
+    """The load test that what serves now has passed; None when there was none, or its report is gone."""
+    passed = [e.report for e in record.ended if e.release == record.serving and e.outcome == "promoted" and e.report]
+    return reports.read(Path(passed[-1])) if passed else None
 
 
 def subject(stage: Stage) -> reports.Subject:

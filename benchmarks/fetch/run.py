@@ -51,7 +51,7 @@ def make_model(folder: Path, megabytes: int) -> list[str]:
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     (folder / "tokenizer.json").write_text("{}" + " " * 2_000_000)
     size = megabytes * (1 << 20) // SHARDS
-    source = random.Random(1)  # noqa: S311
+    source = random.Random(1)
     block = source.randbytes(16 << 20)
     for number in range(SHARDS):
         header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()

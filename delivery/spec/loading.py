@@ -178,11 +178,16 @@ def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
     keys = ("gates", "throughput", "profile")
     owner, text = _text_at(given, keys)
     if text.endswith((".yaml", ".yml")):
-        profile, _ = read_yaml(_absolute(base, text))
-        prompts = profile.get("prompts") if isinstance(profile, dict) else None
-        if isinstance(prompts, str):
-            profile["prompts"] = _content(_absolute(_absolute(base, text).parent, prompts), keys, marks, file).splitlines()
-        owner["profile"] = profile
+        owner["profile"] = read_profile(_absolute(base, text), keys, marks, file)
+
+
+def read_profile(path: Path, keys: tuple[str, ...] = ("profile",), marks: Marks | None = None, file: str = "") -> Any:
+    """A load profile's content, the prompts that it names read in; the rest says where a spec names it."""
+    profile, _ = read_yaml(path)
+    prompts = profile.get("prompts") if isinstance(profile, dict) else None
+    if isinstance(prompts, str):
+        profile["prompts"] = _content(_absolute(path.parent, prompts), keys, marks or {}, file).splitlines()
+    return profile
 
 
 def _absolute(base: Path, text: str) -> Path:

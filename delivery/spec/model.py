@@ -214,6 +214,7 @@ class Slo(Part):
     e2e_p99_max: Duration | None = None
     output_tokens_per_second_min: Bound | None = None
     requests_per_second_min: Bound | None = None
+    goodput_min: Bound | None = None
 
 
 class ThroughputGate(Part):
@@ -232,6 +233,8 @@ class ThroughputGate(Part):
     def _one_load(self) -> ThroughputGate:
         if self.users is not None and self.rate is not None:
             raise ValueError("users and rate exclude each other: users is a closed loop, rate an open one")
+        if self.max_regression is not None and self.repeats < 2:
+            raise ValueError("max_regression needs repeats of 2 at least (3 or more see smaller changes): one run shows no noise")
         return self
 
 

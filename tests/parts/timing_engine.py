@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import uv
 
 from tests.parts.ports import free_port
 
@@ -32,7 +31,11 @@ def build(cache: Path = CACHE) -> Path:
     if program.exists():
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
-    go = [shutil.which("go") or ""] if shutil.which("go") else [uv.find_uv_bin(), "tool", "run", "--from", GO, "go"]
+    go = [shutil.which("go") or ""]
+    if not go[0]:
+        import uv
+
+        go = [uv.find_uv_bin(), "tool", "run", "--from", GO, "go"]
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         made = Path(scratch) / "timing-server"
         environ = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
@@ -52,9 +55,12 @@ def engine_folder(folder: Path) -> Path:
 class TimingServer:
     """One server on a free port of loopback, with the given arguments and environment."""
 
-    def __init__(self, model: Path, *args: str, names: tuple[str, ...] = ("m",), environ: dict[str, str] | None = None) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(
+        self, model: Path, *args: str, names: tuple[str, ...] = ("m",), environ: dict[str, str] | None = None, port: int = 0
+    ) -> None:
+        self.port = port or free_port()
+        self.url = f"{'https' if '--https' in args else 'http'}://127.0.0.1:{self.port}"
+        self._verify = "--https" not in args
         self._command = [str(build()), "--model", str(model), "--served-model-name", *names, "--port", str(self.port), *args]
         self._environ = os.environ | (environ or {})
         self.process: subprocess.Popen[bytes] | None = None
@@ -64,7 +70,7 @@ class TimingServer:
         deadline = time.monotonic() + 10
         while True:
             try:
-                httpx.get(f"{self.url}/health", trust_env=False)
+                httpx.get(f"{self.url}/health", trust_env=False, verify=self._verify)
             except httpx.ConnectError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise
@@ -79,8 +85,17 @@ class TimingServer:
 
     def truth(self) -> dict[str, Any]:
         """What it really sent, on its own clock, since the last reset."""
-        told: dict[str, Any] = httpx.get(f"{self.url}/truth", trust_env=False).json()
+        told: dict[str, Any] = httpx.get(f"{self.url}/truth", trust_env=False, verify=self._verify).json()
         return told
 
+    def busy(self) -> bool:
+        """Whether a stream runs now or one has ended since the last reset."""
+        told = httpx.get(f"{self.url}/metrics", trust_env=False, verify=self._verify).text
+        return any(
+            float(line.rsplit(" ", 1)[1])
+            for line in told.splitlines()
+            if line.startswith(("vllm:num_requests_running", "vllm:request_success"))
+        )
+
     def reset(self) -> None:
-        httpx.get(f"{self.url}/reset", trust_env=False)
+        httpx.get(f"{self.url}/reset", trust_env=False, verify=self._verify)

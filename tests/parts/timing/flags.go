@@ -2,27 +2,37 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // settings are the engine's arguments: vLLM's names where it has them, the rest says how to behave or to fail.
 type settings struct {
-	model, host, label             string
-	names                          []string
-	port, maxLen, drain            int
-	ttft, itl                      float64 // ms
-	tokens, dieAfter               int
-	startDelay                     float64 // ms
-	failStart, ignoreTerm          bool
-	wrongAnswer, sick, streamError bool
+	model, host, label        string
+	names                     []string
+	port, maxLen, drain       int
+	ttft, itl                 float64 // ms
+	tokens, dieAfter          int
+	startDelay                float64 // ms
+	failStart, ignoreTerm     bool
+	wrongAnswer, sick         bool
+	fault                     string // what is wrong with every faultEvery-th stream; of at most faults streams; see faultKinds
+	faultEvery, faults, slots int
+	roleEarly, stall          float64 // ms: the role chunk's own time (negative: with the first token); a pause in the middle
+	reasoning, emptyChunks    bool
+	certificate               string // serve HTTPS and write the self-signed certificate there
 }
+
+// faultKinds are the ways in which a stream can be wrong without a word from the HTTP status.
+var faultKinds = []string{"stream-error", "no-finish", "no-usage", "no-done", "short", "empty", "cut", "status", "hang"}
 
 // parse reads the arguments as vLLM's argparse would: an unknown one ends the process with code 2 and its words.
 func parse(args []string) settings {
-	s := settings{host: "127.0.0.1", port: 8000, maxLen: 2048, ttft: 5, itl: 2, tokens: 16}
+	s := settings{host: "127.0.0.1", port: 8000, maxLen: 2048, ttft: 5, itl: 2, tokens: 16, faultEvery: 1, faults: math.MaxInt, roleEarly: -1}
 	for i := 0; i < len(args); i++ {
 		name, value, inline := strings.Cut(args[i], "=")
 		next := func() string {
@@ -87,7 +97,27 @@ func parse(args []string) settings {
 		case "--health-broken":
 			s.sick = true
 		case "--stream-error":
-			s.streamError = true
+			s.fault = "stream-error"
+		case "--fault":
+			if s.fault = next(); !slices.Contains(faultKinds, s.fault) {
+				usage("argument --fault: invalid choice: '" + s.fault + "'")
+			}
+		case "--fault-every":
+			s.faultEvery = whole()
+		case "--faults":
+			s.faults = whole()
+		case "--slots":
+			s.slots = whole()
+		case "--role-early":
+			s.roleEarly = float()
+		case "--stall":
+			s.stall = float()
+		case "--reasoning":
+			s.reasoning = true
+		case "--empty-chunks":
+			s.emptyChunks = true
+		case "--https":
+			s.certificate = next()
 		default:
 			usage("unrecognized arguments: " + args[i])
 		}

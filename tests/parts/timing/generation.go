@@ -7,18 +7,26 @@ import (
 	"time"
 )
 
-// generation is one answer on its way.
+// generation is one answer on its way; it counts from begin, which is later than asked where it had to wait for a slot.
 type generation struct {
 	*server
-	chat      bool
-	begin     int64
-	prompt    int
-	tokens    []string
-	reason    string
-	model, id string
+	chat         bool
+	asked, begin int64
+	prompt       int
+	tokens       []string
+	reason       string
+	broken       string
+	model, id    string
 }
 
-func (g generation) due(k int) int64 { return g.begin + int64((g.ttft+float64(k)*g.itl)*1e6) }
+// due is when token k shall be written.
+func (g generation) due(k int) int64 {
+	ms := g.ttft + float64(k)*g.itl
+	if k > 0 && k >= len(g.tokens)/2 {
+		ms += g.stall
+	}
+	return g.begin + int64(ms*1e6)
+}
 
 func (g generation) usage() map[string]int {
 	return map[string]int{"prompt_tokens": g.prompt, "completion_tokens": len(g.tokens), "total_tokens": g.prompt + len(g.tokens)}
@@ -45,46 +53,97 @@ func (g generation) stream(w http.ResponseWriter, r *http.Request, usage bool) {
 		_, _ = w.Write([]byte("data: " + event + "\n\n"))
 		flush.Flush()
 	}
-	told := sent{Start: g.begin}
-	last := int64(0)
-	for k, token := range g.tokens {
-		if !g.wait(r, g.due(k)) || (g.streamError && k == len(g.tokens)/2) {
+	role := func() { send(g.chunk(map[string]any{"role": "assistant", "content": ""}, nil)) }
+	if g.chat && g.roleEarly >= 0 && g.wait(r, g.begin+int64(g.roleEarly*1e6)) {
+		role()
+	}
+	g.spoil()
+	told := sent{Start: g.asked}
+	pieces, last := g.pieces(), int64(0)
+	for k, piece := range pieces {
+		if !g.wait(r, g.due(k)) || (k == len(pieces)/2 && g.breaks()) {
 			g.cut(r, send)
 			return
 		}
-		if k == 0 && g.chat {
-			send(g.chunk(map[string]any{"role": "assistant", "content": ""}, nil))
+		if k == 0 && g.chat && g.roleEarly < 0 {
+			role()
 		}
-		var reason any
-		if k == len(g.tokens)-1 {
-			reason = g.reason
-		}
-		send(g.piece(token, reason))
 		at := now()
+		send(piece)
 		if k == 0 {
-			told.TTFT = at - g.begin
+			told.TTFT = at - g.asked
 		} else {
 			told.Gaps = append(told.Gaps, at-last)
 		}
 		last = at
 	}
-	if usage {
+	if usage && g.broken != "no-usage" {
 		send(g.event([]any{}, g.usage()))
 	}
-	send("[DONE]")
-	told.Total = now() - g.begin
-	g.truth.finish(told, len(g.tokens))
+	if g.broken != "no-done" {
+		send("[DONE]")
+	}
+	told.Total = now() - g.asked
+	g.truth.finish(told, g.prompt, len(g.tokens))
 }
 
-// cut ends a stream as a vLLM does whose engine is gone: an error object, and then [DONE] all the same.
+// spoil is for the faults that end a stream as if nothing were wrong.
+func (g *generation) spoil() {
+	switch g.broken {
+	case "short":
+		g.tokens, g.reason = g.tokens[:len(g.tokens)/2], "stop"
+	case "empty":
+		g.tokens = nil
+	}
+}
+
+func (g generation) breaks() bool {
+	return g.broken == "stream-error" || g.broken == "cut" || g.broken == "hang"
+}
+
+// cut ends a stream as a vLLM does whose engine is gone: an error object, and then [DONE] all the same; or without a word; or not at all.
 func (g generation) cut(r *http.Request, send func(string)) {
 	if r.Context().Err() != nil {
 		g.truth.add(&g.truth.Aborted, 1)
 		return
 	}
 	g.truth.add(&g.truth.Errors, 1)
+	switch g.broken {
+	case "cut":
+		panic(http.ErrAbortHandler)
+	case "hang":
+		select {
+		case <-r.Context().Done():
+		case <-g.stopping:
+		}
+		return
+	}
 	send(`{"error": {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "param": null, "code": 500}}`)
 	send("[DONE]")
+}
+
+// pieces are the events of all tokens, made beforehand: only writing them takes time while the stream runs.
+func (g generation) pieces() []string {
+	const hole = "@@hole@@"
+	before, after, _ := strings.Cut(g.piece(hole, nil), hole)
+	if len(g.tokens) == 0 {
+		return []string{g.piece("", g.reason)}
+	}
+	events := make([]string, len(g.tokens))
+	for k, token := range g.tokens {
+		if g.emptyChunks && k%8 == 3 {
+			token = ""
+		}
+		text, _ := json.Marshal(token)
+		events[k] = before + string(text[1:len(text)-1]) + after
+	}
+	var reason any = g.reason
+	if g.broken == "no-finish" {
+		reason = nil
+	}
+	last := len(events) - 1
+	events[last] = g.piece(g.tokens[last], reason)
+	return events
 }
 
 func (g generation) whole(w http.ResponseWriter) {
@@ -95,12 +154,16 @@ func (g generation) whole(w http.ResponseWriter) {
 		choice = map[string]any{"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": g.reason}
 	}
 	reply(w, 200, map[string]any{"id": g.id, "object": g.object(false), "created": 1760000000, "model": g.model, "choices": []any{choice}, "usage": g.usage()})
-	g.truth.finish(sent{Start: g.begin, TTFT: now() - g.begin, Total: now() - g.begin}, len(g.tokens))
+	g.truth.finish(sent{Start: g.asked, TTFT: now() - g.asked, Total: now() - g.asked}, g.prompt, len(g.tokens))
 }
 
 func (g generation) piece(token string, reason any) string {
 	if g.chat {
-		return g.chunk(map[string]any{"content": token}, reason)
+		key := "content"
+		if g.reasoning {
+			key = "reasoning_content"
+		}
+		return g.chunk(map[string]any{key: token}, reason)
 	}
 	return g.event([]any{map[string]any{"index": 0, "text": token, "logprobs": nil, "finish_reason": reason}}, nil)
 }

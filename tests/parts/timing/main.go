@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -23,6 +24,8 @@ type server struct {
 	settings
 	truth    truth
 	served   atomic.Int64
+	waiting  atomic.Int64
+	room     chan struct{} // one token for each stream that may run at once; nil: no limit
 	stopping chan struct{} // closed when open streams must end at once
 }
 
@@ -44,7 +47,10 @@ type question struct {
 func main() {
 	s := &server{settings: parse(os.Args[1:]), stopping: make(chan struct{})}
 	s.check()
-	listener, err := net.Listen("tcp", fmt.Sprintf("%s:%d", s.host, s.port))
+	if s.slots > 0 {
+		s.room = make(chan struct{}, s.slots)
+	}
+	plain, err := (&net.ListenConfig{Control: stampArrivals}).Listen(context.Background(), "tcp", fmt.Sprintf("%s:%d", s.host, s.port))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "(APIServer pid=1) OSError: [Errno 98] Address already in use")
 		os.Exit(1)
@@ -64,9 +70,13 @@ func main() {
 	mux.HandleFunc("/v1/models", s.guarded(s.models))
 	mux.HandleFunc("/v1/chat/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, true) }))
 	mux.HandleFunc("/v1/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, false) }))
-	web := &http.Server{Handler: mux}
-	log.Printf("Starting timing server on http://%s label=%s", listener.Addr(), s.label)
-	go func() { _ = web.Serve(listener) }()
+	web := &http.Server{Handler: mux, ConnContext: withConnection}
+	var open net.Listener = listener{plain}
+	log.Printf("Starting timing server on http://%s label=%s", plain.Addr(), s.label)
+	if s.certificate != "" {
+		open = tls.NewListener(open, selfSigned(s.certificate))
+	}
+	go func() { _ = web.Serve(open) }()
 	s.untilTerm(web)
 }
 
@@ -107,11 +117,25 @@ func (s *server) models(w http.ResponseWriter, _ *http.Request) {
 	reply(w, 200, map[string]any{"object": "list", "data": data})
 }
 
+// metrics speaks Prometheus with vLLM's names.
 func (s *server) metrics(w http.ResponseWriter, _ *http.Request) {
 	s.truth.Lock()
 	defer s.truth.Unlock()
-	fmt.Fprintf(w, "vllm:num_requests_running %d\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0\n", s.truth.Running)
-	fmt.Fprintf(w, "vllm:request_success_total %d\nvllm:generation_tokens_total %d\n", s.truth.Requests, s.truth.Tokens)
+	label := fmt.Sprintf("{engine=\"0\",model_name=\"%s\"}", s.names[0])
+	say := func(kind, name string, value any) {
+		fmt.Fprintf(w, "# TYPE %s %s\n%s%s %v\n", name, kind, name, label, value)
+	}
+	say("gauge", "vllm:num_requests_running", int64(s.truth.Running)-s.waiting.Load())
+	say("gauge", "vllm:num_requests_waiting", s.waiting.Load())
+	say("gauge", "vllm:kv_cache_usage_perc", float64(s.truth.Running)/256)
+	say("counter", "vllm:num_preemptions_total", 0)
+	say("counter", "vllm:prefix_cache_queries_total", s.truth.Prompt)
+	say("counter", "vllm:prefix_cache_hits_total", 0)
+	say("counter", "vllm:prompt_tokens_total", s.truth.Prompt)
+	say("counter", "vllm:generation_tokens_total", s.truth.Tokens)
+	fmt.Fprintf(w, "# TYPE vllm:request_success_total counter\n")
+	fmt.Fprintf(w, "vllm:request_success_total{engine=\"0\",finished_reason=\"length\",model_name=\"%s\"} %d\n", s.names[0], s.truth.Requests)
+	fmt.Fprintf(w, "# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.2f\n", float64(born.UnixMilli())/1000)
 }
 
 func (s *server) tokenize(w http.ResponseWriter, r *http.Request) {
@@ -133,13 +157,12 @@ func words(q question) []string {
 }
 
 func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
-	begin := now()
+	arrived, begin := arrival(r), now()
 	var q question
 	if json.NewDecoder(r.Body).Decode(&q) != nil {
 		fail(w, 400, "the body is not JSON")
 		return
 	}
-	begin = now()
 	limit := s.tokens
 	for _, given := range []*int{q.MaxTokens, q.MaxCompletion} {
 		if given != nil {
@@ -155,13 +178,32 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 		fail(w, 400, fmt.Sprintf("This model's maximum context length is %d tokens. However, you requested %d tokens.", s.maxLen, len(asked)+limit))
 		return
 	}
-	if n := s.served.Add(1); s.dieAfter > 0 && n > int64(s.dieAfter) {
+	n := s.served.Add(1)
+	if s.dieAfter > 0 && n > int64(s.dieAfter) {
 		os.Exit(0)
 	}
-	g := generation{server: s, chat: chat, begin: begin, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%d", begin)}
+	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
 	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
+	if s.fault != "" && n%int64(max(1, s.faultEvery)) == 0 && n/int64(max(1, s.faultEvery)) <= int64(s.faults) {
+		g.broken = s.fault
+	}
+	if g.broken == "status" {
+		s.truth.add(&s.truth.Errors, 1)
+		fail(w, 503, "the engine is overloaded")
+		return
+	}
 	s.truth.add(&s.truth.Running, 1)
 	defer s.truth.add(&s.truth.Running, -1)
+	if s.room != nil {
+		s.waiting.Add(1)
+		s.room <- struct{}{}
+		s.waiting.Add(-1)
+		defer func() { <-s.room }()
+	}
+	g.begin = begin
+	if s.room != nil {
+		g.begin = now()
+	}
 	if q.Stream {
 		g.stream(w, r, q.Options.Usage)
 	} else {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// sent is what really happened to one stream, on this server's clock: from the request being read to each write's return.
+// sent is what really happened to one stream, on this server's clock: from the arrival of the request's bytes (by the kernel's
+// stamp) to the moment before each token's write (on loopback the client's kernel stamps its arrival inside that write).
 type sent struct {
 	Start int64   `json:"start_ns"`
 	TTFT  int64   `json:"ttft_ns"`
@@ -19,17 +20,19 @@ type truth struct {
 	sync.Mutex
 	Requests int    `json:"requests"`
 	Tokens   int    `json:"tokens"`
+	Prompt   int    `json:"prompt_tokens"`
 	Aborted  int    `json:"aborted"`
 	Errors   int    `json:"errors"`
 	Running  int    `json:"running"`
 	Streams  []sent `json:"streams"`
 }
 
-func (t *truth) finish(s sent, tokens int) {
+func (t *truth) finish(s sent, prompt, tokens int) {
 	t.Lock()
 	defer t.Unlock()
 	t.Requests++
 	t.Tokens += tokens
+	t.Prompt += prompt
 	t.Streams = append(t.Streams, s)
 }
 
@@ -48,10 +51,13 @@ func (t *truth) tell(w http.ResponseWriter, _ *http.Request) {
 func (t *truth) reset(w http.ResponseWriter, _ *http.Request) {
 	t.Lock()
 	defer t.Unlock()
-	t.Requests, t.Tokens, t.Aborted, t.Errors, t.Streams = 0, 0, 0, 0, nil
+	t.Requests, t.Tokens, t.Prompt, t.Aborted, t.Errors, t.Streams = 0, 0, 0, 0, 0, nil
 	w.WriteHeader(http.StatusOK)
 }
 
 func now() int64 { return int64(time.Since(started)) }
 
-var started = time.Now()
+var (
+	started = time.Now()
+	born    = started
+)

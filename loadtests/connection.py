@@ -1,0 +1,215 @@
+"""One keep-alive socket whose bytes are read in the hub's callback: its greenlet wakes once a request, not once a token.
+
+The kernel stamps each arrival (``SO_TIMESTAMPNS``), so that a read that comes late still knows when its data came; where it does not
+(another system), the moment of the read counts.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import time
+from contextlib import suppress
+from typing import Any
+
+import gevent.socket
+from gevent.hub import Waiter, get_hub
+
+from loadtests.reader import Parser, Stream, clock
+
+READ = 65536
+READABLE = 1
+SO_TIMESTAMPNS = 35
+STAMP = struct.Struct("@qq")
+STALE_NS = 5_000_000_000
+COMPARE_NS = 1_000_000_000
+GONE = "closed early"
+
+
+class StampClock:
+    """Turns a stamp, which is of the clock that can be set, into ns of ``clock``; compares the two once a second, where they are read closest."""
+
+    def __init__(self) -> None:
+        self.offset = self.until = 0
+
+    def compare(self, now: int) -> None:
+        pairs = []
+        for _ in range(5):
+            before, wall, after = clock(), time.time_ns(), clock()
+            pairs.append((after - before, (before + after) // 2 - wall))
+        self.offset, self.until = min(pairs)[1], now + COMPARE_NS
+
+    def moment(self, stamp: bytes, now: int) -> int | None:
+        """None when the stamp makes no sense: the clock was set just now."""
+        if now > self.until:
+            self.compare(now)
+        seconds, rest = STAMP.unpack_from(stamp)
+        at: int = seconds * 1_000_000_000 + rest + self.offset
+        return at if 0 <= now - at < STALE_NS else None
+
+
+STAMPS = StampClock()
+
+
+class Connection:
+    """To one server; connects when it is first used, and again after an error. ``timeout`` in s bounds a whole request."""
+
+    reads = stamped = 0
+    """Reads of this process, and those whose moment came from the kernel."""
+
+    def __init__(self, host: str, port: int, *, tls: bool = False, timeout: float = 300) -> None:
+        self.host, self.port, self.timeout = host, port, timeout
+        self.context = ssl.create_default_context() if tls else None
+        self.sock: Any = None
+        self.watcher: Any = None
+        self.tunnel: Tunnel | None = None
+        self.parser: Parser | None = None
+        self.waiter: Any = None
+
+    def request(self, raw: bytes, intended: int | None = None, asked: int = 0) -> Stream:
+        """Send ``raw`` and wait for the end of its answer, of which ``asked`` tokens are due (0: as many as it likes).
+
+        ``intended`` (ns of ``clock``) is when it should have started, where that is fixed; else it starts once it is connected.
+        Whatever goes wrong is in the Stream. A kept connection that the server closed while it was idle is opened anew, once.
+        """
+        stream = Stream(intended or 0, asked=asked)
+        reused = self.sock is not None
+        self._attempt(raw, stream)
+        if reused and stream.error and not stream.status and not stream.error.startswith("timeout"):
+            stream = Stream(stream.intended, asked=asked)
+            self._attempt(raw, stream)
+        stream.end = stream.end or clock()
+        stream.intended = stream.intended or stream.end
+        return stream
+
+    def open(self) -> None:
+        """Connect now; an error shows with the first request."""
+        with suppress(OSError):
+            if self.sock is None:
+                self._connect()
+
+    def close(self) -> None:
+        if self.watcher is not None:
+            self.watcher.stop()
+            self.watcher.close()
+            self.watcher = None
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = self.tunnel = None
+
+    def _attempt(self, raw: bytes, stream: Stream) -> None:
+        parser = None
+        try:
+            if self.sock is None:
+                self._connect()
+            parser = self.parser = Parser(stream)
+            stream.start = clock()
+            stream.intended = stream.intended or stream.start
+            self.sock.sendall(self.tunnel.sealed(raw) if self.tunnel else raw)
+            self._wait(stream)
+        except OSError as error:
+            stream.error = stream.error or f"connection: {type(error).__name__}"
+        finally:
+            self.parser = None
+        if stream.error or (parser and not parser.keep_alive):
+            self.close()
+
+    def _connect(self) -> None:
+        sock = gevent.socket.create_connection((self.host, self.port), timeout=30)
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.context is not None:
+            self.tunnel = Tunnel(self.context, self.host)
+            self.tunnel.shake_hands(sock)
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        self.sock = sock
+        self.recvmsg = sock._sock.recvmsg  # noqa: SLF001 the plain socket: gevent's own would wait
+        self.watcher = get_hub().loop.io(sock.fileno(), READABLE)
+        self.watcher.start(self._readable)
+
+    def _wait(self, stream: Stream) -> None:
+        if self.parser is None:
+            return
+        self.waiter = Waiter(get_hub())
+        timer = get_hub().loop.timer(self.timeout)
+        timer.start(self.waiter.switch, f"timeout after {self.timeout:g} s")
+        try:
+            error = self.waiter.get()
+        finally:
+            timer.stop()
+            timer.close()
+            self.waiter = None
+        stream.error = stream.error or error
+
+    def _readable(self) -> None:
+        try:
+            data, extra, _, _ = self.recvmsg(READ, 64)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._over(f"connection: {type(error).__name__}")
+            return
+        now = clock()
+        Connection.reads += 1
+        if extra:
+            at = STAMPS.moment(extra[0][2], now)
+            if at is not None:
+                now = at
+                Connection.stamped += 1
+        if self.tunnel is not None and data:
+            data = self.tunnel.opened(data)
+            if not data:
+                return
+        if not data:
+            self._over(GONE)
+        elif self.parser is not None and self.parser.feed(data, now):
+            self._over(None)
+
+    def _over(self, error: str | None) -> None:
+        parser, waiter = self.parser, self.waiter
+        self.parser = None
+        if parser is None:
+            self.close()
+            return
+        if error and not parser.finish():
+            parser.stream.error = parser.stream.error or error
+        if waiter is not None:
+            waiter.switch(None)
+
+
+class Tunnel:
+    """TLS over memory, so that an encrypted stream is read in the same callback, with the same stamps."""
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+
+    def shake_hands(self, sock: Any) -> None:
+        """Raises OSError (ssl's errors are) when the other side is not trusted or leaves."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(self.outgoing.read())
+                data = sock.recv(READ)
+                if not data:
+                    raise ConnectionResetError from None
+                self.incoming.write(data)
+            else:
+                sock.sendall(self.outgoing.read())
+                return
+
+    def sealed(self, raw: bytes) -> bytes:
+        self.tls.write(raw)
+        return self.outgoing.read()
+
+    def opened(self, data: bytes) -> bytes:
+        """What ``data`` says; empty while a record is not whole."""
+        self.incoming.write(data)
+        pieces = []
+        with suppress(ssl.SSLWantReadError):
+            while piece := self.tls.read(READ):
+                pieces.append(piece)
+        return b"".join(pieces)

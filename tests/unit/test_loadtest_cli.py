@@ -1,0 +1,81 @@
+"""`deliver loadtest` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.parts.timing_engine import TimingServer
+from tests.unit.test_cli import deliver, environment, home
+
+__all__ = ["environment", "home"]
+QUICK = ("--profile", "smoke", "--users", "2", "--duration", "1s", "--warmup", "0s")
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_a_report_is_written_that_its_schema_allows(home: Path, model: Path, tmp_path: Path) -> None:
+    with TimingServer(model, "--ttft", "20", "--itl", "2", names=("mine",)) as server:
+        done = deliver(home, "loadtest", server.url + "/v1", *QUICK, "--slo", "itl_p50_max=1s", "--report", str(tmp_path / "r"), "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["passed"]
+    assert said["figures"]["output_tokens_per_second"] > 0
+    written = json.loads((tmp_path / "r" / "report.json").read_text())
+    jsonschema.validate(written, json.loads((DOCS / "report.schema.json").read_text()))
+    assert written["throughput"]["model"] == "mine"
+    page = Path(said["report"]).read_text()
+    assert "<svg" in page
+    assert "src=" not in page
+    assert "href=" not in page.replace("xlink:href=", "")
+    assert (tmp_path / "r" / "throughput.png").read_bytes().startswith(b"\x89PNG")
+    assert 'model_delivery_ttft_seconds{model="mine",quantile="0.95"}' in (tmp_path / "r" / "metrics.prom").read_text()
+
+
+def test_a_broken_bound_ends_with_4_and_is_named(home: Path, model: Path, tmp_path: Path) -> None:
+    with TimingServer(model, "--ttft", "50", "--itl", "2") as server:
+        done = deliver(home, "loadtest", server.url, *QUICK, "--slo", "ttft_p50_max=10ms", "--report", str(tmp_path / "r"))
+    assert done.returncode == 4
+    assert "is over the bound of 10 ms" in done.stderr
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_capacity_is_found_with_replicas_for_a_demand(home: Path, model: Path, tmp_path: Path) -> None:
+    asked = ("--profile", "smoke", "--duration", "2s", "--warmup", "0s", "--slo", "ttft_p50_max=60ms", "--steps", "8", "--demand", "200/s")
+    with TimingServer(model, "--ttft", "20", "--itl", "1", "--slots", "1") as server:
+        done = deliver(home, "loadtest", server.url, *asked, "--find-capacity", "--report", str(tmp_path / "r"), "--json")
+    said = json.loads(done.stdout)["capacity"]
+    assert said["rate"] is not None, done.stderr
+    assert said["rate"] < 1000 / 43
+    assert said["replicas"] >= 9
+    assert [point["holds"] for point in said["tried"]] != [True] * len(said["tried"])
+    assert "Throughput against load" in (tmp_path / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--users", "2", "--rate", "4/s"), "exclude each other"),
+        (("--rate", "fast"), "is not a rate"),
+        (("--duration", "5 sec"), "is not a duration"),
+        (("--slo", "ttft_p95_mx=5ms"), "ttft_p95_mx"),
+        (("--slo", "ttft_p95_max=5"), "ttft_p95_max"),
+        (("--profile", "chatt"), "there is no load profile chatt"),
+        (("--max-regression", "0.1"), "needs --baseline"),
+        (("--baseline", "/nowhere", "--model", "m", "--users", "1"), "holds no load report"),
+    ],
+)
+def test_a_wrong_argument_ends_with_2_before_anything_is_asked(home: Path, args: tuple[str, ...], message: str) -> None:
+    done = deliver(home, "loadtest", "http://127.0.0.1:9", *args)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there_is_named(home: Path) -> None:
+    done = deliver(home, "loadtest", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9/v1/models does not list a model" in done.stderr
+    assert "Traceback" not in done.stderr

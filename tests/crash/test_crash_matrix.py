@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -34,12 +34,13 @@ def moments(events: tuple[Event, ...]) -> list[int]:
 
 @dataclass(frozen=True)
 class Story:
-    """``act`` runs the story once on a lab whose state ``before`` prepared; ``ends`` is the exit code of an undisturbed run."""
+    """``make`` is delivered to a lab whose state ``before`` prepared; ``ends`` is the exit code of an undisturbed run, ``other`` how another spec is rolled out."""
 
     name: str
     before: Callable[[Lab], object]
     make: Callable[[Lab], DeliverySpec]
     ends: int = 0
+    other: dict[str, Any] = field(default_factory=dict)
 
 
 def first(lab: Lab) -> object:
@@ -61,7 +62,7 @@ STORIES = (
     Story("first", first, lambda lab: lab.spec()),
     Story("second", served, lambda lab: lab.spec()),
     Story("recreate", served, lambda lab: lab.spec(strategy="recreate")),
-    Story("both do not fit", lambda lab: served(lab, **WHOLE), lambda lab: lab.untested(**WHOLE)),
+    Story("both do not fit", lambda lab: served(lab, **WHOLE), lambda lab: lab.untested(**WHOLE), other={"when_full": "recreate"}),
     Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
 )
 
@@ -133,7 +134,7 @@ def test_after_a_crash_another_spec_is_delivered_instead(lab: Lab, story: Story)
     for at in random.Random(SEED).sample(moments(whole.events), 3):
         story.before(lab)
         lab.deliver(story.make(lab), kill_at=at)
-        other = lab.deliver(lab.untested())
+        other = lab.deliver(lab.untested(**story.other))
         assert other.code == 0, (whole.events[at], other.said)
         lab.converged(other.said["release"])
 

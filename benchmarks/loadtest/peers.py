@@ -81,7 +81,18 @@ def ours(load: Load, folder: Path, _python: Path, _tokenizer: Path) -> Shape:
         "--host",
         load.url,
     ]
-    command += ["--users", users, "--spawn-rate", users, "--plan", str(folder / "plan.json"), "--tally", str(folder / "tally.json")]
+    command += [
+        "--exit-code-on-error",
+        "0",
+        "--users",
+        users,
+        "--spawn-rate",
+        users,
+        "--plan",
+        str(folder / "plan.json"),
+        "--tally",
+        str(folder / "tally.json"),
+    ]
     if load.processes > 1:
         command += ["--processes", str(load.processes), "--master-bind-port", "5557", "--master-port", "5557"]
     return command, {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -116,8 +116,6 @@ def ours(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[l
         url,
     ]
     command += [
-        "--exit-code-on-error",
-        "0",
         "--users",
         str(users),
         "--spawn-rate",

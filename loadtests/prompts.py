@@ -18,7 +18,7 @@ from delivery.profile import Profile
 
 WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
 FRESH = 16
-TRIES = 8
+TRIES, BATCH = 3, 8
 Count = Callable[[str], int]
 
 
@@ -35,7 +35,14 @@ def vocabulary(count: Count, length: int) -> Vocabulary:
     """Learn from ``count`` (tokens of a prompt) which words are one token each, and try a prompt of ``length``: ValueError when it does not fit."""
     start = " ".join(WORDS[:4])
     base = count(start)
-    words = [word for word in WORDS if count(f"{start} {word} {word}") == base + 2]
+
+    def single(words: list[str]) -> list[str]:
+        """Those of ``words`` that are one token each; asked for together, and one by one where that does not hold."""
+        if count(" ".join([start, *words])) == base + len(words):
+            return words
+        return [word for word in words if count(f"{start} {word}") == base + 1] if len(words) > 1 else []
+
+    words = [word for at in range(0, len(WORDS), BATCH) for word in single(WORDS[at : at + BATCH])]
     if len(words) < FRESH:
         raise ValueError(f"only {len(words)} of {len(WORDS)} words are one token each")
     beside = count(" ".join(words[:4])) - 4

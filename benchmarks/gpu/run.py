@@ -102,10 +102,20 @@ def ours(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[l
     profile = {"prompts": prompts, "output_tokens": OUTPUT, "ignore_eos": True, "max_requests": requests}
     plan = {"model": "m", "profile": profile, "users": users, "rate": None, "warmup": 0, "duration": LIMIT, "seed": 1, "processes": 1}
     (out / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    command = [sys.executable, "-m", "locust", "-f", str(ROOT / "loadtests" / "user.py"), "--headless", "--only-summary", "--host", url]
-    command += [
+    command = [
+        sys.executable,
+        "-m",
+        "locust",
+        "-f",
+        str(ROOT / "loadtests" / "user.py"),
+        "--headless",
+        "--only-summary",
         "--exit-code-on-error",
         "0",
+        "--host",
+        url,
+    ]
+    command += [
         "--users",
         str(users),
         "--spawn-rate",

@@ -81,7 +81,18 @@ def ours(load: Load, folder: Path, _python: Path, _tokenizer: Path) -> Shape:
         "--host",
         load.url,
     ]
-    command += ["--users", users, "--spawn-rate", users, "--plan", str(folder / "plan.json"), "--tally", str(folder / "tally.json")]
+    command += [
+        "--exit-code-on-error",
+        "0",
+        "--users",
+        users,
+        "--spawn-rate",
+        users,
+        "--plan",
+        str(folder / "plan.json"),
+        "--tally",
+        str(folder / "tally.json"),
+    ]
     if load.processes > 1:
         command += ["--processes", str(load.processes), "--master-bind-port", "5557", "--master-port", "5557"]
     return command, {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -101,7 +112,19 @@ def read_ours(folder: Path) -> Reported:
 def fast(load: Load, folder: Path, python: Path, _tokenizer: Path) -> Shape:
     body = {"model": "m", "messages": [{"role": "user", "content": " ".join(["word"] * PROMPT)}], "max_tokens": load.tokens, "stream": True}
     body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
-    command = [str(python), "-m", "locust", "-f", str(HERE / "fast_user.py"), "--headless", "--only-summary", "--host", load.url]
+    command = [
+        str(python),
+        "-m",
+        "locust",
+        "-f",
+        str(HERE / "fast_user.py"),
+        "--headless",
+        "--only-summary",
+        "--exit-code-on-error",
+        "0",
+        "--host",
+        load.url,
+    ]
     command += ["--users", str(load.streams), "--spawn-rate", str(load.streams)]
     return command, {"REQUESTS": str(load.requests), "BODY": json.dumps(body), "SEEN": str(folder / "seen.json")}
 

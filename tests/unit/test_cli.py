@@ -183,7 +183,7 @@ def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
     engine = json.loads(deliver(home, "status", "small", "--json").stdout)["running"][0]
     os.kill(engine["pid"], signal.SIGKILL)
     assert "(it ended)" in deliver(home, "status", "small").stdout
-    assert "small: unchanged" in deliver(home, "up", str(file)).stdout
+    assert "small: healed" in deliver(home, "up", str(file)).stdout
     no_release_before(deliver(home, "rollback", "small"))
     assert json.loads(deliver(home, "history", "small", "--json").stdout)[0]["outcome"] == "promoted"
     assert "timing server" in deliver(home, "logs", "small").stdout

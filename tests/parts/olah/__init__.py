@@ -5,6 +5,7 @@ Its environment is made from ``requirements.txt``, outside the tree.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -27,13 +28,15 @@ LFS = (".safetensors", ".bin")
 def environment() -> Path:
     """The folder of olah's programs."""
     folder = cache() / f"olah-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]}"
-    if not (folder / "complete").exists():
-        command = [uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
-        subprocess.run(command, check=True)
-        subprocess.run(
-            [uv.find_uv_bin(), "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(REQUIREMENTS)], check=True
-        )
-        (folder / "complete").touch()
+    cache().mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            make = [uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
+            fill = [uv.find_uv_bin(), "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(REQUIREMENTS)]
+            for command in (make, fill):
+                subprocess.run(command, check=True)
+            (folder / "complete").touch()
     return folder / "bin"
 
 

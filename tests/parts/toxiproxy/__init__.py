@@ -45,7 +45,7 @@ def network(upstream: str) -> Iterator[Network]:
     program = build(Path(__file__).parent)
     with subprocess.Popen([str(program), f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as api:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as api:
                 for _ in range(200):
                     try:
                         api.get("/version")

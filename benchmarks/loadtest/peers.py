@@ -211,7 +211,10 @@ def aiperf(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
         "--no-server-metrics",
         "--no-gpu-telemetry",
     ]
-    return command, {}
+    return command, {
+        "HF_HUB_OFFLINE": "0",
+        "TRANSFORMERS_OFFLINE": "0",
+    }  # offline, it takes tokenizers from the hub's cache only, and no folder
 
 
 def read_aiperf(folder: Path) -> Reported:

@@ -68,7 +68,7 @@ def test_what_is_deleted_by_hand_comes_back_with_the_next_run(lab: Lab) -> None:
     for thing in (f"deployment/{NAME}-{release}", f"service/{NAME}-{release}", f"service/{NAME}"):
         lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
         assert len(service.status(lab.place, NAME).changes) == 1, thing
-        assert deliver.fn(spec)["result"] == "unchanged"
+        assert deliver.fn(spec)["result"] == "healed"
         now = service.status(lab.place, NAME)
         assert (now.state, now.changes) == ("up", ())
     again = deliver.fn(spec)

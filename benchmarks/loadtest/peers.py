@@ -212,8 +212,8 @@ def aiperf(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
         "--no-gpu-telemetry",
     ]
     return command, {
-        "HF_HUB_OFFLINE": "0",
-        "TRANSFORMERS_OFFLINE": "0",
+        "HF_HUB_OFFLINE": "",
+        "TRANSFORMERS_OFFLINE": "",
     }  # offline, it takes tokenizers from the hub's cache only, and no folder
 
 

@@ -49,9 +49,9 @@ class Filling:
                 finally:
                     self.link.halt()
             self._say()
-            for stream in streams:
-                if (error := stream.exception()) is not None and not isinstance(error, Stopped):
-                    raise error
+            errors = [error for stream in streams if (error := stream.exception()) is not None and not isinstance(error, Stopped)]
+            if errors:
+                raise next((error for error in errors if isinstance(error, Trouble)), errors[0])
         finally:
             for part in self.parts:
                 part.close()

@@ -41,7 +41,7 @@ class Hub:
     token: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
-    sent: int = 0
+    tally: list[int] = field(default_factory=lambda: [0])
     lock: threading.Lock = field(default_factory=threading.Lock)
     go_on: threading.Event = field(default_factory=threading.Event)
     stuck: threading.Event = field(default_factory=threading.Event)
@@ -54,9 +54,14 @@ class Hub:
     def size_of(self, name: str) -> int:
         return len(self.files[name]) + (7 if name == self.lying_size else 0)
 
-    def counted(self, size: int) -> None:
-        with self.lock:
-            self.sent += size
+    @property
+    def sent(self) -> int:
+        """Bytes of files that were sent for requests that began since this was set."""
+        return self.tally[0]
+
+    @sent.setter
+    def sent(self, count: int) -> None:
+        self.tally = [count]
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -64,6 +69,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     hub: Hub
+    tally: list[int]
 
     def refused(self) -> bool:
         """Note the request; refuse it when the hub is told to."""
@@ -79,6 +85,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def send(self, name: str) -> None:
         hub = self.hub
+        self.tally = hub.tally
         if name not in hub.files or name == hub.missing:
             self.refuse(404, "EntryNotFound")
             return
@@ -121,7 +128,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def write(self, data: memoryview) -> None:
         for at in range(0, len(data), PIECE):
             self.wfile.write(data[at : at + PIECE])
-            self.hub.counted(len(data[at : at + PIECE]))
+            with self.hub.lock:
+                self.tally[0] += len(data[at : at + PIECE])
 
     def refuse(self, status: int, code: str) -> None:
         headers = {"X-Error-Code": code} if code else {}

@@ -12,6 +12,7 @@ Role = Literal["release", "route", "storage", "step", "record", "lease"]
 Version = str
 ABSENT: Final = Version("<absent>")
 ANY: Final = Version("<any>")
+ENGINES: Final = ("engine", "user-container", "kserve-container")  # what the container of the engine is called, by target
 
 
 def digest(value: Any, length: int = 10) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 from delivery.diagnosis.engine_log import diagnose, is_retryable
 from delivery.findings import Finding
+from delivery.resources import ENGINES
 from delivery.targets import Current, Failed, InProgress, Readiness
 from delivery.units import Size
 
 Object = Mapping[str, Any]
-ENGINE = "engine"
 STARTS = 3  # of an engine whose own error may pass
 PULLING = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable")
 DENIED = re.compile(r"unauthorized|authentication required|denied|forbidden|\b40[13]\b", re.IGNORECASE)
@@ -99,7 +99,7 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> Readine
     if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         fix = "make what the message names, or correct the spec (serving.env, serving.api_key, serving.pod)"
         return Failed(Finding(f"the container {status['name']} cannot be started", message or reason, fix, (f"reason: {reason}",)))
-    if not ended or status["name"] != ENGINE or status.get("ready"):
+    if not ended or status["name"] not in ENGINES or status.get("ready"):
         return None
     if ended.get("reason") == "OOMKilled":
         return Failed(_oom("the engine", "serving.resources.limits.memory"))

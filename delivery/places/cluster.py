@@ -116,8 +116,8 @@ class Cluster:
             pod, state = self._look.container(ref)
             if pod is None and (not follow or self._over(ref)):
                 return
-            if "running" in state or "terminated" in state:
-                lines = self._look.log(pod or {}, ref, follow=follow and "running" in state)
+            if pod is not None and ("running" in state or "terminated" in state):
+                lines = self._look.log(pod, follow=follow and "running" in state)
                 for number, line in enumerate(lines, 1):
                     if number > yielded:
                         yielded = number

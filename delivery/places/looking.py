@@ -10,7 +10,7 @@ from typing import Any
 
 from delivery.places.client import Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, path
-from delivery.resources import Observed, Ref, World
+from delivery.resources import ENGINES, Observed, Ref, World
 
 ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
 SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
@@ -18,7 +18,6 @@ PAGE = 500
 OURS = ("ConfigMap", "Deployment", "Service", "Job", "HTTPRoute")
 TAIL_LINES = 400
 SILENCE = 60.0
-CONTAINERS = {"Job": "step", "Deployment": "engine"}
 
 
 class Look:
@@ -111,10 +110,10 @@ class Look:
         pod = max(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))
         if pod["status"].get("phase") in ("Failed", "Succeeded") and not pod["status"].get("containerStatuses"):
             return pod, {"terminated": {}}
-        return pod, _state(pod, CONTAINERS[ref.kind])
+        return pod, _state(pod, _main(pod))
 
-    def log(self, pod: Object, ref: Ref, *, follow: bool) -> Iterator[bytes]:
-        query = {"container": CONTAINERS[ref.kind]} | ({"follow": "true"} if follow else {})
+    def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
+        query = {"container": _main(pod)} | ({"follow": "true"} if follow else {})
         try:
             yield from self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE)
         except Status:  # the pod or its log is gone: what is missing is told by who reads
@@ -142,10 +141,10 @@ class Look:
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
-        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] == CONTAINERS["Deployment"]), None)
+        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] in ENGINES), None)
         if status is None or status["ready"] or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
             return pod
-        query: dict[str, Any] = {"container": CONTAINERS["Deployment"], "tailLines": TAIL_LINES}
+        query: dict[str, Any] = {"container": status["name"], "tailLines": TAIL_LINES}
         query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
         try:
             lines = list(self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
@@ -182,6 +181,11 @@ class Pace:
     def _spent(self, since: float) -> int:
         start = max(since, time.monotonic() - 60)
         return sum(at >= start for at in self.client.asked)
+
+
+def _main(pod: Object) -> str:
+    """The container that the pod is for."""
+    return next(name for one in pod["spec"]["containers"] if (name := str(one["name"])) in ("step", *ENGINES))
 
 
 def _state(pod: Object, container: str) -> Mapping[str, Any]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.control.lab import gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
+from tests.parts.cluster.played import PlayedNode
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +17,13 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield made
         if request.session.testsfailed:
             made.programs.keep_logs()
+
+
+@pytest.fixture(scope="module")
+def node(cluster: Cluster) -> Iterator[PlayedNode]:
+    """With two GPUs. One at a time: the scheduler knows no tests, and would give its pods to another module's node."""
+    with gpu_node(cluster) as made:
+        yield made
 
 
 @pytest.fixture

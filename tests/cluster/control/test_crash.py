@@ -19,17 +19,11 @@ from delivery.lease import REF
 from delivery.resources import Ref
 from delivery.spec import DeliverySpec
 from tests.cluster.control.killed import Result, run
-from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node
+from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 
 SEED = 20261124
-
-
-@pytest.fixture(scope="session")
-def node(cluster: Cluster) -> Iterator[PlayedNode]:
-    with gpu_node(cluster) as made:
-        yield made
 
 
 @pytest.fixture

@@ -21,16 +21,10 @@ from delivery.places.rights import ROLE, _rights
 from delivery.record import TargetKey
 from flows.deliver import deliver
 from flows.rollback import rollback
-from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node
+from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 from tests.places.test_cluster import deliverer
-
-
-@pytest.fixture(scope="session")
-def node(cluster: Cluster) -> Iterator[PlayedNode]:
-    with gpu_node(cluster) as made:
-        yield made
 
 
 @pytest.fixture

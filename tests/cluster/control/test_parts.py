@@ -20,7 +20,7 @@ from tests.parts.cluster.waiting import until
 SERVER = "import http.server,sys,os; os.chdir('/data'); http.server.test(http.server.SimpleHTTPRequestHandler, port=8000, bind='0.0.0.0')"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node(cluster: Cluster) -> Iterator[PlayedNode]:
     with played_node(cluster) as made:
         made.entrypoints |= {"python": (sys.executable,), "idle": IDLE}

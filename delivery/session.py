@@ -144,7 +144,7 @@ class Session:
 
 def _all_gone(gone: set[Ref], world: World) -> Readiness:
     left = sorted(map(str, gone & world.objects.keys()))
-    return InProgress(f"{', '.join(left)} ends") if left else Current("")
+    return InProgress(f"{', '.join(left)} ends") if left else Current("gone")
 
 
 def _ended(state: Readiness) -> Readiness:

@@ -11,6 +11,8 @@ from delivery.progress import Progress, report
 from delivery.resources import World
 from delivery.targets import Current, Failed, InProgress, Readiness
 
+WORDS = ("started", "ended", "gone")  # of what has no endpoint: steps, and what is deleted
+
 
 def until(place: Place, delivery: str, judge: Callable[[World], Readiness], *, what: str, timeout: float, clock: Clock) -> str:
     """Observe until ``judge`` says Current; returns its endpoint.
@@ -24,7 +26,7 @@ def until(place: Place, delivery: str, judge: Callable[[World], Readiness], *, w
         spent = clock.monotonic() - start
         match state:
             case Current(endpoint):
-                report(Progress(what, f"ready after {spent:.1f} s"))
+                report(Progress(what, f"{endpoint if endpoint in WORDS else 'ready'} after {spent:.1f} s"))
                 return endpoint
             case Failed(finding, retryable):
                 raise (Retryable if retryable else Permanent)(finding)

@@ -10,12 +10,15 @@ from typing import Any
 
 from delivery.places.client import Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, path
-from delivery.resources import ENGINES, Observed, Ref, World
+from delivery.resources import ENGINES, Ref, World
 
 ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
 SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
 PAGE = 500
 OURS = ("ConfigMap", "Deployment", "Service", "Job", "HTTPRoute")
+STILL = ("ConfigMap", "Service")  # these do not change by themselves
+OLD = 14.0
+SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 TAIL_LINES = 400
 SILENCE = 60.0
 
@@ -29,6 +32,9 @@ class Look:
         self._absent = set[str]()
         self._nodes: tuple[Object, ...] | None = None
         self._seen: dict[str, Any] = {}
+        self._known: dict[str, list[Object]] = {}
+        self._known_at = -math.inf
+        self.waited = False
 
     def listed(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old meanwhile."""
@@ -63,11 +69,9 @@ class Look:
 
     def world(self, delivery: str) -> World:
         mine, now = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time()
-        objects: dict[Ref, Observed] = {}
-        for kind in OURS:
-            for found in self.maybe(kind, mine):
-                seen = from_object(found)
-                objects[seen.resource.ref] = seen
+        self._list_ours(mine)
+        observed = [from_object(found) for kind in OURS for found in self._known[kind]]
+        objects = {seen.resource.ref: seen for seen in observed}
         listed = self.listed("Pod", mine)
         self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
@@ -75,11 +79,20 @@ class Look:
         pods = tuple(self._with_log(pod) for pod in listed)
         beside = {
             "Pod": pods,
-            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})),
+            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})) if _events_tell(listed) else (),
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }
         return World(delivery, objects, now, beside)
+
+    def _list_ours(self, mine: Mapping[str, str]) -> None:
+        """In a wait, what only we make or change is not asked for at every look."""
+        fresh = not self.waited or time.monotonic() - self._known_at > OLD
+        for kind in OURS:
+            if fresh or (kind not in STILL and self._known[kind]):
+                self._known[kind] = self.maybe(kind, mine)
+        self._known_at = time.monotonic() if fresh else self._known_at
+        self.waited = False
 
     def nodes(self) -> tuple[Object, ...]:
         """Every node; empty where we may not see them."""
@@ -142,7 +155,12 @@ class Look:
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
         status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] in ENGINES), None)
-        if status is None or status["ready"] or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
+        if (
+            status is None
+            or "deletionTimestamp" in pod["metadata"]
+            or status["ready"]
+            or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState"))
+        ):
             return pod
         query: dict[str, Any] = {"container": status["name"], "tailLines": TAIL_LINES}
         query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
@@ -170,8 +188,11 @@ class Pace:
         end, self._began = now + timeout, self._began if self._looks else now
         cost = max(1, self._spent(self._last)) if self._looks else 1
         planned = SCHEDULE[min(self._looks, len(SCHEDULE) - 1)]
+        self.look.waited = self._looks > 0
         self._looks, self._last = self._looks + 1, now
         changed = self.look.changes(delivery, min(timeout, planned))
+        if changed:
+            time.sleep(min(SETTLING, max(0.0, end - time.monotonic())))
         while self._spent(self._began) + cost > (ON_CHANGE if changed else ON_TIME) and (left := end - time.monotonic()) > 0:
             if changed:
                 time.sleep(min(left, 1.0))
@@ -194,6 +215,15 @@ def _state(pod: Object, container: str) -> Mapping[str, Any]:
             state: dict[str, Any] = status["state"]
             return state
     return {}
+
+
+def _events_tell(pods: list[Object]) -> bool:
+    """Is there no pod yet, or one that neither runs well nor has ended?"""
+    settled = [
+        pod["status"].get("phase") == "Succeeded" or all(s["ready"] for s in pod["status"].get("containerStatuses") or ({"ready": False},))
+        for pod in pods
+    ]
+    return not settled or not all(settled)
 
 
 def _state_of(pod: Object) -> Any:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 from delivery.findings import Trouble
@@ -14,6 +15,7 @@ from delivery.resources import Ref
 
 Event = tuple[str, str, str]
 MODULES = ["flows.deliver", "flows.rollback", "delivery.places.cluster", "delivery.targets.deployment", "tests.cluster.control.killed"]
+PASSED = ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH", "SSL_CERT_FILE")
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,15 @@ class Result:
     events: tuple[Event, ...]
 
 
-def run(flow: Literal["deliver", "rollback"], arguments: dict[str, Any], kill_at: int | None = None) -> Result:
-    """``arguments`` are the flow's, as JSON; at its effect number ``kill_at`` (before and after count apart) the run kills itself."""
+def run(flow: Literal["deliver", "rollback"], arguments: dict[str, Any], kill_at: int | Event | None = None) -> Result:
+    """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills itself: its number (before and after count apart), or what it is.
+
+    An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``).
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     read, write = os.pipe()
-    environ = {name: os.environ[name] for name in ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH")}
+    environ = {name: os.environ[name] for name in PASSED if name in os.environ}
     with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as end:
         child = context.Process(target=_act, args=(flow, json.dumps(arguments), kill_at, environ, _Handed(end.fileno())))
         child.start()
@@ -59,7 +64,7 @@ def _opened(handed: Any) -> int:
     return int(handed.detach())
 
 
-def _act(flow: str, arguments: str, kill_at: int | None, environ: dict[str, str], write: int) -> None:
+def _act(flow: str, arguments: str, kill_at: int | Event | None, environ: dict[str, str], write: int) -> None:
     from delivery.record import TargetKey
     from delivery.spec import parse_spec
     from flows.deliver import deliver
@@ -72,7 +77,7 @@ def _act(flow: str, arguments: str, kill_at: int | None, environ: dict[str, str]
     def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
         nonlocal count
         os.write(write, json.dumps([when, verb, str(ref)]).encode() + b"\n")
-        if count == kill_at:
+        if count == kill_at or (isinstance(kill_at, tuple) and (when, verb) == kill_at[:2] and fnmatch(str(ref), kill_at[2])):
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from delivery.engines import environment_folder, load_engine, make_environment
+from tests.parts import timing_engine
 from tests.parts.cluster.registry import LAYER, Descriptor, Registry
 from tests.parts.golang import build, cache
 
@@ -125,6 +126,12 @@ def push_new(registry: Registry, repository: str, tag: str = "1") -> str:
     program = build(PARTS / "pause")
     layers = [_program(registry, repository, program), registry.push_blob(repository, [_tar({"new": secrets.token_bytes()})], LAYER)]
     return registry.push(repository, tag, layers, {"Entrypoint": ["/pause"]})
+
+
+def push_timing_engine(registry: Registry) -> str:
+    """The stand-in engine (``timing_engine``), called as ``vllm/vllm-openai`` is; it needs no more memory than any small program."""
+    program = timing_engine.build()
+    return registry.push("timing", "1", [_program(registry, "timing", program)], {"Entrypoint": [f"/{program.name}"]})
 
 
 def push_base(registry: Registry) -> str:

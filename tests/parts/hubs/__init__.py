@@ -161,15 +161,18 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(handler: type[HubHandler], hub: Hub, certificate: Path | None = None) -> Iterator[Hub]:
-    """``hub`` on a free port of loopback until the end of the block; over TLS with a ``certificate`` (a file of key and chain)."""
-    server = Server(("127.0.0.1", 0), type("Handler", (handler,), {"hub": hub}))
+def serving(handler: type[HubHandler], hub: Hub, certificate: Path | None = None, at: tuple[str, str] | None = None) -> Iterator[Hub]:
+    """``hub`` on a free port until the end of the block; over TLS with a ``certificate`` (a file of key and chain).
+
+    ``at``: the address that it listens on and the name that it goes by; otherwise loopback.
+    """
+    address, name = at or ("127.0.0.1", "localhost" if certificate else "127.0.0.1")
+    server = Server((address, 0), type("Handler", (handler,), {"hub": hub}))
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    scheme, host = ("https", "localhost") if certificate else ("http", "127.0.0.1")
-    hub.url = f"{scheme}://{host}:{server.server_port}"
+    hub.url = f"{'https' if certificate else 'http'}://{name}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -95,8 +95,8 @@ class Handler(HubHandler):
 
 
 @contextmanager
-def running_hub(model: Path, certificate: Path | None = None) -> Iterator[HuggingFaceHub]:
+def running_hub(model: Path, certificate: Path | None = None, at: tuple[str, str] | None = None) -> Iterator[HuggingFaceHub]:
     """A hub whose one repository holds the files of ``model``."""
     hub = HuggingFaceHub(files_of(model))
-    with serving(Handler, hub, certificate):
+    with serving(Handler, hub, certificate, at):
         yield hub

@@ -65,15 +65,16 @@ def bad_news(trouble: Trouble) -> int:
 def progress_lines() -> Iterator[None]:
     """Progress on standard error: one line that is rewritten at a terminal, a line per piece of news elsewhere."""
     terminal = sys.stderr.isatty()
-    told = [0.0]
+    told: tuple[tuple[str, str], float] = (("", ""), 0.0)
 
     def show(news: Progress) -> None:
-        counting, now = news.done is not None and news.done != news.total, time.monotonic()
+        nonlocal told
+        counting, now, same = news.done is not None and news.done != news.total, time.monotonic(), told[0] == (news.step, news.note)
         if terminal:
             click.echo(f"\r\x1b[K{news.line()[:150]}", err=True, nl=not counting)
-        elif not counting or now - told[0] >= QUIET_SECONDS:
+        elif not (counting and same) or now - told[1] >= QUIET_SECONDS:
             click.echo(news.line(), err=True)
-            told[0] = now
+            told = ((news.step, news.note), now)
 
     with sink(show):
         yield

@@ -29,6 +29,7 @@ def until(place: Place, delivery: str, judge: Callable[[World], Readiness], *, w
                 report(Progress(what, f"{endpoint if endpoint in WORDS else 'ready'} after {spent:.1f} s"))
                 return endpoint
             case Failed(finding, retryable):
+                report(Progress(what, f"failed after {spent:.1f} s: {finding.what}"))
                 raise (Retryable if retryable else Permanent)(finding)
             case InProgress(why):
                 if why != said:

@@ -67,12 +67,12 @@ class Cluster:
             raise Refused(Finding(f"{kind} {name} is there already in namespace {self.namespace}", why, fix))
         if resource.ref.kind in STORED:
             return self._swap(resource, live, expect, dry_run=dry_run)
-        if kind == "Job" and live is not None:
-            return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
         if live is not None and "deletionTimestamp" in live["metadata"]:
             live = None
             if not dry_run:
                 self._wait_gone(kind, name)
+        if kind == "Job" and live is not None:
+            return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
         return self._apply(resource, live, expect, dry_run=dry_run)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:

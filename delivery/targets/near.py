@@ -14,7 +14,7 @@ from delivery.findings import Finding, Refused
 from delivery.release import Lock
 from delivery.resources import Ref, Resource, World, digest
 from delivery.spec import SecretRef, Storage
-from delivery.targets import InProgress, Readiness, StepRun
+from delivery.targets import Failed, Readiness, StepRun
 from delivery.targets.manifests import manifest
 from delivery.targets.pod import CONFIG, MOUNT, claim_name, mount_secrets, schedule
 
@@ -35,8 +35,9 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
     """``StepRun.frozen.payload`` says the release's ``image``, ``claim``, ``pod`` (as JSON) and ``devices``."""
     if run.frozen is None:
         raise Refused(Finding(f"the {run.name} step has no release", "it needs its pod's settings", "this is a fault of Model Delivery"))
-    name = f"{run.delivery}-{run.name}-{digest([run.input, run.stage, run.attempt, run.try_, run.runner.image])}"
     settings, given = run.frozen.payload, manifest("step.yaml", "ConfigMap")
+    pulled = settings["image"] if run.name == "fetch" else None
+    name = f"{run.delivery}-{run.name}-{digest([run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled])}"
     given["data"]["input.json"] = run.input
     job = manifest("step.yaml", "Job")
     template = job["spec"]["template"]
@@ -69,7 +70,7 @@ def job_state(ref: Ref, world: World) -> Readiness:
     """Current("started") or Current("ended"); Failed when it cannot start, or was ended from outside."""
     seen = world.objects.get(ref)
     if seen is None:
-        return InProgress("the Job is not there yet")
+        return Failed(Finding(f"the Job {ref.name} is gone", "somebody deleted it while it was waited for", "run again"), retryable=True)
     mine = [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("batch.kubernetes.io/job-name") == ref.name]
     return pods.step(mine, world.beside["Event"], world.beside["Node"], ref.name, finished=bool(seen.status["finished"]))
 

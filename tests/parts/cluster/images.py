@@ -128,10 +128,18 @@ def push_new(registry: Registry, repository: str, tag: str = "1") -> str:
     return registry.push(repository, tag, layers, {"Entrypoint": ["/pause"]})
 
 
-def push_timing_engine(registry: Registry) -> str:
-    """The stand-in engine (``timing_engine``), called as ``vllm/vllm-openai`` is; it needs no more memory than any small program."""
+def push_timing_engine(registry: Registry, *, new: bool = False) -> str:
+    """The stand-in engine (``timing_engine``), called as ``vllm/vllm-openai`` is; ``new``: with a content that no node has pulled."""
     program = timing_engine.build()
-    return registry.push("timing", "1", [_program(registry, "timing", program)], {"Entrypoint": [f"/{program.name}"]})
+    layers = [_program(registry, "timing", program)]
+    layers += [registry.push_blob("timing", [_tar({"new": secrets.token_bytes()})], LAYER)] if new else []
+    return registry.push("timing", "new" if new else "1", layers, {"Entrypoint": [f"/{program.name}"]})
+
+
+def push_script(registry: Registry, repository: str, code: str) -> str:
+    """An engine whose whole work is ``code``, in Python; the arguments that it is called with are not looked at."""
+    config = {"Env": [PATH], "Entrypoint": ["python3", "-c", code]}
+    return registry.push(repository, "1", [_base_layer(registry, repository)], config)
 
 
 def push_base(registry: Registry) -> str:

@@ -241,7 +241,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         main = session.target.main(session.delivery, candidate().release)
         log = session.place.world(session.delivery).objects[main].status.get("log", f"`deliver logs {session.delivery}`")
         evidence = (f"report: {written.html}", f"engine log: {log}")
-        end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)
+        end = Finding(f"the release was refused at stage {stage.name}", "the previous release, if any, still serves", "read the report", evidence)
         raise GateFailed(*why, end)
 
 

@@ -9,6 +9,9 @@ import pytest
 from tests.cluster.control.lab import gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
+from tests.parts.cluster.played_pod import loopback
+from tests.parts.gateway import StandIn, running_gateway
+from tests.parts.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,13 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def node(cluster: Cluster) -> Iterator[PlayedNode]:
     """With two GPUs. One at a time: the scheduler knows no tests, and would give its pods to another module's node."""
     with gpu_node(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(cluster: Cluster) -> Iterator[StandIn]:
+    """The stand-in of a gateway controller, before played pods."""
+    with running_gateway(cluster, "127.0.0.1", free_port(), loopback) as made:
         yield made
 
 

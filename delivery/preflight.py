@@ -50,12 +50,7 @@ def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:
 
 
 def _nowhere_yet(spec: DeliverySpec) -> Iterator[Finding]:
-    throughput = spec.gates.throughput
-    wanted = {
-        "approval: manual": spec.approval == "manual",
-        "storage.notebook": bool(spec.storage.notebook),
-        "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
-    }
+    wanted = {"approval: manual": spec.approval == "manual", "storage.notebook": bool(spec.storage.notebook)}
     for what, asked in wanted.items():
         if asked:
             yield _not_yet(spec, what)

@@ -90,7 +90,9 @@ class Look:
         fresh = not self.waited or time.monotonic() - self._known_at > OLD
         for kind in OURS:
             if fresh or (kind not in STILL and self._known[kind]):
-                self._known[kind] = self.maybe(kind, mine)
+                self._known[kind] = self.maybe(
+                    kind, {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
+                )  # those are large
         self._known_at = time.monotonic() if fresh else self._known_at
         self.waited = False
 
@@ -124,6 +126,15 @@ class Look:
         if pod["status"].get("phase") in ("Failed", "Succeeded") and not pod["status"].get("containerStatuses"):
             return pod, {"terminated": {}}
         return pod, _state(pod, _main(pod))
+
+    def servers(self, delivery: str, release: str) -> Iterator[str]:
+        """The base address of each engine of a release: a pod's own, never a balancer's."""
+        query = {"labelSelector": f"model-delivery/delivery={delivery},model-delivery/release={release},model-delivery/role=release"}
+        for pod in self.listed("Pod", query):
+            ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
+            address = pod["status"].get("podIP", "")
+            if ports and address:
+                yield f"http://{f'[{address}]' if ':' in address else address}:{ports[0]['containerPort']}"
 
     def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
         query = {"container": _main(pod)} | ({"follow": "true"} if follow else {})

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from delivery.places.client import Client, Forbidden, Status
+from delivery.places.client import Broken, Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, path
 from delivery.resources import ENGINES, Ref, World
 
@@ -158,7 +158,7 @@ class Look:
                         return True
                     if time.monotonic() - start > seconds:
                         return False
-            except (Status, ValueError):
+            except (Broken, Status, ValueError):
                 pass
         time.sleep(max(0.0, seconds - (time.monotonic() - start)))
         return False
@@ -177,7 +177,7 @@ class Look:
         query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
         try:
             lines = list(self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
-        except (Status, Forbidden):
+        except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
 

@@ -88,11 +88,10 @@ class Look:
     def _list_ours(self, mine: Mapping[str, str]) -> None:
         """In a wait, what only we make or change is not asked for at every look."""
         fresh = not self.waited or time.monotonic() - self._known_at > OLD
+        small = {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
         for kind in OURS:
             if fresh or (kind not in STILL and self._known[kind]):
-                self._known[kind] = self.maybe(
-                    kind, {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
-                )  # those are large
+                self._known[kind] = self.maybe(kind, small)
         self._known_at = time.monotonic() if fresh else self._known_at
         self.waited = False
 

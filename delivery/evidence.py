@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+from delivery.findings import Trouble
 from delivery.places import Place
 from delivery.record import Candidate, Ended
 from delivery.resources import Ref, Resource
@@ -54,7 +55,14 @@ def forget(place: Place, delivery: str, ended: Ended) -> Ended:
 
 
 def engine_log(place: Place, delivery: str, main: Ref) -> bytes:
-    """The end of the engine's log, at most 64 KiB; of the container before, where it has just been restarted."""
+    """The end of the engine's log, at most 64 KiB; of the container before, where it has just been restarted. Empty when it cannot be had."""
+    try:
+        return _engine_log(place, delivery, main)
+    except Trouble:  # whoever asks withdraws a release: that matters more
+        return b""
+
+
+def _engine_log(place: Place, delivery: str, main: Ref) -> bytes:
     pods = place.world(delivery).beside.get("Pod", ())
     told = [str(pod["log"]) for pod in pods if pod.get("log") and pod["metadata"]["labels"].get("model-delivery/object") == main.name]
     lines = told[-1].encode() if told else b"\n".join(deque(place.log(delivery, main, follow=False), maxlen=1000))

@@ -83,11 +83,11 @@ def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
 
 
 def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> None:
-    """It dies of its 12th request: after the smoke test of the dark stage, in the one of the first step."""
+    """It dies of its ninth request: after the smoke test of the dark stage, in the one of the first step."""
     first = canary(lab, gates=SMOKE_ONLY)
     serves = deliver.fn(first)["release"]
     with pytest.raises(GateFailed) as refused:
-        deliver.fn(canary(lab, "--die-after", "12", gates=SMOKE_ONLY))
+        deliver.fn(canary(lab, "--die-after", "8", gates=SMOKE_ONLY))
     assert refused.value.exit_code == 4
     (ended,) = [one for one in lab.record.ended if one.exit_code]
     assert (ended.outcome, lab.record.serving) == ("gate failed", serves)

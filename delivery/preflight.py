@@ -14,7 +14,7 @@ from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
 from delivery.sources.origin import fallbacks, token_of
-from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef
+from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef, T9kTarget
 from delivery.targets import Target
 
 LIMITS = ("cpu", "memory", "nvidia.com/gpu")
@@ -53,7 +53,7 @@ def _nowhere_yet(spec: DeliverySpec) -> Iterator[Finding]:
     throughput = spec.gates.throughput
     wanted = {
         "approval: manual": spec.approval == "manual",
-        "storage.notebook": bool(spec.storage.notebook),
+        "storage.notebook": spec.storage.notebook and not isinstance(spec.target, T9kTarget),
         "gates.throughput.max_regression": throughput is not None and throughput.max_regression is not None,
     }
     for what, asked in wanted.items():

@@ -12,7 +12,7 @@ from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import Candidate, Ended, Wanted
-from delivery.release import AddressKey, Desired, Frozen, Lock, Release, ReleaseId
+from delivery.release import AddressKey, Frozen, Lock, Release, ReleaseId
 from delivery.resources import Resource, digest
 from delivery.rollout import Stage, stages
 from delivery.session import Session, frozen_releases, release_ref
@@ -122,8 +122,9 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
     """Refuse before anything is touched, where it is already known that both releases do not fit."""
     if session.record.stop_after is not None or spec.rollout.strategy == "recreate" or spec.rollout.when_full == "recreate":
         return
-    new = Release(release, frozen.payload, spec.serving.replicas.min)
-    for resource in session.target.compose(Desired(session.delivery, (new,))):
+    new, old = Release(release, frozen.payload, spec.serving.replicas.min), session.desired(session.record.only_serving())
+    first = stages(spec.rollout.strategy, old, new, tuple(spec.rollout.steps), session.target.can)[0]
+    for resource in session.target.compose(first.desired):
         session.place.put(resource, dry_run=True)
 
 
@@ -169,8 +170,7 @@ def plan_stages(session: Session) -> tuple[Stage, ...]:
         return plan[names.index(candidate.phase) :]
     try:
         for resource in session.target.compose(plan[0].desired):
-            if resource.role == "release":
-                session.place.put(resource, dry_run=True)
+            session.place.put(resource, dry_run=True)
     except NoRoom:
         if rollout.when_full != "recreate" or not old.releases:
             raise

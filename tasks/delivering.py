@@ -77,12 +77,11 @@ class Run:
                 ended.exit_code,
                 Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"),
             )
-        address = record.address
         return {
             "name": self.session.delivery,
             "result": ended.outcome if ended else admission.result,
             "release": record.serving,
-            "url": f"http://{address.host}:{address.port}" if address else None,
+            "url": self.session.url(),
             "report": ended.report if ended else None,
             "request": self.session.request,
         }
@@ -239,7 +238,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
     if not judged.passed:
         why = [Finding(reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
         main = session.target.main(session.delivery, candidate().release)
-        log = session.place.world(session.delivery).objects[main].status.get("log", f"`deliver logs {session.delivery}`")
+        seen = session.place.world(session.delivery).objects.get(main)
+        log = (seen.status if seen else {}).get("log", f"`deliver logs {session.delivery}`")
         evidence = (f"report: {written.html}", f"engine log: {log}")
         end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)
         raise GateFailed(*why, end)

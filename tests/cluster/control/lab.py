@@ -42,6 +42,7 @@ class Lab:
     hub: Hub
     labels: int = 0
     spec_more: dict[str, Any] = field(default_factory=dict)
+    kind: str = "deployment"
 
     def spec(self, *args: str, slo: dict[str, Any] | None = None, **more: Any) -> DeliverySpec:
         self.labels += 1
@@ -55,7 +56,7 @@ class Lab:
                 "model": {"source": "huggingface", "repo": "org/model"},
                 "storage": {"claim": f"{NAME}-models", "size": "1Gi", "storage_class": "late"},
                 "serving": {"startup_timeout": "60s", **serving},
-                "target": {"kind": "deployment", "namespace": self.namespace, "image": ENGINE, **more.pop("target", {})},
+                "target": {"kind": self.kind, "namespace": self.namespace, "image": ENGINE, **more.pop("target", {})},
                 "runner": {"image": RUNNER},
                 "gates": {"smoke": {"max_tokens": 16}, "throughput": throughput},
                 "rollout": rollout,
@@ -75,7 +76,9 @@ class Lab:
 
 
 @contextmanager
-def delivering_lab(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, **labels: str) -> Iterator[Lab]:
+def delivering_lab(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, *, kind: str = "deployment", **labels: str
+) -> Iterator[Lab]:
     model = tiny_model(folder / "model")
     with running_hub(model) as hub, cluster.namespace(**labels) as namespace:
         for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
@@ -83,7 +86,7 @@ def delivering_lab(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
         monkeypatch.setenv("MODEL_DELIVERY_HOME", str(folder / "home"))
-        yield Lab(cluster, node, namespace, hub)
+        yield Lab(cluster, node, namespace, hub, kind=kind)
 
 
 @contextmanager
@@ -91,5 +94,5 @@ def gpu_node(cluster: Cluster) -> Iterator[PlayedNode]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     cluster.apply(CLASS)
     with played_node(cluster, "gpu0", allocatable={"nvidia.com/gpu": "2"}) as node:
-        node.entrypoints |= {ENGINE: (build(),), RUNNER: (sys.executable,)}
+        node.entrypoints |= {ENGINE: (build(), "--host", "0.0.0.0"), RUNNER: (sys.executable,)}
         yield node

@@ -201,7 +201,8 @@ def watch(session: Session, stage: Stage) -> None:
     GateFailed when it, or the route to it, does not stay ready.
     """
     rollout, release = candidate_of(session).rollout, session.release(candidate_of(session).release)
-    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if stage.desired.shares.get(release.id) else 0.0
+    shared = 0 < stage.desired.shares.get(release.id, 0) < 100
+    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if shared else 0.0
     end = session.clock.monotonic() + length
     while (left := end - session.clock.monotonic()) > 0:
         world = session.place.world(session.delivery)

@@ -51,7 +51,10 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     assert second["result"] == "promoted"
     assert [one["name"] for one in live(lab)["spec"]["releases"]] == [second["release"]]
     world = lab.place.world(NAME)
-    assert {ref.kind for ref, seen in world.objects.items() if seen.resource.role in ("release", "route")} == {"MLService", "MLServiceRuntime"}
+    assert {ref.kind for ref, seen in world.objects.items() if seen.resource.role in ("release", "route")} == {
+        "MLService",
+        "MLServiceRuntime",
+    }
     assert service.status(lab.place, NAME).changes == ()
     back = rollback.fn(NAME, first["release"], where=TargetKey(kind="t9k", namespace=lab.namespace))
     assert back["release"] == first["release"]

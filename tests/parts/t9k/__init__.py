@@ -162,14 +162,18 @@ class StandIn:
         own = {"app": f"{base}-00001", OWNED: meta["name"], "mlservice.tensorstack.dev/release": entry["name"]}
         template["metadata"]["labels"] = template["metadata"].get("labels", {}) | own
         spec = {"replicas": replicas, "selector": {"matchLabels": own}, "template": template}
-        self._apply("apps/v1", "Deployment", service, f"{base}-00001-deployment", {"spec": spec}, template["metadata"]["labels"], {ENTRY: mark})
+        self._apply(
+            "apps/v1", "Deployment", service, f"{base}-00001-deployment", {"spec": spec}, template["metadata"]["labels"], {ENTRY: mark}
+        )
         self._service(service, base, own, template)
         return ""
 
     def _service(self, service: Object, name: str, selector: Object, template: Object) -> None:
         engine = next(one for one in template["spec"]["containers"] if one["name"] == "user-container")
         port = (engine.get("ports") or [{"containerPort": PORT}])[0]["containerPort"]
-        self._apply("v1", "Service", service, name, {"spec": {"selector": selector, "ports": [{"port": PORT, "targetPort": port}]}}, selector)
+        self._apply(
+            "v1", "Service", service, name, {"spec": {"selector": selector, "ports": [{"port": PORT, "targetPort": port}]}}, selector
+        )
 
     def _remove_others(self, service: Object) -> None:
         meta = service["metadata"]
@@ -190,13 +194,17 @@ class StandIn:
         if here is None:
             return
         ports = [{key: one[key] for key in ("port", "targetPort")} for one in here["spec"]["ports"]]
-        self._apply("v1", "Service", service, meta["name"], {"spec": {"selector": here["spec"]["selector"], "ports": ports}}, {OWNED: meta["name"]})
+        self._apply(
+            "v1", "Service", service, meta["name"], {"spec": {"selector": here["spec"]["selector"], "ports": ports}}, {OWNED: meta["name"]}
+        )
         if self.gateway is None:
             return
         namespace, _, gateway = self.gateway.rpartition("/")
         names = {f"{meta['name']}-predict-{release}": {release: 100} for release in (one["name"] for one in spec["releases"])}
         for host, weights in {**names, meta["name"]: shares(spec)}.items():
-            backends = [{"name": f"{meta['name']}-predict-{one}", "port": PORT, "weight": weight} for one, weight in weights.items() if weight]
+            backends = [
+                {"name": f"{meta['name']}-predict-{one}", "port": PORT, "weight": weight} for one, weight in weights.items() if weight
+            ]
             parents = [{"name": gateway, "namespace": namespace}]
             hosts = [self._host(meta, host)]
             route = {"spec": {"parentRefs": parents, "hostnames": hosts, "rules": [{"backendRefs": backends}]}}
@@ -213,7 +221,12 @@ class StandIn:
             now = self._get(f"/apis/apps/v1/namespaces/{meta['namespace']}/deployments/{base}-00001-deployment")
             running, asked = (now or {}).get("status", {}).get("availableReplicas", 0), entry["predictor"].get("minReplicas", 1)
             ready = now is not None and running >= asked
-            row = {"name": entry["name"], "ready": ready, "trafficPercent": weights[entry["name"]], "url": f"http://{self._host(meta, base)}"}
+            row = {
+                "name": entry["name"],
+                "ready": ready,
+                "trafficPercent": weights[entry["name"]],
+                "url": f"http://{self._host(meta, base)}",
+            }
             row |= {"readyReplicas": running, "totalReplicas": asked}
             row |= {} if ready else {"reason": "PredictorNotReady", "message": wrong.get(entry["name"]) or "pods are not ready"}
             rows.append(row)

@@ -11,7 +11,7 @@ from delivery import service
 from delivery.findings import Refused
 from delivery.places.objects import from_object, to_object
 from delivery.release import Address, Capabilities, Desired, Lock, Release
-from delivery.resources import Ref, World, digest
+from delivery.resources import Ref, World
 from delivery.rollout import stages
 from delivery.sources import Snapshot
 from delivery.spec import Serving, Storage, load_spec, parse_spec
@@ -46,7 +46,7 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
     limits = {"cpu": "4", "memory": "64Gi", "nvidia.com/gpu": SEED[name]["gpus"]}
     container = {
         "name": "user-container", "image": "vllm/vllm-openai:v0.33.0", "args": [*ARGS, *SEED[name]["more"]], "ports": [{"containerPort": 8000}],
-        "resources": {"limits": limits}, "volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}],
+        "resources": {"limits": limits}, "volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}],  # noqa: S108
     }  # fmt: skip
     assert runtime["metadata"]["name"].startswith(f"{name}-")
     assert without(runtime, "metadata", "env") == {
@@ -100,9 +100,8 @@ LOCK = Lock(
 TARGET = T9k("ns")
 
 
-def release(name: str = "", **more: Any) -> Release:
-    payload = TARGET.payload("m", LOCK, Serving.model_validate({"model_names": ("m",), **more}), Storage())
-    return Release(name or digest(payload), payload)
+def release(name: str = "r1", **more: Any) -> Release:
+    return Release(name, TARGET.payload("m", LOCK, Serving.model_validate({"model_names": ("m",), **more}), Storage()))
 
 
 def composed(*releases: Release, target: T9k = TARGET, **shares: int) -> dict[str, dict[str, Any]]:
@@ -114,7 +113,7 @@ ODD = 'it\'s {{ .Values }} {{{{x}}}} `$(HOME)` $$ "{{`" {{- end'
 
 
 def test_a_users_argument_reaches_the_engine_as_it_is_however_the_runtime_is_filled_in() -> None:
-    made = composed(release(args=["--x", ODD]), **{release(args=["--x", ODD]).id: 100})
+    made = composed(release("r1", args=["--x", ODD]), r1=100)
     args = made["MLServiceRuntime"]["spec"]["template"]["spec"]["containers"][0]["args"]
     parameters = made["MLService"]["spec"]["releases"][0]["predictor"]["model"]["parameters"]
     told = [f"--model={MODEL_PATH}", "--served-model-name=m", "--x", ODD.replace("$", "$$")]  # the kubelet makes $$ a $
@@ -122,7 +121,8 @@ def test_a_users_argument_reaches_the_engine_as_it_is_however_the_runtime_is_fil
 
 
 def test_text_that_can_be_neither_kept_nor_escaped_is_refused_by_name() -> None:
-    for field, more in {"serving.env": {"env": {"A": "{{x}}"}}, "serving.pod": {"pod": {"annotations": {"a": "{{x}}"}}}}.items():
+    refused: dict[str, dict[str, Any]] = {"serving.env": {"env": {"A": "{{x}}"}}, "serving.pod": {"pod": {"annotations": {"a": "{{x}}"}}}}
+    for field, more in refused.items():
         with pytest.raises(Refused, match=f"{field} holds {{{{"):
             release(**more)
 
@@ -279,13 +279,14 @@ def test_traffic_has_moved_when_the_status_says_so() -> None:
     rows = [{"name": "r1", "trafficPercent": 90}, {"name": "r2", "trafficPercent": 10}]
     status: dict[str, Any] = {"defaultRelease": "r1", "canaryRelease": "r2", "releases": rows, "address": {"url": "http://m.ns.ksvc.test/"}}
     assert TARGET.routed(want, world(status)) == Current("http://m.ns.ksvc.test")
-    for late in (
+    lates: tuple[dict[str, Any], ...] = (
         {"defaultRelease": "r2"},
         {"canaryRelease": ""},
         {"canaryRelease": "theirs"},
         {"releases": [rows[0], rows[1] | {"trafficPercent": 0}]},
         {"address": {}},
-    ):
+    )
+    for late in lates:
         assert isinstance(TARGET.routed(want, world(status | late)), InProgress), late
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.control.lab import gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
+from tests.parts.t9k import StandIn, running_t9k
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,12 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def node(cluster: Cluster) -> Iterator[PlayedNode]:
     """With two GPUs. One at a time: the scheduler knows no tests, and would give its pods to another module's node."""
     with gpu_node(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[StandIn]:
+    with running_t9k(cluster) as made:
         yield made
 
 

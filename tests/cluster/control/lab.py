@@ -14,6 +14,7 @@ import pytest
 
 from delivery.places.cluster import Cluster as Place
 from delivery.record import Record
+from delivery.resources import Ref, World
 from delivery.session import RECORD
 from delivery.spec import DeliverySpec, parse_spec
 from tests.parts.cluster import Cluster
@@ -63,6 +64,23 @@ class Lab:
                 **more,
             }
         )
+
+    def running(self, world: World) -> list[str]:
+        """The releases that the target has been asked to run."""
+        if self.kind == "t9k":
+            service = world.objects.get(Ref("MLService", NAME))
+            return [one["name"] for one in service.resource.spec["spec"]["releases"]] if service else []
+        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind == "Deployment"]
+
+    def routed_to(self, world: World) -> str | None:
+        """The release that has all of the traffic; None: there is no route."""
+        route = world.objects.get(Ref("MLService" if self.kind == "t9k" else "Service", NAME))
+        if route is None:
+            return None
+        spec = route.resource.spec["spec"]
+        if self.kind == "t9k":
+            return str(spec["default"]) if "canary" not in spec else f"{spec['default']} and {spec['canary']}"
+        return str(spec["selector"]["model-delivery/object"]).removeprefix(f"{NAME}-")
 
     @property
     def place(self) -> Place:

@@ -109,17 +109,17 @@ class StandIn:
             )
 
         @kopf.on.event("tensorstack.dev", "v1beta1", "mlservices", registry=registry)
-        def service(namespace: str, name: str, **_: Any) -> None:
-            self.reconcile(namespace, name)
+        def service(**event: Any) -> None:
+            self.reconcile(event["namespace"], event["name"])
 
         @kopf.on.event("tensorstack.dev", "v1beta1", "mlserviceruntimes", registry=registry)
-        def runtime(namespace: str, **_: Any) -> None:
-            for one in self.cluster.listed(f"{API}/namespaces/{namespace}/mlservices"):
-                self.reconcile(namespace, one["metadata"]["name"])
+        def runtime(**event: Any) -> None:
+            for one in self.cluster.listed(f"{API}/namespaces/{event['namespace']}/mlservices"):
+                self.reconcile(event["namespace"], one["metadata"]["name"])
 
         @kopf.on.event("apps", "v1", "deployments", labels={OWNED: kopf.PRESENT}, registry=registry)
-        def deployment(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
-            self.reconcile(namespace, labels[OWNED])
+        def deployment(**event: Any) -> None:
+            self.reconcile(event["namespace"], event["labels"][OWNED])
 
         asyncio.run(
             kopf.operator(
@@ -268,9 +268,9 @@ class StandIn:
         self, api: str, kind: str, service: Object, name: str, body: Object, labels: Object, annotations: Object | None = None
     ) -> None:
         meta = service["metadata"]
-        owner = {"apiVersion": "tensorstack.dev/v1beta1", "kind": "MLService", "name": meta["name"], "uid": meta["uid"]}
-        about = {"name": name, "namespace": meta["namespace"], "labels": labels, "annotations": annotations or {}}
-        about["ownerReferences"] = [owner | {"controller": True, "blockOwnerDeletion": True}]
+        owner = {"apiVersion": "tensorstack.dev/v1beta1", "kind": "MLService", "name": meta["name"], "uid": meta["uid"], "controller": True}
+        about: Object = {"name": name, "namespace": meta["namespace"], "labels": labels, "annotations": annotations or {}}
+        about["ownerReferences"] = [owner | {"blockOwnerDeletion": True}]
         path = f"/{'apis' if '/' in api else 'api'}/{api}/namespaces/{meta['namespace']}/{kind.lower()}s/{name}"
         answer = self.cluster.client.patch(
             path,

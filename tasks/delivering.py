@@ -298,6 +298,7 @@ def subject(stage: Stage) -> reports.Subject:
 def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: Record) -> str:
     """What the run's page shows first."""
     snapshot = lock.snapshot
+    at_once = record.serving is None and not choose_target(spec.target).can.dark_first
     rows = {
         "result": {
             "candidate": "a new release",
@@ -310,7 +311,7 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
         "serving now": record.serving or "nothing",
         "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
         "target": spec.target.kind,
-        "strategy": spec.rollout.strategy,
+        "strategy": spec.rollout.strategy + (" (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""),
     }
     return "\n".join([f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 

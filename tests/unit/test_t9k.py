@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from cli.release import render
 from delivery import service
 from delivery.findings import Refused
 from delivery.places.objects import from_object, to_object
@@ -92,6 +96,23 @@ def test_the_notebook_lies_on_the_claim_and_is_called_as_it() -> None:
     pod = notebook["spec"]["template"]["spec"]
     assert pod["volumes"] == [{"name": "workingdir", "persistentVolumeClaim": {"claimName": "vllm"}}]
     assert pod["containers"][0]["volumeMounts"] == [{"name": "workingdir", "mountPath": "/t9k/mnt"}]
+
+
+def test_a_release_whose_id_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    """kubectl reads 81e1067962 as a number, PyYAML does not: one id in 140."""
+    given = yaml.safe_load(Path("deliveries/mistral-7b.yaml").read_text())
+    file = tmp_path / "spec.yaml"
+
+    def rendered(seed: int) -> str:
+        given["serving"]["args"] = [f"--seed={seed}"]
+        made, _ = service.render(parse_spec(given), offline=True)
+        return str(made[-1]["spec"]["default"])
+
+    seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", rendered(seed)))
+    given["serving"]["args"] = [f"--seed={seed}"]
+    file.write_text(yaml.safe_dump(given))
+    printed = CliRunner().invoke(render, ["--offline", str(file)])
+    assert f"default: '{rendered(seed)}'" in printed.output
 
 
 LOCK = Lock(

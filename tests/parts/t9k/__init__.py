@@ -252,7 +252,7 @@ class StandIn:
         meta = service["metadata"]
         about = {"apiVersion": "tensorstack.dev/v1beta1", "kind": "MLService", "uid": meta["uid"]}
         about |= {"name": meta["name"], "namespace": meta["namespace"]}
-        body = {"metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]}, "involvedObject": about}
+        body: Object = {"metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]}, "involvedObject": about}
         body |= {"type": "Normal", "reason": reason, "message": message, "firstTimestamp": stamp(), "lastTimestamp": stamp()}
         self.cluster.client.post(f"/api/v1/namespaces/{meta['namespace']}/events", json=body).raise_for_status()
 

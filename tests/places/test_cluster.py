@@ -182,13 +182,15 @@ def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str)
     return cluster.kubeconfig_of(name, namespace=namespace)
 
 
-def rights(namespace: str, gateway: str | None = None) -> list[Finding]:
+def rights(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> list[Finding]:
+    target = {"kind": "t9k", "namespace": namespace} if t9k else {"kind": "deployment", "namespace": namespace, "gateway": gateway}
     spec = parse_spec(
         {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
             "model": {"source": "huggingface", "repo": "a/b"},
-            "target": {"kind": "deployment", "namespace": namespace, "gateway": gateway},
+            "storage": {"notebook": t9k},
+            "target": target,
         }
     )
     return list(_rights(spec, Place(None, namespace)))
@@ -202,8 +204,9 @@ def test_each_missing_right_is_named(cluster: Cluster, namespace: str, monkeypat
     for number, rule in enumerate(role["rules"]):
         less = role | {"rules": [other for other in role["rules"] if other is not rule]}
         monkeypatch.setenv("KUBECONFIG", str(deliverer(cluster, namespace, less, f"less-{number}")))
+        t9k = rule["apiGroups"] == ["tensorstack.dev"]
         named = {f"{verb} {resource}" for resource in rule["resources"] for verb in rule["verbs"]}
-        while len(found := rights(namespace, "g")) > len(named):
+        while len(found := rights(namespace, "g", t9k=t9k)) > len(named):
             time.sleep(0.1)
         assert {" ".join(f.what.split()[3:5]).partition(".")[0] for f in found} == {n.partition(".")[0] for n in named}
 

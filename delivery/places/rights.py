@@ -97,16 +97,13 @@ def _t9k(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
     """Is its API there, and of the form of 2024-07 and later? Both forms are called v1beta1: the published schema tells."""
     if not isinstance(spec.target, T9kTarget):
         return
-    try:
-        served = {one["name"] for one in place.client.call("GET", f"/apis/{T9K}")["resources"]}
-    except Status:
-        served = set()
+    served = {one["name"] for one in _asked(place, f"/apis/{T9K}").get("resources", ())}
     needed = ["mlservices", "mlserviceruntimes", *(["notebooks"] if spec.storage.notebook else [])]
     if missing := [name for name in needed if name not in served]:
         fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"
         yield Finding(f"the cluster has no {', '.join(missing)} of {T9K}", f"context {place.context or 'default'}", fix)
         return
-    schemas = place.client.call("GET", f"/openapi/v3/apis/{T9K}").get("components", {}).get("schemas", {})
+    schemas = _asked(place, f"/openapi/v3/apis/{T9K}").get("components", {}).get("schemas", {})
     known: dict[str, Any] = next((one for name, one in schemas.items() if name.endswith(".MLService")), {})
     for key in ("properties", "spec", "properties", "releases", "items", "properties", "predictor"):
         known = known.get(key, {})
@@ -114,6 +111,14 @@ def _t9k(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
     if "modelUri" in fields.get("model", {}).get("properties", {}) and "storage" not in fields:
         why = "an MLService there has model.modelUri, and neither storage nor containersResources (T9k before 2024-07)"
         yield Finding("the cluster's T9k has the old form of the API", why, "upgrade T9k, or use target: {kind: deployment, …}")
+
+
+def _asked(place: Cluster, path: str) -> dict[str, Any]:
+    """Empty: there is no such thing."""
+    try:
+        return place.client.call("GET", path)
+    except Status:
+        return {}
 
 
 def wanted_rules(role: Path = ROLE) -> list[tuple[str, str, str]]:

@@ -124,6 +124,7 @@ def test_a_refused_release_is_withdrawn_and_the_first_is_untouched(lab: Lab, t9k
         deliver.fn(spec(lab, "--fail-start"))
     alone(lab, serves)
     assert process(lab, serves) == engine
+    alone(lab, deliver.fn(spec(lab, rollout={"strategy": "canary", "steps": [10], "soak": "0s"}))["release"])
 
 
 def test_a_refused_first_release_leaves_no_service(lab: Lab) -> None:

@@ -80,7 +80,9 @@ class Look:
         pods = tuple(self._with_log(pod) for pod in listed)
         beside = {
             "Pod": pods,
-            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})) if self._known["MLService"] or _events_tell(listed) else (),
+            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
+            if self._known["MLService"] or _events_tell(listed)
+            else (),
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }

@@ -14,10 +14,6 @@ from delivery.findings import Trouble
 from delivery.resources import Ref
 
 Event = tuple[str, str, str]
-<<<<<<< HEAD
-MODULES = ["flows.deliver", "flows.rollback", "delivery.places.cluster", "delivery.targets.deployment", "tests.cluster.control.killed"]
-PASSED = ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH", "SSL_CERT_FILE")
-=======
 MODULES = [
     "flows.deliver",
     "flows.rollback",
@@ -26,7 +22,7 @@ MODULES = [
     "delivery.targets.t9k",
     "tests.cluster.control.killed",
 ]
->>>>>>> 728dc04 (t9k on the control plane: the story, refusals, healing, rights, the old API; the crash stories take a target)
+PASSED = ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH", "SSL_CERT_FILE")
 
 
 @dataclass(frozen=True)

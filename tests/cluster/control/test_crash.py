@@ -62,8 +62,8 @@ def converged(lab: Lab, serving: str | None) -> None:
     assert len([ref for ref in world.objects if ref.kind == "MLServiceRuntime"]) == (1 if serving and lab.kind == "t9k" else 0)
     until(lambda: released(lab) == ({serving} if serving else set()), 30, "the pods of another release do not end")
     assert place.get(NAME, REF) is None
-    jobs = [seen for ref, seen in world.objects.items() if ref.kind == "Job"]
-    assert not jobs or (record.ended[-1].exit_code != 0 and all(job.status["finished"] for job in jobs))
+    assert not jobs(lab) or record.ended[-1].exit_code != 0
+    until(lambda: all(jobs(lab)), 30, "a step's Job does not end")
     assert service.status(place, NAME).changes == ()
     ended = [(e.release, e.attempt, e.outcome) for e in record.ended if e.outcome != "rolled back from"]
     assert len(ended) == len(set(ended))
@@ -73,6 +73,11 @@ def released(lab: Lab) -> set[str]:
     """Whose pods there are: a controller that has been told to end a release takes its time."""
     labels = [pod["metadata"]["labels"] for pod in lab.place.world(NAME).beside["Pod"]]
     return {one["model-delivery/release"] for one in labels if one["model-delivery/role"] == "release"}
+
+
+def jobs(lab: Lab) -> list[bool]:
+    """Of each step's Job: has it finished? Its status follows its pods'."""
+    return [bool(seen.status["finished"]) for ref, seen in lab.place.world(NAME).objects.items() if ref.kind == "Job"]
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ class Scene:
         for name, folder in self._mounted.items():
             if self._source(name).keys() & {"configMap", "secret", "projected"}:
                 for file in folder.rglob("*"):
-                    if file.is_file():
-                        file.write_text(place(file.read_text()))
+                    if file.is_file() and (text := file.read_text()) != place(text):  # a container that runs already may be reading it
+                        file.write_text(place(text))
         return place
 
     def _source(self, name: str) -> Object:

@@ -96,10 +96,13 @@ def down(where: service.Where, as_json: bool) -> None:
 
 @click.command()
 @printing.delivery
+@click.option("--reports", type=click.Path(path_type=Path), metavar="DIR", help="Write the reports and logs that are kept into DIR.")
 @printing.as_json
-def history(where: service.Where, as_json: bool) -> None:
+def history(where: service.Where, reports: Path | None, as_json: bool) -> None:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest last."""
     ended = service.history(where.place, where.name)
+    for file in service.save_reports(where.place, where.name, reports) if reports else ():
+        click.echo(f"wrote {file}", err=True)
     if as_json:
         printing.emit([e.model_dump(mode="json") for e in ended], machine=True)
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from delivery import evidence
 from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
@@ -95,7 +96,7 @@ def finish_ending(session: Session) -> None:
     candidate = session.record.candidate
     if candidate is not None and candidate.ending is not None:
         session.converge()
-        session.write(candidate=None, ended=(*session.record.ended, candidate.ending)[-candidate.rollout.history :])
+        session.write(candidate=None, ended=_history(session, (candidate.ending,), candidate.rollout))
 
 
 def look_after(session: Session) -> None:
@@ -240,7 +241,7 @@ def promote(session: Session) -> Ended:
         previous=old or session.record.previous,
         candidate=None,
         stop_after=session.clock.now() + standby if old else None,
-        ended=(*session.record.ended, *more)[-candidate.rollout.history :],
+        ended=_history(session, more, candidate.rollout),
         held=held,
     )
     return ended
@@ -263,7 +264,14 @@ def refuse(session: Session, trouble: Trouble) -> None:
     if session.record.candidate is None or session.record.candidate.ending is not None:
         return
     outcome = {3: "refused", 4: "gate failed"}.get(trouble.exit_code, "failed")
+    tried, main = session.record.candidate, session.target.main(session.delivery, session.record.candidate.release)
+    log = b"" if session.record.target.kind == "process" else evidence.engine_log(session.place, session.delivery, main)
+    if log and tried.report is None:
+        judged(session, tried.figures, evidence.where(session.delivery, tried.release, tried.attempt))
     withdraw(session, outcome, trouble.exit_code, trouble.text)
+    if log:
+        there = evidence.files(session.place, session.delivery, tried)
+        evidence.keep(session.place, session.delivery, tried.release, tried.attempt, {**there, "engine.log": log})
 
 
 def collect(session: Session, rollout: Rollout) -> None:
@@ -282,9 +290,26 @@ def collect(session: Session, rollout: Rollout) -> None:
         *(name for name, _ in session.record.desired.releases),
         *list(dict.fromkeys(promoted))[: rollout.keep],
     }
+    _collect_evidence(session, live)
     for ref, seen in sorted(session.place.world(session.delivery).objects.items()):
         if seen.resource.role == "step" or (ref.kind == "Release" and ref.name not in live):
             session.place.delete(session.delivery, ref)
+
+
+def _history(session: Session, more: tuple[Ended, ...], rollout: Rollout) -> tuple[Ended, ...]:
+    """With ``more``, and without what is older than ``rollout.history`` and its evidence, which goes first: nothing is left without a record of it."""
+    every = (*session.record.ended, *more)
+    for old in every[: -rollout.history]:
+        evidence.forget(session.place, session.delivery, old)
+    return every[-rollout.history :]
+
+
+def _collect_evidence(session: Session, live: set[ReleaseId | None]) -> None:
+    """Only the last attempts, and those of releases that a rollback can want, keep theirs in a cluster."""
+    ended = session.record.ended
+    old = [one for one in ended[: -evidence.KEPT] if one.release not in live]
+    gone = {id(one): evidence.forget(session.place, session.delivery, one) for one in old}
+    session.write(ended=tuple(gone.get(id(one), one) for one in ended))
 
 
 def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> Admission:

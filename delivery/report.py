@@ -98,8 +98,16 @@ def write(
 def read(page: Path) -> LoadReport | None:
     """The load test of the report whose HTML file is ``page``; None when there is none any more, or it was of another version."""
     try:
-        return Report.model_validate_json(page.with_name("report.json").read_bytes()).throughput
-    except (OSError, ValidationError):
+        return load_test(page.with_name("report.json").read_bytes())
+    except OSError:
+        return None
+
+
+def load_test(content: bytes) -> LoadReport | None:
+    """The load test of a report.json; None when it holds none, or is of another version."""
+    try:
+        return Report.model_validate_json(content).throughput
+    except ValidationError:
         return None
 
 

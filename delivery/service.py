@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delivery import protocol
+from delivery import evidence, protocol
 from delivery.clock import SystemClock
 from delivery.connect import Connection, connect
 from delivery.findings import BadInput, Finding, Refused
@@ -121,6 +121,18 @@ def names(host: Place) -> tuple[str, ...]:
 def history(host: Place, name: str) -> tuple[Ended, ...]:
     """How every attempt ended, newest last."""
     return record_of(host, name).ended
+
+
+def save_reports(host: Place, name: str, folder: Path) -> tuple[Path, ...]:
+    """Write what is kept of every attempt of ``name`` (reports, and in a cluster its engine's log) into a folder of its own below ``folder``."""
+    saved = []
+    for ended in history(host, name):
+        for file, content in evidence.files(host, name, ended).items():
+            target = folder / f"{name}-{ended.release}-{ended.attempt}" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            saved.append(target)
+    return tuple(saved)
 
 
 def status(host: Place, name: str) -> Status:

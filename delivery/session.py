@@ -122,7 +122,8 @@ class Session:
         frozen = self.frozen(candidate.release) if candidate else None
         world = self.place.world(self.delivery)
         for number in range(1, TRIES + 1):
-            asked = StepRun(self.delivery, step.name, given.model_dump_json(), stage, attempt, number, frozen, self.record.runner)
+            text, release = given.model_dump_json(), candidate.release if candidate else None
+            asked = StepRun(self.delivery, step.name, text, stage, attempt, number, frozen, self.record.runner, release)
             resources = self.target.step(asked)
             ref = resources[-1].ref
             seen = world.objects.get(ref)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from delivery import protocol
+from delivery import evidence, protocol
 from delivery import report as reports
 from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from delivery.home import default_home
@@ -227,21 +227,22 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         smoked,
         load,
         gate.slo if gate else None,
-        baseline=baseline(session.record) if load is not None else None,
+        baseline=baseline(session) if load is not None else None,
         max_regression=gate.max_regression if gate else None,
     )
     written = reports.write(report_folder(), subject(stage), smoked, load, judged)
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
-    protocol.judged(session, written.figures, str(written.html))
+    where = keep(written)
     if not judged.passed:
         why = [Finding(reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
-        main = session.target.main(session.delivery, candidate().release)
-        seen = session.place.world(session.delivery).objects.get(main)
-        log = (seen.status if seen else {}).get("log", f"`deliver logs {session.delivery}`")
-        evidence = (f"report: {written.html}", f"engine log: {log}")
-        end = Finding("the release was refused", "the previous release, if any, still serves", "read the report", evidence)
+        main = session.place.world(session.delivery).objects.get(session.target.main(session.delivery, candidate().release))
+        there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
+        shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
+        end = Finding(
+            f"the release was refused at stage {stage.name}", "the previous release, if any, still serves", "read the report", shown
+        )
         raise GateFailed(*why, end)
 
 
@@ -271,10 +272,23 @@ def report_folder() -> Path:
     return default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
 
 
-def baseline(record: Record) -> LoadReport | None:
+def keep(written: reports.Written) -> str:
+    """Note figures and report of the attempt; in a cluster its files too. Returns what the record says of them: a path, or a ConfigMap's name."""
+    session, tried = current(), candidate()
+    on_host = session.record.target.kind == "process"
+    where = str(written.html) if on_host else evidence.where(session.delivery, tried.release, tried.attempt)
+    protocol.judged(session, written.figures, where)
+    if not on_host:
+        files = {file.name: file.read_bytes() for file in written.html.parent.iterdir() if file.is_file()}
+        evidence.keep(session.place, session.delivery, tried.release, tried.attempt, files)
+    return where
+
+
+def baseline(session: Session) -> LoadReport | None:
     """The load test that what serves now has passed; None when there was none, or its report is gone."""
-    passed = [e.report for e in record.ended if e.release == record.serving and e.outcome == "promoted" and e.report]
-    return reports.read(Path(passed[-1])) if passed else None
+    record = session.record
+    passed = [e for e in record.ended if e.release == record.serving and e.outcome == "promoted" and e.report]
+    return reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b"")) if passed else None
 
 
 def subject(stage: Stage) -> reports.Subject:

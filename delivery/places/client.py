@@ -45,6 +45,10 @@ class Doubt(Exception):
     """Nobody knows whether the request was carried out: it was sent, and no answer of worth came back."""
 
 
+class Broken(Exception):
+    """A stream broke before its end, or did not begin."""
+
+
 @dataclass
 class _Busy(Exception):
     """``sent``: the request may have been carried out. ``after``: the seconds that the server asked us to wait."""
@@ -92,18 +96,18 @@ class Client:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:
-        """Lines of a stream (a log, a watch) until it ends, breaks, or is silent for ``seconds``. Raises Status when there is none."""
+        """Whole lines of a stream (a log, a watch) until it ends. Raises Status when there is none, Broken when it breaks, or is silent for ``seconds``."""
         try:
             answer = self._send("GET", path, query, None, "", stream=seconds)
-        except _Busy:
-            return
+        except _Busy as busy:
+            raise Broken(busy.why) from None
         rest = b""
         try:
             for chunk in answer.stream(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
-        except (urllib3.exceptions.HTTPError, OSError):
-            return
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise Broken(_short(error)) from None
         finally:
             answer.close()
         if rest:

@@ -15,7 +15,7 @@ import psutil
 
 from delivery.findings import Finding, Permanent, Refused, Retryable
 from delivery.places import claims, room
-from delivery.places.client import APPLY, Client, Doubt, Forbidden, Status
+from delivery.places.client import APPLY, Broken, Client, Doubt, Forbidden, Status
 from delivery.places.jobs import bound
 from delivery.places.looking import Look, Pace
 from delivery.places.objects import (
@@ -36,6 +36,7 @@ from delivery.secrets import Secret, read_secret
 from delivery.spec import KubeSecret, SecretRef
 
 GONE_SECONDS = 300.0
+BREAKS = 5  # of a log in a row, before what is there must do
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -111,20 +112,24 @@ class Cluster:
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         """Of a Job its step's output, of a Deployment its newest pod's engine; a stream that breaks goes on where it was."""
-        yielded = 0
+        yielded = breaks = 0
         while True:
             pod, state = self._look.container(ref)
             if pod is None and (not follow or self._over(ref)):
                 return
             if pod is not None and ("running" in state or "terminated" in state):
                 lines = self._look.log(pod, follow=follow and "running" in state)
-                for number, line in enumerate(lines, 1):
-                    if number > yielded:
-                        yielded = number
-                        yield line
-            if not follow or "terminated" in state:
+                try:
+                    for number, line in enumerate(lines, 1):
+                        if number > yielded:
+                            yielded, breaks = number, 0
+                            yield line
+                    breaks = 0
+                except Broken:
+                    breaks += 1
+            if (not follow or "terminated" in state) and breaks % BREAKS == 0:
                 return
-            self.hint(delivery, 15.0)
+            self.hint(delivery, 1.0 if breaks else 15.0)
 
     def hint(self, delivery: str, timeout: float) -> None:
         self._pace.wait(delivery, timeout)

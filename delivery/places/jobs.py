@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def bound(resource: Resource, body: Object, look: Look) -> Object:
-    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``: endpoint, proxy and CA of this environment."""
+    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``: endpoint, proxy and CA of this environment.
+
+    ``bind.servers``: a release; the step's ``metrics`` are the addresses of its pods.
+    """
     needs = resource.spec.get("bind", {})
+    if needs.get("servers") and body["kind"] == "ConfigMap":
+        given = json.loads(body["data"]["input.json"])
+        body["data"]["input.json"] = json.dumps(given | {"metrics": list(look.servers(resource.delivery, needs["servers"]))})
     if needs.get("near") and body["kind"] == "Job":
         _near(body["spec"]["template"]["spec"], needs["near"], look)
     if needs.get("hub") and body["kind"] == "ConfigMap":

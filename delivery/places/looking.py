@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from delivery.places.client import Client, Forbidden, Status
+from delivery.places.client import Broken, Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, is_made_by_controller, path
 from delivery.resources import ENGINES, Ref, World
 
@@ -91,9 +91,10 @@ class Look:
     def _list_ours(self, mine: Mapping[str, str]) -> None:
         """In a wait, what only we make or change is not asked for at every look."""
         fresh = not self.waited or time.monotonic() - self._known_at > OLD
+        small = {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
         for kind in OURS:
             if fresh or (kind not in STILL and self._known[kind]):
-                self._known[kind] = self.maybe(kind, mine)
+                self._known[kind] = self.maybe(kind, small)
         self._known_at = time.monotonic() if fresh else self._known_at
         self.waited = False
 
@@ -128,6 +129,15 @@ class Look:
             return pod, {"terminated": {}}
         return pod, _state(pod, _main(pod))
 
+    def servers(self, delivery: str, release: str) -> Iterator[str]:
+        """The base address of each engine of a release: a pod's own, never a balancer's."""
+        query = {"labelSelector": f"model-delivery/delivery={delivery},model-delivery/release={release},model-delivery/role=release"}
+        for pod in self.listed("Pod", query):
+            ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
+            address = pod["status"].get("podIP", "")
+            if ports and address:
+                yield f"http://{f'[{address}]' if ':' in address else address}:{ports[0]['containerPort']}"
+
     def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
         query = {"container": _main(pod)} | ({"follow": "true"} if follow else {})
         try:
@@ -150,7 +160,7 @@ class Look:
                         return True
                     if time.monotonic() - start > seconds:
                         return False
-            except (Status, ValueError):
+            except (Broken, Status, ValueError):
                 pass
         time.sleep(max(0.0, seconds - (time.monotonic() - start)))
         return False
@@ -169,7 +179,7 @@ class Look:
         query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
         try:
             lines = list(self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
-        except (Status, Forbidden):
+        except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
 

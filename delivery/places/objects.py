@@ -29,7 +29,7 @@ KINDS = {
     "Secret": ("v1", "secrets"),
     "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
 }
-STORED = ("Record", "Release", "Lease")  # ours alone: written whole, by compare and swap
+STORED = ("Record", "Release", "Report", "Lease")  # ours alone: written whole, by compare and swap
 WRITE = "model-delivery/write"
 CONTENT = "model-delivery/content"
 LARGEST = 900 * 1024
@@ -49,6 +49,8 @@ def place_of(delivery: str, ref: Ref) -> tuple[str, str]:
             return "ConfigMap", f"{delivery}-record"
         case "Release":
             return "ConfigMap", f"{delivery}-release-{ref.name}"
+        case "Report":
+            return "ConfigMap", f"{delivery}-report-{ref.name}"
         case "Lease":
             return "Lease", delivery
     return ref.kind, ref.name
@@ -58,7 +60,9 @@ def to_object(resource: Resource, namespace: str) -> Object:
     """The whole manifest, labels included. Permanent when it cannot be stored."""
     kind, name = place_of(resource.delivery, resource.ref)
     made: Object = {"apiVersion": KINDS[kind][0], "kind": kind}
-    if resource.ref.kind in STORED:
+    if resource.ref.kind == "Report":
+        made["binaryData"] = dict(resource.spec)
+    elif resource.ref.kind in STORED:
         text = json.dumps(dict(resource.spec), sort_keys=True)
         if len(text) > LARGEST:
             what = f"{resource.ref} is too large for a cluster"
@@ -114,6 +118,9 @@ def from_object(found: Mapping[str, Any]) -> Observed:
     role, release = said.get("model-delivery/role", "storage"), said.get("model-delivery/release")
     kind = said.get("model-delivery/kind", found["kind"])
     version, delivery = str(meta["resourceVersion"]), said.get("model-delivery/delivery", "")
+    if kind == "Report":
+        name = meta["name"].removeprefix(f"{delivery}-report-")
+        return Observed(Resource(Ref(kind, name), role, delivery, found.get("binaryData") or {}, release), version)
     if kind in STORED:
         content = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
         name = release if kind == "Release" else kind.lower()

@@ -40,7 +40,7 @@ Readiness = Current | InProgress | Failed
 class StepRun:
     """One try of a step: its name and input are its identity, with the stage, the attempt and the try.
 
-    ``frozen``: the release that it is for; ``runner``: the image that runs it, where it runs in one.
+    ``release`` and ``frozen``: what it is for; ``runner``: the image that runs it, where it runs in one.
     """
 
     delivery: str
@@ -51,6 +51,7 @@ class StepRun:
     try_: int
     frozen: Frozen | None = None
     runner: Runner = field(default_factory=Runner)
+    release: str | None = None
 
 
 class Target(Protocol):

@@ -56,6 +56,7 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
         bind = {"hub": CONFIG, "near": settings["devices"]}
     else:
         pod["containers"] = [step]
+        bind = {"servers": run.release} if run.name == "load" else {}
     pulls = [*(settings["pod"]["image_pull_secrets"] if run.name == "fetch" else ()), *run.runner.image_pull_secrets]
     if pulls:
         pod["imagePullSecrets"] = [{"name": secret} for secret in dict.fromkeys(pulls)]

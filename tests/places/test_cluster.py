@@ -15,12 +15,16 @@ import httpx
 import pytest
 import yaml
 
-from delivery.findings import Finding, Permanent, Refused
+from delivery.clock import SystemClock
+from delivery.findings import Permanent, Refused
+from delivery.lease import Lease
 from delivery.places.client import Forbidden
 from delivery.places.cluster import Cluster as Place
-from delivery.places.rights import ROLE, _rights
+from delivery.places.rights import ROLE, wanted_rules
+from delivery.preflight import preflight
 from delivery.resources import ABSENT, Ref, Resource
-from delivery.spec import KubeSecret, parse_spec
+from delivery.spec import DeliverySpec, KubeSecret, parse_spec
+from delivery.targets import choose
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.places.conftest import NAME, config, service
@@ -182,9 +186,9 @@ def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str)
     return cluster.kubeconfig_of(name, namespace=namespace)
 
 
-def rights(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> list[Finding]:
+def spec_of(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> DeliverySpec:
     target = {"kind": "t9k", "namespace": namespace} if t9k else {"kind": "deployment", "namespace": namespace, "gateway": gateway}
-    spec = parse_spec(
+    return parse_spec(
         {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
@@ -193,22 +197,37 @@ def rights(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> 
             "target": target,
         }
     )
-    return list(_rights(spec, Place(None, namespace)))
 
 
-def test_each_missing_right_is_named(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def limited(cluster: Cluster) -> Iterator[tuple[str, Path]]:
+    """A namespace, and the kubeconfig of a user whose Role there a test may change."""
     role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
-    monkeypatch.setenv("KUBECONFIG", str(deliverer(cluster, namespace, role, "whole")))
-    while rights(namespace, "g"):  # the authorizer follows its watch
-        time.sleep(0.1)
-    for number, rule in enumerate(role["rules"]):
-        less = role | {"rules": [other for other in role["rules"] if other is not rule]}
-        monkeypatch.setenv("KUBECONFIG", str(deliverer(cluster, namespace, less, f"less-{number}")))
-        t9k = rule["apiGroups"] == ["tensorstack.dev"]
-        named = {f"{verb} {resource}" for resource in rule["resources"] for verb in rule["verbs"]}
-        while len(found := rights(namespace, "g", t9k=t9k)) > len(named):
-            time.sleep(0.1)
-        assert {" ".join(f.what.split()[3:5]).partition(".")[0] for f in found} == {n.partition(".")[0] for n in named}
+    with cluster.namespace() as namespace:
+        yield namespace, deliverer(cluster, namespace, role, "limited")
+
+
+@pytest.mark.parametrize("missing", wanted_rules(), ids=lambda rule: f"{rule[2]} {rule[1]}")
+def test_preflight_names_the_one_right_that_is_missing(
+    cluster: Cluster, limited: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, missing: tuple[str, str, str]
+) -> None:
+    namespace, kubeconfig = limited
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in wanted_rules() if (g, r, v) != missing]
+    role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/limited"
+    cluster.client.patch(role, json={"rules": rules}, headers={"Content-Type": "application/merge-patch+json"}).raise_for_status()
+    group, resource, verb = missing
+    spec, place = spec_of(namespace, gateway="g", t9k=group == "tensorstack.dev"), Place(None, namespace)
+    named = f"we may not {verb} {resource}{f'.{group}' if group else ''} in namespace {namespace}"
+
+    def refusal() -> list[str]:
+        with pytest.raises(Refused) as refused:
+            preflight(spec, place, choose(spec.target))
+        assert refused.value.exit_code == 3
+        return [finding.what for finding in refused.value.findings]
+
+    while refusal() != [named]:  # the authorizer follows its watch
+        time.sleep(0.05)
 
 
 def test_what_we_may_not_is_told_with_the_servers_words(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +268,9 @@ def test_an_expired_token_is_fetched_anew_and_a_dead_one_is_told(
         Place(None, namespace).put(config("r1", 3))
 
 
-def test_a_wait_in_a_storm_of_changes_asks_at_most_sixty_times_a_minute(cluster: Cluster, namespace: str, place: Place) -> None:
+def test_a_wait_in_a_storm_of_changes_asks_at_most_sixty_times_a_minute_lease_and_all(
+    cluster: Cluster, namespace: str, place: Place
+) -> None:
     meta = {"name": "p", "namespace": namespace, "labels": {"model-delivery/delivery": NAME}}
     cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [{"name": "engine", "image": "x"}]}})
     over = threading.Event()
@@ -264,15 +285,20 @@ def test_a_wait_in_a_storm_of_changes_asks_at_most_sixty_times_a_minute(cluster:
 
     stormy = threading.Thread(target=storm)
     stormy.start()
+    lease = Lease(place, NAME, "storm", SystemClock())
+    lease.acquire("refuse")
     try:
         began, end = len(place.client.asked), time.monotonic() + 70
-        place.world(NAME)
-        while time.monotonic() < end:
-            place.hint(NAME, end - time.monotonic())
+        first = lease.version
+        with lease.kept():
             place.world(NAME)
+            while time.monotonic() < end:
+                place.hint(NAME, end - time.monotonic())
+                place.world(NAME)
+            asked = list(place.client.asked)[began:]
+            assert lease.version != first, "and it was renewed"
     finally:
         over.set()
         stormy.join()
-    asked = list(place.client.asked)[began:]
     assert max(sum(at <= other < at + 60 for other in asked) for at in asked) <= 60
     assert len(asked) > 30, "and it did look"

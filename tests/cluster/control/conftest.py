@@ -9,7 +9,11 @@ import pytest
 from tests.cluster.control.lab import gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
-from tests.parts.t9k import StandIn, running_t9k
+from tests.parts.cluster.played_pod import loopback
+from tests.parts.gateway import StandIn, running_gateway
+from tests.parts.ports import free_port
+from tests.parts.t9k import StandIn as T9k
+from tests.parts.t9k import running_t9k
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +32,14 @@ def node(cluster: Cluster) -> Iterator[PlayedNode]:
 
 
 @pytest.fixture(scope="module")
-def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[StandIn]:
+def gateway(cluster: Cluster) -> Iterator[StandIn]:
+    """The stand-in of a gateway controller, before played pods."""
+    with running_gateway(cluster, "127.0.0.1", free_port(), loopback) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[T9k]:
     with running_t9k(cluster) as made:
         yield made
 

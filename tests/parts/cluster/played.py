@@ -52,6 +52,7 @@ class Player(threading.Thread):
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()
+        self.failed_at: dict[str, float] = {}  # by container: when it first ended, or could not start (seconds since the epoch)
         self._said: Any = None
         self.began = now()
 
@@ -137,6 +138,7 @@ class Player(threading.Thread):
         return True
 
     def wait(self, name: str, reason: str, message: str) -> bool:
+        self.failed_at.setdefault(name, time.time())
         self.states[name] = {"waiting": {"reason": reason, "message": message}}
         return False
 
@@ -162,6 +164,7 @@ class Player(threading.Thread):
             return False
         del self.children[name]
         self.ready.discard(name)
+        self.failed_at.setdefault(name, time.time())
         began = self.states[name]["running"]["startedAt"]
         number = 128 - code if code < 0 else code
         reason = "Error" if number else "Completed"

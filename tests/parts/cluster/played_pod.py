@@ -79,6 +79,7 @@ class Scene:
                 text = re.sub(rf"\b{re.escape(name)}(\.cluster\.local)?\b", address, text)
             for path, real in sorted(mounts.items(), reverse=True):
                 text = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=/|$|[\s\"',:;])", str(real), text)
+            text = re.sub(rf"(?<![\w.]){re.escape(self.cluster.subnet)}\.\d+(?=[:/\s\"']|$)", lambda found: loopback(found[0]), text)
             return text.replace("0.0.0.0", self.address)
 
         for name, folder in self._mounted.items():

@@ -1,0 +1,112 @@
+"""A canary behind a gateway, end to end: each step's share is what the stand-in gateway really sends, each step is judged, a refused one gives it back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+
+from delivery import service
+from delivery.findings import GateFailed, Refused
+from delivery.resources import Ref
+from delivery.spec import DeliverySpec
+from flows.deliver import deliver
+from flows.rollback import rollback
+from tasks import delivering
+from tests.cluster.control.lab import NAME, Lab, delivering_lab
+from tests.parts.cluster import Cluster
+from tests.parts.cluster.played import PlayedNode
+from tests.parts.gateway import StandIn
+
+HOSTNAME = "chat.test"
+BEHIND = {"gateway": "gateway", "hostname": HOSTNAME}
+SMOKE_ONLY = {"smoke": {"max_tokens": 16}, "throughput": None}
+CANARY = {"strategy": "canary", "steps": [10, 50], "soak": "0s"}
+
+
+@pytest.fixture
+def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, gateway: StandIn) -> Iterator[Lab]:
+    with delivering_lab(cluster, tmp_path, monkeypatch, node) as made:
+        cluster.apply(gateway.gateway(made.namespace))
+        yield made
+
+
+def canary(lab: Lab, *args: str, **more: Any) -> DeliverySpec:
+    return lab.spec(*args, **{"target": BEHIND, "rollout": CANARY, **more})
+
+
+def label(spec: DeliverySpec) -> str:
+    args = spec.serving.args
+    return args[args.index("--label") + 1]
+
+
+def asked(gateway: StandIn, requests: int = 100) -> Counter[str]:
+    """Who answers through the gateway, by label; a request that nobody answers counts under its status."""
+    with httpx.Client(base_url=gateway.url, headers={"Host": HOSTNAME}, trust_env=False) as client:
+        answers = [client.get("/v1/models") for _ in range(requests)]
+    return Counter(str(one.json()["data"][0]["root"]) if one.is_success else str(one.status_code) for one in answers)
+
+
+def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
+    lab: Lab, gateway: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = canary(lab), canary(lab)
+    done = deliver.fn(first)
+    assert (done["result"], done["url"]) == ("promoted", f"http://{HOSTNAME}:80")
+    assert asked(gateway) == {label(first): 100}
+    shares: dict[str, list[Counter[str]]] = {}
+
+    def measure(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+        if (when, verb, ref.kind) == ("before", "put", "Job"):
+            step = ref.name.removeprefix(f"{NAME}-").partition("-")[0]
+            shares.setdefault(step, []).append(asked(gateway))
+
+    monkeypatch.setattr(delivering, "observer", measure)
+    promoted = deliver.fn(second)
+    assert promoted["result"] == "promoted"
+    old, new = label(first), label(second)
+    steps = [Counter({old: 100}), Counter({old: 90, new: 10}), Counter({old: 50, new: 50})]
+    assert shares == {"fetch": steps[:1], "smoke": steps, "load": steps}
+    assert asked(gateway) == {new: 100}
+    assert service.status(lab.place, NAME).changes == ()
+    back = rollback.fn(NAME, done["release"], where=service.find(NAME, None, lab.namespace).key)
+    assert back["release"] == done["release"]
+    assert asked(gateway) == {old: 100}
+    now = service.status(lab.place, NAME)
+    assert (now.state, now.changes) == ("up", ())
+    assert service.down(lab.place, NAME)
+    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind in ("Deployment", "HTTPRoute", "Service")]
+
+
+def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> None:
+    """It dies of its ninth request: after the smoke test of the dark stage, in the one of the first step."""
+    first = canary(lab, gates=SMOKE_ONLY)
+    serves = deliver.fn(first)["release"]
+    with pytest.raises(GateFailed) as refused:
+        deliver.fn(canary(lab, "--die-after", "8", gates=SMOKE_ONLY))
+    assert refused.value.exit_code == 4
+    (ended,) = [one for one in lab.record.ended if one.exit_code]
+    assert (ended.outcome, lab.record.serving) == ("gate failed", serves)
+    assert "canary-10" in refused.value.text
+    assert asked(gateway) == {label(first): 100}
+    world = lab.place.world(NAME)
+    route = world.objects[Ref("HTTPRoute", NAME)].resource.spec["spec"]
+    assert [(one["name"], one["weight"]) for one in route["rules"][0]["backendRefs"]] == [(f"{NAME}-{serves}", 100)]
+    assert [ref.name for ref in world.objects if ref.kind == "Deployment"] == [f"{NAME}-{serves}"]
+    assert service.status(lab.place, NAME).changes == ()
+
+
+def test_without_a_gateway_a_canary_is_refused_before_anything_is_touched(lab: Lab) -> None:
+    with pytest.raises(Refused, match=r"(?s)canary is refused.*cannot weigh traffic.*blue-green") as refused:
+        deliver.fn(lab.spec(rollout=CANARY))
+    assert refused.value.exit_code == 3
+    assert lab.place.deliveries() == ()
+
+
+def test_a_gateway_that_is_not_there_is_refused_by_name(lab: Lab) -> None:
+    with pytest.raises(Refused, match=r"(?s)there is no Gateway elsewhere/other.*blue-green"):
+        deliver.fn(canary(lab, target={**BEHIND, "gateway": "elsewhere/other"}))

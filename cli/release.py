@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,6 +19,13 @@ from delivery.spec import load_spec
 from delivery.targets import key_of
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text such as ``81e1067962`` too, a release's id: a number to kubectl, not to PyYAML."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 @click.command()
@@ -57,7 +65,8 @@ def render(file: Path, offline: bool, as_json: bool) -> None:
     objects, warnings = service.render(load_spec(file), offline=offline)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-    printing.emit(objects, machine=as_json, text=yaml.safe_dump_all(objects, sort_keys=False, allow_unicode=True).rstrip())
+    text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip()
+    printing.emit(objects, machine=as_json, text=text)
 
 
 @click.command()

@@ -14,7 +14,7 @@ from delivery.rollout import stages
 from delivery.secrets import read_secret
 from delivery.session import RECORD
 from delivery.sources.origin import fallbacks, token_of
-from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef
+from delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef, T9kTarget
 from delivery.targets import Target
 
 LIMITS = ("cpu", "memory", "nvidia.com/gpu")
@@ -50,7 +50,8 @@ def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:
 
 
 def _nowhere_yet(spec: DeliverySpec) -> Iterator[Finding]:
-    wanted = {"approval: manual": spec.approval == "manual", "storage.notebook": bool(spec.storage.notebook)}
+    notebook = spec.storage.notebook and not isinstance(spec.target, T9kTarget)
+    wanted = {"approval: manual": spec.approval == "manual", "storage.notebook": notebook}
     for what, asked in wanted.items():
         if asked:
             yield _not_yet(spec, what)

@@ -13,7 +13,7 @@ from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import Candidate, Ended, Wanted
-from delivery.release import AddressKey, Desired, Frozen, Lock, Release, ReleaseId
+from delivery.release import AddressKey, Frozen, Lock, Release, ReleaseId
 from delivery.resources import Resource, digest
 from delivery.rollout import Stage, stages
 from delivery.session import Session, frozen_releases, release_ref
@@ -123,8 +123,9 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
     """Refuse before anything is touched, where it is already known that both releases do not fit."""
     if session.record.stop_after is not None or spec.rollout.strategy == "recreate" or spec.rollout.when_full == "recreate":
         return
-    new = Release(release, frozen.payload, spec.serving.replicas.min)
-    for resource in session.target.compose(Desired(session.delivery, (new,))):
+    new, old = Release(release, frozen.payload, spec.serving.replicas.min), session.desired(session.record.only_serving())
+    first = stages(spec.rollout.strategy, old, new, tuple(spec.rollout.steps), session.target.can)[0]
+    for resource in session.target.compose(first.desired):
         session.place.put(resource, dry_run=True)
 
 
@@ -170,8 +171,7 @@ def plan_stages(session: Session) -> tuple[Stage, ...]:
         return plan[names.index(candidate.phase) :]
     try:
         for resource in session.target.compose(plan[0].desired):
-            if resource.role == "release":
-                session.place.put(resource, dry_run=True)
+            session.place.put(resource, dry_run=True)
     except NoRoom:
         if rollout.when_full != "recreate" or not old.releases:
             raise
@@ -202,7 +202,8 @@ def watch(session: Session, stage: Stage) -> None:
     GateFailed when it, or the route to it, does not stay ready.
     """
     rollout, release = candidate_of(session).rollout, session.release(candidate_of(session).release)
-    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if stage.desired.shares.get(release.id) else 0.0
+    shared = 0 < stage.desired.shares.get(release.id, 0) < 100
+    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if shared else 0.0
     end = session.clock.monotonic() + length
     while (left := end - session.clock.monotonic()) > 0:
         world = session.place.world(session.delivery)

@@ -23,6 +23,7 @@ class TargetKey(_Part):
     namespace: str | None = None
     gateway: str | None = None
     hostname: str | None = None
+    queue: str | None = None
 
 
 class Wanted(_Part):

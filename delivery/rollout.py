@@ -24,7 +24,8 @@ class Stage:
 def stages(strategy: str, old: Desired, new: Release, weights: tuple[int, ...], can: Capabilities) -> tuple[Stage, ...]:
     """The stages from ``old`` (what serves now, alone) to ``new`` with all of the traffic.
 
-    A recreate tests the new release before it gives it traffic, where the target can have a release without any.
+    A recreate tests the new release before it gives it traffic, where the target can have a release without any; where it cannot
+    (``dark_first``), the new one takes the place of the old in one write.
     Refused: canary where traffic cannot be weighed, or where slots of 5 % cannot hold a step.
     """
     everything = {new.id: 100}
@@ -33,7 +34,7 @@ def stages(strategy: str, old: Desired, new: Release, weights: tuple[int, ...], 
     alone = replace(old, releases=(new,), traffic=everything)
     if not old.releases or strategy == "recreate":
         first = Stage("dark", replace(alone, traffic={}) if can.dark_first else alone, ALL_GATES)
-        stop = (Stage("stop", replace(old, releases=(), traffic={})),) if old.releases else ()
+        stop = (Stage("stop", replace(old, releases=(), traffic={})),) if old.releases and can.dark_first else ()
         return (*stop, first, Stage("promote", alone))
     if strategy == "blue-green":
         return (Stage("dark", dark, ALL_GATES), promote)

@@ -160,11 +160,10 @@ def status(host: Place, name: str) -> Status:
     state = next((r.state for r in running if r.release == record.serving), DOWN)
     session = Session(host, target, name, "", SystemClock(), record, ABSENT)
     changes = tuple(map(_line, session.converge(dry_run=True).changes)) if record.candidate is None else ()
-    url = f"http://{record.address.host}:{record.address.port}" if record.address else None
     return Status(
         name=name,
         state=state,
-        url=url,
+        url=session.url(),
         serving=record.serving,
         previous=record.previous,
         candidate=record.candidate.release if record.candidate else None,
@@ -249,7 +248,10 @@ def _new_release(
         plan_ = stages("recreate", old, new, (), target.can)
         changes = [Change(target.main(spec.name, r.id), "deleted") for r in old.releases]
         changes.append(Change(target.main(spec.name, release), "created"))
-    return tuple(s.name for s in plan_), tuple(_line(c) for c in changes if c.action != "unchanged")
+    names = tuple(
+        f"{s.name} (with all of the traffic at once)" if s.gates and s.desired.shares == {release: 100} else s.name for s in plan_
+    )
+    return names, tuple(_line(c) for c in changes if c.action != "unchanged")
 
 
 def _fetched(place: Place, record: Record, spec: DeliverySpec, snapshot: Any) -> bool:
@@ -275,7 +277,8 @@ def connection(host: Place, name: str) -> Connection:
         raise Refused(Finding(f"release {record.serving} is not known", "its object is gone", "deliver it again"))
     payload = seen.resource.spec["payload"]
     key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
-    return connect(f"http://{record.address.host}:{record.address.port}", tuple(payload["names"]), key, record.target.namespace)
+    url = Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT).url()
+    return connect(str(url), tuple(payload["names"]), key, record.target.namespace)
 
 
 def rollback_goal(host: Place, name: str) -> str:

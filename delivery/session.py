@@ -102,6 +102,16 @@ class Session:
         wanted = self.desired()
         return self._until("the route", lambda world: self.target.routed(wanted, world), timeout)
 
+    def url(self) -> str | None:
+        """Where clients find the service: as the target sees it now, else as it was meant; None where it has no address."""
+        key = self.record.address
+        if key is None:
+            return None
+        match self.target.routed(self.desired(), self.place.world(self.delivery)):
+            case Current(endpoint) if endpoint:
+                return endpoint
+        return Address(key.host, key.port).url
+
     def _until(self, what: str, judge: Callable[[World], Readiness], timeout: float) -> str:
         return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock)
 

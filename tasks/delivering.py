@@ -77,12 +77,11 @@ class Run:
                 ended.exit_code,
                 Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"),
             )
-        address = record.address
         return {
             "name": self.session.delivery,
             "result": ended.outcome if ended else admission.result,
             "release": record.serving,
-            "url": f"http://{address.host}:{address.port}" if address else None,
+            "url": self.session.url(),
             "report": ended.report if ended else None,
             "request": self.session.request,
         }
@@ -313,6 +312,7 @@ def subject(stage: Stage) -> reports.Subject:
 def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: Record) -> str:
     """What the run's page shows first."""
     snapshot = lock.snapshot
+    at_once = record.serving is None and not choose_target(spec.target).can.dark_first
     rows = {
         "result": {
             "candidate": "a new release",
@@ -325,7 +325,7 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
         "serving now": record.serving or "nothing",
         "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
         "target": spec.target.kind,
-        "strategy": spec.rollout.strategy,
+        "strategy": spec.rollout.strategy + (" (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""),
     }
     return "\n".join([f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 

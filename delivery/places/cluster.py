@@ -83,7 +83,7 @@ class Cluster:
         live = self._live(kind, name)
         if live is None or delivery_of(live) != delivery:
             return Change(ref, "absent")
-        policy = "Foreground" if kind in ("Deployment", "Job") else "Background"
+        policy = "Foreground" if kind in ("Deployment", "Job", "MLService") else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
             self.client.call("DELETE", path(kind, self.namespace, name), body=options)
@@ -199,8 +199,7 @@ class Cluster:
         body = bound(resource, to_object(resource, self.namespace), self._look)
         if body["kind"] == "Job" and body["spec"]["template"]["spec"]["containers"][0]["image"] is None:
             body["spec"]["template"]["spec"]["containers"][0]["image"] = self.own_image()
-        if live is None:
-            room.check(self._look, resource, body)
+        room.check(self._look, resource, body, live)
         if expect not in (ANY, ABSENT):
             body["metadata"]["resourceVersion"] = expect
         query = {"fieldManager": MANAGER, "force": str(self.take_over).lower()} | ({"dryRun": "All"} if dry_run else {})
@@ -220,7 +219,7 @@ class Cluster:
             if now is None or not covers(shown(now), shown(body)):
                 raise Mismatch(resource.ref) from None
             done = now
-        if kind == "Deployment" and not dry_run:
+        if kind in ("Deployment", "MLService") and not dry_run:
             self._look.forget()
         before, after = shown(live) if live else {}, shown(done)
         diff = tuple(difference(before, after)) if live else ()

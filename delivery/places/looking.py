@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from delivery.places.client import Broken, Client, Forbidden, Status
-from delivery.places.objects import Object, from_object, path
+from delivery.places.objects import Object, from_object, is_made_by_controller, path
 from delivery.resources import ENGINES, Ref, World
 
 ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
 SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
 PAGE = 500
-OURS = ("ConfigMap", "Deployment", "Service", "Job", "HTTPRoute")
-STILL = ("ConfigMap", "Service")  # these do not change by themselves
+OPTIONAL = ("HTTPRoute", "MLService", "MLServiceRuntime")  # APIs that not every cluster has, nor every role knows
+OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
+STILL = ("ConfigMap", "Service", "MLServiceRuntime")  # these do not change by themselves
 OLD = 14.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 TAIL_LINES = 400
@@ -61,8 +62,8 @@ class Look:
             return []
         try:
             return self.listed(kind, query)
-        except Status as status:
-            if status.code != 404:
+        except (Status, Forbidden) as refused:
+            if kind not in OPTIONAL if isinstance(refused, Forbidden) else refused.code != 404:
                 raise
             self._absent.add(kind)
             return []
@@ -70,7 +71,7 @@ class Look:
     def world(self, delivery: str) -> World:
         mine, now = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time()
         self._list_ours(mine)
-        observed = [from_object(found) for kind in OURS for found in self._known[kind]]
+        observed = [from_object(found) for kind in OURS for found in self._known[kind] if not is_made_by_controller(found)]
         objects = {seen.resource.ref: seen for seen in observed}
         listed = self.listed("Pod", mine)
         self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
@@ -79,7 +80,9 @@ class Look:
         pods = tuple(self._with_log(pod) for pod in listed)
         beside = {
             "Pod": pods,
-            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"})) if _events_tell(listed) else (),
+            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
+            if self._known["MLService"] or _events_tell(listed)
+            else (),
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }

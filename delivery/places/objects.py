@@ -20,6 +20,9 @@ KINDS = {
     "Deployment": ("apps/v1", "deployments"),
     "Job": ("batch/v1", "jobs"),
     "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
+    "MLService": ("tensorstack.dev/v1beta1", "mlservices"),
+    "MLServiceRuntime": ("tensorstack.dev/v1beta1", "mlserviceruntimes"),
+    "Notebook": ("tensorstack.dev/v1beta1", "notebooks"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
     "Pod": ("v1", "pods"),
     "Event": ("v1", "events"),
@@ -101,6 +104,11 @@ def _lease(spec: Mapping[str, Any], text: str) -> Object:
 def delivery_of(found: Mapping[str, Any]) -> str | None:
     """The delivery that an object belongs to, None when it is not ours."""
     return (found["metadata"].get("labels") or {}).get("model-delivery/delivery")
+
+
+def is_made_by_controller(found: Mapping[str, Any]) -> bool:
+    """Labels of ours reach what a controller makes of our object (Knative's Deployments): they make it no object of ours."""
+    return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 
 def from_object(found: Mapping[str, Any]) -> Observed:

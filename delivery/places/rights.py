@@ -15,11 +15,12 @@ from delivery.places.client import Forbidden, Status
 from delivery.places.cluster import Cluster
 from delivery.places.jobs import PASSED_ON
 from delivery.places.objects import path
-from delivery.spec import DeliverySpec, DeploymentTarget, KubeSecret, LocalModel, ProcessTarget, SecretRef
+from delivery.spec import DeliverySpec, DeploymentTarget, KubeSecret, LocalModel, ProcessTarget, SecretRef, T9kTarget
 
 ROLE = Path(__file__).parent.parent.parent / "manifests" / "rbac" / "role.yaml"
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-GATEWAY_GROUP = "gateway.networking.k8s.io"
+GATEWAY_GROUP, T9K_GROUP = "gateway.networking.k8s.io", "tensorstack.dev"
+T9K = f"{T9K_GROUP}/v1beta1"
 
 
 def preflight_cluster(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, SecretRef]) -> Iterator[Finding]:
@@ -41,6 +42,7 @@ def preflight_cluster(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, 
     yield from _fields(spec, place)
     yield from _secrets(spec, place, secrets)
     yield from _gateway(spec, place)
+    yield from _t9k(spec, place)
 
 
 def _fields(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
@@ -91,6 +93,34 @@ def _gateway(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
         yield Finding(f"there is no Gateway {spec.target.gateway}", "or the Gateway API is not installed", fix)
 
 
+def _t9k(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
+    """Is its API there, and of the form of 2024-07 and later? Both forms are called v1beta1: the published schema tells."""
+    if not isinstance(spec.target, T9kTarget):
+        return
+    served = {one["name"] for one in _asked(place, f"/apis/{T9K}").get("resources", ())}
+    needed = ["mlservices", "mlserviceruntimes", *(["notebooks"] if spec.storage.notebook else [])]
+    if missing := [name for name in needed if name not in served]:
+        fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"
+        yield Finding(f"the cluster has no {', '.join(missing)} of {T9K}", f"context {place.context or 'default'}", fix)
+        return
+    schemas = _asked(place, f"/openapi/v3/apis/{T9K}").get("components", {}).get("schemas", {})
+    known: dict[str, Any] = next((one for name, one in schemas.items() if name.endswith(".MLService")), {})
+    for key in ("properties", "spec", "properties", "releases", "items", "properties", "predictor"):
+        known = known.get(key, {})
+    fields = known.get("properties", {})
+    if "modelUri" in fields.get("model", {}).get("properties", {}) and "storage" not in fields:
+        why = "an MLService there has model.modelUri, and neither storage nor containersResources (T9k before 2024-07)"
+        yield Finding("the cluster's T9k has the old form of the API", why, "upgrade T9k, or use target: {kind: deployment, …}")
+
+
+def _asked(place: Cluster, path: str) -> dict[str, Any]:
+    """Empty: there is no such thing."""
+    try:
+        return place.client.call("GET", path)
+    except Status:
+        return {}
+
+
 def wanted_rules(role: Path = ROLE) -> list[tuple[str, str, str]]:
     """Group, resource and verb of every rule of the shipped Role."""
     found = next(doc for doc in yaml.safe_load_all(role.read_text(encoding="utf-8")) if doc["kind"] == "Role")
@@ -104,10 +134,16 @@ def _rights(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
     if said.get("incomplete"):
         return
     for group, resource, verb in wanted_rules():
-        gateway = isinstance(spec.target, DeploymentTarget) and spec.target.gateway is not None
-        if (group != GATEWAY_GROUP or gateway) and not any(_allows(rule, group, resource, verb) for rule in said["resourceRules"]):
+        if _needs(spec, group, resource) and not any(_allows(rule, group, resource, verb) for rule in said["resourceRules"]):
             what = f"we may not {verb} {resource}{f'.{group}' if group else ''} in namespace {place.namespace}"
             yield Finding(what, "the rule is missing", "kubectl apply -f manifests/rbac/role.yaml, and bind it to who delivers")
+
+
+def _needs(spec: DeliverySpec, group: str, resource: str) -> bool:
+    """Rules for the API of a target, or of an option, are needed by it alone."""
+    if group == GATEWAY_GROUP:
+        return isinstance(spec.target, DeploymentTarget) and spec.target.gateway is not None
+    return group != T9K_GROUP or (isinstance(spec.target, T9kTarget) and (resource != "notebooks" or spec.storage.notebook))
 
 
 def _allows(rule: Mapping[str, Any], group: str, resource: str, verb: str) -> bool:

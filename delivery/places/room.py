@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from delivery.findings import Finding
@@ -12,19 +12,19 @@ from delivery.places.objects import Object
 from delivery.resources import Resource
 
 
-def check(look: Look, resource: Resource, body: Object) -> None:
+def check(look: Look, resource: Resource, body: Object, live: Object | None) -> None:
     """NoRoom (exit code 3) names the devices that are missing. Nothing is refused where nodes or pods may not be seen, or where none has such devices yet."""
-    if body["kind"] != "Deployment":
-        return
-    wanted = devices(body["spec"]["template"]["spec"])
+    wanted = [(replicas, device, count) for replicas, asked in _new(body, live) for device, count in asked.items()]
     if not wanted:
         return
     pods = look.everybodys_pods()
     nodes = look.nodes()
-    if pods is None or not any(p["metadata"].get("labels", {}).get("model-delivery/delivery") == resource.delivery for p in pods):
+    if pods is None or not any(_label(pod, "delivery") == resource.delivery for pod in pods):
         return
-    replicas = body["spec"]["replicas"]
-    for device, count in wanted.items():
+    if body["kind"] == "MLService":  # releases that leave it make room
+        stay = {one["name"] for one in body["spec"]["releases"]}
+        pods = [pod for pod in pods if _label(pod, "delivery") != resource.delivery or _label(pod, "release") in stay]
+    for replicas, device, count in wanted:
         free = sum(_free(node, pods, device) // count for node in nodes)
         if any(_allocatable(node, device) for node in nodes) and free < replicas:
             total = sum(_allocatable(node, device) for node in nodes)
@@ -32,6 +32,23 @@ def check(look: Look, resource: Resource, body: Object) -> None:
             why = f"{count * replicas} × {device} wanted, {left} of {total} free"
             fix = "use rollout.when_full: recreate (stops the old release first), or add nodes"
             raise NoRoom(Finding("the cluster cannot hold both releases", why, fix))
+
+
+def _new(body: Object, live: Object | None) -> Iterator[tuple[int, dict[str, int]]]:
+    """Replicas and devices of each release that ``body`` would add to what is live."""
+    match body["kind"]:
+        case "Deployment" if live is None:
+            yield body["spec"]["replicas"], devices(body["spec"]["template"]["spec"])
+        case "MLService":
+            known = {one["name"] for one in live["spec"]["releases"]} if live else set()
+            for one in body["spec"]["releases"]:
+                if one["name"] not in known:
+                    yield one["predictor"]["minReplicas"], devices({"containers": one["predictor"].get("containersResources", ())})
+
+
+def _label(pod: Mapping[str, Any], name: str) -> str | None:
+    said: str | None = (pod["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
+    return said
 
 
 def devices(pod: Mapping[str, Any]) -> dict[str, int]:

@@ -95,7 +95,7 @@ def key_of(target: TargetSpec) -> TargetKey:
         case ProcessTarget():
             return TargetKey(kind=target.kind)
         case T9kTarget():
-            return TargetKey(kind=target.kind, context=target.context, namespace=target.namespace)
+            return TargetKey(kind=target.kind, context=target.context, namespace=target.namespace, queue=target.queue)
         case KServeTarget() | DeploymentTarget():
             key = TargetKey(kind=target.kind, context=target.context, namespace=target.namespace)
             return key.model_copy(update={"gateway": target.gateway, "hostname": target.hostname})
@@ -117,5 +117,9 @@ def of_key(key: TargetKey) -> Target:
             from delivery.targets.deployment import Deployment
 
             return Deployment(key.namespace or "default", key.gateway, key.hostname)
-    fix = "use target: {kind: deployment, …} or {kind: process, …}"
-    raise Refused(Finding(f"target {key.kind} is not there yet", "this version delivers to plain Kubernetes and to one host", fix))
+        case "t9k":
+            from delivery.targets.t9k import T9k
+
+            return T9k(key.namespace or "default", key.queue)
+    fix = "use target: {kind: t9k, …}, {kind: deployment, …} or {kind: process, …}"
+    raise Refused(Finding(f"target {key.kind} is not there yet", "this version delivers to T9k, plain Kubernetes and one host", fix))

@@ -94,7 +94,8 @@ def schedule(pod: Object, given: Mapping[str, Any]) -> None:
             pod[NAMES.get(field, field)] = given[field]
     if given["image_pull_secrets"]:
         pod["imagePullSecrets"] = [{"name": name} for name in given["image_pull_secrets"]]
-    pod["securityContext"] = pod["securityContext"] | dict(given["security_context"])
+    if given["security_context"]:
+        pod["securityContext"] = pod.get("securityContext", {}) | dict(given["security_context"])
 
 
 def mount_secrets(pod: Object, refs: Iterable[SecretRef]) -> None:

@@ -186,13 +186,15 @@ def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str)
     return cluster.kubeconfig_of(name, namespace=namespace)
 
 
-def spec_of(namespace: str, gateway: str | None = None) -> DeliverySpec:
+def spec_of(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> DeliverySpec:
+    target = {"kind": "t9k", "namespace": namespace} if t9k else {"kind": "deployment", "namespace": namespace, "gateway": gateway}
     return parse_spec(
         {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
             "model": {"source": "huggingface", "repo": "a/b"},
-            "target": {"kind": "deployment", "namespace": namespace, "gateway": gateway},
+            "storage": {"notebook": t9k},
+            "target": target,
         }
     )
 
@@ -214,8 +216,8 @@ def test_preflight_names_the_one_right_that_is_missing(
     rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in wanted_rules() if (g, r, v) != missing]
     role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/limited"
     cluster.client.patch(role, json={"rules": rules}, headers={"Content-Type": "application/merge-patch+json"}).raise_for_status()
-    spec, place = spec_of(namespace, gateway="g"), Place(None, namespace)
     group, resource, verb = missing
+    spec, place = spec_of(namespace, gateway="g", t9k=group == "tensorstack.dev"), Place(None, namespace)
     named = f"we may not {verb} {resource}{f'.{group}' if group else ''} in namespace {namespace}"
 
     def refusal() -> list[str]:

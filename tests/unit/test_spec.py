@@ -175,7 +175,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
 def test_the_examples_are_specs() -> None:
     for file in Path("deliveries").glob("*.yaml"):
         assert isinstance(load_spec(file), DeliverySpec)
-        assert yaml.safe_load(file.read_text())["name"] == "smollm2"
+        assert file.stem.startswith(yaml.safe_load(file.read_text())["name"])
 
 
 def test_units_keep_their_text() -> None:

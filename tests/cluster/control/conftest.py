@@ -12,6 +12,8 @@ from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
 from tests.parts.gateway import StandIn, running_gateway
 from tests.parts.ports import free_port
+from tests.parts.t9k import StandIn as T9k
+from tests.parts.t9k import running_t9k
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,12 @@ def node(cluster: Cluster) -> Iterator[PlayedNode]:
 def gateway(cluster: Cluster) -> Iterator[StandIn]:
     """The stand-in of a gateway controller, before played pods."""
     with running_gateway(cluster, "127.0.0.1", free_port(), loopback) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[T9k]:
+    with running_t9k(cluster) as made:
         yield made
 
 

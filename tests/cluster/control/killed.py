@@ -14,7 +14,14 @@ from delivery.findings import Trouble
 from delivery.resources import Ref
 
 Event = tuple[str, str, str]
-MODULES = ["flows.deliver", "flows.rollback", "delivery.places.cluster", "delivery.targets.deployment", "tests.cluster.control.killed"]
+MODULES = [
+    "flows.deliver",
+    "flows.rollback",
+    "delivery.places.cluster",
+    "delivery.targets.deployment",
+    "delivery.targets.t9k",
+    "tests.cluster.control.killed",
+]
 PASSED = ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH", "SSL_CERT_FILE")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from delivery.places.cluster import Cluster as Place
 from delivery.record import Record
+from delivery.resources import Ref, World
 from delivery.session import RECORD
 from delivery.spec import DeliverySpec, parse_spec
 from tests.parts.cluster import Cluster
@@ -42,6 +43,7 @@ class Lab:
     hub: Hub
     labels: int = 0
     spec_more: dict[str, Any] = field(default_factory=dict)
+    kind: str = "deployment"
 
     def spec(self, *args: str, slo: dict[str, Any] | None = None, **more: Any) -> DeliverySpec:
         self.labels += 1
@@ -55,13 +57,30 @@ class Lab:
                 "model": {"source": "huggingface", "repo": "org/model"},
                 "storage": {"claim": f"{NAME}-models", "size": "1Gi", "storage_class": "late"},
                 "serving": {"startup_timeout": "60s", **serving},
-                "target": {"kind": "deployment", "namespace": self.namespace, "image": ENGINE, **more.pop("target", {})},
+                "target": {"kind": self.kind, "namespace": self.namespace, "image": ENGINE, **more.pop("target", {})},
                 "runner": {"image": RUNNER},
                 "gates": {"smoke": {"max_tokens": 16}, "throughput": throughput},
                 "rollout": rollout,
                 **more,
             }
         )
+
+    def running(self, world: World) -> list[str]:
+        """The releases that the target has been asked to run."""
+        if self.kind == "t9k":
+            service = world.objects.get(Ref("MLService", NAME))
+            return [one["name"] for one in service.resource.spec["spec"]["releases"]] if service else []
+        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind == "Deployment"]
+
+    def routed_to(self, world: World) -> str | None:
+        """The release that has all of the traffic; None: there is no route."""
+        route = world.objects.get(Ref("MLService" if self.kind == "t9k" else "Service", NAME))
+        if route is None:
+            return None
+        spec = route.resource.spec["spec"]
+        if self.kind == "t9k":
+            return str(spec["default"]) if "canary" not in spec else f"{spec['default']} and {spec['canary']}"
+        return str(spec["selector"]["model-delivery/object"]).removeprefix(f"{NAME}-")
 
     @property
     def place(self) -> Place:
@@ -75,7 +94,9 @@ class Lab:
 
 
 @contextmanager
-def delivering_lab(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, **labels: str) -> Iterator[Lab]:
+def delivering_lab(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, *, kind: str = "deployment", **labels: str
+) -> Iterator[Lab]:
     model = tiny_model(folder / "model")
     with running_hub(model) as hub, cluster.namespace(**labels) as namespace:
         for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
@@ -83,7 +104,7 @@ def delivering_lab(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
         monkeypatch.setenv("MODEL_DELIVERY_HOME", str(folder / "home"))
-        yield Lab(cluster, node, namespace, hub)
+        yield Lab(cluster, node, namespace, hub, kind=kind)
 
 
 @contextmanager
@@ -91,5 +112,5 @@ def gpu_node(cluster: Cluster) -> Iterator[PlayedNode]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     cluster.apply(CLASS)
     with played_node(cluster, "gpu0", allocatable={"nvidia.com/gpu": "2"}) as node:
-        node.entrypoints |= {ENGINE: (build(),), RUNNER: (sys.executable,)}
+        node.entrypoints |= {ENGINE: (build(), "--host", "0.0.0.0"), RUNNER: (sys.executable,)}
         yield node

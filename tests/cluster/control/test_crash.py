@@ -16,19 +16,23 @@ import pytest
 
 from delivery import service
 from delivery.lease import REF
-from delivery.resources import Ref
 from delivery.spec import DeliverySpec
 from tests.cluster.control.killed import Result, run
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
+from tests.parts.cluster.waiting import until
 
 SEED = 20261124
 
 
-@pytest.fixture
-def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode) -> Iterator[Lab]:
-    with delivering_lab(cluster, tmp_path, monkeypatch, node) as made:
+@pytest.fixture(params=["deployment", "t9k"])
+def lab(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
+) -> Iterator[Lab]:
+    if request.param == "t9k":
+        request.getfixturevalue("t9k")
+    with delivering_lab(cluster, tmp_path, monkeypatch, node, kind=request.param) as made:
         yield made
 
 
@@ -53,20 +57,27 @@ def converged(lab: Lab, serving: str | None) -> None:
     place, record = lab.place, lab.record
     assert (record.candidate, record.serving) == (None, serving)
     world = place.world(NAME)
-    assert [ref.name for ref in world.objects if ref.kind == "Deployment"] == ([f"{NAME}-{serving}"] if serving else [])
-    if serving:
-        route = world.objects[Ref("Service", NAME)].resource.spec["spec"]
-        assert route["selector"] == {"model-delivery/object": f"{NAME}-{serving}"}
-        pods = [p for p in world.beside["Pod"] if p["metadata"]["labels"]["model-delivery/role"] == "release"]
-        assert {p["metadata"]["labels"]["model-delivery/release"] for p in pods} == {serving}
-    else:
-        assert not [ref for ref in world.objects if ref.kind == "Service"]
+    assert lab.running(world) == ([serving] if serving else [])
+    assert lab.routed_to(world) == serving
+    assert len([ref for ref in world.objects if ref.kind == "MLServiceRuntime"]) == (1 if serving and lab.kind == "t9k" else 0)
+    until(lambda: released(lab) == ({serving} if serving else set()), 30, "the pods of another release do not end")
     assert place.get(NAME, REF) is None
-    jobs = [seen for ref, seen in world.objects.items() if ref.kind == "Job"]
-    assert not jobs or (record.ended[-1].exit_code != 0 and all(job.status["finished"] for job in jobs))
+    assert not jobs(lab) or record.ended[-1].exit_code != 0
+    until(lambda: all(jobs(lab)), 30, "a step's Job does not end")
     assert service.status(place, NAME).changes == ()
     ended = [(e.release, e.attempt, e.outcome) for e in record.ended if e.outcome != "rolled back from"]
     assert len(ended) == len(set(ended))
+
+
+def released(lab: Lab) -> set[str]:
+    """Whose pods there are: a controller that has been told to end a release takes its time."""
+    labels = [pod["metadata"]["labels"] for pod in lab.place.world(NAME).beside["Pod"]]
+    return {one["model-delivery/release"] for one in labels if one["model-delivery/role"] == "release"}
+
+
+def jobs(lab: Lab) -> list[bool]:
+    """Of each step's Job: has it finished? Its status follows its pods'."""
+    return [bool(seen.status["finished"]) for ref, seen in lab.place.world(NAME).objects.items() if ref.kind == "Job"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ def test_a_killed_delivery_converges_on_the_rerun(lab: Lab, story: Story) -> Non
 def test_a_killed_rollback_converges_on_the_rerun(lab: Lab) -> None:
     served(lab)
     assert deliver(spec(lab)).code == 0
-    where = {"kind": "deployment", "namespace": lab.namespace}
+    where = {"kind": lab.kind, "namespace": lab.namespace}
     goal = lab.record.previous
     whole = run("rollback", {"name": NAME, "to": goal, "where": where})
     assert whole.code == 0, whole.said

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -182,7 +183,8 @@ class Player(threading.Thread):
         """A container without a readiness probe is ready when it runs."""
         for name, spec in specs.items():
             running = "running" in self.states.get(name, {})
-            asked = spec.get("readinessProbe", {}).get("httpGet")
+            probe = spec.get("readinessProbe", {})
+            asked = probe.get("httpGet") or probe.get("tcpSocket")
             child = name in self.children
             if running and (not asked or not child or self.answers(spec, asked)):
                 self.ready.add(name)
@@ -193,6 +195,10 @@ class Player(threading.Thread):
         port = asked["port"]
         if isinstance(port, str):
             port = next(one["containerPort"] for one in spec.get("ports", ()) if one["name"] == port)
+        if "httpGet" not in spec["readinessProbe"]:
+            with socket.socket() as there:
+                there.settimeout(1)
+                return there.connect_ex((loopback(self.address), port)) == 0
         try:
             answer = httpx.get(f"http://{loopback(self.address)}:{port}{asked.get('path', '/')}", trust_env=False, timeout=1)
         except httpx.TransportError:

@@ -64,7 +64,8 @@ class Scene:
         except LookupError as missing:
             return Container((), {}, ("CreateContainerConfigError", str(missing.args[0])))
         expanded = [_expand(word, environ) for word in (*spec.get("command", ()), *spec.get("args", ()))]
-        image = () if spec.get("command") else entrypoint  # the image's own words name this machine's files already
+        everywhere = (word.replace("0.0.0.0", self.address) for word in entrypoint)
+        image = () if spec.get("command") else tuple(everywhere)  # the image's own words name this machine's files already
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', os.defpath)}"  # ``python`` has the project, as in its image
         place = self._placer(mounts)
@@ -84,8 +85,8 @@ class Scene:
         for name, folder in self._mounted.items():
             if self._source(name).keys() & {"configMap", "secret", "projected"}:
                 for file in folder.rglob("*"):
-                    if file.is_file():
-                        file.write_text(place(file.read_text()))
+                    if file.is_file() and (text := file.read_text()) != place(text):  # a container that runs already may be reading it
+                        file.write_text(place(text))
         return place
 
     def _source(self, name: str) -> Object:

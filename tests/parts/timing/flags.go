@@ -65,7 +65,10 @@ func parse(args []string) settings {
 		case "--model":
 			s.model = next()
 		case "--served-model-name":
-			for i+1 < len(args) && !strings.HasPrefix(args[i+1], "--") {
+			if inline {
+				s.names = append(s.names, value)
+			}
+			for !inline && i+1 < len(args) && !strings.HasPrefix(args[i+1], "--") {
 				s.names = append(s.names, next())
 			}
 		case "--host":

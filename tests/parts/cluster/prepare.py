@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.parts.cluster import images
 from tests.parts.cluster.control_plane import kube
 from tests.parts.gateway import definitions
+from tests.parts import kserve
 from tests.parts.golang import build, cache
 
 SOURCES = Path(__file__).parent
@@ -23,6 +24,7 @@ def programs(*, node: bool) -> None:
     """Kubernetes takes minutes the first time, and both processors."""
     told("the Gateway API", lambda: definitions()[0].parent)
     told("Kubernetes", kube)
+    told("KServe", kserve.manager)
     if node:
         told("CoreDNS", lambda: build(SOURCES / "dns"))
         told("pause", lambda: build(SOURCES / "pause"))

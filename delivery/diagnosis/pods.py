@@ -25,6 +25,7 @@ OWN_LIMIT = re.compile(
     re.IGNORECASE,
 )
 OOM = 137
+HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
 
 
 def engine(
@@ -32,7 +33,7 @@ def engine(
 ) -> Readiness:
     """Of a release's pods: its Deployment's status, the events of its namespace (warnings), the nodes where they may be seen, its claim's status."""
     if (refused := _not_created(deployment)) is not None:
-        return Failed(refused)
+        return InProgress(f"{refused.what}: {refused.why}") if HOOK.search(refused.why) else Failed(refused)
     if claim is not None and claim.get("phase") == "Lost":
         return Failed(
             Finding(
@@ -206,7 +207,13 @@ def _refused(message: str) -> Finding:
         return Finding("the namespace's Pod Security level refuses the pod", message, "change what the message names in serving.pod")
     if "serviceaccount" in message.lower() and "not found" in message:
         return Finding("the service account is not there", message, "make it, or correct serving.pod.service_account")
+    if hook := HOOK.search(message):
+        return Finding(f"no pod can be made: the webhook {hook[1]} does not answer", message, "see whether what serves it runs")
     return Finding("the cluster refuses the pod", message, "change what the message names, or ask whoever sets the rule")
+
+
+def is_ready(pod: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
 
 
 def _about(event: Object, pod: Object) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.parts import kserve
 from tests.parts.cluster import images
 from tests.parts.cluster.control_plane import kube
 from tests.parts.gateway import definitions
-from tests.parts import kserve
 from tests.parts.golang import build, cache
 
 SOURCES = Path(__file__).parent

@@ -71,17 +71,18 @@ class KServe(Routed):
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
         its = [pod for pod in pods_of(world, ref.name) if "deletionTimestamp" not in pod["metadata"]]
-        ready = next((one for one in seen.status.get("conditions") or () if one["type"] == "PredictorReady"), {})
+        found = [one for one in seen.status.get("conditions") or () if one["type"] == "PredictorReady"]
+        ready: Mapping[str, Any] = found[0] if found else {}
         told = ": ".join(str(ready[key]) for key in ("reason", "message") if ready.get(key))
-        if ready.get("status") == "True" and len(its) >= release.replicas and all(map(pods.is_ready, its)):
-            return Current(self._endpoint(ref, seen.status))
+        if len(its) >= release.replicas and all(map(pods.is_ready, its)):
+            up = ready.get("status") == "True"
+            return Current(self._endpoint(ref, seen.status)) if up else InProgress(f"its pods are ready, KServe is not: {told}")
         events = [one for one in world.beside["Event"] if one.get("reason") not in NOISE]
-        state = pods.engine(its, events, world.beside["Node"], _failure(ready, events, ref), claim_status(release, world), ref.name)
-        if its or isinstance(state, Failed):
+        failure = _failure(ready, events, ref) if len(its) < release.replicas else {}
+        state = pods.engine(its, events, world.beside["Node"], failure, claim_status(release, world), ref.name)
+        if its or failure or not isinstance(state, InProgress):
             return state
-        return InProgress(
-            told or (state.why if seen.status.get("conditions") else "KServe says nothing of it (does its controller manager run?)")
-        )
+        return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
     def _endpoint(self, ref: Ref, status: Mapping[str, Any]) -> str:
         """A Service without an address of its own (a setting of KServe's) leads straight to the engine's port: KServe's address has a port then."""
@@ -95,9 +96,13 @@ def _verbatim(text: str) -> str:
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
-    """Why no pod can be made, as a Deployment would say it: by KServe's condition, or by events where its manager is dead and says nothing new."""
-    told = [one["message"] for one in events if one.get("reason") == CREATE and one["involvedObject"].get("name", "").startswith(ref.name)]
-    told += [ready["message"]] if ready.get("reason") == CREATE else []
+    """Why no pod can be made, as a Deployment would say it: by KServe's condition; where its manager is dead, that says nothing new, but events do.
+
+    Of events only what waits, since they outlive what they tell.
+    """
+    mine = [one for one in events if one["involvedObject"].get("name", "").startswith(ref.name) and one.get("reason") == CREATE]
+    told = [one["message"] for one in mine if pods.HOOK.search(one.get("message", ""))]
+    told = [ready["message"]] if ready.get("reason") == CREATE else told
     return {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": told[-1]}]} if told else {}
 
 

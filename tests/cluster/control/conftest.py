@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.control.lab import gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
+from tests.parts.kserve import KServe, running_kserve
 from tests.parts.t9k import StandIn, running_t9k
 
 
@@ -30,6 +31,12 @@ def node(cluster: Cluster) -> Iterator[PlayedNode]:
 @pytest.fixture(scope="module")
 def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[StandIn]:
     with running_t9k(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kserve(cluster: Cluster, node: PlayedNode) -> Iterator[KServe]:
+    with running_kserve(cluster) as made:
         yield made
 
 

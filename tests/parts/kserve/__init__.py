@@ -63,8 +63,7 @@ class KServe:
     def install(self) -> None:
         made = documents(*DEFINITIONS)
         self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *made)
-        names = [f"crd/{one['metadata']['name']}" for one in made]
-        self.cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
+        until(lambda: self._established(made), 60, "its definitions are not established: without them the manager would end")
         self.cluster.apply(*documents("rbac", "configmap"))
         certificates = self.folder / "k8s-webhook-server" / "serving-certs"
         certificates.mkdir(parents=True)
@@ -84,6 +83,16 @@ class KServe:
 
     def stop(self) -> None:
         self.cluster.programs.stop("kserve", grace=0)
+
+    def _established(self, made: list[Object]) -> bool:
+        names = {one["metadata"]["name"] for one in made}
+        found = [
+            one
+            for one in self.cluster.listed("/apis/apiextensions.k8s.io/v1/customresourcedefinitions")
+            if one["metadata"]["name"] in names
+        ]
+        told = [c for one in found for c in one.get("status", {}).get("conditions") or ()]
+        return sum((c["type"], c["status"]) == ("Established", "True") for c in told) == len(names)
 
     def _answers(self) -> bool:
         try:

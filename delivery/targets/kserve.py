@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -48,8 +49,7 @@ class KServe(Routed):
             "resources": engine.pop("resources"),
             "storageUri": f"pvc://{claim_name(name, storage)}/{folder_name(lock.snapshot)}",
         }
-        engine |= {"args": [_verbatim(word) for word in engine["args"]]}
-        engine |= {"env": [one | {"value": _verbatim(one["value"])} if "value" in one else one for one in engine["env"]]}
+        runtime["spec"]["containers"] = [json.loads(_verbatim(json.dumps(engine)))]
         return {"runtime": runtime, "service": service, **settings(name, lock, serving, storage)}
 
     def release(self, delivery: str, release: Release) -> Iterator[Resource]:

@@ -182,14 +182,14 @@ def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str)
     return cluster.kubeconfig_of(name, namespace=namespace)
 
 
-def rights(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> list[Finding]:
-    target = {"kind": "t9k", "namespace": namespace} if t9k else {"kind": "deployment", "namespace": namespace, "gateway": gateway}
+def rights(namespace: str, gateway: str | None = None, kind: str = "deployment") -> list[Finding]:
+    target = {"kind": kind, "namespace": namespace, **({} if kind == "t9k" else {"gateway": gateway})}
     spec = parse_spec(
         {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
             "model": {"source": "huggingface", "repo": "a/b"},
-            "storage": {"notebook": t9k},
+            "storage": {"notebook": kind == "t9k"},
             "target": target,
         }
     )
@@ -204,9 +204,9 @@ def test_each_missing_right_is_named(cluster: Cluster, namespace: str, monkeypat
     for number, rule in enumerate(role["rules"]):
         less = role | {"rules": [other for other in role["rules"] if other is not rule]}
         monkeypatch.setenv("KUBECONFIG", str(deliverer(cluster, namespace, less, f"less-{number}")))
-        t9k = rule["apiGroups"] == ["tensorstack.dev"]
+        kind = {"tensorstack.dev": "t9k", "serving.kserve.io": "kserve"}.get(rule["apiGroups"][0], "deployment")
         named = {f"{verb} {resource}" for resource in rule["resources"] for verb in rule["verbs"]}
-        while len(found := rights(namespace, "g", t9k=t9k)) > len(named):
+        while len(found := rights(namespace, "g", kind)) > len(named):
             time.sleep(0.1)
         assert {" ".join(f.what.split()[3:5]).partition(".")[0] for f in found} == {n.partition(".")[0] for n in named}
 

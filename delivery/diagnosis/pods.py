@@ -103,7 +103,10 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> Readine
     if not ended or status["name"] not in ENGINES or status.get("ready"):
         return None
     if ended.get("reason") == "OOMKilled":
-        return Failed(_oom("the engine", "serving.resources.limits.memory"))
+        limits = [
+            one.get("resources", {}).get("limits", {}).get("memory") for one in pod["spec"]["containers"] if one["name"] == status["name"]
+        ]
+        return Failed(_oom("the engine", "serving.resources.limits.memory", *filter(None, limits)))
     return _crashed(pod, status, ended)
 
 
@@ -187,9 +190,14 @@ def _evicted(pod: Object) -> Finding | None:
     return Finding(f"the pod {pod['metadata']['name']} was evicted", why, fix)
 
 
-def _oom(what: str, where: str) -> Finding:
+def _oom(what: str, where: str, limit: str = "") -> Finding:
+    """``limit``: as the pod has it, which may be another's (a LimitRange's, a default of KServe's) where the spec has none."""
     fix = f"raise {where}, or use a smaller model, dtype or --max-model-len"
-    return Finding(f"{what} was killed: it used more memory than its limit", f"OOMKilled, exit code {OOM}", fix)
+    return Finding(
+        f"{what} was killed: it used more memory than its limit",
+        f"OOMKilled, exit code {OOM}" + (f"; its limit is {limit}" if limit else ""),
+        fix,
+    )
 
 
 def _not_created(deployment: Object) -> Finding | None:

@@ -152,6 +152,17 @@ def test_pods_that_are_refused_are_told_by_the_condition_or_by_events() -> None:
     assert isinstance(readiness({"conditions": [condition("Unknown")]}, (), (past,)), InProgress), "an event outlives what it tells"
 
 
+def test_a_limit_that_the_spec_does_not_have_is_named() -> None:
+    killed = pod(ready=False)
+    killed["spec"]["containers"] = [{"name": "kserve-container", "resources": {"limits": {"memory": "2Gi"}}}]
+    ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    killed["status"]["containerStatuses"][0] |= {"state": ended, "restartCount": 0}
+    state = readiness({"conditions": [condition("Unknown")]}, (killed,))
+    assert isinstance(state, Failed)
+    assert "its limit is 2Gi" in state.finding.why
+    assert "serving.resources.limits.memory" in state.finding.fix
+
+
 def test_events_that_say_nothing_of_the_service_are_left_out() -> None:
     noise = event("VirtualServiceCRDNotFound", "Istio VirtualService CRD not present", "m-r1")
     state = readiness({"conditions": [condition("Unknown", "ReplicaSetUpdated", "is progressing")]}, (), (noise,))

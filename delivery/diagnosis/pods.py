@@ -25,6 +25,7 @@ OWN_LIMIT = re.compile(
     re.IGNORECASE,
 )
 OOM = 137
+HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
 
 
 def engine(
@@ -32,7 +33,7 @@ def engine(
 ) -> Readiness:
     """Of a release's pods: its Deployment's status, the events of its namespace (warnings), the nodes where they may be seen, its claim's status."""
     if (refused := _not_created(deployment)) is not None:
-        return Failed(refused)
+        return InProgress(f"{refused.what}: {refused.why}") if HOOK.search(refused.why) else Failed(refused)
     if claim is not None and claim.get("phase") == "Lost":
         return Failed(
             Finding(
@@ -102,7 +103,10 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> Readine
     if not ended or status["name"] not in ENGINES or status.get("ready"):
         return None
     if ended.get("reason") == "OOMKilled":
-        return Failed(_oom("the engine", "serving.resources.limits.memory"))
+        limits = [
+            one.get("resources", {}).get("limits", {}).get("memory") for one in pod["spec"]["containers"] if one["name"] == status["name"]
+        ]
+        return Failed(_oom("the engine", "serving.resources.limits.memory", *filter(None, limits)))
     return _crashed(pod, status, ended)
 
 
@@ -186,9 +190,14 @@ def _evicted(pod: Object) -> Finding | None:
     return Finding(f"the pod {pod['metadata']['name']} was evicted", why, fix)
 
 
-def _oom(what: str, where: str) -> Finding:
+def _oom(what: str, where: str, limit: str = "") -> Finding:
+    """``limit``: as the pod has it, which may be another's (a LimitRange's, a default of KServe's) where the spec has none."""
     fix = f"raise {where}, or use a smaller model, dtype or --max-model-len"
-    return Finding(f"{what} was killed: it used more memory than its limit", f"OOMKilled, exit code {OOM}", fix)
+    return Finding(
+        f"{what} was killed: it used more memory than its limit",
+        f"OOMKilled, exit code {OOM}" + (f"; its limit is {limit}" if limit else ""),
+        fix,
+    )
 
 
 def _not_created(deployment: Object) -> Finding | None:
@@ -206,7 +215,13 @@ def _refused(message: str) -> Finding:
         return Finding("the namespace's Pod Security level refuses the pod", message, "change what the message names in serving.pod")
     if "serviceaccount" in message.lower() and "not found" in message:
         return Finding("the service account is not there", message, "make it, or correct serving.pod.service_account")
+    if hook := HOOK.search(message):
+        return Finding(f"no pod can be made: the webhook {hook[1]} does not answer", message, "see whether what serves it runs")
     return Finding("the cluster refuses the pod", message, "change what the message names, or ask whoever sets the rule")
+
+
+def is_ready(pod: Object) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
 
 
 def _about(event: Object, pod: Object) -> bool:

@@ -91,8 +91,10 @@ class Client:
         except _Busy as busy:
             if once and busy.sent:
                 raise Doubt(busy.why) from None
-            what = f"the API server at {self.url} does not answer"
-            raise Retryable(Finding(what, f"tried for {PATIENCE:.0f} s: {busy.why}", "see whether it is up, then run again")) from None
+            hook = "failed calling webhook" in busy.why
+            what = f"the API server at {self.url} " + ("cannot call a webhook" if hook else "does not answer")
+            fix = f"see whether {'what serves the webhook' if hook else 'it'} is up, then run again"
+            raise Retryable(Finding(what, f"tried for {PATIENCE:.0f} s: {busy.why}", fix)) from None
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:

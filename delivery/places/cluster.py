@@ -83,7 +83,7 @@ class Cluster:
         live = self._live(kind, name)
         if live is None or delivery_of(live) != delivery:
             return Change(ref, "absent")
-        policy = "Foreground" if kind in ("Deployment", "Job", "MLService") else "Background"
+        policy = "Foreground" if kind in ("Deployment", "Job", "MLService", "InferenceService") else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
             self.client.call("DELETE", path(kind, self.namespace, name), body=options)
@@ -219,7 +219,7 @@ class Cluster:
             if now is None or not covers(shown(now), shown(body)):
                 raise Mismatch(resource.ref) from None
             done = now
-        if kind in ("Deployment", "MLService") and not dry_run:
+        if kind in ("Deployment", "MLService", "InferenceService") and not dry_run:
             self._look.forget()
         before, after = shown(live) if live else {}, shown(done)
         diff = tuple(difference(before, after)) if live else ()

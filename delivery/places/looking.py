@@ -15,9 +15,10 @@ from delivery.resources import ENGINES, Ref, World
 ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
 SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
 PAGE = 500
-OPTIONAL = ("HTTPRoute", "MLService", "MLServiceRuntime")  # APIs that not every cluster has, nor every role knows
+TELLING = ("MLService", "InferenceService")  # their controllers tell of failures by events
+OPTIONAL = ("HTTPRoute", "MLServiceRuntime", "ServingRuntime", *TELLING)  # APIs that not every cluster has, nor every role knows
 OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
-STILL = ("ConfigMap", "Service", "MLServiceRuntime")  # these do not change by themselves
+STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these do not change by themselves
 OLD = 14.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 TAIL_LINES = 400
@@ -81,7 +82,7 @@ class Look:
         beside = {
             "Pod": pods,
             "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
-            if self._known["MLService"] or _events_tell(listed)
+            if any(self._known[kind] for kind in TELLING) or _events_tell(listed)
             else (),
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),

@@ -23,6 +23,8 @@ KINDS = {
     "MLService": ("tensorstack.dev/v1beta1", "mlservices"),
     "MLServiceRuntime": ("tensorstack.dev/v1beta1", "mlserviceruntimes"),
     "Notebook": ("tensorstack.dev/v1beta1", "notebooks"),
+    "InferenceService": ("serving.kserve.io/v1beta1", "inferenceservices"),
+    "ServingRuntime": ("serving.kserve.io/v1alpha1", "servingruntimes"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
     "Pod": ("v1", "pods"),
     "Event": ("v1", "events"),
@@ -107,7 +109,7 @@ def delivery_of(found: Mapping[str, Any]) -> str | None:
 
 
 def is_made_by_controller(found: Mapping[str, Any]) -> bool:
-    """Labels of ours reach what a controller makes of our object (Knative's Deployments): they make it no object of ours."""
+    """Labels of ours reach what a controller makes of our object (Knative's Deployments, KServe's): they make it no object of ours."""
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 

@@ -14,13 +14,14 @@ from delivery.findings import Finding, Refused
 from delivery.places.client import Forbidden, Status
 from delivery.places.cluster import Cluster
 from delivery.places.jobs import PASSED_ON
-from delivery.places.objects import path
-from delivery.spec import DeliverySpec, DeploymentTarget, KubeSecret, LocalModel, ProcessTarget, SecretRef, T9kTarget
+from delivery.places.objects import KINDS, path
+from delivery.spec import DeliverySpec, DeploymentTarget, KServeTarget, KubeSecret, LocalModel, ProcessTarget, SecretRef, T9kTarget
 
 ROLE = Path(__file__).parent.parent.parent / "manifests" / "rbac" / "role.yaml"
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-GATEWAY_GROUP, T9K_GROUP = "gateway.networking.k8s.io", "tensorstack.dev"
+GATEWAY_GROUP, T9K_GROUP, KSERVE_GROUP = "gateway.networking.k8s.io", "tensorstack.dev", "serving.kserve.io"
 T9K = f"{T9K_GROUP}/v1beta1"
+KSERVE_NAME = 63 - len("isvc.-0123456789-predictor")
 
 
 def preflight_cluster(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, SecretRef]) -> Iterator[Finding]:
@@ -43,6 +44,7 @@ def preflight_cluster(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, 
     yield from _secrets(spec, place, secrets)
     yield from _gateway(spec, place)
     yield from _t9k(spec, place)
+    yield from _kserve(spec, place)
 
 
 def _fields(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
@@ -80,7 +82,7 @@ def _there(place: Cluster, kind: str, name: str) -> bool:
 
 
 def _gateway(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
-    if not isinstance(spec.target, DeploymentTarget) or spec.target.gateway is None:
+    if not isinstance(spec.target, DeploymentTarget | KServeTarget) or spec.target.gateway is None:
         return
     namespace, _, name = spec.target.gateway.rpartition("/")
     where = f"/apis/{GATEWAY_GROUP}/v1/namespaces/{namespace or place.namespace}/gateways/{name}"
@@ -121,6 +123,20 @@ def _asked(place: Cluster, path: str) -> dict[str, Any]:
         return {}
 
 
+def _kserve(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
+    """Is its API there, and can the service and what KServe makes of it be called so?"""
+    if not isinstance(spec.target, KServeTarget):
+        return
+    for kind in ("InferenceService", "ServingRuntime"):
+        api, plural = KINDS[kind]
+        if plural not in {one["name"] for one in _asked(place, f"/apis/{api}").get("resources", ())}:
+            fix = "install KServe, or use target: {kind: deployment, …}"
+            yield Finding(f"the cluster has no {plural} of {api}", f"context {place.context or 'default'}", fix)
+    if not spec.name[0].isalpha() or len(spec.name) > KSERVE_NAME:
+        why = f"KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: at most {KSERVE_NAME} characters"
+        yield Finding(f"the name {spec.name} does not fit KServe", why, "choose another name")
+
+
 def wanted_rules(role: Path = ROLE) -> list[tuple[str, str, str]]:
     """Group, resource and verb of every rule of the shipped Role."""
     found = next(doc for doc in yaml.safe_load_all(role.read_text(encoding="utf-8")) if doc["kind"] == "Role")
@@ -142,7 +158,9 @@ def _rights(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
 def _needs(spec: DeliverySpec, group: str, resource: str) -> bool:
     """Rules for the API of a target, or of an option, are needed by it alone."""
     if group == GATEWAY_GROUP:
-        return isinstance(spec.target, DeploymentTarget) and spec.target.gateway is not None
+        return isinstance(spec.target, DeploymentTarget | KServeTarget) and spec.target.gateway is not None
+    if group == KSERVE_GROUP:
+        return isinstance(spec.target, KServeTarget)
     return group != T9K_GROUP or (isinstance(spec.target, T9kTarget) and (resource != "notebooks" or spec.storage.notebook))
 
 

@@ -39,6 +39,9 @@ def _new(body: Object, live: Object | None) -> Iterator[tuple[int, dict[str, int
     match body["kind"]:
         case "Deployment" if live is None:
             yield body["spec"]["replicas"], devices(body["spec"]["template"]["spec"])
+        case "InferenceService" if live is None:
+            predictor = body["spec"]["predictor"]
+            yield predictor["minReplicas"], devices({"containers": [predictor["model"]]})
         case "MLService":
             known = {one["name"] for one in live["spec"]["releases"]} if live else set()
             for one in body["spec"]["releases"]:

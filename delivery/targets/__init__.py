@@ -121,5 +121,9 @@ def of_key(key: TargetKey) -> Target:
             from delivery.targets.t9k import T9k
 
             return T9k(key.namespace or "default", key.queue)
-    fix = "use target: {kind: t9k, …}, {kind: deployment, …} or {kind: process, …}"
-    raise Refused(Finding(f"target {key.kind} is not there yet", "this version delivers to T9k, plain Kubernetes and one host", fix))
+        case "kserve":
+            from delivery.targets.kserve import KServe
+
+            return KServe(key.namespace or "default", key.gateway, key.hostname)
+    known = "t9k, kserve, deployment, process"
+    raise Refused(Finding(f"there is no target {key.kind}", f"this version knows {known}", "use the version that made the delivery"))

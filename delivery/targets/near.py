@@ -1,24 +1,106 @@
-"""What all cluster targets have beside a release: the claim of the models, and the Jobs that run steps near them."""
+"""What cluster targets have in common beside a release: the claim of the models, the Jobs that run steps near them, the route."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
 from delivery.diagnosis import pods
 from delivery.findings import Finding, Refused
-from delivery.release import Lock
+from delivery.release import Address, Capabilities, Desired, Lock, Payload, Release
 from delivery.resources import Ref, Resource, World, digest
-from delivery.spec import SecretRef, Storage
+from delivery.spec import SecretRef, Serving, Storage
 from delivery.targets import Failed, Readiness, StepRun
-from delivery.targets.manifests import manifest
-from delivery.targets.pod import CONFIG, MOUNT, claim_name, mount_secrets, schedule
+from delivery.targets.manifests import Object, manifest
+from delivery.targets.pod import CONFIG, MOUNT, PORT, claim_name, mount_secrets, schedule, startup_seconds
+from delivery.targets.route import Route
 
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then ``backend``.
+
+    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable Service selects one release.
+    """
+
+    namespace: str
+    gateway: str | None = None
+    hostname: str | None = None
+    backend: ClassVar[str] = ""
+    port: ClassVar[int] = PORT
+
+    @property
+    def can(self) -> Capabilities:
+        return self._route.can
+
+    def address(self, name: str, port: int) -> Address:
+        return self._route.address(name)
+
+    @property
+    def _route(self) -> Route:
+        return Route(self.namespace, self.gateway, self.hostname, self.backend, self.port)
+
+    def root(self, storage: Storage) -> str | None:
+        return MOUNT
+
+    def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
+        return (models_claim(name, lock, storage),)
+
+    def compose(self, want: Desired) -> tuple[Resource, ...]:
+        releases = [resource for release in want.releases for resource in self.release(want.delivery, release)]
+        return (*releases, self._route.compose(want)) if want.address else tuple(releases)
+
+    def release(self, delivery: str, release: Release) -> Iterator[Resource]:
+        """Everything of one release."""
+        raise NotImplementedError
+
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        return step_job(run)
+
+    def step_state(self, ref: Ref, world: World) -> Readiness:
+        return job_state(ref, world)
+
+    def routed(self, want: Desired, world: World) -> Readiness:
+        return self._route.routed(want, world)
+
+
+def settings(name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
+    """What of a release its steps, its connection and its wait need to know. Refused without an image."""
+    if lock.image is None:
+        raise Refused(Finding("no image", "a pod needs one", "name it in target.image"))
+    return {
+        "chat_template": serving.chat_template,
+        "names": list(serving.model_names),
+        "args": list(serving.args),
+        "api_key": None if serving.api_key is None else serving.api_key.model_dump(mode="json"),
+        "startup_seconds": startup_seconds(serving, lock),
+        "pod": serving.pod.model_dump(mode="json"),
+        "claim": claim_name(name, storage),
+        "image": lock.image,
+        "devices": {key: int(value) for key, value in serving.resources.limits.items() if "/" in key},
+    }
+
+
+def chat_config(delivery: str, release: Release, name: str, pod: Object, engine: Object) -> Iterator[Resource]:
+    """The ConfigMap of the release's chat template, where it has one, mounted into its engine."""
+    if (chat := release.payload["chat_template"]) is not None:
+        config = {"metadata": {}, "data": {"chat_template.jinja": chat}}
+        yield Resource(Ref("ConfigMap", name), "release", delivery, config, release.id)
+        pod["volumes"].append({"name": "config", "configMap": {"name": name}})
+        engine["volumeMounts"].append({"name": "config", "mountPath": CONFIG, "readOnly": True})
+
+
+def claim_status(release: Release, world: World) -> Mapping[str, Any] | None:
+    """Of the claim that the release reads its model from, where it has been looked at."""
+    claim = world.objects.get(Ref("PersistentVolumeClaim", str(release.payload["claim"])))
+    return claim.status if claim else None
 
 
 def models_claim(name: str, lock: Lock, storage: Storage) -> Resource:

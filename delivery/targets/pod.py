@@ -32,6 +32,11 @@ def literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
+def verbatim(text: str) -> str:
+    """So that Go's templates, which T9k and KServe fill in, give the process ``text`` as it is; in backquotes, for it may be done in JSON."""
+    return text.replace("{{", "{{`{{`}}")
+
+
 def claim_name(name: str, storage: Storage) -> str:
     return storage.claim or f"{name}-models"
 
@@ -43,18 +48,19 @@ def startup_seconds(serving: Serving, lock: Lock) -> int:
     return math.ceil(PULL_SECONDS + NODE_SECONDS + IMPORT_SECONDS + lock.snapshot.size / LOAD_BYTES_PER_SECOND)
 
 
-def serve(template: Object, name: str, lock: Lock, serving: Serving, storage: Storage) -> None:
-    """Fill in the pod template of a release."""
+def serve(template: Object, name: str, lock: Lock, serving: Serving, storage: Storage, model: str = "") -> None:
+    """Fill in the pod template of a release. ``model``: where somebody else mounts its folder; else the template's volume ``models`` is its claim."""
     pod = template["spec"]
     (engine,) = pod["containers"]
     seconds = startup_seconds(serving, lock)
     engine["image"] = lock.image
-    engine["args"] = [literal(word) for word in arguments(lock, serving)]
+    engine["args"] = [literal(word) for word in arguments(model or f"{MOUNT}/{folder_name(lock.snapshot)}", serving)]
     engine["env"] += [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": str(seconds)}, *environment(serving)]
     engine["startupProbe"]["failureThreshold"] = math.ceil(seconds / engine["startupProbe"]["periodSeconds"])
     limits = {key: str(value) for key, value in serving.resources.limits.items()}
     engine["resources"] = {"limits": limits, "requests": limits} if limits else {}
-    _named(pod["volumes"], "models")["persistentVolumeClaim"] = {"claimName": claim_name(name, storage), "readOnly": True}
+    if not model:
+        _named(pod["volumes"], "models")["persistentVolumeClaim"] = {"claimName": claim_name(name, storage), "readOnly": True}
     if serving.pod.shm is not None:
         _named(pod["volumes"], "shm")["emptyDir"]["sizeLimit"] = str(serving.pod.shm)
     schedule(pod, serving.pod.model_dump(mode="json"))
@@ -64,9 +70,9 @@ def serve(template: Object, name: str, lock: Lock, serving: Serving, storage: St
         template["metadata"]["annotations"] = dict(serving.pod.annotations)
 
 
-def arguments(lock: Lock, serving: Serving) -> list[str]:
+def arguments(model: str, serving: Serving) -> list[str]:
     """The engine's, ours first; the user's stay as they are."""
-    ours = ["--model", f"{MOUNT}/{folder_name(lock.snapshot)}", "--served-model-name", *serving.model_names]
+    ours = ["--model", model, "--served-model-name", *serving.model_names]
     ours += ["--host", "0.0.0.0", "--port", str(PORT), "--shutdown-timeout", str(DRAIN)]
     ours += ["--chat-template", f"{CONFIG}/chat_template.jinja"] if serving.chat_template is not None else []
     return [*ours, *serving.args]

@@ -16,7 +16,7 @@ from delivery.store import folder_name
 from delivery.targets import Current, Failed, InProgress, Readiness, StepRun
 from delivery.targets.manifests import Object, manifest
 from delivery.targets.near import job_state, models_claim, step_job
-from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, schedule, startup_seconds
+from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, schedule, startup_seconds, verbatim
 from delivery.targets.route import pods_of
 
 FILE = "t9k.yaml"
@@ -170,7 +170,7 @@ def _runtime(lock: Lock, serving: Serving, config: str | None) -> Object:
     if len(names) > 1:
         engine["args"] = [engine["args"][0], "--served-model-name", "{{.MODEL_NAME}}", *names[1:]]
     engine["args"] += [f"--chat-template={CONFIG}/chat_template.jinja"] if config else []
-    engine["args"] += [_verbatim(literal(word)) for word in serving.args]
+    engine["args"] += [verbatim(literal(word)) for word in serving.args]
     env = environment(serving)
     if serving.startup_timeout is not None:
         env = [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": str(startup_seconds(serving, lock))}, *env]
@@ -189,11 +189,6 @@ def _runtime(lock: Lock, serving: Serving, config: str | None) -> Object:
     template["metadata"]["annotations"] = deadline | dict(serving.pod.annotations)
     _no_template({"serving.env": env, "serving.pod": serving.pod.model_dump(mode="json")})
     return made
-
-
-def _verbatim(text: str) -> str:
-    """So that Go's templates give the process ``text`` as it is. In backquotes: no matter whether the whole runtime is filled in as JSON."""
-    return text.replace("{{", "{{`{{`}}")
 
 
 def _no_template(fields: Mapping[str, Any]) -> None:

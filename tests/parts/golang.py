@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -35,8 +36,17 @@ def digest(folder: Path) -> str:
     return content.hexdigest()[:12]
 
 
-def build(sources: Path, variables: Mapping[str, str] | None = None) -> Path:
-    """The program of the module in ``sources``; ``variables`` are set by the linker. Two builders at once: the second waits."""
+def module(sources: Path, name: str) -> Path:
+    """The folder of a module that the one in ``sources`` requires (needs the network the first time)."""
+    command = [*go(), "mod", "download", "-json", name]
+    return Path(json.loads(subprocess.run(command, cwd=sources, check=True, capture_output=True, text=True).stdout)["Dir"])
+
+
+def build(sources: Path, variables: Mapping[str, str] | None = None, package: str = ".") -> Path:
+    """The program of the module in ``sources``, or of a ``package`` that it names as its tool; ``variables`` are set by the linker.
+
+    Two builders at once: the second waits.
+    """
     made = cache() / f"{sources.name}-{digest(sources)}" / sources.name
     if made.exists():
         return made
@@ -48,7 +58,7 @@ def build(sources: Path, variables: Mapping[str, str] | None = None) -> Path:
             flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (variables or {}).items())])
             environ = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
             with log.open("wb") as out:
-                command = [*go(), "build", "-trimpath", "-ldflags", flags, "-o", str(program), "."]
+                command = [*go(), "build", "-trimpath", "-ldflags", flags, "-o", str(program), package]
                 ended = subprocess.run(command, cwd=sources, env=environ, stdout=out, stderr=out, check=False)
             if ended.returncode:
                 raise RuntimeError(f"{sources.name} does not build ({shutil.which('go') or 'go'}):\n{log.read_text()[-4000:]}")

@@ -186,14 +186,17 @@ def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str)
     return cluster.kubeconfig_of(name, namespace=namespace)
 
 
-def spec_of(namespace: str, gateway: str | None = None, *, t9k: bool = False) -> DeliverySpec:
-    target = {"kind": "t9k", "namespace": namespace} if t9k else {"kind": "deployment", "namespace": namespace, "gateway": gateway}
+KINDS = {"tensorstack.dev": "t9k", "serving.kserve.io": "kserve"}
+
+
+def spec_of(namespace: str, gateway: str | None = None, kind: str = "deployment") -> DeliverySpec:
+    target = {"kind": kind, "namespace": namespace} | ({} if kind == "t9k" else {"gateway": gateway})
     return parse_spec(
         {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
             "model": {"source": "huggingface", "repo": "a/b"},
-            "storage": {"notebook": t9k},
+            "storage": {"notebook": kind == "t9k"},
             "target": target,
         }
     )
@@ -217,7 +220,7 @@ def test_preflight_names_the_one_right_that_is_missing(
     role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/limited"
     cluster.client.patch(role, json={"rules": rules}, headers={"Content-Type": "application/merge-patch+json"}).raise_for_status()
     group, resource, verb = missing
-    spec, place = spec_of(namespace, gateway="g", t9k=group == "tensorstack.dev"), Place(None, namespace)
+    spec, place = spec_of(namespace, gateway="g", kind=KINDS.get(group, "deployment")), Place(None, namespace)
     named = f"we may not {verb} {resource}{f'.{group}' if group else ''} in namespace {namespace}"
 
     def refusal() -> list[str]:

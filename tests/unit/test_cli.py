@@ -136,15 +136,6 @@ def test_what_this_target_cannot_do_is_refused_by_name(home: Path, model: Path) 
         "the environment variable NOT_SET_HERE holds no secret",
     ):
         assert part in done.stderr
-    other = home.parent / "kserve.yaml"
-    other.write_text(
-        file.read_text()
-        .replace("kind: process", "kind: kserve")
-        .replace(f", port: {file.read_text().split('port: ')[1].split('}')[0]}", "")
-        .split("approval")[0]
-    )
-    other.write_text("\n".join("target: {kind: kserve}" if line.startswith("target:") else line for line in other.read_text().splitlines()))
-    assert "target kserve is not there yet" in deliver(home, "up", str(other)).stderr
 
 
 def test_an_engine_or_a_name_that_does_not_exist_is_told_with_the_nearest(home: Path, model: Path) -> None:

@@ -11,6 +11,7 @@ from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
 from tests.parts.gateway import StandIn, running_gateway
+from tests.parts.kserve import KServe, running_kserve
 from tests.parts.ports import free_port
 from tests.parts.t9k import StandIn as T9k
 from tests.parts.t9k import running_t9k
@@ -41,6 +42,12 @@ def gateway(cluster: Cluster) -> Iterator[StandIn]:
 @pytest.fixture(scope="module")
 def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[T9k]:
     with running_t9k(cluster) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def kserve(cluster: Cluster, node: PlayedNode) -> Iterator[KServe]:
+    with running_kserve(cluster) as made:
         yield made
 
 

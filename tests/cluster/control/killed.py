@@ -19,6 +19,7 @@ MODULES = [
     "flows.rollback",
     "delivery.places.cluster",
     "delivery.targets.deployment",
+    "delivery.targets.kserve",
     "delivery.targets.t9k",
     "tests.cluster.control.killed",
 ]

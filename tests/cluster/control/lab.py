@@ -70,7 +70,8 @@ class Lab:
         if self.kind == "t9k":
             service = world.objects.get(Ref("MLService", NAME))
             return [one["name"] for one in service.resource.spec["spec"]["releases"]] if service else []
-        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind == "Deployment"]
+        main = "InferenceService" if self.kind == "kserve" else "Deployment"
+        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind == main]
 
     def routed_to(self, world: World) -> str | None:
         """The release that has all of the traffic; None: there is no route."""

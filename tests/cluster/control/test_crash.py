@@ -26,12 +26,12 @@ from tests.parts.cluster.waiting import until
 SEED = 20261124
 
 
-@pytest.fixture(params=["deployment", "t9k"])
+@pytest.fixture(params=["deployment", "t9k", "kserve"])
 def lab(
     request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
 ) -> Iterator[Lab]:
-    if request.param == "t9k":
-        request.getfixturevalue("t9k")
+    if request.param != "deployment":
+        request.getfixturevalue(request.param)
     with delivering_lab(cluster, tmp_path, monkeypatch, node, kind=request.param) as made:
         yield made
 
@@ -59,7 +59,8 @@ def converged(lab: Lab, serving: str | None) -> None:
     world = place.world(NAME)
     assert lab.running(world) == ([serving] if serving else [])
     assert lab.routed_to(world) == serving
-    assert len([ref for ref in world.objects if ref.kind == "MLServiceRuntime"]) == (1 if serving and lab.kind == "t9k" else 0)
+    runtimes = [ref for ref in world.objects if ref.kind in ("MLServiceRuntime", "ServingRuntime")]
+    assert len(runtimes) == (1 if serving and lab.kind != "deployment" else 0)
     until(lambda: released(lab) == ({serving} if serving else set()), 30, "the pods of another release do not end")
     assert place.get(NAME, REF) is None
     assert not jobs(lab) or record.ended[-1].exit_code != 0

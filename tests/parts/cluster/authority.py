@@ -42,6 +42,11 @@ class Authority:
         _write_key(folder / "sa.key", self._accounts)
         (folder / "sa.pub").write_bytes(self._accounts.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
+    @property
+    def bundle(self) -> str:
+        """Its certificate as a ``caBundle``."""
+        return base64.b64encode(self.ca.read_bytes()).decode()
+
     def issue(self, file: str, user: str, groups: Sequence[str] = (), names: Sequence[str] = ()) -> tuple[Path, Path]:
         """A certificate for a client and, where it has ``names`` (DNS or IP), for a server; returns its file and its key's."""
         key = ec.generate_private_key(ec.SECP256R1())

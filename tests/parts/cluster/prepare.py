@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.parts import kserve
 from tests.parts.cluster import images
 from tests.parts.cluster.control_plane import kube
 from tests.parts.gateway import definitions
@@ -23,6 +24,7 @@ def programs(*, node: bool) -> None:
     """Kubernetes takes minutes the first time, and both processors."""
     told("the Gateway API", lambda: definitions()[0].parent)
     told("Kubernetes", kube)
+    told("KServe", kserve.manager)
     if node:
         told("CoreDNS", lambda: build(SOURCES / "dns"))
         told("pause", lambda: build(SOURCES / "pause"))

@@ -7,7 +7,6 @@ matches, filters, TLS, listeners of different ports, cross-namespace grants. A w
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ import httpx
 
 from delivery.places.router import caddy
 from tests.parts.cluster.control_plane import Cluster
-from tests.parts.golang import go
+from tests.parts.golang import module
 
 CRDS = Path(__file__).parent / "crds"
 CONTROLLER, CLASS = "test/caddy", "caddy"
@@ -33,12 +32,8 @@ Object = Mapping[str, Any]
 
 def definitions() -> list[Path]:
     """The Gateway API's standard CRDs, from its Go module (needs the network the first time)."""
-    command = [*go(), "mod", "download", "-json", "sigs.k8s.io/gateway-api"]
-    found = json.loads(subprocess.run(command, cwd=CRDS, check=True, capture_output=True, text=True).stdout)
-    return [
-        Path(found["Dir"]) / "config/crd/standard" / f"gateway.networking.k8s.io_{kind}.yaml"
-        for kind in ("gatewayclasses", "gateways", "httproutes")
-    ]
+    folder = module(CRDS, "sigs.k8s.io/gateway-api") / "config/crd/standard"
+    return [folder / f"gateway.networking.k8s.io_{kind}.yaml" for kind in ("gatewayclasses", "gateways", "httproutes")]
 
 
 def share(weights: Sequence[int]) -> list[int]:

@@ -68,9 +68,9 @@ def step(pods: Sequence[Object], events: Sequence[Object], nodes: Sequence[Objec
     state = _pod(pod, events, nodes)
     if isinstance(state, Failed):
         return state
-    if statuses.get("step", {}).get("state", {}).keys() & {"running", "terminated"}:
-        return Current("started")
-    return state
+    mine = statuses.get("step", {}).get("state", {})
+    done = mine.get("terminated", {}).get("exitCode") == 0
+    return state if done or not mine.keys() & {"running", "terminated"} else Current("started")
 
 
 def _pod(pod: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Readiness:

@@ -69,7 +69,13 @@ class Session:
         seen = self.place.get(self.delivery, release_ref(release))
         if seen is None:
             known = ", ".join(sorted(r.name for r in self.place.world(self.delivery).objects if r.kind == "Release")) or "none"
-            raise Refused(Finding(f"release {release} is not known", f"known: {known}", "see `deliver history`"))
+            raise Refused(
+                Finding(
+                    f"release {release} is not known",
+                    f"known: {known}",
+                    "see `deliver history`; one that was deleted comes back with its spec",
+                )
+            )
         return Frozen.model_validate(seen.resource.spec)
 
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:

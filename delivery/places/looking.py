@@ -12,14 +12,14 @@ from delivery.places.client import Broken, Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, is_made_by_controller, path
 from delivery.resources import ENGINES, Ref, World
 
-ON_TIME, ON_CHANGE = 40, 56  # requests a minute: some are kept back for a change; the lease's own come on top
-SCHEDULE = (0.5, 1.0, 2.0, 7.0, 15.0)
+ON_TIME, ON_CHANGE = 46, 56  # requests a minute: some are kept back for a change; the lease's own come on top
+SCHEDULE = (0.5, 1.0, 2.0, 5.0, 9.0)  # what can no longer come is told within 10 s
 PAGE = 500
 TELLING = ("MLService", "InferenceService")  # their controllers tell of failures by events
 OPTIONAL = ("HTTPRoute", "MLServiceRuntime", "ServingRuntime", *TELLING)  # APIs that not every cluster has, nor every role knows
 OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
 STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these do not change by themselves
-OLD = 14.0
+OLD = 28.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 TAIL_LINES = 400
 SILENCE = 60.0

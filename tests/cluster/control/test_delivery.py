@@ -69,6 +69,22 @@ def test_what_is_deleted_by_hand_comes_back_with_the_next_run(lab: Lab) -> None:
     assert again["result"] == "unchanged"
 
 
+def test_our_own_books_come_back_too_while_the_engine_serves_on(lab: Lab) -> None:
+    spec = lab.spec(gates={"smoke": {"max_tokens": 16}, "throughput": None})
+    release = deliver.fn(spec)["release"]
+
+    def engines() -> set[str]:
+        return {pod["metadata"]["uid"] for pod in lab.place.world(NAME).beside["Pod"]}
+
+    before = engines()
+    for thing in (f"configmap/{NAME}-release-{release}", f"configmap/{NAME}-record"):
+        lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
+        again = deliver.fn(spec)
+        assert (again["release"], lab.record.serving, engines()) == (release, release, before), thing
+        now = service.status(lab.place, NAME)
+        assert (now.state, now.changes) == ("up", ())
+
+
 def test_a_key_reaches_engine_and_tests_and_nothing_else(lab: Lab) -> None:
     lab.cluster.kubectl("create", "secret", "generic", "api", "--from-literal=key=s3cret-value", "-n", lab.namespace)
     key = {"kube": {"name": "api", "key": "key"}}

@@ -126,6 +126,7 @@ class Session:
         candidate = self.record.candidate
         attempt = candidate.attempt if candidate else 0
         frozen = self.frozen(candidate.release) if candidate else None
+        patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else STEP_START_SECONDS
         world = self.place.world(self.delivery)
         for number in range(1, TRIES + 1):
             text, release = given.model_dump_json(), candidate.release if candidate else None
@@ -137,17 +138,17 @@ class Session:
             for resource in resources:
                 self.place.put(resource)
             try:
-                return step.output.model_validate_json(self._followed(step.name, ref))
+                return step.output.model_validate_json(self._followed(step.name, ref, patience))
             except Retryable:
                 if finished and number < TRIES:
                     continue
                 raise
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _followed(self, name: str, ref: Ref) -> str:
+    def _followed(self, name: str, ref: Ref, patience: float) -> str:
         """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
         what = f"the {name} step"
-        self._until(what, lambda world: self.target.step_state(ref, world), STEP_START_SECONDS)
+        self._until(what, lambda world: self.target.step_state(ref, world), patience)
         try:
             text = reading.read(name, self.place.log(self.delivery, ref))
         except Retryable:
@@ -155,7 +156,7 @@ class Session:
                 case Failed(finding, retryable):
                     raise (Retryable if retryable else Permanent)(finding) from None
             raise
-        self._until(what, lambda world: _ended(self.target.step_state(ref, world)), STEP_START_SECONDS)
+        self._until(what, lambda world: _ended(self.target.step_state(ref, world)), patience)
         return text
 
 

@@ -5,7 +5,7 @@ Every function leaves the record so that a run killed anywhere in it is finished
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from delivery import evidence
@@ -13,8 +13,9 @@ from delivery.findings import Finding, GateFailed, Permanent, Refused, Trouble
 from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import Candidate, Ended, Wanted
-from delivery.release import Address, AddressKey, Frozen, Lock, Release, ReleaseId
-from delivery.resources import ABSENT, Resource, digest
+from delivery.release import AddressKey, Frozen, Lock, Release, ReleaseId
+from delivery.resources import Resource, digest
+from delivery.restore import restore
 from delivery.rollout import Stage, stages
 from delivery.session import Session, frozen_releases, release_ref
 from delivery.spec import DeliverySpec, Gates, Rollout
@@ -64,7 +65,7 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
 def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) -> Admission:
     """Rules 1, 2, 3, 6 and 7: finish what was left, then say what this request comes to; a new release is proposed here."""
     release, frozen = identify(session, spec, lock)
-    _restore(session, spec, release, frozen)
+    restore(session, spec, release, frozen)
     finish_ending(session)
     before = next((e for e in reversed(session.record.ended) if e.request == session.request), None)
     if before is not None:
@@ -90,22 +91,6 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     _check_room(session, release, frozen, spec)
     propose(session, release, frozen, spec)
     return Admission("candidate", release)
-
-
-def _restore(session: Session, spec: DeliverySpec, release: ReleaseId, frozen: Frozen) -> None:
-    """What somebody deleted of our own books: the object of a release that is wanted, and the record while one of its releases has all of the traffic."""
-    if session.version == ABSENT:
-        world = session.place.world(session.delivery)
-        for name, known in frozen_releases(world).items():
-            alone = Wanted(releases=((name, spec.serving.replicas.min),), traffic=((name, 100),))
-            address = known.address and Address(known.address.host, known.address.port)
-            if address and isinstance(session.target.routed(replace(session.desired(alone), address=address), world), Current):
-                session.write(serving=name, desired=alone, address=known.address, replicas=spec.serving.replicas.min)
-                report(Progress("record", f"it was gone; {name} has all of the traffic, so that is what serves"))
-                break
-    wanted = {name for name, _ in session.record.desired.releases} | {session.record.serving}
-    if release in wanted and session.place.get(session.delivery, release_ref(release)) is None:
-        session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
 
 
 def finish_ending(session: Session) -> None:

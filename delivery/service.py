@@ -143,7 +143,10 @@ def status(host: Place, name: str) -> Status:
     shares = dict(record.desired.traffic)
     running = []
     for release, replicas in record.desired.releases:
-        frozen = Frozen.model_validate(world.objects[Ref("Release", release)].resource.spec)
+        known = world.objects.get(Ref("Release", release))
+        if known is None:
+            raise Refused(Finding(f"release {release} is not known", "somebody deleted its object", "deliver the spec that made it again"))
+        frozen = Frozen.model_validate(known.resource.spec)
         seen = world.objects.get(target.main(name, release))
         said = seen.status if seen else {}
         match target.readiness(Release(release, frozen.payload, replicas), world):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from delivery import service
 from delivery.places.cluster import Cluster as Place
 from delivery.record import Record
 from delivery.session import RECORD
@@ -32,6 +33,7 @@ class Lab:
     hub: HuggingFaceHub
     folder: Path
     images: Mapping[str, str]
+    kind: str = "deployment"
 
     def spec(self, image: str, **more: Any) -> Path:
         """The file of a spec for ``image``; ``more`` goes over its sections, a level deep."""
@@ -41,7 +43,7 @@ class Lab:
             "model": {"source": "huggingface", "repo": "org/model"},
             "storage": {"claim": f"{NAME}-models", "size": "2Gi", "storage_class": "folders"},
             "serving": {"startup_timeout": "5m", "pod": PULL},
-            "target": {"kind": "deployment", "namespace": self.namespace, "image": image},
+            "target": {"kind": self.kind, "namespace": self.namespace, "image": image},
             "runner": {"image": self.images["runner"], **PULL},
             "gates": {"smoke": {"max_tokens": 16}, "throughput": None},
             "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "0s"},
@@ -73,6 +75,13 @@ class Lab:
         return Place(None, self.namespace)
 
     @property
+    def url(self) -> str:
+        """Of the service, as ``status`` tells it."""
+        found = service.status(self.place, NAME).url
+        assert found
+        return found
+
+    @property
     def record(self) -> Record:
         seen = self.place.get(NAME, RECORD)
         assert seen is not None
@@ -80,13 +89,14 @@ class Lab:
 
 
 @contextmanager
-def running_lab(node: Node, folder: Path, model: Path, images: Mapping[str, str]) -> Iterator[Lab]:
-    """In a namespace of its own that enforces the restricted Pod Security level and has the pull secret ``pull``."""
+def running_lab(node: Node, folder: Path, model: Path, images: Mapping[str, str], kind: str = "deployment") -> Iterator[Lab]:
+    """In a namespace of its own with the pull secret ``pull``; it enforces the restricted Pod Security level, which Knative's pods would not pass."""
+    level = {} if kind == "t9k" else {"pod-security.kubernetes.io/enforce": "restricted"}
     crt, key = node.authority.issue("hub", "hub.test", names=["hub.test"])
     certificate = folder / "hub.pem"
     certificate.write_text(key.read_text() + crt.read_text())
     with (
-        node.namespace(**{"pod-security.kubernetes.io/enforce": "restricted"}) as namespace,
+        node.namespace(**level) as namespace,
         running_hub(model, certificate, (ADDRESS, "hub.test")) as hub,
         pytest.MonkeyPatch.context() as patch,
     ):
@@ -97,4 +107,4 @@ def running_lab(node: Node, folder: Path, model: Path, images: Mapping[str, str]
         patch.setenv("SSL_CERT_FILE", str(node.authority.ca))
         patch.setenv("KUBECONFIG", str(node.kubeconfig))
         patch.setenv("MODEL_DELIVERY_HOME", str(folder / "home"))
-        yield Lab(node, namespace, hub, folder, images)
+        yield Lab(node, namespace, hub, folder, images, kind)

@@ -23,17 +23,17 @@ def lab(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
 
 
-def spec(lab: Lab, length: int = 1024, *args: str) -> Path:
+def spec(lab: Lab, length: int = 1024, *args: str, expect: str = "Paris", **rollout: Any) -> Path:
     throughput = {"profile": "smoke", "users": 2, "warmup": "2s", "duration": "10s"}
     throughput |= {"slo": {"error_rate_max": 0, "ttft_p95_max": "60s", "output_tokens_per_second_min": 1}}
-    smoke = {"prompt": "What is the capital of France?", "expect": "Paris", "max_tokens": 32}
+    smoke = {"prompt": "What is the capital of France?", "expect": expect, "max_tokens": 32}
     serving = {
         "args": ["--max-model-len", str(length), "--dtype", "bfloat16", "--enforce-eager", *args],
         "resources": {"limits": {"memory": "6Gi"}},
         "startup_timeout": "10m",
         "pod": PULL | {"shm": "512Mi"},
     }
-    return lab.spec(lab.images["engine"], serving=serving, gates={"smoke": smoke, "throughput": throughput})
+    return lab.spec(lab.images["engine"], serving=serving, gates={"smoke": smoke, "throughput": throughput}, rollout=rollout)
 
 
 def ask(lab: Lab, path: str, **body: Any) -> Any:
@@ -49,7 +49,7 @@ def answers(lab: Lab) -> bool:
 
 
 def pods(lab: Lab) -> list[str]:
-    return [one["metadata"]["uid"] for one in lab.there("pods", "model-delivery/role=release")]
+    return [one["metadata"]["uid"] for one in lab.there("pods", "model-delivery/release")]
 
 
 def test_a_model_is_delivered(lab: Lab) -> None:

@@ -38,9 +38,7 @@ def spec(lab: Lab, length: int = 1024, *args: str, expect: str = "Paris", **roll
 
 def ask(lab: Lab, path: str, **body: Any) -> Any:
     asked = {"model": NAME, "max_tokens": 32, "temperature": 0, **body}
-    return (
-        httpx.post(f"http://{NAME}.{lab.namespace}.svc:8000/v1/{path}", json=asked, trust_env=False, timeout=120).raise_for_status().json()
-    )
+    return httpx.post(f"{lab.url}/v1/{path}", json=asked, trust_env=False, timeout=120).raise_for_status().json()
 
 
 def answers(lab: Lab) -> bool:

@@ -45,7 +45,7 @@ def told(what: str, make: Callable[[], Path]) -> None:
 
 
 def main() -> int:
-    node = "node" in sys.argv[1:]
+    node = not {"node", "targets"}.isdisjoint(sys.argv[1:])
     cache().mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         works = [pool.submit(programs, node=node), *([pool.submit(pictures)] if node else [])]

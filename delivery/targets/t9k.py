@@ -15,7 +15,7 @@ from delivery.spec import Serving, Storage
 from delivery.store import folder_name
 from delivery.targets import Current, Failed, InProgress, Readiness, StepRun
 from delivery.targets.manifests import Object, manifest
-from delivery.targets.near import job_state, models_claim, step_job
+from delivery.targets.near import job_state, models_claim, settings, step_job
 from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, schedule, startup_seconds, verbatim
 from delivery.targets.route import pods_of
 
@@ -49,8 +49,6 @@ class T9k:
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         """Refused where a text would meet Go's templates in a place where nobody documents whether they are filled in."""
-        if lock.image is None:
-            raise Refused(Finding("no image", "a pod needs one", "name it in target.image"))
         chat = serving.chat_template
         config = None if chat is None else f"{name}-{digest(chat)}"
         runtime, limits = _runtime(lock, serving, config), {key: str(value) for key, value in serving.resources.limits.items()}
@@ -68,16 +66,8 @@ class T9k:
         return {
             "runtime": runtime,
             "predictor": predictor,
-            "chat_template": chat,
             "config": config,
-            "names": list(serving.model_names),
-            "args": list(serving.args),
-            "api_key": None if serving.api_key is None else serving.api_key.model_dump(mode="json"),
-            "startup_seconds": startup_seconds(serving, lock),
-            "pod": serving.pod.model_dump(mode="json"),
-            "claim": claim_name(name, storage),
-            "image": lock.image,
-            "devices": {key: int(value) for key, value in serving.resources.limits.items() if "/" in key},
+            **settings(name, lock, serving, storage),
         }
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:

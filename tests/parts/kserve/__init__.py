@@ -66,7 +66,7 @@ class KServe:
         until(lambda: self._established(made), 60, "its definitions are not established: without them the manager would end")
         self.cluster.apply(*documents("rbac", "configmap"))
         certificates = self.folder / "k8s-webhook-server" / "serving-certs"
-        certificates.mkdir(parents=True)
+        certificates.mkdir(parents=True, exist_ok=True)
         for file, name in zip(self.cluster.authority.issue("kserve", "kserve", names=["127.0.0.1"]), ("tls.crt", "tls.key"), strict=True):
             shutil.copy(file, certificates / name)
 

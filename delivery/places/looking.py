@@ -82,7 +82,7 @@ class Look:
         beside = {
             "Pod": pods,
             "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
-            if any(self._known[kind] for kind in TELLING) or _events_tell(listed)
+            if any(self._known[kind] for kind in TELLING) or _events_tell(listed, self._known["Job"])
             else (),
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
@@ -231,13 +231,13 @@ def _state(pod: Object, container: str) -> Mapping[str, Any]:
     return {}
 
 
-def _events_tell(pods: list[Object]) -> bool:
-    """Is there no pod yet, or one that neither runs well nor has ended?"""
+def _events_tell(pods: list[Object], jobs: list[Object]) -> bool:
+    """Is there no pod yet, or one that neither runs well nor has ended, or a Job at work (whose pods may be refused)?"""
     settled = [
         pod["status"].get("phase") == "Succeeded" or all(s["ready"] for s in pod["status"].get("containerStatuses") or ({"ready": False},))
         for pod in pods
     ]
-    return not settled or not all(settled)
+    return not settled or not all(settled) or any(not from_object(job).status["finished"] for job in jobs)
 
 
 def _state_of(pod: Object) -> Any:

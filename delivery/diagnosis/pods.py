@@ -147,6 +147,9 @@ def _unscheduled(pod: Object, condition: Object, events: Sequence[Object], nodes
     ]
     if trouble and "unbound" in message:
         return InProgress(f"the claim cannot be bound: {trouble[-1][:300]}")
+    if "unbound" in message:
+        claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["spec"].get("volumes", ()) if "persistentVolumeClaim" in v]
+        return InProgress(f"the claim {', '.join(claims)} is not bound yet (does its class's provisioner run?): {message}")
     hopeless = [text for text in (_never(pod, nodes, name) for name in _requests(pod)) if text]
     if hopeless:
         fix = "ask for less in serving.resources.limits, or add such a node"

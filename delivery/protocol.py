@@ -14,10 +14,10 @@ from delivery.places.binding import NoRoom
 from delivery.progress import Progress, report
 from delivery.record import Candidate, Ended, Wanted
 from delivery.release import AddressKey, Frozen, Lock, Release, ReleaseId
-from delivery.resources import Resource, digest
+from delivery.resources import digest
 from delivery.restore import restore
 from delivery.rollout import Stage, stages
-from delivery.session import Session, frozen_releases, release_ref
+from delivery.session import Session, frozen_releases
 from delivery.spec import DeliverySpec, Gates, Rollout
 from delivery.targets import Current, Failed
 
@@ -133,7 +133,7 @@ def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: Deli
 
 def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
     """Rule 3: the release object first; then in one write the candidate, which ends a standby; then what was deleted is gone."""
-    session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
+    session.freeze(release, frozen)
     candidate = Candidate(
         release=release,
         kind="deliver",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from delivery.progress import Progress, report
 from delivery.record import Wanted
 from delivery.release import Address, Frozen, ReleaseId
-from delivery.resources import ABSENT, Resource
+from delivery.resources import ABSENT
 from delivery.session import Session, frozen_releases, release_ref
 from delivery.spec import DeliverySpec
 from delivery.targets import Current
@@ -26,4 +26,4 @@ def restore(session: Session, spec: DeliverySpec, release: ReleaseId, frozen: Fr
                 break
     wanted = {name for name, _ in session.record.desired.releases} | {session.record.serving}
     if release in wanted and session.place.get(session.delivery, release_ref(release)) is None:
-        session.place.put(Resource(release_ref(release), "record", session.delivery, frozen.model_dump(mode="json"), release))
+        session.freeze(release, frozen)

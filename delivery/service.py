@@ -166,7 +166,7 @@ def status(host: Place, name: str) -> Status:
     return Status(
         name=name,
         state=state,
-        url=session.url(),
+        url=session.url(world),
         serving=record.serving,
         previous=record.previous,
         candidate=record.candidate.release if record.candidate else None,
@@ -280,7 +280,7 @@ def connection(host: Place, name: str) -> Connection:
         raise Refused(Finding(f"release {record.serving} is not known", "its object is gone", "deliver it again"))
     payload = seen.resource.spec["payload"]
     key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
-    url = Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT).url()
+    url = Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT).url(host.world(name))
     return connect(str(url), tuple(payload["names"]), key, record.target.namespace)
 
 

@@ -78,6 +78,10 @@ class Session:
             )
         return Frozen.model_validate(seen.resource.spec)
 
+    def freeze(self, release: ReleaseId, frozen: Frozen) -> None:
+        """Store what ``release`` was made with."""
+        self.place.put(Resource(release_ref(release), "record", self.delivery, frozen.model_dump(mode="json"), release))
+
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
         return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
 
@@ -108,12 +112,12 @@ class Session:
         wanted = self.desired()
         return self._until("the route", lambda world: self.target.routed(wanted, world), timeout)
 
-    def url(self) -> str | None:
+    def url(self, world: World) -> str | None:
         """Where clients find the service: as the target sees it now, else as it was meant; None where it has no address."""
         key = self.record.address
         if key is None:
             return None
-        match self.target.routed(self.desired(), self.place.world(self.delivery)):
+        match self.target.routed(self.desired(), world):
             case Current(endpoint) if endpoint:
                 return endpoint
         return Address(key.host, key.port).url

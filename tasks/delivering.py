@@ -81,7 +81,7 @@ class Run:
             "name": self.session.delivery,
             "result": ended.outcome if ended else admission.result,
             "release": record.serving,
-            "url": self.session.url(),
+            "url": self.session.url(self.session.place.world(self.session.delivery)),
             "report": ended.report if ended else None,
             "request": self.session.request,
         }

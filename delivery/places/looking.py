@@ -12,7 +12,7 @@ from delivery.places.client import Broken, Client, Forbidden, Status
 from delivery.places.objects import Object, from_object, is_made_by_controller, path
 from delivery.resources import ENGINES, Ref, World
 
-ON_TIME, ON_CHANGE = 36, 50  # requests a minute: some are kept back for a change; the lease's own come on top
+ON_TIME, ON_CHANGE = 36, 50  # requests a minute, the lease's too: some are kept back for a change, and for a look at everything
 SCHEDULE = (0.5, 1.0, 2.0, 5.0, 9.0)  # what can no longer come is told within 10 s
 PAGE = 500
 TELLING = ("MLService", "InferenceService")  # their controllers tell of failures by events

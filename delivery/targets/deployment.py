@@ -13,7 +13,7 @@ from delivery.spec import Serving, Storage
 from delivery.targets import Current, InProgress, Readiness
 from delivery.targets.manifests import manifest
 from delivery.targets.near import Routed, chat_config, claim_status, settings
-from delivery.targets.pod import PORT, serve, startup_seconds
+from delivery.targets.pod import PORT, pod_labels, serve, startup_seconds
 from delivery.targets.route import pods_of
 
 FILE = "deployment.yaml"
@@ -38,13 +38,7 @@ class Deployment(Routed):
         made = copy.deepcopy(dict(release.payload["deployment"]))
         template = made["spec"]["template"]
         made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": {"model-delivery/object": main.name}}}
-        template["metadata"]["labels"] = {
-            "model-delivery/object": main.name,
-            "model-delivery/delivery": delivery,
-            "model-delivery/release": release.id,
-            "model-delivery/role": "release",
-            "app.kubernetes.io/name": delivery,
-        }
+        template["metadata"]["labels"] = pod_labels(delivery, release.id)
         yield from chat_config(delivery, release, main.name, template["spec"], template["spec"]["containers"][0])
         yield Resource(main, "release", delivery, made, release.id)
         service = copy.deepcopy(dict(release.payload["service"]))

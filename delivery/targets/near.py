@@ -117,8 +117,8 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
     """``StepRun.frozen.payload`` says the release's ``image``, ``claim``, ``pod`` (as JSON) and ``devices``."""
     if run.frozen is None:
         raise Refused(Finding(f"the {run.name} step has no release", "it needs its pod's settings", "this is a fault of Model Delivery"))
-    settings, given = run.frozen.payload, manifest("step.yaml", "ConfigMap")
-    pulled = settings["image"] if run.name == "fetch" else None
+    payload, given = run.frozen.payload, manifest("step.yaml", "ConfigMap")
+    pulled = payload["image"] if run.name == "fetch" else None
     name = f"{run.delivery}-{run.name}-{digest([run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled])}"
     given["data"]["input.json"] = run.input
     job = manifest("step.yaml", "Job")
@@ -131,15 +131,15 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
     pod["volumes"][0]["configMap"]["name"] = name
     bind: dict[str, Any] = {}
     if run.name == "fetch":
-        image["image"] = settings["image"]
-        pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": settings["claim"]}})
+        image["image"] = payload["image"]
+        pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload["claim"]}})
         step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
-        schedule(pod, settings["pod"])
-        bind = {"hub": CONFIG, "near": settings["devices"]}
+        schedule(pod, payload["pod"])
+        bind = {"hub": CONFIG, "near": payload["devices"]}
     else:
         pod["containers"] = [step]
         bind = {"servers": run.release} if run.name == "load" else {}
-    pulls = [*(settings["pod"]["image_pull_secrets"] if run.name == "fetch" else ()), *run.runner.image_pull_secrets]
+    pulls = [*(payload["pod"]["image_pull_secrets"] if run.name == "fetch" else ()), *run.runner.image_pull_secrets]
     if pulls:
         pod["imagePullSecrets"] = [{"name": secret} for secret in dict.fromkeys(pulls)]
     mount_secrets(pod, _secrets(json.loads(run.input)))

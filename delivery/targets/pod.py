@@ -37,6 +37,17 @@ def verbatim(text: str) -> str:
     return text.replace("{{", "{{`{{`}}")
 
 
+def pod_labels(delivery: str, release: str) -> dict[str, str]:
+    """Of a release's pods: by these its route selects them, and a look finds them."""
+    return {
+        "model-delivery/object": f"{delivery}-{release}",
+        "model-delivery/delivery": delivery,
+        "model-delivery/release": release,
+        "model-delivery/role": "release",
+        "app.kubernetes.io/name": delivery,
+    }
+
+
 def claim_name(name: str, storage: Storage) -> str:
     return storage.claim or f"{name}-models"
 

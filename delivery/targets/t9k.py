@@ -15,8 +15,8 @@ from delivery.spec import Serving, Storage
 from delivery.store import folder_name
 from delivery.targets import Current, Failed, InProgress, Readiness, StepRun
 from delivery.targets.manifests import Object, manifest
-from delivery.targets.near import job_state, models_claim, settings, step_job
-from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, schedule, startup_seconds, verbatim
+from delivery.targets.near import claim_status, job_state, models_claim, settings, step_job
+from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, pod_labels, schedule, startup_seconds, verbatim
 from delivery.targets.route import pods_of
 
 FILE = "t9k.yaml"
@@ -121,10 +121,9 @@ class T9k:
         """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
         name, events = f"{world.delivery}-predict-{release.id}", world.beside["Event"]
         its = pods_of(world, f"{world.delivery}-{release.id}")
-        claim = world.objects.get(Ref("PersistentVolumeClaim", release.payload["claim"]))
         no = [e["message"] for e in events if e["involvedObject"].get("name", "").startswith(name) and "forbidden" in e.get("message", "")]
         status = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": no[-1]}]} if no and not its else {}
-        state = pods.engine(its, events, world.beside["Node"], status, claim.status if claim else None, name)
+        state = pods.engine(its, events, world.beside["Node"], status, claim_status(release, world), name)
         if its or not isinstance(state, InProgress):
             return state
         about = [(e["involvedObject"]["kind"], e["involvedObject"].get("name"), e.get("message", "")) for e in events]
@@ -192,13 +191,7 @@ def _entry(delivery: str, release: Release) -> Object:
     """Our labels reach the pods by the predictor's template (as the manuals say of annotations; of labels it is inferred)."""
     predictor = copy.deepcopy(dict(release.payload["predictor"]))
     predictor |= {"minReplicas": release.replicas, "maxReplicas": max(release.replicas, predictor["maxReplicas"])}
-    predictor["template"]["metadata"]["labels"] = {
-        "model-delivery/object": f"{delivery}-{release.id}",
-        "model-delivery/delivery": delivery,
-        "model-delivery/release": release.id,
-        "model-delivery/role": "release",
-        "app.kubernetes.io/name": delivery,
-    }
+    predictor["template"]["metadata"]["labels"] = pod_labels(delivery, release.id)
     return {"name": release.id, "predictor": predictor}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from delivery.findings import Permanent
 from delivery.places.cluster import Cluster as Place
 from delivery.record import Record
 from delivery.resources import Ref, World
 from delivery.session import RECORD
 from delivery.spec import DeliverySpec, parse_spec
+from flows.deliver import deliver
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
 from tests.parts.hubs import Hub
@@ -25,6 +27,7 @@ from tests.parts.timing_engine import build
 from tests.parts.tiny_model import tiny_model
 
 NAME = "small"
+ALL_GPUS = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
 ENGINE = f"registry.example/engine@sha256:{'1' * 64}"
 RUNNER = f"registry.example/model-delivery@sha256:{'2' * 64}"
 CLASS = {
@@ -115,3 +118,20 @@ def gpu_node(cluster: Cluster) -> Iterator[PlayedNode]:
     with played_node(cluster, "gpu0", allocatable={"nvidia.com/gpu": "2"}) as node:
         node.entrypoints |= {ENGINE: (build(), "--host", "0.0.0.0"), RUNNER: (sys.executable,)}
         yield node
+
+
+def refused_then_recreated(make: Callable[..., DeliverySpec], alone: Callable[[str], None]) -> str:
+    """Of two releases that need all GPUs each, the second is refused, and then takes the first one's place; returns its id.
+
+    ``make`` makes a spec, ``alone`` asserts that a release serves alone.
+    """
+    first = deliver.fn(make(serving=ALL_GPUS))["release"]
+    with pytest.raises(Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free") as full:
+        deliver.fn(make(serving=ALL_GPUS))
+    assert full.value.exit_code == 3
+    alone(first)
+    second = deliver.fn(make(serving=ALL_GPUS, rollout={"when_full": "recreate"}))
+    assert second["result"] == "promoted"
+    release: str = second["release"]
+    alone(release)
+    return release

@@ -21,7 +21,7 @@ from delivery.places.rights import ROLE, _rights
 from delivery.record import TargetKey
 from flows.deliver import deliver
 from flows.rollback import rollback
-from tests.cluster.control.lab import NAME, Lab, delivering_lab
+from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 from tests.places.test_cluster import deliverer
@@ -146,14 +146,11 @@ def test_a_release_that_answers_wrong_is_withdrawn(lab: Lab) -> None:
 
 def test_two_releases_that_need_all_gpus_are_refused_or_recreated(lab: Lab) -> None:
     gates = {"smoke": {"max_tokens": 16}, "throughput": None}
-    serving = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
-    first = deliver.fn(lab.spec(serving=serving, gates=gates))["release"]
-    with pytest.raises(Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free") as full:
-        deliver.fn(lab.spec(serving=serving, gates=gates))
-    assert full.value.exit_code == 3
-    assert lab.record.serving == first
-    second = deliver.fn(lab.spec(serving=serving, gates=gates, rollout={"when_full": "recreate"}))
-    assert second["result"] == "promoted"
+
+    def serves(release: str) -> None:
+        assert lab.record.serving == release
+
+    refused_then_recreated(lambda **more: lab.spec(gates=gates, **more), serves)
 
 
 def test_the_verbs(lab: Lab, tmp_path: Path) -> None:

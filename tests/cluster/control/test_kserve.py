@@ -26,7 +26,7 @@ from delivery.targets import Failed, InProgress, Readiness
 from delivery.targets.kserve import KServe as Target
 from flows.deliver import deliver
 from flows.rollback import rollback
-from tests.cluster.control.lab import NAME, Lab, delivering_lab
+from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
@@ -172,15 +172,7 @@ def test_odd_text_reaches_the_engine_as_it_is_and_a_key_nothing_else(lab: Lab) -
 
 
 def test_two_releases_that_need_all_gpus_are_refused_or_recreated(lab: Lab) -> None:
-    serving = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
-    first = deliver.fn(spec(lab, serving=serving))["release"]
-    with pytest.raises(Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free") as full:
-        deliver.fn(spec(lab, serving=serving))
-    assert full.value.exit_code == 3
-    alone(lab, first)
-    second = deliver.fn(spec(lab, serving=serving, rollout={"when_full": "recreate"}))
-    assert second["result"] == "promoted"
-    alone(lab, second["release"])
+    refused_then_recreated(lambda **more: spec(lab, **more), lambda release: alone(lab, release))
 
 
 def test_a_canary_gets_its_weight_through_a_gateway(lab: Lab) -> None:

@@ -22,7 +22,7 @@ from delivery.record import TargetKey
 from delivery.spec import DeliverySpec
 from flows.deliver import deliver
 from flows.rollback import rollback
-from tests.cluster.control.lab import NAME, Lab, delivering_lab
+from tests.cluster.control.lab import ALL_GPUS, NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
@@ -185,18 +185,10 @@ def test_odd_text_reaches_the_engine_as_it_is(lab: Lab) -> None:
 
 
 def test_two_releases_that_need_all_gpus_are_refused_or_recreated_in_one_write(lab: Lab) -> None:
-    serving = {"resources": {"limits": {"nvidia.com/gpu": 2}}}
-    first = deliver.fn(spec(lab, serving=serving))["release"]
-    with pytest.raises(Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free") as full:
-        deliver.fn(spec(lab, serving=serving))
-    assert full.value.exit_code == 3
-    alone(lab, first)
-    second = deliver.fn(spec(lab, serving=serving, rollout={"when_full": "recreate"}))
-    assert second["result"] == "promoted"
-    alone(lab, second["release"])
+    second = refused_then_recreated(lambda **more: spec(lab, **more), lambda release: alone(lab, release))
     with pytest.raises(GateFailed, match="Atlantis"):
-        deliver.fn(spec(lab, serving=serving, expect="Atlantis", rollout={"strategy": "recreate"}))
-    alone(lab, second["release"])
+        deliver.fn(spec(lab, serving=ALL_GPUS, expect="Atlantis", rollout={"strategy": "recreate"}))
+    alone(lab, second)
 
 
 def test_the_example_by_hand_and_the_verbs(lab: Lab, tmp_path: Path) -> None:

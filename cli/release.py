@@ -1,8 +1,9 @@
-"""Verbs that change what is served: up, plan, rollback, down, history."""
+"""Verbs that change what is served: up, plan, adopt, rollback, down, history."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +14,8 @@ import click
 import yaml
 
 from cli import printing
-from delivery import service
+from delivery import adopting, service
+from delivery.findings import BadInput, Finding
 from delivery.places.opening import open_place
 from delivery.spec import load_spec
 from delivery.targets import key_of
@@ -54,6 +56,39 @@ def plan(file: Path, as_json: bool) -> None:
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
     lines += [f"  {change}" for change in planned.changes] or ["no changes"]
     printing.emit(asdict(planned), machine=as_json, text="\n".join(lines))
+
+
+@click.command()
+@FILE
+@click.option(
+    "--from", "named", help="The Deployment, InferenceService or MLService that was made by hand; default: called as the delivery."
+)
+@click.option("--yes", is_flag=True, help="Take it without asking.")
+@printing.as_json
+def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
+    """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts. What differs is shown first."""
+    spec = load_spec(file)
+    place = open_place(key_of(spec.target))
+    found = adopting.look(place, spec, named)
+    lines = [f"{found.what} comes under {spec.name} as release {found.release}, as it runs: nothing restarts"]
+    lines += ["taking it:", *(f"  {line}" for line in found.changes or ("no changes",))]
+    lines += ["what the spec would make of it, with the next release (now nothing of this changes):"] if found.differs else []
+    lines += [f"  {line}" for line in found.differs]
+    click.echo("\n".join(lines), err=as_json)
+    if not yes and sys.stdin.isatty():
+        yes = click.confirm("Take it?", err=as_json)
+    elif not yes:
+        raise BadInput(Finding("nothing was taken", "nobody can be asked here", "read what differs, then run it with --yes"))
+    if not yes:
+        click.echo("nothing was touched", err=as_json)
+        return
+    with printing.progress_lines():
+        adopting.take(place, spec, found)
+        verified = adopting.verify(place, spec, found.release)
+    said = {"name": spec.name, "result": "adopted", "release": found.release, "verified": verified.model_dump(mode="json")}
+    others = f"; beside the model's: {', '.join(verified.others)}" if verified.others else ""
+    text = f"{spec.name}: adopted (release {found.release}); its {verified.files} files, {verified.bytes / 1e6:,.1f} MB, are the source's{others}"
+    printing.emit(said, machine=as_json, text=text)
 
 
 @click.command()
@@ -137,4 +172,4 @@ def _tell(said: dict[str, Any], *, as_json: bool) -> None:
     printing.emit(said, machine=as_json, text="\n".join(lines))
 
 
-VERBS = (up, plan, render, rollback, down, history)
+VERBS = (up, plan, adopt, render, rollback, down, history)

@@ -31,7 +31,16 @@ def status(where: service.Where, as_json: bool) -> None:
     facts += ["held after a rollback: scheduled runs change nothing"] if now.held else []
     click.echo("\n".join(facts))
     rows = [
-        (r.release, f"{r.share} %", r.state, r.detail, r.pid, ",".join(map(str, r.cpus)), ",".join(map(str, r.gpus))) for r in now.running
+        (
+            r.release,
+            f"{r.share} %",
+            r.state if r.verified else f"{r.state}, unverified",
+            r.detail,
+            r.pid,
+            ",".join(map(str, r.cpus)),
+            ",".join(map(str, r.gpus)),
+        )
+        for r in now.running
     ]
     if rows:
         printing.table(("release", "traffic", "state", "", "pid", "cpus", "gpus"), rows)

@@ -44,9 +44,12 @@ def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
 def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseId, Frozen]:
     """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now."""
     unchanged = unchanged_digest(spec, lock)
-    for name, known in frozen_releases(session.place.world(session.delivery)).items():
-        if known.unchanged == unchanged:
-            return name, known
+    known = frozen_releases(session.place.world(session.delivery))
+    tried = {ended.release for ended in session.record.ended}  # an adoption that was killed before its record was written has taken nothing
+    same = [name for name, one in known.items() if one.unchanged == unchanged and ("adopted" not in one.payload or name in tried)]
+    if same:
+        name = session.record.serving if session.record.serving in same else same[0]
+        return name, known[name]
     payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
     frozen = Frozen(
         payload=payload,

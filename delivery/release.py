@@ -39,7 +39,7 @@ class AddressKey(BaseModel):
 class Frozen(BaseModel):
     """A release's own object: the payload it was made with, its lock, and the digest by which a rerun knows it again.
 
-    ``address`` is the one that a rollback goes back to after ``down``.
+    ``address`` is the one that a rollback goes back to after ``down``. ``verified``: every file of its weights is as the source lists it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +53,7 @@ class Frozen(BaseModel):
     startup_timeout: Duration | None = None
     address: AddressKey | None = None
     created: float
+    verified: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class Release:
     id: ReleaseId
     payload: Payload
     replicas: int = 1
+
+    @property
+    def adopted(self) -> Mapping[str, Any] | None:
+        """Of a release that somebody made by hand: the object's kind, name and uid, its pods, port and folder. None: it was made here."""
+        said: Mapping[str, Any] | None = self.payload.get("adopted")
+        return said
 
 
 @dataclass(frozen=True)

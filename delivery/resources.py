@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -28,6 +28,18 @@ def covers(now: Any, wanted: Any) -> bool:
     if isinstance(wanted, list | tuple):
         return isinstance(now, list | tuple) and len(now) == len(wanted) and all(map(covers, now, wanted))
     return bool(now == wanted)
+
+
+def difference(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Lines ``spec.replicas: 1 → 2`` for every value that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for at, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from difference(one, other, f"{where}[{at}]")
+    elif old != new:
+        yield f"{where}: {json.dumps(old)[:120]} → {json.dumps(new)[:120]}"
 
 
 @dataclass(frozen=True, order=True)

@@ -32,7 +32,7 @@ UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
 
 @dataclass(frozen=True)
 class Running:
-    """One release that runs: its share of the traffic in percent, and how it is."""
+    """One release that runs: its share of the traffic in percent, and how it is; ``verified``: its weights are as their source lists them."""
 
     release: str
     share: int
@@ -41,6 +41,7 @@ class Running:
     pid: int | None
     cpus: tuple[int, ...]
     gpus: tuple[int, ...]
+    verified: bool = True
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,14 @@ def status(host: Place, name: str) -> Status:
             case other:
                 state, detail = STARTING, other.why
         row = Running(
-            release, shares.get(release, 0), state, detail, said.get("pid"), tuple(said.get("cpus", ())), tuple(said.get("gpus", ()))
+            release,
+            shares.get(release, 0),
+            state,
+            detail,
+            said.get("pid"),
+            tuple(said.get("cpus", ())),
+            tuple(said.get("gpus", ())),
+            frozen.verified,
         )
         running.append(row)
     state = next((r.state for r in running if r.release == record.serving), DOWN)

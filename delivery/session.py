@@ -125,16 +125,19 @@ class Session:
     def _until(self, what: str, judge: Callable[[World], Readiness], timeout: float) -> str:
         return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock)
 
-    def run_step(self, step: Step[Any, O], given: BaseModel, stage: str) -> O:
-        """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended in a retryable finding counts."""
+    def run_step(self, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None) -> O:
+        """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended in a retryable finding counts.
+
+        For the candidate, or where there is none for ``release``.
+        """
         candidate = self.record.candidate
         attempt = candidate.attempt if candidate else 0
-        frozen = self.frozen(candidate.release) if candidate else None
+        release = candidate.release if candidate else release
+        frozen = self.frozen(release) if release else None
         patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else STEP_START_SECONDS
         world = self.place.world(self.delivery)
         for number in range(1, TRIES + 1):
-            text, release = given.model_dump_json(), candidate.release if candidate else None
-            asked = StepRun(self.delivery, step.name, text, stage, attempt, number, frozen, self.record.runner, release)
+            asked = StepRun(self.delivery, step.name, given.model_dump_json(), stage, attempt, number, frozen, self.record.runner, release)
             resources = self.target.step(asked)
             ref = resources[-1].ref
             seen = world.objects.get(ref)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from delivery import evidence, protocol
+from delivery import adopting, evidence, protocol
 from delivery import report as reports
 from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from delivery.home import default_home
@@ -149,6 +149,9 @@ def fetch() -> None:
     if candidate().phase != protocol.FETCH:
         return
     frozen = session.frozen(candidate().release)
+    if "adopted" in frozen.payload:
+        adopting.verify_weights(session, candidate().release, frozen)
+        return
     root = session.target.root(frozen.storage) or str(default_home())
     session.run_step(FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 
 from delivery.findings import Finding, Permanent, Refused, Retryable
-from delivery.places import claims, room
-from delivery.places.client import APPLY, Broken, Client, Doubt, Forbidden, Status
+from delivery.places import claims, room, taking
+from delivery.places.client import APPLY, MERGE, Broken, Client, Doubt, Forbidden, Status
 from delivery.places.jobs import bound
 from delivery.places.looking import Look, Pace
 from delivery.places.objects import (
@@ -24,14 +24,13 @@ from delivery.places.objects import (
     WRITE,
     Object,
     delivery_of,
-    difference,
     from_object,
     path,
     place_of,
     shown,
     to_object,
 )
-from delivery.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World, covers
+from delivery.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World, covers, difference
 from delivery.secrets import Secret, read_secret
 from delivery.spec import KubeSecret, SecretRef
 
@@ -62,9 +61,10 @@ class Cluster:
             why_not = claims.adopt(self.client, resource, live)
             if why_not is not None:
                 return why_not
-        elif live is not None and delivery_of(live) != resource.delivery:
+        elif live is not None and delivery_of(live) != resource.delivery and not taking.may_take(resource, live):
             why = f"it belongs to {delivery_of(live) or 'somebody else'}"
             fix = "give the delivery another name, or remove that object"
+            fix += "; what serves there already comes under the spec with `deliver adopt`" if delivery_of(live) is None else ""
             raise Refused(Finding(f"{kind} {name} is there already in namespace {self.namespace}", why, fix))
         if resource.ref.kind in STORED:
             return self._swap(resource, live, expect, dry_run=dry_run)
@@ -81,7 +81,7 @@ class Cluster:
         self._pace.restart(acted=True)
         kind, name = place_of(delivery, ref)
         live = self._live(kind, name)
-        if live is None or delivery_of(live) != delivery:
+        if live is None or (delivery_of(live) != delivery and not self._look.is_adopted(live)):
             return Change(ref, "absent")
         policy = "Foreground" if kind in ("Deployment", "Job", "MLService", "InferenceService") else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
@@ -200,10 +200,16 @@ class Cluster:
         if body["kind"] == "Job" and body["spec"]["template"]["spec"]["containers"][0]["image"] is None:
             body["spec"]["template"]["spec"]["containers"][0]["image"] = self.own_image()
         room.check(self._look, resource, body, live)
+        kind, name = body["kind"], body["metadata"]["name"]
+        take = live is not None and taking.may_take(resource, live) and not taking.is_taken(live)
+        if resource.spec.get("bind", {}).get("bare") and live is not None and delivery_of(live) is None:
+            del body["metadata"]["labels"]
+        if take and live is not None and not dry_run:
+            taken = self._take(resource.ref, live)
+            expect = expect if expect in (ANY, ABSENT) else taken
         if expect not in (ANY, ABSENT):
             body["metadata"]["resourceVersion"] = expect
-        query = {"fieldManager": MANAGER, "force": str(self.take_over).lower()} | ({"dryRun": "All"} if dry_run else {})
-        kind, name = body["kind"], body["metadata"]["name"]
+        query = {"fieldManager": MANAGER, "force": str(self.take_over or take).lower()} | ({"dryRun": "All"} if dry_run else {})
         try:
             done = self.client.call("PATCH", path(kind, self.namespace, name), query, body, media=APPLY)
         except Status as status:
@@ -227,6 +233,17 @@ class Cluster:
         if live is None:
             return Change(resource.ref, "created", version=version)
         return Change(resource.ref, "updated" if diff else "unchanged", diff, version)
+
+    def _take(self, ref: Ref, live: Object) -> Version:
+        """Its new version."""
+        where = path(live["kind"], self.namespace, live["metadata"]["name"])
+        try:
+            now = self.client.call("PATCH", where, body=taking.transfer(live), media=MERGE)
+        except Status as status:
+            now = self._live(live["kind"], live["metadata"]["name"]) or {}
+            if status.code != 409 or not now or not taking.is_taken(now):
+                raise self._unexpected(ref, status) from None
+        return str(now["metadata"]["resourceVersion"])
 
     def _wait_gone(self, kind: str, name: str) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can be made anew."""

@@ -6,11 +6,13 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from delivery.places.client import Broken, Client, Forbidden, Status
-from delivery.places.objects import Object, from_object, is_made_by_controller, path
-from delivery.resources import ENGINES, Ref, World
+from delivery.places.objects import Object, adoption_of, delivery_of, from_object, is_made_by_controller, path, place_of
+from delivery.resources import ENGINES, Observed, Ref, World
+from delivery.targets.pod import pod_labels
 
 ON_TIME, ON_CHANGE = 36, 50  # requests a minute, the lease's too: some are kept back for a change, and for a look at everything
 SCHEDULE = (0.5, 1.0, 2.0, 5.0, 9.0)  # what can no longer come is told within 10 s
@@ -21,6 +23,7 @@ OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
 STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these do not change by themselves
 OLD = 28.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
+BARE = ("InferenceService",)  # KServe hands its labels down to its pods: a label of ours would restart them
 TAIL_LINES = 400
 SILENCE = 60.0
 
@@ -34,6 +37,7 @@ class Look:
         self._absent = set[str]()
         self._nodes: tuple[Object, ...] | None = None
         self._seen: dict[str, Any] = {}
+        self._uids = set[str]()
         self._known: dict[str, list[Object]] = {}
         self._known_at = -math.inf
         self.waited = False
@@ -74,7 +78,10 @@ class Look:
         self._list_ours(mine)
         observed = [from_object(found) for kind in OURS for found in self._known[kind] if not is_made_by_controller(found)]
         objects = {seen.resource.ref: seen for seen in observed}
-        listed = self.listed("Pod", mine)
+        adopted = self._adopted_objects(delivery)
+        objects |= {seen.resource.ref: seen for seen in self._unmarked(delivery, adopted) if seen.resource.ref not in objects}
+        listed = [_as_ours(pod, delivery, adopted) for pod in self.listed("Pod", None if adopted else mine)]
+        listed = [pod for pod in listed if delivery_of(pod) == delivery]
         self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
             objects |= {Ref(c["kind"], c["metadata"]["name"]): from_object(c) for c in self.listed("PersistentVolumeClaim")}
@@ -88,6 +95,25 @@ class Look:
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }
         return World(delivery, objects, now, beside)
+
+    def _adopted_objects(self, delivery: str) -> dict[str, Object]:
+        """By release, what its ConfigMap says of the object that was adopted as it."""
+        found = {str(one["metadata"]["labels"].get("model-delivery/release")): adoption_of(one) for one in self._known["ConfigMap"]}
+        mine = {release: dict(said) for release, said in found.items() if said is not None}
+        self._uids |= {said["uid"] for said in mine.values()}
+        return mine
+
+    def _unmarked(self, delivery: str, adopted: Mapping[str, Object]) -> Iterator[Observed]:
+        """Adopted objects that carry no label of ours."""
+        for release, said in adopted.items():
+            for live in self.maybe(said["kind"], {"fieldSelector": f"metadata.name={said['name']}"}) if said["kind"] in BARE else ():
+                seen = from_object(live)
+                if live["metadata"]["uid"] == said["uid"] and delivery_of(live) is None:
+                    yield replace(seen, resource=replace(seen.resource, role="release", delivery=delivery, release=release))
+
+    def is_adopted(self, live: Object) -> bool:
+        """Was it somebody's, and is it a release of ours since?"""
+        return live["metadata"]["uid"] in self._uids
 
     def _list_ours(self, mine: Mapping[str, str]) -> None:
         """In a wait, what only we make or change is not asked for at every look."""
@@ -122,13 +148,22 @@ class Look:
     def container(self, ref: Ref) -> tuple[Object | None, Mapping[str, Any]]:
         """The newest pod of a Job or Deployment, and the state of its main container."""
         label = "batch.kubernetes.io/job-name" if ref.kind == "Job" else "model-delivery/object"
-        pods = self.listed("Pod", {"labelSelector": f"{label}={ref.name}"})
+        pods = self.listed("Pod", {"labelSelector": f"{label}={ref.name}"}) or self._adopted_pods(ref)
         if not pods:
             return None, {}
         pod = max(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))
         if pod["status"].get("phase") in ("Failed", "Succeeded") and not pod["status"].get("containerStatuses"):
             return pod, {"terminated": {}}
         return pod, _state(pod, _main(pod))
+
+    def _adopted_pods(self, ref: Ref) -> list[Object]:
+        delivery, _, release = ref.name.rpartition("-")
+        kind, name = place_of(delivery, Ref("Release", release))
+        stored = self.maybe(kind, {"fieldSelector": f"metadata.name={name}"}) if ref.kind != "Job" else []
+        said = next(map(adoption_of, stored), None)
+        adopted = {release: dict(said)} if said else {}
+        pods = [_as_ours(pod, delivery, adopted) for pod in self.listed("Pod")] if adopted else []
+        return [pod for pod in pods if pod["metadata"].get("labels", {}).get("model-delivery/object") == ref.name]
 
     def servers(self, delivery: str, release: str) -> Iterator[str]:
         """The base address of each engine of a release: a pod's own, never a balancer's."""
@@ -168,7 +203,7 @@ class Look:
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready: of the container before, where it has just been restarted."""
-        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] in ENGINES), None)
+        status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] == _main(pod)), None)
         if (
             status is None
             or "deletionTimestamp" in pod["metadata"]
@@ -219,8 +254,20 @@ class Pace:
 
 
 def _main(pod: Object) -> str:
-    """The container that the pod is for."""
-    return next(name for one in pod["spec"]["containers"] if (name := str(one["name"])) in ("step", *ENGINES))
+    """The container that the pod is for: in one that somebody else made, the first where none has a name that we know."""
+    names = [str(one["name"]) for one in pod["spec"]["containers"]]
+    return next((name for name in names if name in ("step", *ENGINES)), names[0])
+
+
+def _as_ours(pod: Object, delivery: str, adopted: Mapping[str, Object]) -> Object:
+    """A pod of an adopted release, with the labels that the pods of ours carry."""
+    meta = pod["metadata"]
+    labels = meta.get("labels") or {}
+    for release, said in adopted.items():
+        wanted = said["pods"].get("labels")
+        if wanted.items() <= labels.items() if wanted else meta["name"].startswith(said["pods"]["prefix"]):
+            return {**pod, "metadata": {**meta, "labels": {**labels, **pod_labels(delivery, release)}}}
+    return pod
 
 
 def _state(pod: Object, container: str) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -108,6 +108,14 @@ def delivery_of(found: Mapping[str, Any]) -> str | None:
     return (found["metadata"].get("labels") or {}).get("model-delivery/delivery")
 
 
+def adoption_of(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the ConfigMap of a release says of the object that was adopted as it."""
+    if (stored["metadata"].get("labels") or {}).get("model-delivery/kind") != "Release":
+        return None
+    said: Mapping[str, Any] | None = json.loads(stored["data"]["content"])["payload"].get("adopted")
+    return said
+
+
 def is_made_by_controller(found: Mapping[str, Any]) -> bool:
     """Labels of ours reach what a controller makes of our object (Knative's Deployments, KServe's): they make it no object of ours."""
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
@@ -127,7 +135,7 @@ def from_object(found: Mapping[str, Any]) -> Observed:
         content = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
         name = release if kind == "Release" else kind.lower()
         return Observed(Resource(Ref(kind, str(name)), role, delivery, content, release), version)
-    status = {**(found.get("status") or {}), "generation": meta.get("generation", 0)}
+    status = {**(found.get("status") or {}), "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
     if "deletionTimestamp" in meta:
         status["deleting"] = meta["deletionTimestamp"]
     if kind == "Job":
@@ -140,15 +148,3 @@ def shown(found: Mapping[str, Any]) -> Object:
     rest = {key: value for key, value in found.items() if key not in ("status", "kind", "apiVersion")}
     rest["metadata"] = {key: value for key, value in found["metadata"].items() if key not in NOISE}
     return rest
-
-
-def difference(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Lines ``spec.replicas: 1 → 2`` for every value that differs."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from difference(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for at, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from difference(one, other, f"{where}[{at}]")
-    elif old != new:
-        yield f"{where}: {json.dumps(old)[:120]} → {json.dumps(new)[:120]}"

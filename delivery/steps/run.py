@@ -36,6 +36,10 @@ def find(name: str) -> Step[Any, Any]:
             from delivery.steps.fetch import STEP as fetch
 
             return fetch
+        case "verify":
+            from delivery.steps.verify import STEP as verify
+
+            return verify
         case "smoke":
             from delivery.steps.smoke import STEP as smoke
 

@@ -53,3 +53,12 @@ def hash_file(path: Path, name: str = "") -> str:
             if done % (CHUNK * 256) == 0:
                 report(Progress("verify", f"hashing {name or path.name}", done=done, total=size, unit="B"))
     return sha.hexdigest()
+
+
+def hash_git(path: Path) -> str:
+    """The sha1 by which git knows a file's content."""
+    sha = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from typing import Any
 
 from delivery.diagnosis import pods
 from delivery.release import Lock, Payload, Release
@@ -14,7 +15,7 @@ from delivery.targets import Current, InProgress, Readiness
 from delivery.targets.manifests import manifest
 from delivery.targets.near import Routed, chat_config, claim_status, settings
 from delivery.targets.pod import PORT, pod_labels, serve, startup_seconds
-from delivery.targets.route import pods_of
+from delivery.targets.route import owned, pods_of, selector
 
 FILE = "deployment.yaml"
 MARGIN_SECONDS = 60
@@ -34,6 +35,9 @@ class Deployment(Routed):
         return {"deployment": made, "service": manifest(FILE, "Service"), **settings(name, lock, serving, storage)}
 
     def release(self, delivery: str, release: Release) -> Iterator[Resource]:
+        if release.adopted is not None:
+            yield from self._adopted(delivery, release, release.adopted)
+            return
         main = self.main(delivery, release.id)
         made = copy.deepcopy(dict(release.payload["deployment"]))
         template = made["spec"]["template"]
@@ -45,9 +49,18 @@ class Deployment(Routed):
         service["spec"]["selector"] = {"model-delivery/object": main.name}
         yield Resource(Ref("Service", main.name), "release", delivery, service, release.id)
 
+    def _adopted(self, delivery: str, release: Release, adopted: Mapping[str, Any]) -> Iterator[Resource]:
+        """Somebody's Deployment as it is, and a Service of ours before its pods."""
+        made = {"metadata": {}, "spec": {**copy.deepcopy(dict(release.payload["live"])), "replicas": release.replicas}}
+        yield owned(Resource(Ref("Deployment", adopted["name"]), "release", delivery, made, release.id), adopted["uid"])
+        service = manifest(FILE, "Service")
+        service["spec"]["selector"] = selector(delivery, release)
+        service["spec"]["ports"][0]["targetPort"] = adopted["port"]
+        yield Resource(Ref("Service", f"{delivery}-{release.id}"), "release", delivery, service, release.id)
+
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release.id)
-        seen = world.objects.get(ref)
+        seen = world.objects.get(Ref(ref.kind, release.adopted["name"]) if release.adopted else ref)
         if seen is None:
             return InProgress("the Deployment is not there yet")
         status, wanted = seen.status, release.replicas

@@ -18,7 +18,7 @@ from delivery.targets import Current, Failed, InProgress, Readiness
 from delivery.targets.manifests import manifest
 from delivery.targets.near import Routed, chat_config, claim_status, settings
 from delivery.targets.pod import PORT, claim_name, serve, verbatim
-from delivery.targets.route import pods_of
+from delivery.targets.route import owned, pods_of
 
 FILE = "kserve.yaml"
 MODELS = "/mnt/models"  # where KServe's webhook mounts the folder of storageUri
@@ -53,6 +53,13 @@ class KServe(Routed):
         return {"runtime": runtime, "service": service, **settings(name, lock, serving, storage)}
 
     def release(self, delivery: str, release: Release) -> Iterator[Resource]:
+        if (adopted := release.adopted) is not None:
+            live = copy.deepcopy(dict(release.payload["live"]))
+            if live["predictor"].get("minReplicas", 1) != release.replicas:
+                live["predictor"] |= {"minReplicas": release.replicas}
+            theirs = Resource(Ref("InferenceService", adopted["name"]), "release", delivery, {"metadata": {}, "spec": live}, release.id)
+            yield owned(theirs, adopted["uid"], bare=True)
+            return
         main = self.main(delivery, release.id)
         runtime, service = copy.deepcopy(dict(release.payload["runtime"])), copy.deepcopy(dict(release.payload["service"]))
         predictor = service["spec"]["predictor"]
@@ -64,19 +71,21 @@ class KServe(Routed):
 
     def readiness(self, release: Release, world: World) -> Readiness:
         """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying Ready while its pods are refused: so the pods are counted."""
-        ref = self.main(world.delivery, release.id)
+        own = self.main(world.delivery, release.id)
+        ref = Ref(own.kind, release.adopted["name"]) if release.adopted else own
         seen = world.objects.get(ref)
         if seen is None:
             return InProgress("the InferenceService is not there yet")
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = [pod for pod in pods_of(world, ref.name) if "deletionTimestamp" not in pod["metadata"]]
+        its = [pod for pod in pods_of(world, own.name) if "deletionTimestamp" not in pod["metadata"]]
         found = [one for one in seen.status.get("conditions") or () if one["type"] == "PredictorReady"]
         ready: Mapping[str, Any] = found[0] if found else {}
         told = ": ".join(str(ready[key]) for key in ("reason", "message") if ready.get(key))
         if len(its) >= release.replicas and all(map(pods.is_ready, its)):
             up = ready.get("status") == "True"
-            return Current(self._endpoint(ref, seen.status)) if up else InProgress(f"its pods are ready, KServe is not: {told}")
+            port = release.adopted["port"] if release.adopted else PORT
+            return Current(self._endpoint(ref, seen.status, port)) if up else InProgress(f"its pods are ready, KServe is not: {told}")
         events = [one for one in world.beside["Event"] if one.get("reason") not in NOISE]
         failure = _failure(ready, events, ref) if len(its) < release.replicas else {}
         state = pods.engine(its, events, world.beside["Node"], failure, claim_status(release, world), ref.name)
@@ -84,10 +93,10 @@ class KServe(Routed):
             return state
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
-    def _endpoint(self, ref: Ref, status: Mapping[str, Any]) -> str:
+    def _endpoint(self, ref: Ref, status: Mapping[str, Any], port: int) -> str:
         """A Service without an address of its own (a setting of KServe's) leads straight to the engine's port: KServe's address has a port then."""
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
-        return f"http://{ref.name}{self.backend}.{self.namespace}.svc" + (f":{PORT}" if direct else "")
+        return f"http://{ref.name}{self.backend}.{self.namespace}.svc" + (f":{port}" if direct else "")
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:

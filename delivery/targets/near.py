@@ -20,6 +20,7 @@ from delivery.targets.manifests import Object, manifest
 from delivery.targets.pod import CONFIG, MOUNT, PORT, claim_name, mount_secrets, schedule, startup_seconds
 from delivery.targets.route import Route
 
+NEAR_MODELS = ("fetch", "verify")  # steps that work in the models' claim
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 
@@ -130,16 +131,17 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
     step["args"][0] = run.name
     pod["volumes"][0]["configMap"]["name"] = name
     bind: dict[str, Any] = {}
-    if run.name == "fetch":
-        image["image"] = payload["image"]
+    near = run.name in NEAR_MODELS
+    image["image"] = payload["image"]
+    pod["containers"] = [step, image] if run.name == "fetch" else [step]
+    if near:
         pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload["claim"]}})
         step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
         schedule(pod, payload["pod"])
         bind = {"hub": CONFIG, "near": payload["devices"]}
-    else:
-        pod["containers"] = [step]
-        bind = {"servers": run.release} if run.name == "load" else {}
-    pulls = [*(payload["pod"]["image_pull_secrets"] if run.name == "fetch" else ()), *run.runner.image_pull_secrets]
+    elif run.name == "load":
+        bind = {"servers": run.release}
+    pulls = [*(payload["pod"]["image_pull_secrets"] if near else ()), *run.runner.image_pull_secrets]
     if pulls:
         pod["imagePullSecrets"] = [{"name": secret} for secret in dict.fromkeys(pulls)]
     mount_secrets(pod, _secrets(json.loads(run.input)))

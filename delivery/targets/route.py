@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from delivery.findings import Finding, Refused
-from delivery.release import Address, Capabilities, Desired
+from delivery.release import Address, Capabilities, Desired, Release
 from delivery.resources import Ref, Resource, World
 from delivery.targets import Current, Failed, InProgress, Readiness
 from delivery.targets.manifests import manifest
@@ -18,8 +18,22 @@ NOBODY = "none"
 
 
 def pods_of(world: World, name: str) -> list[Mapping[str, Any]]:
-    """The pods that carry the release's name as ``model-delivery/object``."""
+    """The pods that carry the release's name as ``model-delivery/object``; a look gives it to those of an adopted release."""
     return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]
+
+
+def owned(resource: Resource, uid: str | None, *, bare: bool = False) -> Resource:
+    """``resource``, which may be the object ``uid`` of somebody's; ``bare``: labels of ours on it would restart its pods."""
+    if uid is None:
+        return resource
+    bind = {**resource.spec.get("bind", {}), "adopted": uid, "bare": bare}
+    return replace(resource, spec={**resource.spec, "bind": bind})
+
+
+def owned_route(resource: Resource, want: Desired) -> Resource:
+    """``resource``, which may be the route that was somebody's before one of the releases was adopted."""
+    routes = [release.adopted["routes"] for release in want.releases if release.adopted is not None]
+    return owned(resource, next((uid for known in routes if (uid := known.get(resource.ref.kind))), None))
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Route:
         return Address(self.hostname, 80) if self.gateway and self.hostname else Address(f"{name}.{self.namespace}.svc", PORT)
 
     def compose(self, want: Desired) -> Resource:
-        return self._http_route(want) if self.gateway else _stable_service(want)
+        return owned_route(self._http_route(want) if self.gateway else _stable_service(want), want)
 
     def _http_route(self, want: Desired) -> Resource:
         made = manifest(FILE, "HTTPRoute")
@@ -56,7 +70,8 @@ class Route:
         return Resource(Ref("HTTPRoute", want.delivery), "route", want.delivery, made)
 
     def _service(self, want: Desired, release: str) -> str:
-        return f"{want.delivery}-{release}{self.backend}"
+        adopted = _known(want, release).adopted
+        return (adopted and adopted["service"]) or f"{want.delivery}-{release}{self.backend}"
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None or not want.shares:
@@ -65,7 +80,7 @@ class Route:
             return self._accepted(want, world)
         (owner,) = want.shares
         seen = world.objects.get(Ref("Service", want.delivery))
-        if seen is None or seen.resource.spec["spec"].get("selector") != {"model-delivery/object": f"{want.delivery}-{owner}"}:
+        if seen is None or seen.resource.spec["spec"].get("selector") != selector(want.delivery, _known(want, owner)):
             return InProgress("the Service does not select the release yet")
         allowed = {pod["metadata"]["name"] for pod in pods_of(world, f"{want.delivery}-{owner}")}
         slices = [s for s in world.beside["EndpointSlice"] if s["metadata"]["labels"].get("kubernetes.io/service-name") == want.delivery]
@@ -101,10 +116,21 @@ class Route:
         return Current(want.address.url if want.address else "")
 
 
+def selector(delivery: str, release: Release) -> dict[str, str]:
+    """The labels of a release's pods that a Service selects."""
+    return dict(release.adopted["pods"]["labels"]) if release.adopted else {"model-delivery/object": f"{delivery}-{release.id}"}
+
+
+def _known(want: Desired, release: str) -> Release:
+    return next((one for one in want.releases if one.id == release), Release(release, {}))
+
+
 def _stable_service(want: Desired) -> Resource:
     made = manifest(FILE, "Service")
     if len(want.shares) > 1:
         raise Refused(Finding("a Service cannot weigh traffic", f"wanted: {want.shares}", "name a gateway, or use strategy: blue-green"))
     (owner,) = want.shares or (NOBODY,)
-    made["spec"]["selector"] = {"model-delivery/object": f"{want.delivery}-{owner}"}
+    release = _known(want, owner)
+    made["spec"]["selector"] = selector(want.delivery, release)
+    made["spec"]["ports"][0] |= {"targetPort": release.adopted["port"]} if release.adopted else {}
     return Resource(Ref("Service", want.delivery), "route", want.delivery, made)

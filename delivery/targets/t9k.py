@@ -17,7 +17,7 @@ from delivery.targets import Current, Failed, InProgress, Readiness, StepRun
 from delivery.targets.manifests import Object, manifest
 from delivery.targets.near import claim_status, job_state, models_claim, settings, step_job
 from delivery.targets.pod import CONFIG, MOUNT, claim_name, environment, literal, pod_labels, schedule, startup_seconds, verbatim
-from delivery.targets.route import pods_of
+from delivery.targets.route import owned_route, pods_of
 
 FILE = "t9k.yaml"
 MARGIN_SECONDS = 60
@@ -85,13 +85,13 @@ class T9k:
 
     def _service(self, want: Desired) -> Resource:
         made = manifest(FILE, "MLService")
-        default, *canary = [release.id for release in want.releases if release.id in want.shares]
-        made["spec"] |= {"default": default, "releases": [_entry(want.delivery, release) for release in want.releases]}
+        default, *canary = [release for release in want.releases if release.id in want.shares]
+        made["spec"] |= {"default": _name(default), "releases": [_entry(want.delivery, release) for release in want.releases]}
         if canary:
-            made["spec"] |= {"canary": canary[0], "canaryTrafficPercent": want.shares[canary[0]]}
+            made["spec"] |= {"canary": _name(canary[0]), "canaryTrafficPercent": want.shares[canary[0].id]}
         if self.queue:
             made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.queue}}
-        return Resource(Ref("MLService", want.delivery), "route", want.delivery, made)
+        return owned_route(Resource(Ref("MLService", want.delivery), "route", want.delivery, made), want)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         return step_job(run)
@@ -104,7 +104,7 @@ class T9k:
         seen = world.objects.get(Ref("MLService", world.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
-        mine = _told_of(release.id, seen.status)
+        mine = _told_of(_name(release), seen.status)
         service, paused = _condition(seen.status, "Ready"), _condition(seen.status, "Paused")
         if _true(paused):
             return Failed(
@@ -119,7 +119,7 @@ class T9k:
 
     def _why_not(self, release: Release, world: World, mine: Mapping[str, Any], service: Mapping[str, Any]) -> Readiness:
         """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
-        name, events = f"{world.delivery}-predict-{release.id}", world.beside["Event"]
+        name, events = f"{world.delivery}-predict-{_name(release)}", world.beside["Event"]
         its = pods_of(world, f"{world.delivery}-{release.id}")
         no = [e["message"] for e in events if e["involvedObject"].get("name", "").startswith(name) and "forbidden" in e.get("message", "")]
         status = {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": no[-1]}]} if no and not its else {}
@@ -141,11 +141,12 @@ class T9k:
         seen = world.objects.get(Ref("MLService", want.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
-        default, *canary = [release.id for release in want.releases if release.id in want.shares]
+        shares = {_name(release): want.shares[release.id] for release in want.releases if release.id in want.shares}
+        default, *canary = shares
         now = seen.status.get("defaultRelease"), seen.status.get("canaryRelease") or None
-        shares = {one: _told_of(one, seen.status).get("trafficPercent", share) for one, share in want.shares.items()}
-        if now != (default, next(iter(canary), None)) or shares != want.shares:
-            return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {shares}")
+        told = {one: _told_of(one, seen.status).get("trafficPercent", share) for one, share in shares.items()}
+        if now != (default, next(iter(canary), None)) or told != shares:
+            return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {told}")
         url = (seen.status.get("address") or {}).get("url")
         return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
 
@@ -187,8 +188,17 @@ def _no_template(fields: Mapping[str, Any]) -> None:
         raise Refused(*(Finding(f"{field} holds {{{{", why, "leave it out, or put it into serving.args") for field in found))
 
 
+def _name(release: Release) -> str:
+    """What its entry of the service is called."""
+    return str(release.adopted["entry"]) if release.adopted else release.id
+
+
 def _entry(delivery: str, release: Release) -> Object:
     """Our labels reach the pods by the predictor's template (as the manuals say of annotations; of labels it is inferred)."""
+    if release.adopted is not None:
+        predictor = copy.deepcopy(dict(release.payload["live"]))
+        predictor |= {"minReplicas": release.replicas} if predictor.get("minReplicas", 1) != release.replicas else {}
+        return {"name": _name(release), "predictor": predictor}
     predictor = copy.deepcopy(dict(release.payload["predictor"]))
     predictor |= {"minReplicas": release.replicas, "maxReplicas": max(release.replicas, predictor["maxReplicas"])}
     predictor["template"]["metadata"]["labels"] = pod_labels(delivery, release.id)
@@ -196,6 +206,8 @@ def _entry(delivery: str, release: Release) -> Object:
 
 
 def _beside(delivery: str, release: Release) -> Iterator[Resource]:
+    if release.adopted is not None:
+        return  # its runtime is somebody's, and may serve others
     payload = copy.deepcopy(dict(release.payload))
     yield Resource(Ref("MLServiceRuntime", payload["predictor"]["model"]["runtime"]), "release", delivery, payload["runtime"])
     if payload["config"] is not None:

@@ -17,6 +17,7 @@ Event = tuple[str, str, str]
 MODULES = [
     "flows.deliver",
     "flows.rollback",
+    "delivery.adopting",
     "delivery.places.cluster",
     "delivery.targets.deployment",
     "delivery.targets.kserve",
@@ -35,7 +36,7 @@ class Result:
     events: tuple[Event, ...]
 
 
-def run(flow: Literal["deliver", "rollback"], arguments: dict[str, Any], kill_at: int | Event | None = None) -> Result:
+def run(flow: Literal["deliver", "rollback", "adopt"], arguments: dict[str, Any], kill_at: int | Event | None = None) -> Result:
     """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills itself: its number (before and after count apart), or what it is.
 
     An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``).
@@ -73,8 +74,11 @@ def _opened(handed: Any) -> int:
 
 
 def _act(flow: str, arguments: str, kill_at: int | Event | None, environ: dict[str, str], write: int) -> None:
+    from delivery import adopting
+    from delivery.places.opening import open_place
     from delivery.record import TargetKey
     from delivery.spec import parse_spec
+    from delivery.targets import key_of
     from flows.deliver import deliver
     from flows.rollback import rollback
     from tasks import delivering
@@ -94,6 +98,12 @@ def _act(flow: str, arguments: str, kill_at: int | Event | None, environ: dict[s
     try:
         if flow == "deliver":
             said: Any = deliver.fn(parse_spec(given["spec"]))
+        elif flow == "adopt":
+            spec = parse_spec(given["spec"])
+            place = open_place(key_of(spec.target))
+            found = adopting.look(place, spec, given["named"])
+            adopting.take(place, spec, found, observer)
+            said = {"release": found.release}
         else:
             said = rollback.fn(given["name"], given["to"], where=TargetKey.model_validate(given["where"]))
         code = 0

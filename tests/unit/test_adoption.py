@@ -144,7 +144,7 @@ def test_a_kserve_service_is_found_by_the_pods_that_kserve_makes() -> None:
     assert known["pods"] == {"labels": {"app": "isvc.llama-predictor"}}
 
 
-OWNED = {"ownerReferences": [{"kind": "InferenceService", "name": "above", "controller": True}]}
+OWNED: dict[str, Any] = {"ownerReferences": [{"kind": "InferenceService", "name": "above", "controller": True}]}
 REFUSED: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
     "absent": ("deployment", "nobody", [], "no Deployment/nobody to adopt"),
     "owned": ("deployment", "by-hand", [deployment({"args": WORDS}, **OWNED)], "adopt InferenceService above"),

@@ -36,17 +36,19 @@ class Result:
     events: tuple[Event, ...]
 
 
-def run(flow: Literal["deliver", "rollback", "adopt"], arguments: dict[str, Any], kill_at: int | Event | None = None) -> Result:
+def run(
+    flow: Literal["deliver", "rollback", "adopt"], arguments: dict[str, Any], kill_at: int | Event | None = None, occurrence: int = 1
+) -> Result:
     """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills itself: its number (before and after count apart), or what it is.
 
-    An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``).
+    An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``); ``occurrence``: at which one of several.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     read, write = os.pipe()
     environ = {name: os.environ[name] for name in PASSED if name in os.environ}
     with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as end:
-        child = context.Process(target=_act, args=(flow, json.dumps(arguments), kill_at, environ, _Handed(end.fileno())))
+        child = context.Process(target=_act, args=(flow, json.dumps(arguments), kill_at, occurrence, environ, _Handed(end.fileno())))
         child.start()
         end.close()
         lines = [json.loads(line) for line in pipe.read().splitlines()]
@@ -73,7 +75,7 @@ def _opened(handed: Any) -> int:
     return int(handed.detach())
 
 
-def _act(flow: str, arguments: str, kill_at: int | Event | None, environ: dict[str, str], write: int) -> None:
+def _act(flow: str, arguments: str, kill_at: int | Event | None, occurrence: int, environ: dict[str, str], write: int) -> None:
     from delivery import adopting
     from delivery.places.opening import open_place
     from delivery.record import TargetKey
@@ -84,12 +86,13 @@ def _act(flow: str, arguments: str, kill_at: int | Event | None, environ: dict[s
     from tasks import delivering
 
     os.environ.update(environ)
-    count = 0
+    count = met = 0
 
     def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-        nonlocal count
+        nonlocal count, met
         os.write(write, json.dumps([when, verb, str(ref)]).encode() + b"\n")
-        if count == kill_at or (isinstance(kill_at, tuple) and (when, verb) == kill_at[:2] and fnmatch(str(ref), kill_at[2])):
+        met += isinstance(kill_at, tuple) and (when, verb) == kill_at[:2] and fnmatch(str(ref), kill_at[2])
+        if count == kill_at or met == occurrence:
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
 

@@ -19,7 +19,10 @@ from delivery.places.cluster import Cluster as Place
 from delivery.record import Record
 from delivery.session import RECORD
 from tests.parts.cluster.node import ADDRESS, Node
+from tests.parts.gateway import running_gateway
 from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
+from tests.parts.kserve import running_kserve
+from tests.parts.t9k import running_t9k
 
 NAME = "small"
 ELSEWHERE = ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy", "REQUESTS_CA_BUNDLE")
@@ -86,6 +89,22 @@ class Lab:
         seen = self.place.get(NAME, RECORD)
         assert seen is not None
         return Record.model_validate(seen.resource.spec)
+
+
+@contextmanager
+def controller(node: Node, kind: str) -> Iterator[None]:
+    """What makes pods of a target's objects: KServe's real manager, a stand-in for T9k's."""
+    if kind == "deployment":
+        yield
+        return
+    if kind == "kserve":
+        with running_kserve(node):
+            yield
+        return
+    with running_gateway(node, ADDRESS, 80) as gateway, node.namespace() as edge:
+        node.apply(gateway.gateway(edge))
+        with running_t9k(node, domain="ksvc.test", gateway=f"{edge}/gateway"):
+            yield
 
 
 @contextmanager

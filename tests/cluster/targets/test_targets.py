@@ -106,9 +106,19 @@ def by_hand(lab: Lab) -> str:
     copy += f"shutil.copytree(old.parent, '/data/{folder}', ignore=shutil.ignore_patterns('.model-delivery*'))"
     restricted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     user = {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
-    notebook = {"name": "notebook", "image": lab.images["runner"], "command": ["python", "-c", copy], "securityContext": restricted}
+    notebook: dict[str, Any] = {
+        "name": "notebook",
+        "image": lab.images["runner"],
+        "command": ["python", "-c", copy],
+        "securityContext": restricted,
+    }
     notebook |= {"volumeMounts": [{"name": "models", "mountPath": "/data"}]}
-    pod = {"containers": [notebook], "restartPolicy": "Never", "securityContext": user, "imagePullSecrets": [{"name": "pull"}]}
+    pod: dict[str, Any] = {
+        "containers": [notebook],
+        "restartPolicy": "Never",
+        "securityContext": user,
+        "imagePullSecrets": [{"name": "pull"}],
+    }
     pod |= {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": claim}}]}
     apply(lab, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "notebook"}, "spec": pod})
     lab.node.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/notebook", "-n", lab.namespace, "--timeout=120s")

@@ -40,13 +40,13 @@ def converge(
     gone = [o.resource for ref, o in sorted(seen.items()) if o.resource.role in ("release", "route") and ref not in wanted]
     gone.sort(key=lambda r: r.role != "route")
     changes += [Change(old.ref, "deleted") if dry_run else place.delete(delivery, old.ref) for old in gone]
-    return Converged(tuple(changes), {r.ref: r.spec for r in resources if r.role == "route"})
+    return Converged(tuple(changes), {r.ref: {key: r.spec[key] for key in r.spec if key != "bind"} for r in resources if r.role == "route"})
 
 
 def _unmoved(baseline: RouteMark, seen: Mapping[Ref, Observed]) -> None:
     for ref, mark in baseline.items():
         now = seen.get(ref)
-        if now is None or not covers(now.resource.spec, mark):
+        if now is None or not _stands(now.resource.spec, mark):
             why = "it is gone" if now is None else f"it now says {dict(now.resource.spec)}"
             raise Permanent(
                 Finding(
@@ -57,9 +57,19 @@ def _unmoved(baseline: RouteMark, seen: Mapping[Ref, Observed]) -> None:
             )
 
 
+def _stands(now: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
+    """A Service that was adopted has ports of its own beside ours."""
+    spec = dict(mark.get("spec", {}))
+    ours, there = spec.pop("ports", ()), now.get("spec", {}).get("ports", ())
+    rest = {**mark, "spec": spec} if "spec" in mark else mark
+    return covers(now, rest) and all(any(covers(one, port) for one in there) for port in ours)
+
+
 def _put(place: Place, resource: Resource, old: Observed | None) -> Change:
     if resource.role != "route":
         return place.put(resource)
+    if old is None and resource.spec.get("bind", {}).get("adopted"):
+        old = place.get(resource.delivery, resource.ref)
     try:
         return place.put(resource, expect=old.version if old else ABSENT)
     except Mismatch:

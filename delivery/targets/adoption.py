@@ -24,6 +24,7 @@ PVC = "pvc://"
 PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 NAMES, MODEL, ENGINE_PORT = ("--served-model-name", "--model_name"), ("--model", "--model_dir"), ("--port", "--http_port")
 API_KEY, SECRET = "VLLM_API_KEY", re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+DEFAULTS = ("dnsPolicy", "restartPolicy", "schedulerName", "imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy")
 Get = Callable[[Ref], Observed | None]
 Object = Mapping[str, Any]
 
@@ -104,25 +105,38 @@ def _as_read(kind: str, made: Sequence[Resource]) -> Found:
 
 def _differences(found: Found, made: Found) -> Iterator[str]:
     """The engine's words and environment by their own names, of the rest every field."""
-    gone, new = [word for word in found.words if word not in made.words], [word for word in made.words if word not in found.words]
+    now, then = _flags(found.words), _flags(made.words)
+    gone, new = [flag for flag in now if flag not in then], [flag for flag in then if flag not in now]
     if gone or new:
-        yield f"arguments: {shlex.join(gone) or 'none'} → {shlex.join(new) or 'none'}"
+        yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
     if (found.claim, found.folder) != (made.claim, made.folder):
         yield f"weights: {found.claim}/{found.folder} → {made.claim}/{made.folder}"
-    now, then = ({one["name"]: one for one in of.container.get("env") or ()} for of in (found, made))
-    yield from difference(now, then, "env")
+    variables = [{one["name"]: one for one in of.container.get("env") or ()} for of in (found, made)]
+    yield from difference(*variables, "env")
     yield from difference(_settings(found.container), _settings(made.container), "engine")
     yield from difference(_without_containers(found.spec), _without_containers(made.spec))
 
 
+def _flags(words: Sequence[str]) -> list[str]:
+    """Each flag with its values, ``--flag value`` however it was written."""
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("-") or not flags:
+            flags.append(word.split("=", 1) if word.startswith("-") else [word])
+        else:
+            flags[-1].append(word)
+    return [shlex.join(flag) for flag in flags]
+
+
 def _settings(container: Object) -> Object:
-    return {key: value for key, value in container.items() if key not in ("name", "command", "args", "env")}
+    return {key: value for key, value in container.items() if key not in ("name", "command", "args", "env", *DEFAULTS)}
 
 
 def _without_containers(spec: Any) -> Any:
-    """And without what is told already."""
+    """And without what is told already, what the API server adds by itself, and labels."""
     if isinstance(spec, Mapping):
-        return {key: _without_containers(value) for key, value in spec.items() if key not in ("containers", "replicas", "minReplicas")}
+        left = ("containers", "metadata", "selector", "replicas", "minReplicas", *DEFAULTS)
+        return {key: _without_containers(value) for key, value in spec.items() if key not in left}
     return spec
 
 

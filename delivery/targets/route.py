@@ -15,6 +15,7 @@ from delivery.targets.pod import PORT
 
 FILE = "deployment.yaml"
 NOBODY = "none"
+PORT_NAME = "http-openai"  # not "http": a Service that is adopted may have a port of that name, on another number
 
 
 def pods_of(world: World, name: str) -> list[Mapping[str, Any]]:
@@ -132,5 +133,5 @@ def _stable_service(want: Desired) -> Resource:
     (owner,) = want.shares or (NOBODY,)
     release = _known(want, owner)
     made["spec"]["selector"] = selector(want.delivery, release)
-    made["spec"]["ports"][0] |= {"targetPort": release.adopted["port"]} if release.adopted else {}
+    made["spec"]["ports"][0] |= {"name": PORT_NAME} | ({"targetPort": release.adopted["port"]} if release.adopted else {})
     return Resource(Ref("Service", want.delivery), "route", want.delivery, made)

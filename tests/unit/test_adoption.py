@@ -116,7 +116,7 @@ def test_what_differs_is_told() -> None:
     env = [{"name": "HF_HUB_OFFLINE", "value": "0"}, {"name": "MINE", "value": "1"}]
     told = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment({"args": WORDS, "env": env})).differs
     text = "\n".join(told)
-    assert "arguments: /models/llama --port=9000 → " in text
+    assert "arguments: --model /models/llama --port 9000 → " in text
     assert f"weights: vllm/clones/llama → vllm/models/huggingface/a--b/{'c' * 40}" in text
     assert 'env.HF_HUB_OFFLINE.value: "0" → "1"' in text
     assert "env.MINE" in text

@@ -205,7 +205,7 @@ class Cluster:
         if resource.spec.get("bind", {}).get("bare") and live is not None and delivery_of(live) is None:
             del body["metadata"]["labels"]
         if take and live is not None and not dry_run:
-            taken = self._take(resource.ref, live)
+            taken = self._take(resource.ref, live, body)
             expect = expect if expect in (ANY, ABSENT) else taken
         if expect not in (ANY, ABSENT):
             body["metadata"]["resourceVersion"] = expect
@@ -228,17 +228,19 @@ class Cluster:
         if kind in ("Deployment", "MLService", "InferenceService") and not dry_run:
             self._look.forget()
         before, after = shown(live) if live else {}, shown(done)
-        diff = tuple(difference(before, after)) if live else ()
+        diff = (*(difference(before, after) if live else ()), *(taking.given_up(live) if take and live and dry_run else ()))
         version = done["metadata"].get("resourceVersion")
         if live is None:
             return Change(resource.ref, "created", version=version)
         return Change(resource.ref, "updated" if diff else "unchanged", diff, version)
 
-    def _take(self, ref: Ref, live: Object) -> Version:
+    def _take(self, ref: Ref, live: Object, body: Object) -> Version:
         """Its new version."""
         where = path(live["kind"], self.namespace, live["metadata"]["name"])
+        query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
         try:
-            now = self.client.call("PATCH", where, body=taking.transfer(live), media=MERGE)
+            applied = self.client.call("PATCH", where, query, body, media=APPLY)
+            now = self.client.call("PATCH", where, body=taking.transfer(live, applied), media=MERGE)
         except Status as status:
             now = self._live(live["kind"], live["metadata"]["name"]) or {}
             if status.code != 409 or not now or not taking.is_taken(now):

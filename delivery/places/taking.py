@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from typing import Any
 
 from delivery.places.objects import MANAGER, Object, delivery_of
 from delivery.resources import Resource
-
-MARK: Object = {"f:metadata": {"f:labels": {"f:model-delivery/delivery": {}}}}  # a field that is not there yet: owning it changes nothing
 
 
 def may_take(resource: Resource, live: Object) -> bool:
@@ -18,16 +16,25 @@ def may_take(resource: Resource, live: Object) -> bool:
 
 
 def is_taken(live: Object) -> bool:
-    return any(one["manager"] == MANAGER and one["operation"] == "Apply" for one in live["metadata"].get("managedFields") or ())
+    return any(_is_ours(one) for one in live["metadata"].get("managedFields") or ())
 
 
-def transfer(live: Object) -> dict[str, Any]:
-    """A merge patch of this very version after which we are its only manager, but for what others write into its status or scale: of its fields nothing changes.
+def given_up(live: Object) -> Iterator[str]:
+    """A line for each manager whose fields are taken."""
+    for one in live["metadata"].get("managedFields") or ():
+        if not one.get("subresource"):
+            yield f"the fields that {one['manager']} holds become ours"
 
-    Our entry holds one label that is not there: with no entry at all the API server would make one that holds every field.
+
+def transfer(live: Object, applied: Object) -> dict[str, Any]:
+    """A merge patch of this very version after which we are its only manager, but for what others write into its status or scale.
+
+    ``applied``: as it would be with our fields applied, whose entry says what we hold then. Of the object's other fields nothing changes.
     """
-    meta = live["metadata"]
-    kept = [one for one in meta.get("managedFields") or () if one.get("subresource")]
-    ours = {"manager": MANAGER, "operation": "Apply", "apiVersion": live["apiVersion"], "fieldsType": "FieldsV1", "fieldsV1": MARK}
-    ours["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"metadata": {"resourceVersion": meta["resourceVersion"], "managedFields": [ours, *kept]}}
+    (ours,) = [one for one in applied["metadata"]["managedFields"] if _is_ours(one)]
+    kept = [one for one in live["metadata"].get("managedFields") or () if one.get("subresource")]
+    return {"metadata": {"resourceVersion": live["metadata"]["resourceVersion"], "managedFields": [ours, *kept]}}
+
+
+def _is_ours(entry: Object) -> bool:
+    return bool(entry["manager"] == MANAGER and entry["operation"] == "Apply")

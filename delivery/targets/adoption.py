@@ -111,8 +111,7 @@ def _differences(found: Found, made: Found) -> Iterator[str]:
         yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
     if (found.claim, found.folder) != (made.claim, made.folder):
         yield f"weights: {found.claim}/{found.folder} → {made.claim}/{made.folder}"
-    variables = [{one["name"]: one for one in of.container.get("env") or ()} for of in (found, made)]
-    yield from difference(*variables, "env")
+    yield from difference(_variables(found.container), _variables(made.container), "env")
     yield from difference(_settings(found.container), _settings(made.container), "engine")
     yield from difference(_without_containers(found.spec), _without_containers(made.spec))
 
@@ -126,6 +125,10 @@ def _flags(words: Sequence[str]) -> list[str]:
         else:
             flags[-1].append(word)
     return [shlex.join(flag) for flag in flags]
+
+
+def _variables(container: Object) -> Object:
+    return {one["name"]: one for one in container.get("env") or ()}
 
 
 def _settings(container: Object) -> Object:

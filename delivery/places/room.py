@@ -41,12 +41,18 @@ def _new(body: Object, live: Object | None) -> Iterator[tuple[int, dict[str, int
             yield body["spec"]["replicas"], devices(body["spec"]["template"]["spec"])
         case "InferenceService" if live is None:
             predictor = body["spec"]["predictor"]
-            yield predictor["minReplicas"], devices({"containers": [predictor["model"]]})
+            yield (
+                int(predictor.get("minReplicas", 1)),
+                devices({"containers": [predictor["model"]] if "model" in predictor else predictor["containers"]}),
+            )
         case "MLService":
             known = {one["name"] for one in live["spec"]["releases"]} if live else set()
             for one in body["spec"]["releases"]:
                 if one["name"] not in known:
-                    yield one["predictor"]["minReplicas"], devices({"containers": one["predictor"].get("containersResources", ())})
+                    yield (
+                        int(one["predictor"].get("minReplicas", 1)),
+                        devices({"containers": one["predictor"].get("containersResources", ())}),
+                    )
 
 
 def _label(pod: Mapping[str, Any], name: str) -> str | None:

@@ -235,22 +235,30 @@ class Pace:
     def wait(self, delivery: str, timeout: float) -> None:
         now = time.monotonic()
         end, self._began = now + timeout, self._began if self._looks else now
-        cost = max(1, self._spent(self._last)) if self._looks else 1
+        cost = len(self._spent(self._last)) if self._looks else 1
         planned = SCHEDULE[min(self._looks, len(SCHEDULE) - 1)]
         self.look.waited = self._looks > 0
-        self._looks, self._last = self._looks + 1, now
+        self._looks += 1
         changed = self.look.changes(delivery, min(timeout, planned))
         if changed:
             time.sleep(min(SETTLING, max(0.0, end - time.monotonic())))
-        while self._spent(self._began) + cost > (ON_CHANGE if changed else ON_TIME) and (left := end - time.monotonic()) > 0:
+        while (rest := min(self._over_budget(cost, ON_CHANGE if changed else ON_TIME), end - time.monotonic())) > 0:
             if changed:
-                time.sleep(min(left, 1.0))
+                time.sleep(rest)
             else:
-                changed = self.look.changes(delivery, min(left, 5.0))
+                changed = self.look.changes(delivery, rest)
+        self._last = time.monotonic()
 
-    def _spent(self, since: float) -> int:
+    def _over_budget(self, cost: int, limit: int) -> float:
+        """For how many seconds a look is more than ``limit`` requests a minute allow. One that is dear itself counts as half of them: it must come some day."""
+        spent = self._spent(self._began)
+        over = len(spent) + min(cost, limit // 2) - limit
+        return spent[over - 1] + 60.0 - time.monotonic() if over > 0 else 0.0
+
+    def _spent(self, since: float) -> list[float]:
+        """When requests were sent, of the last minute's."""
         start = max(since, time.monotonic() - 60)
-        return sum(at >= start for at in self.client.asked)
+        return [at for at in self.client.asked if at >= start]
 
 
 def _main(pod: Object) -> str:

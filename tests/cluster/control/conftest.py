@@ -45,8 +45,8 @@ def t9k(cluster: Cluster, node: PlayedNode) -> Iterator[T9k]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def kserve(cluster: Cluster, node: PlayedNode) -> Iterator[KServe]:
+@pytest.fixture(scope="session")
+def kserve(cluster: Cluster) -> Iterator[KServe]:
     with running_kserve(cluster) as made:
         yield made
 

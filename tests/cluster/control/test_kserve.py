@@ -26,8 +26,8 @@ from delivery.targets import Failed, InProgress, Readiness
 from delivery.targets.kserve import KServe as Target
 from flows.deliver import deliver
 from flows.rollback import rollback
-from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
-from tests.parts.cluster import Cluster
+from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
+from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
 from tests.parts.cluster.waiting import until
@@ -40,11 +40,13 @@ ODD = 'it\'s "odd"\n{{ .Values }} {{{{x}}}} {{`y`}} $(HOME) $$(HOME) $HOME `x` Ã
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
-def test_a_cluster_without_kserve_is_refused_by_name(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
-) -> None:
-    """First: the tests below install it."""
-    with delivering_lab(cluster, tmp_path, monkeypatch, node, kind="kserve") as bare:
+def test_a_cluster_without_kserve_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of its own: whatever ran before may have installed it in the other one."""
+    with (
+        running_control_plane(tmp_path / "cluster") as cluster,
+        gpu_node(cluster) as node,
+        delivering_lab(cluster, tmp_path, monkeypatch, node, kind="kserve") as bare,
+    ):
         with pytest.raises(
             Refused, match=r"(?s)no inferenceservices of serving.kserve.io/v1beta1.*no servingruntimes of serving.kserve.io"
         ):

@@ -106,10 +106,10 @@ class KServe:
         path = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices?dryRun=All"
         return "denied the request" in self.cluster.client.post(path, json=bad).text
 
-    def remove(self) -> None:
-        """Its definitions first, while it can still end what it holds."""
-        names = [f"crd/{one['metadata']['name']}" for one in documents(*DEFINITIONS)]
-        self.cluster.kubectl("delete", *names, "--timeout=60s")
+    def close(self) -> None:
+        """After it has ended what it holds. Its definitions stay: where they come and go, the garbage collector stands still for minutes."""
+        where = "/apis/serving.kserve.io/v1beta1/inferenceservices"
+        until(lambda: not self.cluster.client.get(where).raise_for_status().json()["items"], 60, "an InferenceService does not end")
         hooks = [f"{one['kind'].lower()}/{one['metadata']['name']}" for one in webhooks(self.cluster, self.port)]
         self.cluster.kubectl("delete", *hooks)
         self.stop()
@@ -117,11 +117,11 @@ class KServe:
 
 @contextmanager
 def running_kserve(cluster: Cluster) -> Iterator[KServe]:
-    """For the length of the block; the cluster is without KServe before and after."""
+    """For the length of the block; its definitions stay."""
     made = KServe(cluster)
     made.install()
     made.start()
     try:
         yield made
     finally:
-        made.remove()
+        made.close()

@@ -56,18 +56,19 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     made = target.compose(Desired(spec.name, (Release(NEW, rendered),), {NEW: 100}, there))
     found = adopt(spec, lock, named or spec.name, lambda ref: place.get(spec.name, ref), made)
     known = _known(session, found)
-    frozen = known or Frozen(
-        payload=dict(found.payload),
-        lock=lock,
-        unchanged=unchanged_digest(spec, lock),
-        model=spec.model,
-        storage=spec.storage,
-        args=tuple(found.payload["args"]),
-        startup_timeout=spec.serving.startup_timeout,
-        address=AddressKey(host=there.host, port=there.port),
-        created=session.clock.now(),
-        verified=False,
-    )
+    meant = {
+        "lock": lock,
+        "unchanged": unchanged_digest(spec, lock),
+        "model": spec.model,
+        "storage": spec.storage,
+        "startup_timeout": spec.serving.startup_timeout,
+    }
+    if known is None:
+        address, args = AddressKey(host=there.host, port=there.port), tuple(found.payload["args"])
+        made_now = {"payload": dict(found.payload), "args": args, "address": address, "created": session.clock.now(), "verified": False}
+        frozen = Frozen.model_validate({**meant, **made_now})
+    else:
+        frozen = known if known.verified else known.model_copy(update=meant)  # a revision that was wrong can be corrected
     release = session.record.serving if known and session.record.serving else digest(found.payload)
     want = Desired(spec.name, (Release(release, frozen.payload, found.replicas),), {release: 100}, there)
     claim = (resource for resource in target.storage(spec.name, lock, spec.storage) if resource.ref.kind == "PersistentVolumeClaim")
@@ -111,6 +112,8 @@ def take(place: Place, spec: DeliverySpec, found: Adoption, observer: Observer =
                 held=None,
                 runner=spec.runner,
             )
+        elif session.frozen(found.release) != found.frozen:
+            session.freeze(found.release, found.frozen)
         session.converge()
         session.wait_ready(found.release, READY_TIMEOUT)
         session.wait_routed()

@@ -164,17 +164,15 @@ def _unlike(spec: DeliverySpec, found: Found) -> Iterator[Finding]:
     if found.claim != claim:
         fix = f"set storage.claim to {found.claim}"
         yield Finding("the spec names another claim", f"the engine reads from {found.claim}, the spec says {claim}", fix)
-    key = next((one.get("valueFrom", {}).get("secretKeyRef") for one in found.container.get("env") or () if one["name"] == API_KEY), None)
-    has = f"{key['name']}/{key['key']}" if key else "none"
-    if has != (
-        says := f"{spec.serving.api_key.kube.name}/{spec.serving.api_key.kube.key}"
-        if isinstance(spec.serving.api_key, KubeSecret)
-        else "none"
-    ):
+    env = found.container.get("env") or ()
+    key = next((one.get("valueFrom", {}).get("secretKeyRef") for one in env if one["name"] == API_KEY), None)
+    wanted = spec.serving.api_key.kube if isinstance(spec.serving.api_key, KubeSecret) else None
+    has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
+    if has != says:
         fix = f"set serving.api_key to {{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else "leave serving.api_key out"
         yield Finding("the spec names another API key", f"the engine has {has}, the spec says {says}", fix)
-    plain = [one["name"] for one in found.container.get("env") or () if one.get("value") and SECRET.search(one["name"])]
-    plain += [word for word in found.words if word.startswith("--api-key")]
+    plain = [one["name"] for one in env if one.get("value") and SECRET.search(one["name"])]
+    plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
     for name in plain:
         why = "an adopted release is kept as it is, and what is kept holds no secret"
         yield Finding(

@@ -157,6 +157,7 @@ REFUSED: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
         "deployment", "by-hand", [deployment({"args": WORDS, "env": [{"name": "HF_TOKEN", "value": "hf_1"}]})], "HF_TOKEN holds a secret",
     ),
     "key in the arguments": ("deployment", "by-hand", [deployment({"args": [*WORDS, "--api-key", "s3cret"]})], "--api-key holds a secret"),
+    "key in one word": ("deployment", "by-hand", [deployment({"args": [*WORDS, "--api-key=s3cret"]})], "--api-key holds a secret"),
     "a key that the spec lacks": (
         "deployment", "by-hand",
         [deployment({"args": WORDS, "env": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "api", "key": "k"}}}]})],

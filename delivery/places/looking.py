@@ -23,6 +23,7 @@ OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
 STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these do not change by themselves
 OLD = 28.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
+STEP = "step"  # the container of a step's pod: its log is its output, read where it is wanted
 BARE = ("InferenceService",)  # KServe hands its labels down to its pods: a label of ours would restart them
 TAIL_LINES = 400
 SILENCE = 60.0
@@ -76,7 +77,7 @@ class Look:
     def world(self, delivery: str) -> World:
         mine, now = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time()
         self._list_ours(mine)
-        observed = [from_object(found) for kind in OURS for found in self._known[kind] if not is_made_by_controller(found)]
+        observed = [from_object(found) for kind in OURS for found in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in observed}
         adopted = self._adopted_objects(delivery)
         objects |= {seen.resource.ref: seen for seen in self._unmarked(delivery, adopted) if seen.resource.ref not in objects}
@@ -91,7 +92,7 @@ class Look:
             "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
             if any(self._known[kind] for kind in TELLING) or _events_tell(listed, self._known["Job"])
             else (),
-            "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)),
+            "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)) if self._known["Service"] else (),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }
         return World(delivery, objects, now, beside)
@@ -121,7 +122,7 @@ class Look:
         small = {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
         for kind in OURS:
             if fresh or (kind not in STILL and self._known[kind]):
-                self._known[kind] = self.maybe(kind, small)
+                self._known[kind] = [found for found in self.maybe(kind, small) if not is_made_by_controller(found)]
         self._known_at = time.monotonic() if fresh else self._known_at
         self.waited = False
 
@@ -206,6 +207,7 @@ class Look:
         status = next((s for s in pod["status"].get("containerStatuses", ()) if s["name"] == _main(pod)), None)
         if (
             status is None
+            or status["name"] == STEP
             or "deletionTimestamp" in pod["metadata"]
             or status["ready"]
             or not ({"running", "terminated"} & status["state"].keys() or status.get("lastState"))
@@ -264,7 +266,7 @@ class Pace:
 def _main(pod: Object) -> str:
     """The container that the pod is for: in one that somebody else made, the first where none has a name that we know."""
     names = [str(one["name"]) for one in pod["spec"]["containers"]]
-    return next((name for name in names if name in ("step", *ENGINES)), names[0])
+    return next((name for name in names if name in (STEP, *ENGINES)), names[0])
 
 
 def _as_ours(pod: Object, delivery: str, adopted: Mapping[str, Object]) -> Object:

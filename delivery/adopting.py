@@ -23,7 +23,7 @@ from delivery.spec import DeliverySpec
 from delivery.steps.verify import STEP as VERIFY
 from delivery.steps.verify import Verified, VerifyInput
 from delivery.targets import choose, key_of
-from delivery.targets.adoption import Adopted, adopt
+from delivery.targets.adoption import KINDS, Adopted, adopt
 from delivery.targets.pod import MOUNT
 
 OUTCOME = "adopted"
@@ -46,6 +46,9 @@ class Adoption:
 def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption:
     """Read the object ``named`` (default: as the delivery) and compare; nothing is touched. Refused with every reason why it cannot be adopted."""
     target, key = choose(spec.target), key_of(spec.target)
+    if key.kind not in KINDS:
+        why = "what runs on a host is the process of the run that started it"
+        raise Refused(Finding(f"nothing can be adopted on target {key.kind}", why, "use `deliver up`"))
     preflight(spec, place, target)
     with from_cluster(place.secret):
         lock = resolve_lock(spec)

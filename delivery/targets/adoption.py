@@ -59,10 +59,6 @@ def adopt(spec: DeliverySpec, lock: Lock, named: str, get: Get, made: Sequence[R
     ``get`` reads an object of the target's namespace; ``made``: what ``spec`` would make, to compare it with.
     """
     kind = spec.target.kind
-    if kind not in KINDS:
-        raise Refused(
-            Finding(f"nothing can be adopted on target {kind}", "an engine of a host is a process of its own run", "use `deliver up`")
-        )
     if kind == "t9k" and named != spec.name:
         why = "the MLService is the address of the service, and holds every release of it"
         raise Refused(Finding(f"a delivery called {spec.name} cannot adopt MLService {named}", why, f"set the spec's name to {named}"))

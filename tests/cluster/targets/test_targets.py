@@ -131,17 +131,19 @@ def by_hand(lab: Lab) -> str:
     }
     engine |= {"ports": [{"containerPort": 8000, "protocol": "TCP"}], "securityContext": restricted}
     engine |= {"env": [{"name": "HOME", "value": "/tmp"}, {"name": "USER", "value": "by-hand"}]}  # noqa: S108 - in its container
+    engine |= {"volumeMounts": [{"name": "dshm", "mountPath": "/dev/shm"}]}  # noqa: S108
+    volumes = [{"name": "dshm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}}]
     engine |= {"readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 2}}
     if lab.kind == "t9k":
         api = "tensorstack.dev/v1beta1"
-        template = {"spec": {"containers": [engine], "imagePullSecrets": [{"name": "pull"}]}}
+        template = {"spec": {"containers": [engine], "volumes": volumes, "imagePullSecrets": [{"name": "pull"}]}}
         model = {"runtime": "vllm-openai", "parameters": {"MODEL_PATH": "/var/lib/t9k/model"}}
         predictor: dict[str, Any] = {"minReplicas": 1, "model": model, "storage": {"pvc": {"name": claim, "subPath": folder}}}
         release = {"default": "v1", "releases": [{"name": "v1", "predictor": predictor}]}
         runtime: dict[str, Any] = {"apiVersion": api, "kind": "MLServiceRuntime", "spec": {"enabled": True, "template": template}}
         service: dict[str, Any] = {"apiVersion": api, "kind": "MLService", "metadata": {"name": NAME}, "spec": release}
     else:
-        offers = {"supportedModelFormats": [{"name": "vLLM"}], "containers": [engine]}
+        offers = {"supportedModelFormats": [{"name": "vLLM"}], "containers": [engine], "volumes": volumes}
         runtime = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "spec": offers}
         model = {"modelFormat": {"name": "vLLM"}, "runtime": "vllm-openai", "storageUri": f"pvc://{claim}/{folder}"}
         model |= {"resources": {"limits": {"memory": "6Gi"}, "requests": {"memory": "6Gi"}}}

@@ -24,6 +24,7 @@ STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these 
 OLD = 28.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 STEP = "step"  # the container of a step's pod: its log is its output, read where it is wanted
+COMING_UP = (None, "ContainerCreating", "PodInitializing")  # what a container waits for that may well start
 BARE = ("InferenceService",)  # KServe hands its labels down to its pods: a label of ours would restart them
 TAIL_LINES = 400
 SILENCE = 60.0
@@ -298,14 +299,23 @@ def _events_tell(pods: list[Object], jobs: list[Object]) -> bool:
 
 
 def _state_of(pod: Object) -> Any:
-    """What of a pod a wait can turn on."""
+    """What of a pod a wait can turn on. That it is only coming up is told with the next look: each one costs requests."""
     status = pod["status"]
-    containers = [
-        (s["name"], s["ready"], sorted(s["state"]), s["state"].get("waiting", {}).get("reason"))
-        for s in status.get("containerStatuses", ())
-    ]
-    conditions = [(c["type"], c["status"], c.get("reason")) for c in status.get("conditions", ()) if c["type"] == "PodScheduled"]
-    return status.get("phase"), status.get("reason"), containers, conditions, "deletionTimestamp" in pod["metadata"]
+    containers = [(s["name"], s["ready"], turn) for s in status.get("containerStatuses", ()) if (turn := _turn(s)) or s["ready"]]
+    phase = status.get("phase") if status.get("phase") in ("Failed", "Succeeded") else None
+    refused = [c.get("reason") for c in status.get("conditions", ()) if c["type"] == "PodScheduled" and c["status"] == "False"]
+    return phase, status.get("reason"), containers, refused, "deletionTimestamp" in pod["metadata"]
+
+
+def _turn(container: Mapping[str, Any]) -> Any:
+    """That it has ended, that a step's output can be read, or why it does not start."""
+    state = container["state"]
+    if "terminated" in state:
+        return "terminated", container.get("restartCount", 0)
+    if "running" in state:
+        return "running" if container["name"] == STEP else None
+    reason = state.get("waiting", {}).get("reason")
+    return None if reason in COMING_UP else reason
 
 
 def _unscheduled(pod: Object) -> bool:

@@ -203,7 +203,7 @@ class Cluster:
         kind, name = body["kind"], body["metadata"]["name"]
         take = live is not None and taking.may_take(resource, live) and not taking.is_taken(live)
         if resource.spec.get("bind", {}).get("bare") and live is not None and delivery_of(live) is None:
-            del body["metadata"]["labels"]
+            body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
         if take and live is not None and not dry_run:
             taken = self._take(resource.ref, live, body)
             expect = expect if expect in (ANY, ABSENT) else taken

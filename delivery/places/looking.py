@@ -43,6 +43,7 @@ class Look:
         self._known: dict[str, list[Object]] = {}
         self._known_at = -math.inf
         self.waited = False
+        self.price = 1  # requests of the last look
 
     def listed(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old meanwhile."""
@@ -76,7 +77,7 @@ class Look:
             return []
 
     def world(self, delivery: str) -> World:
-        mine, now = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time()
+        mine, now, began = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time(), time.monotonic()
         self._list_ours(mine)
         observed = [from_object(found) for kind in OURS for found in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in observed}
@@ -96,6 +97,7 @@ class Look:
             "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)) if self._known["Service"] else (),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }
+        self.price = sum(at >= began for at in self.client.asked)
         return World(delivery, objects, now, beside)
 
     def _adopted_objects(self, delivery: str) -> dict[str, Object]:
@@ -228,7 +230,7 @@ class Pace:
 
     def __init__(self, client: Client, look: Look) -> None:
         self.client, self.look = client, look
-        self._looks, self._began, self._last = 0, 0.0, 0.0
+        self._looks, self._began = 0, 0.0
 
     def restart(self, *, acted: bool) -> None:
         """After an effect the waiting begins anew."""
@@ -238,7 +240,7 @@ class Pace:
     def wait(self, delivery: str, timeout: float) -> None:
         now = time.monotonic()
         end, self._began = now + timeout, self._began if self._looks else now
-        cost = len(self._spent(self._last)) if self._looks else 1
+        cost = self.look.price if self._looks else 1
         planned = SCHEDULE[min(self._looks, len(SCHEDULE) - 1)]
         self.look.waited = self._looks > 0
         self._looks += 1
@@ -250,7 +252,6 @@ class Pace:
                 time.sleep(rest)
             else:
                 changed = self.look.changes(delivery, rest)
-        self._last = time.monotonic()
 
     def _over_budget(self, cost: int, limit: int) -> float:
         """For how many seconds a look is more than ``limit`` requests a minute allow. One that is dear itself counts as half of them: it must come some day."""

@@ -25,6 +25,8 @@ PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 NAMES, MODEL, ENGINE_PORT = ("--served-model-name", "--model_name"), ("--model", "--model_dir"), ("--port", "--http_port")
 API_KEY, SECRET = "VLLM_API_KEY", re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
 DEFAULTS = ("dnsPolicy", "restartPolicy", "schedulerName", "imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy")
+NOT_KEPT = ("kubectl.kubernetes.io/last-applied-configuration", "deployment.kubernetes.io/revision")
+OURS = ("model-delivery/", "app.kubernetes.io/")
 Get = Callable[[Ref], Observed | None]
 Object = Mapping[str, Any]
 
@@ -72,6 +74,7 @@ def adopt(spec: DeliverySpec, lock: Lock, named: str, get: Get, made: Sequence[R
         "kind": KINDS[kind],
         "name": named,
         "uid": live.status["uid"],
+        "metadata": _metadata(live),
         "pods": dict(found.pods),
         "port": _port(found, kind),
         "folder": found.folder,
@@ -90,6 +93,14 @@ def adopt(spec: DeliverySpec, lock: Lock, named: str, get: Get, made: Sequence[R
     }
     payload = {"live": dict(found.spec), "adopted": adopted, **told}
     return Adopted(str(live.resource.ref), payload, found.replicas, tuple(_differences(found, _as_read(kind, made))))
+
+
+def _metadata(live: Observed) -> dict[str, Any]:
+    """Labels and annotations of its owner's: where it is made anew, they come back (KServe's mode is one)."""
+    meta = live.resource.spec["metadata"]
+    labels = {key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(OURS)}
+    notes = {key: value for key, value in (meta.get("annotations") or {}).items() if key not in NOT_KEPT}
+    return {"labels": labels} | ({"annotations": notes} if notes else {})
 
 
 def _as_read(kind: str, made: Sequence[Resource]) -> Found:

@@ -51,7 +51,10 @@ class Deployment(Routed):
 
     def _adopted(self, delivery: str, release: Release, adopted: Mapping[str, Any]) -> Iterator[Resource]:
         """Somebody's Deployment as it is, and a Service of ours before its pods."""
-        made = {"metadata": {}, "spec": {**copy.deepcopy(dict(release.payload["live"])), "replicas": release.replicas}}
+        made = {
+            "metadata": copy.deepcopy(adopted["metadata"]),
+            "spec": {**copy.deepcopy(dict(release.payload["live"])), "replicas": release.replicas},
+        }
         yield owned(Resource(Ref("Deployment", adopted["name"]), "release", delivery, made, release.id), adopted["uid"])
         service = manifest(FILE, "Service")
         service["spec"]["selector"] = selector(delivery, release)

@@ -57,7 +57,8 @@ class KServe(Routed):
             live = copy.deepcopy(dict(release.payload["live"]))
             if live["predictor"].get("minReplicas", 1) != release.replicas:
                 live["predictor"] |= {"minReplicas": release.replicas}
-            theirs = Resource(Ref("InferenceService", adopted["name"]), "release", delivery, {"metadata": {}, "spec": live}, release.id)
+            made = {"metadata": copy.deepcopy(adopted["metadata"]), "spec": live}
+            theirs = Resource(Ref("InferenceService", adopted["name"]), "release", delivery, made, release.id)
             yield owned(theirs, adopted["uid"], bare=True)
             return
         main = self.main(delivery, release.id)

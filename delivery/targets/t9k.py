@@ -91,6 +91,8 @@ class T9k:
             made["spec"] |= {"canary": _name(canary[0]), "canaryTrafficPercent": want.shares[canary[0].id]}
         if self.queue:
             made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.queue}}
+        for adopted in (release.adopted for release in want.releases if release.adopted):
+            made["metadata"] = copy.deepcopy(adopted["metadata"])
         return owned_route(Resource(Ref("MLService", want.delivery), "route", want.delivery, made), want)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:

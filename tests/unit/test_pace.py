@@ -22,7 +22,7 @@ class World:
     def __init__(self, changes: float) -> None:
         self.now, self.asked, self.rate = 1000.0, deque[float](maxlen=1000), changes
         self.client = SimpleNamespace(asked=self.asked)
-        self.look = SimpleNamespace(waited=False, changes=self.changes)
+        self.look = SimpleNamespace(waited=False, changes=self.changes, price=1)
         self.random = random.Random(20261126)
 
     def monotonic(self) -> float:
@@ -58,6 +58,7 @@ def test_a_waiting_run_looks_again_and_again_within_its_budget(
     start, looks = world.now, list[float]()
     while world.now < start + WAIT:
         world.ask(cost)
+        world.look.price = cost
         looks.append(world.now)
         pace.wait("small", start + WAIT - world.now)
     gaps = [later - earlier for earlier, later in pairwise(looks)]

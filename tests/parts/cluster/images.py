@@ -133,7 +133,7 @@ def push_timing_engine(registry: Registry, *, new: bool = False) -> str:
     program = timing_engine.build()
     layers = [_program(registry, "timing", program)]
     layers += [registry.push_blob("timing", [_tar({"new": secrets.token_bytes()})], LAYER)] if new else []
-    return registry.push("timing", "new" if new else "1", layers, {"Entrypoint": [f"/{program.name}"]})
+    return registry.push("timing", "new" if new else "1", layers, {"Entrypoint": [f"/{program.name}", "--host", "0.0.0.0"]})
 
 
 def push_script(registry: Registry, repository: str, code: str) -> str:

@@ -226,7 +226,7 @@ class Look:
 
 
 class Pace:
-    """How often to look while waiting: soon at first, then every 15 s, and when a pod's state has changed; never above the budget."""
+    """How often to look while waiting: soon at first, then every 9 s, and when a pod's state has changed; never above the budget."""
 
     def __init__(self, client: Client, look: Look) -> None:
         self.client, self.look = client, look

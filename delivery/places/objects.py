@@ -112,7 +112,7 @@ def adoption_of(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What the ConfigMap of a release says of the object that was adopted as it."""
     if (stored["metadata"].get("labels") or {}).get("model-delivery/kind") != "Release":
         return None
-    said: Mapping[str, Any] | None = json.loads(stored["data"]["content"])["payload"].get("adopted")
+    said: Mapping[str, Any] | None = json.loads(stored["data"]["content"]).get("payload", {}).get("adopted")
     return said
 
 

@@ -13,6 +13,7 @@ from delivery.findings import Finding, Refused
 from delivery.release import Lock, Payload
 from delivery.resources import ENGINES, Observed, Ref, Resource, difference
 from delivery.spec import DeliverySpec, KubeSecret, T9kTarget
+from delivery.targets.kserve import MODES
 from delivery.targets.near import settings
 from delivery.targets.pod import PORT, claim_name
 
@@ -194,7 +195,7 @@ def _unlike(spec: DeliverySpec, found: Found) -> Iterator[Finding]:
 
 
 def _shared_name(spec: DeliverySpec, get: Get) -> Iterator[Finding]:
-    """The route takes the delivery's name: what has that name must be free to take, and lead to the port that our releases have."""
+    """The route takes the delivery's name: what has that name must be free to take."""
     for ref in _route_refs(spec):
         seen = get(ref)
         if seen is None or ref.kind == "MLService":
@@ -231,8 +232,8 @@ def _deployment(live: Observed, _get: Get) -> Found:
 def _kserve(live: Observed, get: Get) -> Found:
     ref, predictor = live.resource.ref, live.resource.spec["spec"]["predictor"]
     annotations = live.resource.spec["metadata"].get("annotations") or {}
-    mode = live.status.get("deploymentMode") or annotations.get("serving.kserve.io/deploymentMode") or "Standard"
-    if mode not in ("Standard", "RawDeployment"):
+    mode = live.status.get("deploymentMode") or annotations.get("serving.kserve.io/deploymentMode") or MODES[0]
+    if mode not in MODES:
         why = f"it is in mode {mode}, which never changes: its pods are Knative's"
         raise Refused(Finding(f"{ref} cannot be adopted", why, "deliver it anew under another name with `deliver up`"))
     model = predictor.get("model")

@@ -46,7 +46,7 @@ class Deployment(Routed):
         yield from chat_config(delivery, release, main.name, template["spec"], template["spec"]["containers"][0])
         yield Resource(main, "release", delivery, made, release.id)
         service = copy.deepcopy(dict(release.payload["service"]))
-        service["spec"]["selector"] = {"model-delivery/object": main.name}
+        service["spec"]["selector"] = selector(delivery, release)
         yield Resource(Ref("Service", main.name), "release", delivery, service, release.id)
 
     def _adopted(self, delivery: str, release: Release, adopted: Mapping[str, Any]) -> Iterator[Resource]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.cluster.control.lab import gpu_node
+from tests.cluster.control.lab import Lab, delivering_lab, gpu_node
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
@@ -55,3 +56,14 @@ def kserve(cluster: Cluster) -> Iterator[KServe]:
 def namespace(cluster: Cluster) -> Iterator[str]:
     with cluster.namespace() as name:
         yield name
+
+
+@pytest.fixture(params=["deployment", "t9k", "kserve"])
+def lab(
+    request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
+) -> Iterator[Lab]:
+    """On each target; a module that is about one has a ``lab`` of its own."""
+    if request.param != "deployment":
+        request.getfixturevalue(request.param)
+    with delivering_lab(cluster, tmp_path, monkeypatch, node, kind=request.param) as made:
+        yield made

@@ -5,37 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import yaml
 
 from delivery.resources import Ref
 from delivery.spec import DeliverySpec
 from flows.deliver import deliver
 from tests.cluster.control.killed import run
-from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab, delivering_lab
-from tests.parts.cluster import Cluster
-from tests.parts.cluster.played import PlayedNode
+from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab
 from tests.parts.cluster.provisioner import folder_of
 from tests.parts.cluster.waiting import until
 from tests.parts.tiny_model import tiny_model
 
 CLAIM, CLONE = "hand", "clones/tiny"
 OBJECTS = {"deployment": ("deployment", "by-hand"), "t9k": ("mls", NAME), "kserve": ("isvc", "by-hand")}
-
-
-@pytest.fixture(params=["deployment", "t9k", "kserve"])
-def lab(
-    request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
-) -> Iterator[Lab]:
-    if request.param != "deployment":
-        request.getfixturevalue(request.param)
-    with delivering_lab(cluster, tmp_path, monkeypatch, node, kind=request.param) as made:
-        yield made
 
 
 def by_hand(lab: Lab, weights: bytes | None = None) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,22 +17,10 @@ from delivery import service
 from delivery.lease import REF
 from delivery.spec import DeliverySpec
 from tests.cluster.control.killed import Result, run
-from tests.cluster.control.lab import NAME, Lab, delivering_lab
-from tests.parts.cluster import Cluster
-from tests.parts.cluster.played import PlayedNode
+from tests.cluster.control.lab import NAME, Lab
 from tests.parts.cluster.waiting import until
 
 SEED = 20261124
-
-
-@pytest.fixture(params=["deployment", "t9k", "kserve"])
-def lab(
-    request: pytest.FixtureRequest, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode
-) -> Iterator[Lab]:
-    if request.param != "deployment":
-        request.getfixturevalue(request.param)
-    with delivering_lab(cluster, tmp_path, monkeypatch, node, kind=request.param) as made:
-        yield made
 
 
 def spec(lab: Lab, **more: Any) -> DeliverySpec:

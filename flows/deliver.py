@@ -6,12 +6,14 @@ from typing import Any
 
 from prefect import flow
 
-from delivery.spec import DeliverySpec
-from tasks import delivering as do
+from model_delivery.spec import DeliverySpec
+from model_delivery.tasks import delivering as do
 
 
 @flow(name="deliver", flow_run_name="{spec.name}", persist_result=False, log_prints=False)
-def deliver(spec: DeliverySpec, request: str | None = None, scheduled: bool = False, take_over: bool = False) -> dict[str, Any]:
+def deliver(
+    spec: DeliverySpec, request: str | None = None, scheduled: bool = False, take_over: bool = False
+) -> dict[str, Any]:
     """Deliver ``spec``: a verified, load-tested, reversible service, or a Trouble that says exactly why not.
 
     ``request`` names this request: a rerun with the same name reports how it ended. ``scheduled`` runs respect a rollback's hold.

@@ -14,13 +14,13 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from delivery.findings import Finding, Permanent, Refused
-from flows.deliver import deliver
+from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.flows.deliver import deliver
 
 if TYPE_CHECKING:
-    from delivery.spec import DeliverySpec
+    from model_delivery.spec import DeliverySpec
 
-ENTRYPOINT = "flows.deliver.deliver"
+ENTRYPOINT = "model_delivery.flows.deliver.deliver"
 ANSWER_SECONDS = 5.0
 
 
@@ -52,16 +52,18 @@ def server() -> Iterator[SyncPrefectClient]:
     url = PREFECT_API_URL.value()
     if url is None:
         why = "PREFECT_API_URL is set neither in the environment nor in the profile"
-        raise Permanent(Finding("no Prefect server is named", why, _start("http://127.0.0.1:4200/api")))
+        raise Permanent(Finding("todo", "no Prefect server is named", why, _start("http://127.0.0.1:4200/api")))
     with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}):
         try:
             with get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
                 client.hello()
         except httpx.HTTPStatusError as error:
             what = f"the Prefect server at {url} refused the call"
-            raise Permanent(Finding(what, str(error), "check PREFECT_API_URL and its key")) from error
+            raise Permanent(Finding("todo", what, str(error), "check PREFECT_API_URL and its key")) from error
         except httpx.HTTPError as error:
-            raise Permanent(Finding(f"no Prefect server answers at {url}", str(error) or type(error).__name__, _start(url))) from error
+            raise Permanent(
+                Finding("todo", f"no Prefect server answers at {url}", str(error) or type(error).__name__, _start(url))
+            ) from error
     with get_client(sync_client=True) as client:
         yield client
 
@@ -79,7 +81,7 @@ def _check_pool(client: SyncPrefectClient, pool: str) -> None:
     except ObjectNotFound:
         known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
         fix = f"`prefect worker start --pool {pool} --type process` makes it, and works for it"
-        raise Refused(Finding(f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)) from None
+        raise Refused(Finding("todo", f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)) from None
 
 
 def _schedules(spec: DeliverySpec) -> list[DeploymentScheduleCreate]:

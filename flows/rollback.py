@@ -6,12 +6,14 @@ from typing import Any
 
 from prefect import flow
 
-from delivery.record import TargetKey
-from tasks import delivering as do
+from model_delivery.run.record import TargetKey
+from model_delivery.tasks import delivering as do
 
 
 @flow(name="rollback", flow_run_name="{name}", persist_result=False, log_prints=False)
-def rollback(name: str, to: str | None = None, request: str | None = None, where: TargetKey | None = None) -> dict[str, Any]:
+def rollback(
+    name: str, to: str | None = None, request: str | None = None, where: TargetKey | None = None
+) -> dict[str, Any]:
     """Give all of the traffic back to release ``to`` (default: the previous one), which is started again where it no longer runs.
 
     ``where``: the target's kind, context and namespace; default: this host.

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from delivery.profile import Profile
+from model_delivery.measure.profile import Profile
 
 SLICES = 120
 

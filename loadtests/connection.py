@@ -16,7 +16,7 @@ from typing import Any
 import gevent.socket
 from gevent.hub import Waiter, get_hub
 
-from loadtests.reader import Parser, Stream, clock
+from model_delivery.loadtests.reader import Parser, Stream, clock
 
 READ = 65536
 READABLE = 1

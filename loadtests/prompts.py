@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delivery.profile import Profile
+from model_delivery.measure.profile import Profile
 
 WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
 FRESH = 16

@@ -125,7 +125,9 @@ class Parser:
         first, *lines = head.split(b"\r\n")
         self.stream.status = int(first.split(b" ", 2)[1])
         self.head = self.stream.status < OK
-        fields = {name.strip().lower(): value.strip().lower() for name, _, value in (line.partition(b":") for line in lines)}
+        fields = {
+            name.strip().lower(): value.strip().lower() for name, _, value in (line.partition(b":") for line in lines)
+        }
         self.keep_alive = fields.get(b"connection") != b"close"
         if self.head or b"chunked" in fields.get(b"transfer-encoding", b""):
             return

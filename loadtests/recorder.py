@@ -5,9 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from itertools import pairwise
 
-from delivery.metrics import Slice, Tally, bin_of
-from loadtests.arrivals import Plan
-from loadtests.reader import Stream
+from model_delivery.loadtests.arrivals import Plan
+from model_delivery.loadtests.reader import Stream
+from model_delivery.measure.metrics import Slice, Tally, bin_of
 
 SECOND = 1_000_000_000
 
@@ -74,7 +74,9 @@ class Recorder:
         self.tally.tokens_in_time += share * (last - first)
         while first < last:
             one = self.slice(times[first])
-            end = min(last, bisect_left(times, times[first] - (times[first] - self.open_at) % self.step + self.step, first))
+            end = min(
+                last, bisect_left(times, times[first] - (times[first] - self.open_at) % self.step + self.step, first)
+            )
             one.tokens += share * (end - first)
             if good:
                 one.itl.bins.update(bins[max(0, first - 1) : end - 1])

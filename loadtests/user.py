@@ -21,13 +21,13 @@ from locust import User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
-from delivery.metrics import Tally
-from delivery.profile import Profile
-from loadtests.arrivals import Plan, schedule
-from loadtests.connection import Connection
-from loadtests.prompts import Vocabulary, bodies, question, vocabulary
-from loadtests.reader import Stream, clock
-from loadtests.recorder import SECOND, Recorder
+from model_delivery.loadtests.arrivals import Plan, schedule
+from model_delivery.loadtests.connection import Connection
+from model_delivery.loadtests.prompts import Vocabulary, bodies, question, vocabulary
+from model_delivery.loadtests.reader import Stream, clock
+from model_delivery.loadtests.recorder import SECOND, Recorder
+from model_delivery.measure.metrics import Tally
+from model_delivery.measure.profile import Profile
 
 LAG_EVERY = 0.01
 DRAIN_SECONDS = 60
@@ -68,7 +68,9 @@ class StreamUser(User):  # type: ignore[misc]
         self.part = worker + self.number * LOAD.plan.processes
         self.connection = self.connect()
         self.connection.open()
-        self.bodies = bodies(LOAD.plan.profile, LOAD.plan.model, LOAD.vocabulary, f"{LOAD.plan.seed}/{worker}/{self.number}")
+        self.bodies = bodies(
+            LOAD.plan.profile, LOAD.plan.model, LOAD.vocabulary, f"{LOAD.plan.seed}/{worker}/{self.number}"
+        )
 
     def connect(self) -> Connection:
         return Connection(*self.address, tls=self.secure, timeout=LOAD.plan.profile.timeout)
@@ -180,7 +182,10 @@ def count_tokens(host: str, plan: Plan) -> Any:
 
     def count(text: str) -> int:
         connection.request(
-            "POST", f"{address.path.rstrip('/')}/tokenize", json.dumps({"model": plan.model, **question(plan.profile, text)}), headers
+            "POST",
+            f"{address.path.rstrip('/')}/tokenize",
+            json.dumps({"model": plan.model, **question(plan.profile, text)}),
+            headers,
         )
         answer = connection.getresponse()
         said = answer.read()
@@ -206,13 +211,26 @@ def learn(host: str) -> None:
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def options(parser: Any) -> None:
     parser.add_argument("--model", default="default", env_var="MODEL", help="The model's name, as clients send it.")
-    parser.add_argument("--load-profile", default="chat", help="A profile under loadtests/profiles, or a YAML file of that form.")
-    parser.add_argument("--rate", type=float, default=0.0, help="Open loop: requests per second of all users together; 0: closed loop.")
+    parser.add_argument(
+        "--load-profile", default="chat", help="A profile under loadtests/profiles, or a YAML file of that form."
+    )
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="Open loop: requests per second of all users together; 0: closed loop."
+    )
     parser.add_argument("--warmup", type=float, default=0.0, help="Seconds at the beginning that are not measured.")
-    parser.add_argument("--measure", type=float, default=3600.0, help="Seconds that are measured; the users stop by themselves after them.")
+    parser.add_argument(
+        "--measure",
+        type=float,
+        default=3600.0,
+        help="Seconds that are measured; the users stop by themselves after them.",
+    )
     parser.add_argument("--seed", type=int, default=1, help="The same seed asks the same, at the same moments.")
-    parser.add_argument("--plan", default="", help="A file with all of this as JSON, from the pipeline.", include_in_web_ui=False)
-    parser.add_argument("--tally", default="", help="Where what was counted is written as JSON, at the end.", include_in_web_ui=False)
+    parser.add_argument(
+        "--plan", default="", help="A file with all of this as JSON, from the pipeline.", include_in_web_ui=False
+    )
+    parser.add_argument(
+        "--tally", default="", help="Where what was counted is written as JSON, at the end.", include_in_web_ui=False
+    )
 
 
 def planned(given: Any) -> Plan:

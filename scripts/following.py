@@ -7,7 +7,13 @@ from collections.abc import Callable
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId, TaskRunFilter
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+)
 from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import LogSort, TaskRunSort
 
@@ -43,13 +49,16 @@ def follow(client: SyncPrefectClient, run: UUID, say: Callable[[str], None], ali
         if state is not None and state.name != state_said:
             state_said = state.name or ""
             say(f"the run is {state_said}")
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), sort=LogSort.TIMESTAMP_ASC, offset=lines, limit=200)
+        logs = client.read_logs(
+            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), sort=LogSort.TIMESTAMP_ASC, offset=lines, limit=200
+        )
         lines += len(logs)
         for log in logs:
             if log.level >= 20 and not log.message.startswith(ROUTINE):
                 say(f"  {log.message.splitlines()[0]}")
         tasks = client.read_task_runs(
-            task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run]}}), sort=TaskRunSort.END_TIME_DESC
+            task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run]}}),
+            sort=TaskRunSort.END_TIME_DESC,
         )
         for task in reversed(tasks):
             seconds = task.total_run_time.total_seconds()

@@ -46,7 +46,9 @@ def start(argv: list[str], env: Mapping[str, str], log: Path) -> psutil.Popen:
     """Start ``argv`` in a session of its own (a Ctrl-C at the terminal is ours to handle), its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        return psutil.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        return psutil.Popen(
+            argv, env=dict(env), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
 
 
 def stop(process: psutil.Process, grace: float = 20.0) -> None:
@@ -79,7 +81,10 @@ def start_server(home: Path) -> tuple[psutil.Popen, Server]:
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     base = f"http://127.0.0.1:{port}"
-    env = private_env(home) | {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_SERVER_UI_API_URL": f"{base}/api"}
+    env = private_env(home) | {
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
+    }
     process = start([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env, home / "server.log")
     client_env = private_env(home) | {"PREFECT_API_URL": f"{base}/api"}
     return process, Server(f"{base}/api", base, home, client_env)
@@ -102,7 +107,11 @@ def wait_for_server(process: psutil.Popen, server: Server, timeout: float = 120.
 def start_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> psutil.Popen:
     """Begin to start a process worker of the pool ``local`` (which it makes where it is missing)."""
     env = {**server.env, "PREFECT_WORKER_QUERY_SECONDS": "1", **(extra_env or {})}
-    return start([PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"], env, server.home / "worker.log")
+    return start(
+        [PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"],
+        env,
+        server.home / "worker.log",
+    )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-AREAS = {("delivery",): 9000, ("loadtests",): 1500, ("cli", "flows", "tasks"): 1500}
+AREAS = {("model_delivery",): 10000, ("loadtests",): 1500, ("flows", "tasks"): 1500}
 FILE_LIMIT = 400
 
 
@@ -25,7 +25,11 @@ def code(path: Path) -> int:
     """The lines of a file that hold code."""
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    documented = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+    documented = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     prose = set[int]()
     for node in documented:
         if ast.get_docstring(node, clean=False) is not None:
@@ -46,7 +50,7 @@ def main() -> int:
         print(f"{name:24} {total:5} of {limit} lines of code")
         if total > limit:
             too_many.append(f"{name} has {total} lines of code, its limit is {limit}")
-    for folder in ("cli", "flows", "tasks", "delivery", "loadtests", "scripts", "tests"):
+    for folder in ("model_delivery", "flows", "tasks", "loadtests", "scripts", "tests"):
         too_many += [
             f"{path.relative_to(ROOT)} has {count} lines, a file's limit is {FILE_LIMIT}"
             for path, count in lines(folder).items()

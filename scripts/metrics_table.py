@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from delivery.metrics import LATENCIES, RATES
+from model_delivery.measure.metrics import LATENCIES, RATES
 
 FILE = Path(__file__).parent.parent / "docs" / "loadtest.md"
 PLACE = re.compile(r"<!-- metrics -->.*?\n\n(?=Percentiles)", re.DOTALL)

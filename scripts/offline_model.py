@@ -44,9 +44,26 @@ def main() -> None:
         packages, made = Path(scratch) / "packages", Path(scratch) / "model"
         made.mkdir()
         subprocess.run(
-            [uv.find_uv_bin(), "pip", "install", "-q", "--python", python, "--target", packages, "--no-deps", *PACKAGES], check=True
+            [
+                uv.find_uv_bin(),
+                "pip",
+                "install",
+                "-q",
+                "--python",
+                python,
+                "--target",
+                packages,
+                "--no-deps",
+                *PACKAGES,
+            ],
+            check=True,
         )
-        environ = os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        environ = os.environ | {
+            "PYTHONPATH": str(packages),
+            "HF_HUB_OFFLINE": "1",
+            "TQDM_DISABLE": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+        }
         subprocess.run([python, "-c", CONVERT, packages, made], check=True, env=environ)
         for file in made.iterdir():
             file.chmod(0o644)

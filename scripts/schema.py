@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from delivery.report import Report
-from delivery.spec import DeliverySpec
+from model_delivery.measure.report import Report
+from model_delivery.spec import DeliverySpec
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMAS: dict[str, type[BaseModel]] = {"spec.schema.json": DeliverySpec, "report.schema.json": Report}
@@ -20,7 +20,11 @@ def schema(model: type[BaseModel]) -> str:
 
 
 def main() -> int:
-    stale = [name for name, model in SCHEMAS.items() if not (DOCS / name).exists() or (DOCS / name).read_text("utf-8") != schema(model)]
+    stale = [
+        name
+        for name, model in SCHEMAS.items()
+        if not (DOCS / name).exists() or (DOCS / name).read_text("utf-8") != schema(model)
+    ]
     if "--check" not in sys.argv[1:]:
         for name in stale:
             (DOCS / name).write_text(schema(SCHEMAS[name]), encoding="utf-8")

@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from delivery import progress
-from delivery.progress import Progress
-from tasks.step import flow_run
+from model_delivery.base import progress
+from model_delivery.base.progress import Progress
+from model_delivery.tasks.step import flow_run
 
 LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 1.0

@@ -8,40 +8,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from delivery import adopting, evidence, protocol
-from delivery import report as reports
-from delivery.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
-from delivery.home import default_home
-from delivery.metrics import LoadReport
-from delivery.places.guarded import Observer, unobserved
-from delivery.places.host import Host
-from delivery.places.opening import open_place
-from delivery.preflight import preflight
-from delivery.protocol import Admission
-from delivery.record import Candidate, Record, TargetKey
-from delivery.release import Lock
-from delivery.resolve import last_snapshot, resolve_lock
-from delivery.rollout import Stage
-from delivery.service import record_of
-from delivery.session import Session, current, frozen_releases, opened
-from delivery.spec import DeliverySpec, Rollout
-from delivery.steps.fetch import STEP as FETCH
-from delivery.steps.fetch import FetchInput
-from delivery.steps.load import STEP as LOAD
-from delivery.steps.load import LoadInput
-from delivery.steps.smoke import STEP as SMOKE
-from delivery.steps.smoke import SmokeInput, SmokeReport
-from delivery.targets import Failed, key_of, of_key
-from delivery.targets import choose as choose_target
-from delivery.units import Duration
-from delivery.verdict import judge
-from tasks import artifacts
-from tasks.step import run_id, step
+from model_delivery.base.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from model_delivery.base.home import default_home
+from model_delivery.base.units import Duration
+from model_delivery.measure import report as reports
+from model_delivery.measure.metrics import LoadReport
+from model_delivery.measure.smoke import SmokeReport
+from model_delivery.measure.verdict import judge
+from model_delivery.places.guarded import Observer, unobserved
+from model_delivery.places.host.place import Host
+from model_delivery.places.opening import open_place
+from model_delivery.run import evidence, protocol
+from model_delivery.run.preflight import preflight
+from model_delivery.run.protocol import Admission
+from model_delivery.run.record import Candidate, Record, TargetKey
+from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.run.session import Session, current, frozen_releases, opened
+from model_delivery.spec import DeliverySpec, Rollout
+from model_delivery.steps.fetch import STEP as FETCH
+from model_delivery.steps.fetch import FetchInput
+from model_delivery.steps.load import STEP as LOAD
+from model_delivery.steps.load import LoadInput
+from model_delivery.steps.smoke import STEP as SMOKE
+from model_delivery.steps.smoke import SmokeInput
+from model_delivery.targets import Failed, key_of, of_key
+from model_delivery.targets import choose as choose_target
+from model_delivery.tasks import artifacts
+from model_delivery.tasks.step import run_id, step
+from model_delivery.values.release import Lock
+from model_delivery.values.rollout import Stage
+from model_delivery.verbs import adopting
+from model_delivery.verbs.service import record_of
 
 observer: Observer = unobserved
 EVERYTHING = 10**6
 ROLLBACK = Rollout(
-    strategy="blue-green", when_full="recreate", watch=Duration("0s"), standby=Duration("0s"), keep=EVERYTHING, history=EVERYTHING
+    strategy="blue-green",
+    when_full="recreate",
+    watch=Duration("0s"),
+    standby=Duration("0s"),
+    keep=EVERYTHING,
+    history=EVERYTHING,
 )
 
 
@@ -75,7 +82,12 @@ class Run:
         if ended is not None and ended.exit_code != 0:
             raise trouble(
                 ended.exit_code,
-                Finding(f"request {ended.request} has ended before: {ended.outcome}", ended.message, "make a new request to try again"),
+                Finding(
+                    "todo",
+                    f"request {ended.request} has ended before: {ended.outcome}",
+                    ended.message,
+                    "make a new request to try again",
+                ),
             )
         return {
             "name": self.session.delivery,
@@ -95,7 +107,9 @@ def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = Fal
     with artifacts.progress_sink():
         preflight(spec, place, target)
         asked = request or run_id() or uuid.uuid4().hex
-        with opened(place, spec.name, target, key, request=asked, when_busy=spec.concurrency, observer=observer) as session:
+        with opened(
+            place, spec.name, target, key, request=asked, when_busy=spec.concurrency, observer=observer
+        ) as session:
             yield Run(session)
 
 
@@ -239,12 +253,18 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
     where = keep(written)
     if not judged.passed:
-        why = [Finding(reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
-        main = session.place.world(session.delivery).objects.get(session.target.main(session.delivery, candidate().release))
+        why = [Finding("todo", reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
+        main = session.place.world(session.delivery).objects.get(
+            session.target.main(session.delivery, candidate().release)
+        )
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
         end = Finding(
-            f"the release was refused at stage {stage.name}", "the previous release, if any, still serves", "read the report", shown
+            "todo",
+            f"the release was refused at stage {stage.name}",
+            "the previous release, if any, still serves",
+            "read the report",
+            shown,
         )
         raise GateFailed(*why, end)
 
@@ -272,7 +292,9 @@ def candidate() -> Candidate:
 
 
 def report_folder() -> Path:
-    return default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
+    return (
+        default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
+    )
 
 
 def keep(written: reports.Written) -> str:
@@ -291,7 +313,11 @@ def baseline(session: Session) -> LoadReport | None:
     """The load test that what serves now has passed; None when there was none, or its report is gone."""
     record = session.record
     passed = [e for e in record.ended if e.release == record.serving and e.outcome == "promoted" and e.report]
-    return reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b"")) if passed else None
+    return (
+        reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b""))
+        if passed
+        else None
+    )
 
 
 def subject(stage: Stage) -> reports.Subject:
@@ -328,9 +354,12 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
         "serving now": record.serving or "nothing",
         "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
         "target": spec.target.kind,
-        "strategy": spec.rollout.strategy + (" (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""),
+        "strategy": spec.rollout.strategy
+        + (" (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""),
     }
-    return "\n".join([f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+    return "\n".join(
+        [f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    )
 
 
 def max_model_len(args: list[str]) -> int | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from delivery.findings import Retryable
+from model_delivery.base.findings import Retryable
 
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext

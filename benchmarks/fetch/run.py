@@ -69,7 +69,10 @@ def sides(names: list[str], scratch: Path) -> list[Side]:
     return [
         Side("deliver fetch", lambda to: [str(PROGRAMS / "deliver"), "fetch", "huggingface:org/model", str(to)]),
         Side("hf download", lambda to: [str(PROGRAMS / "hf"), "download", "org/model", "--local-dir", str(to)]),
-        Side("modelscope download", lambda to: [str(PROGRAMS / "modelscope"), "download", "--model", "org/model", "--local_dir", str(to)]),
+        Side(
+            "modelscope download",
+            lambda to: [str(PROGRAMS / "modelscope"), "download", "--model", "org/model", "--local_dir", str(to)],
+        ),
         Side("aria2c -x8 -s8 -j4", lambda to: [*aria2, "-d", str(to)]),
     ]
 
@@ -80,7 +83,12 @@ def ask(path: str) -> str:
 
 
 def environ(scratch: Path) -> dict[str, str]:
-    ours = {"HF_ENDPOINT": URL, "HF_HOME": str(scratch / "hf"), "MODELSCOPE_ENDPOINT": URL, "MODELSCOPE_CACHE": str(scratch / "ms")}
+    ours = {
+        "HF_ENDPOINT": URL,
+        "HF_HOME": str(scratch / "hf"),
+        "MODELSCOPE_ENDPOINT": URL,
+        "MODELSCOPE_CACHE": str(scratch / "ms"),
+    }
     return os.environ | ours | {"MODEL_DELIVERY_HOME": str(scratch / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -108,7 +116,10 @@ def timed(side: Side, scratch: Path, runs: int) -> Spent:
     bad = [one.code for one in spent if one.code]
     if bad:
         raise SystemExit(f"{side.name} ended with {bad}: see {scratch / 'log'}")
-    return Spent(*(statistics.median(values) for values in zip(*((s.seconds, s.cpu, s.memory_mb) for s in spent), strict=True)), 0)
+    return Spent(
+        *(statistics.median(values) for values in zip(*((s.seconds, s.cpu, s.memory_mb) for s in spent), strict=True)),
+        0,
+    )
 
 
 def again_after_kill(side: Side, scratch: Path, total: int) -> int:
@@ -136,7 +147,9 @@ def raw_disk(scratch: Path, total: int) -> float:
 
 def raw_wire(names: list[str]) -> float:
     began = time.monotonic()
-    children = [subprocess.Popen(["curl", "-s", "-o", os.devnull, f"{URL}/org/model/resolve/main/{name}"]) for name in names]
+    children = [
+        subprocess.Popen(["curl", "-s", "-o", os.devnull, f"{URL}/org/model/resolve/main/{name}"]) for name in names
+    ]
     for child in children:
         child.wait()
     return time.monotonic() - began
@@ -195,7 +208,14 @@ def measure(all_sides: list[Side], scratch: Path, names: list[str], total: int, 
         ask(f"/__set?latency=0&rate=0&flip={names[2]}")
         verdict = flipped(side, scratch, names[2])
         memory = max(narrow.memory_mb, wide.memory_mb)
-        figures = (f"{narrow.seconds:.1f}", f"{wide.seconds:.1f}", f"{wide.cpu:.1f}", f"{memory:.0f}", f"{again / 1e6:.0f}", verdict)
+        figures = (
+            f"{narrow.seconds:.1f}",
+            f"{wide.seconds:.1f}",
+            f"{wide.cpu:.1f}",
+            f"{memory:.0f}",
+            f"{again / 1e6:.0f}",
+            verdict,
+        )
         rows.append((side.name, *figures))
     ask("/__set?latency=0&rate=0")
     raw = [raw_wire(names), raw_disk(scratch, total)]

@@ -62,7 +62,9 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         cells = [_cell(row, key) for key in ("ttft_p50", "ttft_p95", "itl_p50", "itl_p95")]
-        lines.append(f"| {row.users} | {row.tool} | {row.good} | {row.tokens_per_second:,.0f} | {' | '.join(cells)} | {row.cpu:.2f} |")
+        lines.append(
+            f"| {row.users} | {row.tool} | {row.good} | {row.tokens_per_second:,.0f} | {' | '.join(cells)} | {row.cpu:.2f} |"
+        )
     return "\n".join(lines)
 
 

@@ -30,7 +30,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     random.Random(0).shuffle(files)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator((file.read_text(errors="ignore") for file in files[:1500]), trainer)
     outer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     outer.chat_template = "{% for m in messages %}{{m['role']}}: {{m['content']}}\n{% endfor %}assistant:"
@@ -57,7 +59,9 @@ def prompts(known: PreTrainedTokenizerFast, number: int) -> list[str]:
             short = TOKENS - length(text)
             if not short:
                 break
-            text = text + "".join(dice.choices(words, k=max(1, short // 2))) if short > 0 else text.rsplit(" ", -short)[0]
+            text = (
+                text + "".join(dice.choices(words, k=max(1, short // 2))) if short > 0 else text.rsplit(" ", -short)[0]
+            )
         else:
             raise RuntimeError(f"no prompt of {TOKENS} tokens came of {text[:40]!r}")
         made.append(text)

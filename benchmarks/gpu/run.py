@@ -31,7 +31,7 @@ from arithmetic import HISTOGRAMS, Buckets, Row, between, buckets, quantile, tab
 from processes import watched  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from delivery.metrics import Tally  # noqa: E402
+from model_delivery.measure.metrics import Tally  # noqa: E402
 
 OUTPUT, ROUNDS, LIMIT, START = 128, 6, 300.0, 400.0
 SERVE = ("--load-format", "dummy", "--served-model-name", "m", "--max-model-len", "4096", "--no-enable-prefix-caching")
@@ -49,9 +49,21 @@ def environ() -> dict[str, str]:
 def served(model: Path, out: Path, extra: list[str]) -> Iterator[str]:
     """VLLM on ``model``, in a session of its own, stopped with all of its processes at the end. RuntimeError when it does not become healthy."""
     url = "http://127.0.0.1:8000"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1", "--port", "8000"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+    ]
     with (out / "server.log").open("wb") as log:
-        child = subprocess.Popen([*command, *SERVE, *extra], env=environ(), stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(
+            [*command, *SERVE, *extra], env=environ(), stdout=log, stderr=log, start_new_session=True
+        )
     try:
         start = time.monotonic()
         while not healthy(url):
@@ -100,7 +112,16 @@ def busy(url: str) -> bool:
 def ours(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[list[str], Path]:
     prompts = (model / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:requests]
     profile = {"prompts": prompts, "output_tokens": OUTPUT, "ignore_eos": True, "max_requests": requests}
-    plan = {"model": "m", "profile": profile, "users": users, "rate": None, "warmup": 0, "duration": LIMIT, "seed": 1, "processes": 1}
+    plan = {
+        "model": "m",
+        "profile": profile,
+        "users": users,
+        "rate": None,
+        "warmup": 0,
+        "duration": LIMIT,
+        "seed": 1,
+        "processes": 1,
+    }
     (out / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     command = [
         sys.executable,
@@ -129,8 +150,25 @@ def ours(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[l
 
 
 def bench(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[list[str], Path]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "loadtest" / "vllm_bench.py"), "--backend", "openai-chat", "--base-url", url]
-    command += ["--endpoint", "/v1/chat/completions", "--model", "m", "--tokenizer", str(model), "--dataset-name", "custom", "--ignore-eos"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "loadtest" / "vllm_bench.py"),
+        "--backend",
+        "openai-chat",
+        "--base-url",
+        url,
+    ]
+    command += [
+        "--endpoint",
+        "/v1/chat/completions",
+        "--model",
+        "m",
+        "--tokenizer",
+        str(model),
+        "--dataset-name",
+        "custom",
+        "--ignore-eos",
+    ]
     command += [
         "--dataset-path",
         str(model / "prompts.jsonl"),
@@ -139,7 +177,15 @@ def bench(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[
         "--skip-chat-template",
         "--disable-tqdm",
     ]
-    command += ["--num-prompts", str(requests), "--max-concurrency", str(users), "--save-result", "--result-dir", str(out)]
+    command += [
+        "--num-prompts",
+        str(requests),
+        "--max-concurrency",
+        str(users),
+        "--save-result",
+        "--result-dir",
+        str(out),
+    ]
     command += ["--percentile-metrics", "ttft,itl", "--metric-percentiles", "50,95", "--result-filename", "bench.json"]
     return command, out / "bench.json"
 
@@ -181,7 +227,9 @@ def measured(tool: str, url: str, model: Path, users: int, out: Path) -> Row:
     if child.returncode or not file.exists():
         raise RuntimeError(f"{tool} ended with {child.returncode}: {log.read_text(errors='replace')[-2000:]}")
     own = {key: between(before[key], after) for key, after in histograms(url).items()}
-    server = {f"{key}_p{p}": value for key in own for p in (50, 95) if (value := quantile(own[key], p / 100)) is not None}
+    server = {
+        f"{key}_p{p}": value for key in own for p in (50, 95) if (value := quantile(own[key], p / 100)) is not None
+    }
     good, rate, told = read(file)
     if not rate:
         tally = Tally(json.loads(file.read_bytes()))
@@ -199,7 +247,9 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     if not (given.model_folder / "prompts.jsonl").exists():
-        subprocess.run([sys.executable, Path(__file__).with_name("model.py"), given.model_folder], check=True, env=environ())
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("model.py"), given.model_folder], check=True, env=environ()
+        )
     if given.url:
         load(given.url.rstrip("/"), given)
         return

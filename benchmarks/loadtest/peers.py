@@ -66,7 +66,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def ours(load: Load, folder: Path, _python: Path, _tokenizer: Path) -> Shape:
     profile = {"prompt_tokens": PROMPT, "output_tokens": load.tokens, "ignore_eos": True, "max_requests": load.requests}
-    plan: dict[str, Any] = {"model": "m", "profile": profile, "warmup": 0, "duration": 600, "seed": 1, "processes": load.processes}
+    plan: dict[str, Any] = {
+        "model": "m",
+        "profile": profile,
+        "warmup": 0,
+        "duration": 600,
+        "seed": 1,
+        "processes": load.processes,
+    }
     plan |= {"users": None, "rate": load.rate} if load.rate else {"users": load.streams, "rate": None}
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     users = "1" if load.rate else str(load.streams)
@@ -99,18 +106,25 @@ def ours(load: Load, folder: Path, _python: Path, _tokenizer: Path) -> Shape:
 
 
 def read_ours(folder: Path) -> Reported:
-    from delivery.metrics import Tally
+    from model_delivery.measure.metrics import Tally
 
     tally = Tally(json.loads((folder / "tally.json").read_bytes()))
     told = {}
     for key in ("ttft", "itl"):
         histogram = tally.histograms[key]
-        told[key] = dict(zip(("p50", "p95", "p99"), histogram.percentiles((50, 95, 99)), strict=True)) if histogram.bins else {}
+        told[key] = (
+            dict(zip(("p50", "p95", "p99"), histogram.percentiles((50, 95, 99)), strict=True)) if histogram.bins else {}
+        )
     return Reported(told["ttft"], told["itl"], tally.counts["good"], tally.errors.total())
 
 
 def fast(load: Load, folder: Path, python: Path, _tokenizer: Path) -> Shape:
-    body = {"model": "m", "messages": [{"role": "user", "content": " ".join(["word"] * PROMPT)}], "max_tokens": load.tokens, "stream": True}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": " ".join(["word"] * PROMPT)}],
+        "max_tokens": load.tokens,
+        "stream": True,
+    }
     body |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
     command = [
         str(python),
@@ -156,7 +170,14 @@ def vllm(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
         str(PROMPT),
         "--ignore-eos",
     ]
-    command += ["--random-output-len", str(load.tokens), "--num-prompts", str(load.requests), "--disable-tqdm", "--save-result"]
+    command += [
+        "--random-output-len",
+        str(load.tokens),
+        "--num-prompts",
+        str(load.requests),
+        "--disable-tqdm",
+        "--save-result",
+    ]
     command += ["--request-rate", str(load.rate)] if load.rate else ["--max-concurrency", str(load.streams)]
     command += [
         "--percentile-metrics",
@@ -178,9 +199,23 @@ def read_vllm(folder: Path) -> Reported:
 
 
 def guidellm(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
-    command = [str(python.with_name("guidellm")), "run", "--disable-console", "--backend", f"kind=openai_http,target={load.url},model=m"]
-    command += ["--profile", f"kind=poisson,rate={load.rate}" if load.rate else f"kind=concurrent,streams={load.streams}"]
-    command += ["--constraint", f"kind=max_requests,count={load.requests}", "--tokenizer", f"kind=hf_auto,model={tokenizer}"]
+    command = [
+        str(python.with_name("guidellm")),
+        "run",
+        "--disable-console",
+        "--backend",
+        f"kind=openai_http,target={load.url},model=m",
+    ]
+    command += [
+        "--profile",
+        f"kind=poisson,rate={load.rate}" if load.rate else f"kind=concurrent,streams={load.streams}",
+    ]
+    command += [
+        "--constraint",
+        f"kind=max_requests,count={load.requests}",
+        "--tokenizer",
+        f"kind=hf_auto,model={tokenizer}",
+    ]
     command += ["--data", f"kind=synthetic_text,prompt_tokens={PROMPT},output_tokens={load.tokens}"]
     return [*command, "--output", f"kind=json,path={folder / 'r.json'}"], {}
 
@@ -198,9 +233,32 @@ def read_guidellm(folder: Path) -> Reported:
 
 
 def aiperf(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
-    command = [str(python.with_name("aiperf")), "profile", "-m", "m", "-u", load.url, "--endpoint-type", "chat", "--streaming"]
-    command += ["--request-rate", str(load.rate), "--arrival-pattern", "poisson"] if load.rate else ["--concurrency", str(load.streams)]
-    command += ["--request-count", str(load.requests), "--tokenizer", str(tokenizer), "--isl", str(PROMPT), "--osl", str(load.tokens)]
+    command = [
+        str(python.with_name("aiperf")),
+        "profile",
+        "-m",
+        "m",
+        "-u",
+        load.url,
+        "--endpoint-type",
+        "chat",
+        "--streaming",
+    ]
+    command += (
+        ["--request-rate", str(load.rate), "--arrival-pattern", "poisson"]
+        if load.rate
+        else ["--concurrency", str(load.streams)]
+    )
+    command += [
+        "--request-count",
+        str(load.requests),
+        "--tokenizer",
+        str(tokenizer),
+        "--isl",
+        str(PROMPT),
+        "--osl",
+        str(load.tokens),
+    ]
     command += [
         "--extra-inputs",
         "ignore_eos:true",
@@ -219,7 +277,9 @@ def aiperf(load: Load, folder: Path, python: Path, tokenizer: Path) -> Shape:
 
 def read_aiperf(folder: Path) -> Reported:
     said = json.loads((folder / "profile_export_aiperf.json").read_bytes())
-    ttft, itl = ({f"p{p}": said[key][f"p{p}"] for p in (50, 95, 99)} for key in ("time_to_first_token", "inter_chunk_latency"))
+    ttft, itl = (
+        {f"p{p}": said[key][f"p{p}"] for p in (50, 95, 99)} for key in ("time_to_first_token", "inter_chunk_latency")
+    )
     failed = int(said.get("error_request_count", {}).get("avg", 0))
     return Reported(ttft, itl, int(said["request_count"]["avg"]), failed)
 
@@ -231,4 +291,10 @@ PEERS = (
     Peer("guidellm", ("guidellm==0.8.1",), guidellm, read_guidellm, note="ITL is each request's mean"),
     Peer("aiperf", ("aiperf",), aiperf, read_aiperf, note="ITL is its inter-chunk latency"),
 )
-ENVIRON = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "PATH": os.environ["PATH"]}
+ENVIRON = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "PATH": os.environ["PATH"],
+}

@@ -48,7 +48,10 @@ class Run:
             if key == "ttft"
             else [g for s in self.truth["streams"] for g in s["gaps_ns"] or ()]
         )
-        told, true = getattr(self.reported, key).get(percentile), spread([value / 1e6 for value in values]).get(percentile)
+        told, true = (
+            getattr(self.reported, key).get(percentile),
+            spread([value / 1e6 for value in values]).get(percentile),
+        )
         return None if told is None or true is None else told - true
 
     def rate(self) -> float:
@@ -70,7 +73,10 @@ def environment(peer: Peer) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         overrides.write_text("\n".join(peer.overrides), encoding="utf-8")
         subprocess.run([uv.find_uv_bin(), "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
-        subprocess.run([uv.find_uv_bin(), "pip", "install", "-q", "--python", python, "--overrides", overrides, *peer.packages], check=True)
+        subprocess.run(
+            [uv.find_uv_bin(), "pip", "install", "-q", "--python", python, "--overrides", overrides, *peer.packages],
+            check=True,
+        )
         done.touch()
     return python
 
@@ -79,7 +85,9 @@ def tokenizer() -> Path:
     folder = CACHE / "tokenizer"
     if not (folder / "config.json").exists():
         python = environment(next(peer for peer in PEERS if peer.name == "vllm bench serve"))
-        subprocess.run([python, Path(__file__).with_name("tokenizer.py"), folder, ROOT / "loadtests" / "words.txt"], check=True)
+        subprocess.run(
+            [python, Path(__file__).with_name("tokenizer.py"), folder, ROOT / "loadtests" / "words.txt"], check=True
+        )
     return folder
 
 
@@ -98,7 +106,9 @@ def measure(peer: Peer, server: TimingServer, load: Load, cores: set[int] | None
             os.sched_setaffinity(child.pid, cores)
         cpu = watched(child, server.busy, LIMIT)
     if child.returncode:
-        raise RuntimeError(f"{peer.name} ended with {child.returncode}: {(folder / 'log').read_text(errors='replace')[-400:]}")
+        raise RuntimeError(
+            f"{peer.name} ended with {child.returncode}: {(folder / 'log').read_text(errors='replace')[-400:]}"
+        )
     return Run(peer.read(folder), server.truth(), cpu, os.getloadavg()[0])
 
 
@@ -174,7 +184,9 @@ def capacity(peers: list[Peer], model: Path) -> list[str]:
                     break
                 ttft, itl = run.error("ttft", "p95"), run.error("itl", "p95")
                 good = ttft is not None and itl is not None and abs(ttft) <= 5 and abs(itl) <= 1
-                figures = f"{run.rate():,.0f} | {shown(ttft)} | {shown(itl)} | {1e6 * run.cpu / run.truth['tokens']:.1f}"
+                figures = (
+                    f"{run.rate():,.0f} | {shown(ttft)} | {shown(itl)} | {1e6 * run.cpu / run.truth['tokens']:.1f}"
+                )
                 lines.append(f"| {peer.name} | {count} | {figures} | {'yes' if good else 'no'} |")
                 print(lines[-1], flush=True)
                 if not good:
@@ -212,9 +224,15 @@ def main() -> None:
     parts = {
         "accuracy": ("Accuracy and cost", lambda: accuracy(peers, [int(n) for n in given.streams.split(",")], model)),
         "errors": ("10 of 48 streams carry an error", lambda: errors(peers, model)),
-        "arrivals": (f"Poisson arrivals at {given.rate:g}/s (true CV 1.00)", lambda: arrivals(peers, model, given.rate, given.arrivals)),
+        "arrivals": (
+            f"Poisson arrivals at {given.rate:g}/s (true CV 1.00)",
+            lambda: arrivals(peers, model, given.rate, given.arrivals),
+        ),
         "scaling": ("With more processes", lambda: scaling(model)),
-        "capacity": ("Undistorted on one core", lambda: capacity([p for p in peers if p.name in given.capacity_only.split(",")], model)),
+        "capacity": (
+            "Undistorted on one core",
+            lambda: capacity([p for p in peers if p.name in given.capacity_only.split(",")], model),
+        ),
     }
     at = datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     with given.out.open("w", encoding="utf-8") as out:

@@ -13,7 +13,9 @@ out, words = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8").sp
 entries = ["<s>", "</s>", "<unk>", *dict.fromkeys([*words, *(f"w{n}" for n in range(2000))])]
 inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(entries)}, unk_token="<unk>"))
 inner.pre_tokenizer = pre_tokenizers.Whitespace()
-outer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
+outer = PreTrainedTokenizerFast(
+    tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+)
 outer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 outer.save_pretrained(out)
 (out / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(entries)}), encoding="utf-8")

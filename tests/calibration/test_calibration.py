@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from delivery.metrics import LoadReport
-from delivery.steps.load import LoadInput, run
+from model_delivery.measure.metrics import LoadReport
+from model_delivery.steps.load import LoadInput, run
 from tests.parts.timing_engine import TimingServer
 from tests.parts.tiny_model import tiny_model
 
@@ -25,11 +25,23 @@ def p95(values: Sequence[int]) -> float:
 def measure(server: TimingServer, folder: Path, **more: Any) -> tuple[LoadReport, float, float]:
     """A report of all that was sent, and by how much (ms) its TTFT p95 and ITL p95 are off from what the server says it sent."""
     server.reset()
-    given = {"url": server.url, "model": "m", "profile": PROFILE, "users": STREAMS, "warmup": "0s", "duration": "4s", "folder": str(folder)}
+    given = {
+        "url": server.url,
+        "model": "m",
+        "profile": PROFILE,
+        "users": STREAMS,
+        "warmup": "0s",
+        "duration": "4s",
+        "folder": str(folder),
+    }
     report = run(LoadInput.model_validate(given | more))
     streams = server.truth()["streams"]
     assert report.good == report.requests == len(streams)
-    assert report.latencies["itl"].count == sum(len(stream["gaps_ns"]) for stream in streams) == report.requests * (TOKENS - 1)
+    assert (
+        report.latencies["itl"].count
+        == sum(len(stream["gaps_ns"]) for stream in streams)
+        == report.requests * (TOKENS - 1)
+    )
     ttft = report.latencies["ttft"].p95 - p95([stream["ttft_ns"] for stream in streams])
     itl = report.latencies["itl"].p95 - p95([gap for stream in streams for gap in stream["gaps_ns"]])
     return report, ttft, itl

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import httpx
 import psutil
 
-from delivery.findings import Trouble
-from delivery.places.host import Host
-from delivery.record import Record
-from delivery.resources import Ref
-from delivery.session import RECORD
-from delivery.spec import DeliverySpec, parse_spec
+from model_delivery.base.findings import Trouble
+from model_delivery.places.host.place import Host
+from model_delivery.run.record import Record
+from model_delivery.run.session import RECORD
+from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.values.resources import Ref
 
 Event = tuple[Literal["before", "after"], str, str]
 NAME = "crash"
@@ -46,7 +46,13 @@ class Lab:
 
     def spec(self, *args: str, slo: dict[str, Any] | None = None, cpus: int = 1, **rollout: Any) -> DeliverySpec:
         self.labels += 1
-        throughput = {"profile": "smoke", "users": 2, "warmup": "0s", "duration": "300ms", "slo": slo or {"error_rate_max": 0}}
+        throughput = {
+            "profile": "smoke",
+            "users": 2,
+            "warmup": "0s",
+            "duration": "300ms",
+            "slo": slo or {"error_rate_max": 0},
+        }
         return parse_spec(
             {
                 "apiVersion": "model-delivery/v1",
@@ -67,21 +73,29 @@ class Lab:
 
     def untested(self, *args: str, **more: Any) -> DeliverySpec:
         """A spec without gates, for what is about the protocol alone."""
-        return parse_spec(self.spec(*args, **more).model_dump(mode="json") | {"gates": {"smoke": None, "throughput": None}})
+        return parse_spec(
+            self.spec(*args, **more).model_dump(mode="json") | {"gates": {"smoke": None, "throughput": None}}
+        )
 
     def deliver(
-        self, spec: DeliverySpec, kill_at: int | None = None, request: str | None = None, meanwhile: Callable[[int], None] | None = None
+        self,
+        spec: DeliverySpec,
+        kill_at: int | None = None,
+        request: str | None = None,
+        meanwhile: Callable[[int], None] | None = None,
     ) -> Result:
-        from flows.deliver import deliver
+        from model_delivery.flows.deliver import deliver
 
         return self.run(lambda: deliver.fn(spec, request), kill_at, meanwhile)
 
     def rollback(self, to: str | None, kill_at: int | None = None) -> Result:
-        from flows.rollback import rollback
+        from model_delivery.flows.rollback import rollback
 
         return self.run(lambda: rollback.fn(NAME, to), kill_at)
 
-    def run(self, act: Callable[[], Any], kill_at: int | None = None, meanwhile: Callable[[int], None] | None = None) -> Result:
+    def run(
+        self, act: Callable[[], Any], kill_at: int | None = None, meanwhile: Callable[[int], None] | None = None
+    ) -> Result:
         """Fork, act, and report; at its effect number ``kill_at`` (before and after count apart) the run kills itself with SIGKILL."""
         read, write = os.pipe()
         pid = os.fork()
@@ -101,7 +115,7 @@ class Lab:
         return Result(os.waitstatus_to_exitcode(status), said, events)
 
     def _act(self, act: Callable[[], Any], write: int, kill_at: int | None) -> None:
-        from tasks import delivering
+        from model_delivery.tasks import delivering
 
         os.setpgid(0, 0)
         os.environ["MODEL_DELIVERY_HOME"] = str(self.home)
@@ -136,7 +150,9 @@ class Lab:
 
     def answers(self) -> dict[str, Any]:
         """What the stable address says of its models."""
-        answer: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=10, trust_env=False).raise_for_status().json()
+        answer: dict[str, Any] = (
+            httpx.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=10, trust_env=False).raise_for_status().json()
+        )
         return answer
 
     def processes(self) -> list[psutil.Process]:
@@ -173,7 +189,7 @@ class Lab:
         kept = {o.status["pid"] for o in world.objects.values() if o.status.get("pid")}
         strays = [p.cmdline() for p in self.processes() if p.pid not in kept]
         assert not strays, strays
-        from delivery.service import status
+        from model_delivery.verbs.service import status
 
         assert status(self.host, NAME).changes == ()
         seen = [(e.release, e.attempt, e.outcome) for e in record.ended if e.outcome != "rolled back from"]

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from delivery.places import launcher
-from delivery.spec import DeliverySpec
+from model_delivery.places.host import launcher
+from model_delivery.spec import DeliverySpec
 from tests.crash.lab import Event, Lab
 
 SEED = 20261123
@@ -45,7 +45,7 @@ class Story:
 
 def first(lab: Lab) -> object:
     if lab.home.exists():
-        from delivery.service import down
+        from model_delivery.verbs.service import down
 
         down(lab.host, "crash")
     return None
@@ -62,7 +62,12 @@ STORIES = (
     Story("first", first, lambda lab: lab.spec()),
     Story("second", served, lambda lab: lab.spec()),
     Story("recreate", served, lambda lab: lab.spec(strategy="recreate")),
-    Story("both do not fit", lambda lab: served(lab, **WHOLE), lambda lab: lab.untested(**WHOLE), other={"when_full": "recreate"}),
+    Story(
+        "both do not fit",
+        lambda lab: served(lab, **WHOLE),
+        lambda lab: lab.untested(**WHOLE),
+        other={"when_full": "recreate"},
+    ),
     Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
 )
 

@@ -8,11 +8,11 @@ import signal
 from contextlib import suppress
 from typing import Any, Literal
 
-from delivery.findings import Retryable
-from delivery.progress import Progress, sink
-from delivery.resources import Ref
-from delivery.service import down
-from delivery.spec import DeliverySpec
+from model_delivery.base.findings import Retryable
+from model_delivery.base.progress import Progress, sink
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.resources import Ref
+from model_delivery.verbs.service import down
 from tests.crash.lab import NAME, Lab, Result
 from tests.parts.timing_engine import engine_folder
 
@@ -36,7 +36,9 @@ def test_going_back_to_what_serves_after_a_crash_is_no_failure(lab: Lab) -> None
     assert (back.code, back.said.get("result")) == (0, "unchanged"), back.said
     lab.converged(serving)
     ended = lab.record.ended[-1]
-    assert (ended.request, ended.outcome) == ("first", "rolled back"), "what was replaced belongs to the request that asked for it"
+    assert (ended.request, ended.outcome) == ("first", "rolled back"), (
+        "what was replaced belongs to the request that asked for it"
+    )
 
 
 def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: Lab) -> None:
@@ -45,7 +47,9 @@ def test_a_delivery_that_replaces_a_killed_one_may_be_killed_and_run_again(lab: 
     assert whole.candidate is not None
     replacing = lab.deliver(other, request="second", kill_at=9)
     assert replacing.code is None
-    assert [e.outcome for e in lab.record.ended] == ["promoted", "replaced"], "the test kills it after it has ended the first one"
+    assert [e.outcome for e in lab.record.ended] == ["promoted", "replaced"], (
+        "the test kills it after it has ended the first one"
+    )
     again = lab.deliver(other, request="second")
     assert again.code == 0, again.said
     lab.converged(again.said["release"])
@@ -95,7 +99,7 @@ def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candid
 
 
 def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
-    from flows.deliver import deliver
+    from model_delivery.flows.deliver import deliver
 
     serving = lab.deliver(lab.untested()).said["release"]
     spec = lab.untested(strategy="canary", steps=[50], soak="30s")
@@ -126,13 +130,13 @@ def test_a_refused_attempt_is_remembered_no_longer_than_the_spec_says(lab: Lab) 
 
 
 def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
-    from flows.deliver import deliver
+    from model_delivery.flows.deliver import deliver
 
     serving = lab.deliver(lab.untested()).said["release"]
     spec = lab.untested()
 
     def act() -> Any:
-        from tasks import delivering
+        from model_delivery.tasks import delivering
 
         told = delivering.observer
 
@@ -153,7 +157,7 @@ def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
 
 
 def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_retry(lab: Lab) -> None:
-    from tasks import delivering as do
+    from model_delivery.tasks import delivering as do
 
     folder = engine_folder(lab.home.parent / "moody")
     toml = (folder / "engine.toml").read_text()

@@ -8,20 +8,24 @@ import signal
 import time
 from typing import Any
 
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.resources import Ref
 from tests.crash.lab import NAME, Lab, Result
 
 
 def scheduled(lab: Lab, spec: DeliverySpec) -> Result:
-    from flows.deliver import deliver
+    from model_delivery.flows.deliver import deliver
 
     return lab.run(lambda: deliver.fn(spec, None, True))
 
 
 def engines(lab: Lab) -> dict[str, int]:
     """Release → process id of those that run."""
-    return {ref.name: o.status["pid"] for ref, o in lab.host.world(NAME).objects.items() if ref.kind == "Engine" and o.status["alive"]}
+    return {
+        ref.name: o.status["pid"]
+        for ref, o in lab.host.world(NAME).objects.items()
+        if ref.kind == "Engine" and o.status["alive"]
+    }
 
 
 def with_standby(lab: Lab, **rollout: Any) -> tuple[str, str]:
@@ -97,7 +101,9 @@ def test_a_schedule_leaves_a_killed_rollback_to_its_rerun(lab: Lab) -> None:
 def test_a_request_that_has_ended_reports_how_and_another_is_another_attempt(lab: Lab) -> None:
     serving = lab.deliver(lab.untested()).said["release"]
     failing = lab.untested()
-    failing = DeliverySpec.model_validate(failing.model_dump(mode="json") | {"gates": {"smoke": {"expect": "Rome"}, "throughput": None}})
+    failing = DeliverySpec.model_validate(
+        failing.model_dump(mode="json") | {"gates": {"smoke": {"expect": "Rome"}, "throughput": None}}
+    )
     first = lab.deliver(failing, request="once")
     assert first.code == 4, first.said
     again = lab.deliver(failing, request="once")
@@ -105,12 +111,17 @@ def test_a_request_that_has_ended_reports_how_and_another_is_another_attempt(lab
     assert "'Rome' is not in" in again.said["trouble"]
     assert not [ref for _, _, ref in again.events if ref.startswith("Engine/")]
     assert lab.deliver(failing, request="twice").code == 4
-    assert [(e.outcome, e.attempt, e.request) for e in lab.record.ended[1:]] == [("gate failed", 1, "once"), ("gate failed", 2, "twice")]
+    assert [(e.outcome, e.attempt, e.request) for e in lab.record.ended[1:]] == [
+        ("gate failed", 1, "once"),
+        ("gate failed", 2, "twice"),
+    ]
     lab.converged(serving)
 
 
 def test_the_same_request_takes_over_from_a_run_that_still_lives(lab: Lab) -> None:
-    spec = DeliverySpec.model_validate(lab.untested().model_dump(mode="json") | {"serving": {"args": ["--start-delay", "5000"]}})
+    spec = DeliverySpec.model_validate(
+        lab.untested().model_dump(mode="json") | {"serving": {"args": ["--start-delay", "5000"]}}
+    )
     second: list[Result] = []
 
     def start_again(_: int) -> None:

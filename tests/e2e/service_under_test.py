@@ -21,10 +21,10 @@ import httpx
 import yaml
 from prefect.client.schemas.objects import FlowRun
 
-from delivery.engines import load_engine, make_environment
-from delivery.places.host import Host
-from delivery.record import Record
-from delivery.session import RECORD
+from model_delivery.places.host.engines import load_engine, make_environment
+from model_delivery.places.host.place import Host
+from model_delivery.run.record import Record
+from model_delivery.run.session import RECORD
 from tests.parts.ports import free_port
 from tests.parts.prefect_server import Server, client_of, wait_for
 
@@ -78,7 +78,13 @@ class Service:
         if not with_server:
             del env["PREFECT_API_URL"]
         return subprocess.run(
-            [str(BIN / "deliver"), *args], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=500
+            [str(BIN / "deliver"), *args],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
         )
 
     def start(self) -> UUID:
@@ -127,7 +133,9 @@ class Service:
             **more,
         }
         answer: dict[str, Any] = (
-            httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=120, trust_env=False).raise_for_status().json()
+            httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=120, trust_env=False)
+            .raise_for_status()
+            .json()
         )
         return answer
 
@@ -182,7 +190,10 @@ class Streams:
                                 said = json.loads(line[6:])
                                 error = error or said.get("error")
                                 usage = usage or bool(said.get("usage"))
-                                reason = next((c["finish_reason"] for c in said.get("choices", ()) if c.get("finish_reason")), reason)
+                                reason = next(
+                                    (c["finish_reason"] for c in said.get("choices", ()) if c.get("finish_reason")),
+                                    reason,
+                                )
                 except httpx.HTTPError as problem:
                     error = repr(problem)
                 self.done.append((began, time.time(), reason, usage, error))
@@ -206,4 +217,6 @@ def prepare(home: Path) -> None:
     ENGINES.mkdir(parents=True, exist_ok=True)
     (home / "engines").symlink_to(ENGINES)
     environment = make_environment(load_engine("vllm-cpu"), home)
-    subprocess.run([sys.executable, ROOT / "scripts" / "offline_model.py", MODEL, environment / "bin" / "python"], check=True)
+    subprocess.run(
+        [sys.executable, ROOT / "scripts" / "offline_model.py", MODEL, environment / "bin" / "python"], check=True
+    )

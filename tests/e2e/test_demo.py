@@ -16,7 +16,9 @@ DEMO = ROOT / ".demo"
 
 
 def test_the_demo_ends_with_a_tested_service_and_leaves_nothing_running() -> None:
-    done = subprocess.run([ROOT / "scripts" / "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=1100)
+    done = subprocess.run(
+        [ROOT / "scripts" / "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=1100
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split(maxsplit=1)) == 2)
     assert "Paris" in said["answer"]
@@ -28,4 +30,6 @@ def test_the_demo_ends_with_a_tested_service_and_leaves_nothing_running() -> Non
         assert part in done.stdout
     assert said["run"].startswith("http://127.0.0.1:")
     assert "Traceback" not in done.stdout + done.stderr
-    assert [p.cmdline() for p in psutil.process_iter(["cmdline"]) if str(DEMO) in " ".join(p.info["cmdline"] or ())] == []
+    assert [
+        p.cmdline() for p in psutil.process_iter(["cmdline"]) if str(DEMO) in " ".join(p.info["cmdline"] or ())
+    ] == []

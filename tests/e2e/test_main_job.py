@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from delivery.resources import Ref
+from model_delivery.values.resources import Ref
 from tests.e2e.service_under_test import NAME, Service, Streams, prepare
 from tests.parts.prefect_server import artifacts_of, client_of, running_server, running_worker
 
@@ -140,7 +140,9 @@ def test_down_leaves_weights_and_history_and_no_process(service: Service) -> Non
     assert len(pids) == 2
     done = service.deliver("down", NAME)
     assert done.returncode == 0, done.stderr
-    assert [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
+    assert [
+        pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ] == []
     assert service.host.get(NAME, Ref("Router", "router")) is None
     assert list(service.home.glob("models/local/*/*/model.safetensors"))
     assert "rolled back to" in service.deliver("history", NAME).stdout

@@ -10,7 +10,16 @@ from huggingface_hub import close_session
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state folder of the test's own, and nothing of the machine's settings."""
     monkeypatch.setenv("MODEL_DELIVERY_HOME", str(tmp_path / "home"))
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HF_TOKEN",
+        "MODELSCOPE_API_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     close_session()  # it keeps the proxy and the authorities of the test before
     return tmp_path / "home"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from delivery.resolve import resolve_model
-from delivery.sources import Snapshot
-from delivery.spec import Model
-from delivery.steps.fetch import FetchInput
-from delivery.store import MANIFEST, verify
-from delivery.store.commit import Fetched
+from model_delivery.models.sources import Snapshot
+from model_delivery.models.store import MANIFEST, verify
+from model_delivery.models.store.commit import Fetched
+from model_delivery.run.resolve import resolve_model
+from model_delivery.spec import Model
+from model_delivery.steps.fetch import FetchInput
 
 WEIGHTS = "model.safetensors"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused, Retryable
-from delivery.progress import Progress, sink
-from delivery.resolve import resolve_model
-from delivery.spec import HuggingFaceModel
-from delivery.steps.fetch import run as fetch
-from delivery.store import read_manifest
+from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.base.progress import Progress, sink
+from model_delivery.models.store import read_manifest
+from model_delivery.run.resolve import resolve_model
+from model_delivery.spec import HuggingFaceModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs import Hub
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
@@ -47,7 +47,9 @@ def sums(files: dict[str, bytes]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("fault", ["missing", "flipped"])
-def test_a_file_that_the_first_cannot_give_comes_from_the_second(first: HuggingFaceHub, second: Hub, root: Path, fault: str) -> None:
+def test_a_file_that_the_first_cannot_give_comes_from_the_second(
+    first: HuggingFaceHub, second: Hub, root: Path, fault: str
+) -> None:
     wanted = given(root, model())
     setattr(first, fault, WEIGHTS)
     heard: list[Progress] = []
@@ -61,7 +63,9 @@ def test_a_file_that_the_first_cannot_give_comes_from_the_second(first: HuggingF
     assert any(f"{WEIGHTS} is taken from modelscope {REPO}" in news.note for news in heard)
 
 
-def test_a_second_source_with_other_weights_is_refused_by_name_before_a_byte(first: HuggingFaceHub, second: Hub, root: Path) -> None:
+def test_a_second_source_with_other_weights_is_refused_by_name_before_a_byte(
+    first: HuggingFaceHub, second: Hub, root: Path
+) -> None:
     wanted = given(root, model())
     first.missing = WEIGHTS
     second.files[WEIGHTS] = first.files[WEIGHTS][:-1] + b"\1"
@@ -87,13 +91,16 @@ def test_when_the_first_is_down_and_nothing_is_known_the_weights_are_refused_by_
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(
-        Retryable, match=r"the weights of modelscope org/model are refused: nobody but .* states the sha256 of model\.safetensors"
+        Retryable,
+        match=r"the weights of modelscope org/model are refused: nobody but .* states the sha256 of model\.safetensors",
     ):
         given(root, model())
     assert not root.exists()
 
 
-def test_when_the_first_is_down_a_pin_lets_the_second_give_the_model(second: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_the_first_is_down_a_pin_lets_the_second_give_the_model(
+    second: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     pinned = model(pins={WEIGHTS: sums(second.files)[WEIGHTS]})
     done = fetch(given(root, pinned))

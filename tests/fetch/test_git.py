@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused, Retryable
-from delivery.spec import GitModel
-from delivery.steps.fetch import run as fetch
+from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.spec import GitModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.git_lfs import GitServer, git, running_git
 from tests.parts.ports import free_port

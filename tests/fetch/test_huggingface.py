@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused, Retryable
-from delivery.spec import HuggingFaceModel
-from delivery.steps.fetch import FetchInput
-from delivery.steps.fetch import run as fetch
-from delivery.store.commit import Fetched
+from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.models.store.commit import Fetched
+from model_delivery.spec import HuggingFaceModel
+from model_delivery.steps.fetch import FetchInput
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch import fetching
 from tests.fetch.fetching import WEIGHTS, models
 from tests.parts.hubs.huggingface import REPO, running_hub
@@ -127,7 +127,16 @@ def test_a_lying_size_is_caught(hub: Hub, root: Path) -> None:
 def test_two_fetchers_of_one_model_move_it_once(hub: Hub, root: Path, tmp_path: Path) -> None:
     (tmp_path / "input.json").write_text(given(root).model_dump_json())
     fetchers = [
-        subprocess.Popen([sys.executable, "-m", "delivery.steps.run", "fetch", str(tmp_path / "input.json"), str(tmp_path / f"out{n}")])
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "model_delivery.steps.run",
+                "fetch",
+                str(tmp_path / "input.json"),
+                str(tmp_path / f"out{n}"),
+            ]
+        )
         for n in range(2)
     ]
     assert [one.wait(60) for one in fetchers] == [0, 0]
@@ -144,7 +153,8 @@ def test_a_moved_branch_never_mixes_commits(hub: Hub, root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../escaped.json", "/etc/escaped.json", "a/../../escaped.json", ".git/hooks.json", "a\u202eb.json", "a\nb.json"]
+    "name",
+    ["../escaped.json", "/etc/escaped.json", "a/../../escaped.json", ".git/hooks.json", "a\u202eb.json", "a\nb.json"],
 )
 def test_a_name_that_could_leave_its_folder_is_refused(hub: Hub, root: Path, name: str) -> None:
     hub.files[name] = b"{}"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused
-from delivery.progress import Progress, sink
-from delivery.resolve import resolve_model
-from delivery.spec import LocalModel
-from delivery.steps.fetch import run as fetch
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base.progress import Progress, sink
+from model_delivery.run.resolve import resolve_model
+from model_delivery.spec import LocalModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs import files_of
 from tests.parts.tiny_model import tiny_model
@@ -81,7 +81,9 @@ def test_a_folder_that_we_fetched_is_known_by_its_own_manifest(folder: Path, roo
     shutil.copytree(done.path, tmp_path / "usb-stick")
     with sink(lambda news: pytest.fail(f"{news} was hashed")):
         snapshot = resolve_model(model(tmp_path / "usb-stick"))
-    assert {f.path: f.sha256 for f in snapshot.files} == {n: hashlib.sha256(b).hexdigest() for n, b in files_of(folder).items()}
+    assert {f.path: f.sha256 for f in snapshot.files} == {
+        n: hashlib.sha256(b).hexdigest() for n, b in files_of(folder).items()
+    }
 
 
 def test_a_link_that_leads_out_is_refused(folder: Path, tmp_path: Path) -> None:

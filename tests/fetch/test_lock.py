@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from delivery.store.lock import DEAD_AFTER, alone, held
+from model_delivery.models.store.lock import DEAD_AFTER, alone, held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from delivery.store.lock import alone
+from model_delivery.models.store.lock import alone
 with alone(Path(sys.argv[1]), print):
     print("mine", flush=True)
     time.sleep(600)
@@ -25,7 +25,9 @@ with alone(Path(sys.argv[1]), print):
 @pytest.fixture
 def holder(tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "mine\n"
         return process
@@ -58,7 +60,8 @@ def test_a_living_holder_is_waited_for_and_named(tmp_path: Path, holder: Callabl
 
 
 @pytest.mark.parametrize(
-    "content", [json.dumps({"holder": "x", "pid": 1, "start": "1", "space": "another boot", "host": "node-2"}), "", "{cut"]
+    "content",
+    [json.dumps({"holder": "x", "pid": 1, "start": "1", "space": "another boot", "host": "node-2"}), "", "{cut"],
 )
 def test_a_lock_of_another_machine_that_beats_no_more_is_taken_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "lock").write_text(content)

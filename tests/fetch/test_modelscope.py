@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused, Retryable
-from delivery.spec import ModelScopeModel
-from delivery.steps.fetch import run as fetch
+from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.spec import ModelScopeModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import given, models, whole
 from tests.parts.hubs import Hub
 from tests.parts.hubs.modelscope import REPO, running_modelscope
@@ -85,7 +85,9 @@ def test_a_revision_that_is_not_there_is_named_with_the_default(hub: Hub, root: 
     assert "master" in str(said.value)
 
 
-def test_the_token_is_sent_and_never_shown(hub: Hub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_sent_and_never_shown(
+    hub: Hub, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_TOKEN", "ms-secret-of-the-tests")
     fetch(given(root, model(token={"env": "MY_TOKEN"})))
     assert hub.tokens == {"Bearer ms-secret-of-the-tests"}

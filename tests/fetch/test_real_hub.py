@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Refused, Retryable
-from delivery.resolve import resolve_model
-from delivery.spec import HuggingFaceModel
-from delivery.steps.fetch import run as fetch
-from delivery.store import model_folder
-from delivery.store.commit import fetch as fetch_into
-from delivery.store.part import CHUNK
-from delivery.store.transfer import Patience
+from model_delivery.base.findings import Refused, Retryable
+from model_delivery.models.store import model_folder
+from model_delivery.models.store.commit import fetch as fetch_into
+from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.transfer import Patience
+from model_delivery.run.resolve import resolve_model
+from model_delivery.spec import HuggingFaceModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.olah import repository, running_olah
@@ -82,7 +82,9 @@ def test_a_bad_network_is_survived(way: tuple[HuggingFaceHub, Network], root: Pa
 
 
 @pytest.mark.parametrize(
-    "fault", [{"kind": "reset_peer", "timeout": 0}, {"kind": "timeout", "timeout": 0}], ids=lambda fault: str(fault["kind"])
+    "fault",
+    [{"kind": "reset_peer", "timeout": 0}, {"kind": "timeout", "timeout": 0}],
+    ids=lambda fault: str(fault["kind"]),
 )
 def test_a_network_that_gives_nothing_ends_the_fetch_and_once_healed_it_goes_on(
     way: tuple[HuggingFaceHub, Network], root: Path, fault: dict[str, object]
@@ -98,7 +100,9 @@ def test_a_network_that_gives_nothing_ends_the_fetch_and_once_healed_it_goes_on(
     whole(fetch(given(root, MODEL)), hub.files)
 
 
-def test_a_network_that_is_dropped_on_the_way_and_comes_back_costs_little(way: tuple[HuggingFaceHub, Network], root: Path) -> None:
+def test_a_network_that_is_dropped_on_the_way_and_comes_back_costs_little(
+    way: tuple[HuggingFaceHub, Network], root: Path
+) -> None:
     hub, between = way
     wanted = given(root, MODEL)
     between.fault("bandwidth", rate=4_000)

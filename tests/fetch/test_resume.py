@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Permanent, Refused
-from delivery.spec import HuggingFaceModel
-from delivery.steps.fetch import FetchInput
-from delivery.steps.fetch import run as fetch
-from delivery.store.part import CHUNK
-from delivery.store.transfer import STREAMS
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.transfer import STREAMS
+from model_delivery.spec import HuggingFaceModel
+from model_delivery.steps.fetch import FetchInput
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.tiny_model import tiny_model
@@ -37,7 +37,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace
 
 def step(wanted: FetchInput, folder: Path) -> subprocess.Popen[bytes]:
     (folder / "input.json").write_text(wanted.model_dump_json())
-    return subprocess.Popen([sys.executable, "-m", "delivery.steps.run", "fetch", str(folder / "input.json"), str(folder / "out")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "model_delivery.steps.run", "fetch", str(folder / "input.json"), str(folder / "out")]
+    )
 
 
 def noted(root: Path) -> int:
@@ -61,7 +63,9 @@ def killed_half_way(hub: HuggingFaceHub, wanted: FetchInput, root: Path, tmp_pat
     return sent
 
 
-def test_after_kill_9_at_most_one_chunk_a_stream_is_fetched_again(hub: HuggingFaceHub, root: Path, tmp_path: Path) -> None:
+def test_after_kill_9_at_most_one_chunk_a_stream_is_fetched_again(
+    hub: HuggingFaceHub, root: Path, tmp_path: Path
+) -> None:
     wanted = given(root, MODEL)
     before = killed_half_way(hub, wanted, root, tmp_path)
     done = fetch(wanted)
@@ -71,13 +75,17 @@ def test_after_kill_9_at_most_one_chunk_a_stream_is_fetched_again(hub: HuggingFa
     assert hub.sent < done.bytes
 
 
-def test_after_a_reboot_that_lost_what_was_not_synced_the_bytes_are_right(hub: HuggingFaceHub, root: Path, tmp_path: Path) -> None:
+def test_after_a_reboot_that_lost_what_was_not_synced_the_bytes_are_right(
+    hub: HuggingFaceHub, root: Path, tmp_path: Path
+) -> None:
     """A node that loses power loses the pages that nobody synced: they are zeroed here, all but the chunks that are noted."""
     wanted = given(root, MODEL)
     before = killed_half_way(hub, wanted, root, tmp_path)
     (part,) = root.rglob(f".{WEIGHTS}.part")
     (notes,) = root.rglob(f".{WEIGHTS}.chunks")
-    synced = {int(line.split()[0]) for line in notes.read_text().splitlines() if line and line.split()[0] == line.split()[-1]}
+    synced = {
+        int(line.split()[0]) for line in notes.read_text().splitlines() if line and line.split()[0] == line.split()[-1]
+    }
     with part.open("r+b") as file:
         for number in sorted(set(range(SIZE // CHUNK + 1)) - synced):
             file.seek(number * CHUNK)
@@ -87,7 +95,9 @@ def test_after_a_reboot_that_lost_what_was_not_synced_the_bytes_are_right(hub: H
     assert before + hub.sent <= done.bytes + STREAMS * CHUNK
 
 
-def test_chunks_that_rotted_meanwhile_are_found_and_fetched_again(hub: HuggingFaceHub, root: Path, tmp_path: Path) -> None:
+def test_chunks_that_rotted_meanwhile_are_found_and_fetched_again(
+    hub: HuggingFaceHub, root: Path, tmp_path: Path
+) -> None:
     wanted = given(root, MODEL)
     killed_half_way(hub, wanted, root, tmp_path)
     (part,) = root.rglob(f".{WEIGHTS}.part")
@@ -129,7 +139,9 @@ def test_files_that_lie_there_under_their_names_are_hashed_and_adopted(hub: Hugg
 
 
 @pytest.mark.root
-def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(hub: HuggingFaceHub, root: Path, small_disk: int) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
+    hub: HuggingFaceHub, root: Path, small_disk: int
+) -> None:
     wanted = given(root, MODEL)
     hub.sent = 0
     with pytest.raises(Refused, match="the disk is too small for the model"):

@@ -13,16 +13,16 @@ import httpx
 import pytest
 from huggingface_hub import close_session
 
-from delivery.findings import Permanent, Retryable
-from delivery.resolve import resolve_model
-from delivery.sources import http
-from delivery.spec import HuggingFaceModel, ModelScopeModel
-from delivery.steps.fetch import run as fetch
-from delivery.store import model_folder
-from delivery.store.commit import Fetched
-from delivery.store.commit import fetch as fetch_into
-from delivery.store.part import CHUNK
-from delivery.store.transfer import Patience
+from model_delivery.base.findings import Permanent, Retryable
+from model_delivery.models.sources import http
+from model_delivery.models.store import model_folder
+from model_delivery.models.store.commit import Fetched
+from model_delivery.models.store.commit import fetch as fetch_into
+from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.transfer import Patience
+from model_delivery.run.resolve import resolve_model
+from model_delivery.spec import HuggingFaceModel, ModelScopeModel
+from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.hubs.modelscope import running_modelscope
@@ -85,7 +85,10 @@ def test_the_token_does_not_follow_a_redirect_to_another_host(
     monkeypatch.setenv("MY_TOKEN", "hf-secret-of-the-tests")
     with running_hub(tiny_model(tmp_path / "cdn", size=6 * CHUNK)) as cdn:
         hub.elsewhere = cdn.url
-        whole(fetch(given(root, HuggingFaceModel.model_validate({**MODEL.model_dump(), "token": {"env": "MY_TOKEN"}}))), hub.files)
+        whole(
+            fetch(given(root, HuggingFaceModel.model_validate({**MODEL.model_dump(), "token": {"env": "MY_TOKEN"}}))),
+            hub.files,
+        )
         assert cdn.tokens == {""}
         assert "Bearer hf-secret-of-the-tests" in hub.tokens
 
@@ -123,7 +126,11 @@ def test_a_private_authority_is_honoured_for_the_list_and_for_the_bytes(
         "-keyout",
         str(tmp_path / "key"),
     ]
-    subprocess.run([*command, "-out", str(tmp_path / "cert"), "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-out", str(tmp_path / "cert"), "-addext", "subjectAltName=DNS:localhost"],
+        check=True,
+        capture_output=True,
+    )
     certificate.write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
     with running_hub(tiny_model(tmp_path / "hub", size=3_000_000), certificate) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
@@ -141,7 +148,11 @@ class Proxy(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.seen.append(self.path)
-        told = httpx.get(self.path, headers={k: v for k, v in self.headers.items() if k in ("Range", "Authorization")}, trust_env=False)
+        told = httpx.get(
+            self.path,
+            headers={k: v for k, v in self.headers.items() if k in ("Range", "Authorization")},
+            trust_env=False,
+        )
         self.send_response(told.status_code)
         for name in ("Content-Type", "Content-Range"):
             if name in told.headers:
@@ -188,7 +199,9 @@ def test_a_hub_that_stays_busy_ends_in_its_own_words(hub: HuggingFaceHub, root: 
         fetch_into(MODEL, snapshot, model_folder(root, snapshot), IMPATIENT)
 
 
-def test_different_models_go_side_by_side(hub: HuggingFaceHub, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_models_go_side_by_side(
+    hub: HuggingFaceHub, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with running_modelscope(tiny_model(tmp_path / "other", size=3_000_000)) as other:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", other.url)
         hub.stalled = WEIGHTS
@@ -205,7 +218,11 @@ def test_different_models_go_side_by_side(hub: HuggingFaceHub, tmp_path: Path, r
 def test_more_bytes_than_listed_are_refused(hub: HuggingFaceHub, root: Path) -> None:
     wanted = given(root, MODEL)
     short = wanted.snapshot.model_copy(
-        update={"files": tuple(f.model_copy(update={"size": f.size - 1}) if f.path == WEIGHTS else f for f in wanted.snapshot.files)}
+        update={
+            "files": tuple(
+                f.model_copy(update={"size": f.size - 1}) if f.path == WEIGHTS else f for f in wanted.snapshot.files
+            )
+        }
     )
     with pytest.raises(Permanent, match=r"model\.safetensors is not what was listed"):
         fetch(wanted.model_copy(update={"snapshot": short}))

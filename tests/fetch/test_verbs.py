@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from delivery.store import MANIFEST
+from model_delivery.models.store import MANIFEST
 from tests.fetch.fetching import WEIGHTS
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.tiny_model import tiny_model
@@ -27,7 +27,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace
 
 def deliver(*args: object, code: int = 0, only_output: bool = False) -> str:
     """Standard output and error of the command; it must end with ``code`` and without a traceback."""
-    done = subprocess.run([sys.executable, "-m", "cli.main", *map(str, args)], capture_output=True, text=True, check=False, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-m", "model_delivery.cli.main", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ,
+    )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done.stdout if only_output else done.stdout + done.stderr
@@ -56,7 +62,11 @@ def test_a_second_fetch_moves_nothing(hub: HuggingFaceHub, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "deep", "message"),
     [
-        (lambda folder: (folder / WEIGHTS).write_bytes(b"short"), False, "model.safetensors is 5 bytes long: it should have"),
+        (
+            lambda folder: (folder / WEIGHTS).write_bytes(b"short"),
+            False,
+            "model.safetensors is 5 bytes long: it should have",
+        ),
         (lambda folder: (folder / WEIGHTS).unlink(), False, "model.safetensors is missing"),
         (lambda folder: flip(folder / WEIGHTS), True, "model.safetensors was changed: its sha256 is another one"),
         (lambda folder: (folder / "more.py").write_text(""), False, "more.py is not in the manifest"),
@@ -64,7 +74,9 @@ def test_a_second_fetch_moves_nothing(hub: HuggingFaceHub, tmp_path: Path) -> No
         (lambda folder: (folder / MANIFEST).unlink(), False, "has no manifest"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_said(hub: HuggingFaceHub, tmp_path: Path, damage: object, deep: bool, message: str) -> None:
+def test_what_is_wrong_with_a_folder_is_said(
+    hub: HuggingFaceHub, tmp_path: Path, damage: object, deep: bool, message: str
+) -> None:
     folder = tmp_path / "there"
     deliver("fetch", f"huggingface:{REPO}", folder)
     assert callable(damage)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 
-from delivery.findings import Permanent, Refused
-from delivery.spec import DeliverySpec, parse_spec
-from flows.registration import register
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.flows.registration import register
+from model_delivery.spec import DeliverySpec, parse_spec
 from tests.parts import prefect_server as parts
 
 
@@ -34,7 +34,11 @@ def test_registering_again_updates_the_one_deployment(server: parts.Server, work
         first = register(spec(tmp_path, schedule=nightly), parts.POOL)
         made = client.read_deployment_by_name("deliver/tiny")
         assert str(made.id) == first
-        assert (made.entrypoint, made.pull_steps, made.work_pool_name) == ("flows.deliver.deliver", [], parts.POOL)
+        assert (made.entrypoint, made.pull_steps, made.work_pool_name) == (
+            "model_delivery.flows.deliver.deliver",
+            [],
+            parts.POOL,
+        )
         assert made.parameters == {"spec": spec(tmp_path, schedule=nightly).model_dump(mode="json")}
         (schedule,) = made.schedules
         assert isinstance(schedule.schedule, CronSchedule)
@@ -50,7 +54,9 @@ def test_registering_again_updates_the_one_deployment(server: parts.Server, work
         assert len(client.read_deployments()) == len({deployment.name for deployment in client.read_deployments()})
 
 
-def test_a_pool_that_is_not_there_is_named_with_those_that_are(server: parts.Server, worker: int, tmp_path: Path) -> None:
+def test_a_pool_that_is_not_there_is_named_with_those_that_are(
+    server: parts.Server, worker: int, tmp_path: Path
+) -> None:
     assert worker
     with parts.client_of(server) as client:
         parts.wait_for_pool(client)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from prefect import flow
 
-from delivery.findings import Finding, GateFailed, Permanent, Retryable
-from delivery.progress import Progress, report
-from tasks import artifacts
-from tasks.step import run_id, step
+from model_delivery.base.findings import Finding, GateFailed, Permanent, Retryable
+from model_delivery.base.progress import Progress, report
+from model_delivery.tasks import artifacts
+from model_delivery.tasks.step import run_id, step
 
 WIDTH, HEIGHT = 320, 200
 known: ContextVar[str] = ContextVar("known", default="nothing")
@@ -51,14 +51,14 @@ def look(secret_looking: str) -> tuple[str, str | None]:
 def stubborn(file: Path) -> int:
     number = count(file)
     if number == 1:
-        raise Retryable(Finding("the hub is busy"))
+        raise Retryable(Finding("todo", "the hub is busy"))
     return number
 
 
 @step("hopeless")
 def hopeless(file: Path) -> None:
     count(file)
-    raise Permanent(Finding("the disk is full"))
+    raise Permanent(Finding("todo", "the disk is full"))
 
 
 @flow(name="trial", flow_run_name="Trial.1", persist_result=False)
@@ -75,4 +75,8 @@ def trial(folder: str) -> None:
         try:
             hopeless(here / "hopeless")
         except Permanent as bad:
-            raise GateFailed(Finding("ttft p95 was 812 ms, its bound is 500 ms", evidence=tuple(f.what for f in bad.findings))) from bad
+            raise GateFailed(
+                Finding(
+                    "todo", "ttft p95 was 812 ms, its bound is 500 ms", evidence=tuple(f.what for f in bad.findings)
+                )
+            ) from bad

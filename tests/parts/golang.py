@@ -39,7 +39,9 @@ def digest(folder: Path) -> str:
 def module(sources: Path, name: str) -> Path:
     """The folder of a module that the one in ``sources`` requires (needs the network the first time)."""
     command = [*go(), "mod", "download", "-json", name]
-    return Path(json.loads(subprocess.run(command, cwd=sources, check=True, capture_output=True, text=True).stdout)["Dir"])
+    return Path(
+        json.loads(subprocess.run(command, cwd=sources, check=True, capture_output=True, text=True).stdout)["Dir"]
+    )
 
 
 def build(sources: Path, variables: Mapping[str, str] | None = None, package: str = ".") -> Path:
@@ -61,6 +63,8 @@ def build(sources: Path, variables: Mapping[str, str] | None = None, package: st
                 command = [*go(), "build", "-trimpath", "-ldflags", flags, "-o", str(program), package]
                 ended = subprocess.run(command, cwd=sources, env=environ, stdout=out, stderr=out, check=False)
             if ended.returncode:
-                raise RuntimeError(f"{sources.name} does not build ({shutil.which('go') or 'go'}):\n{log.read_text()[-4000:]}")
+                raise RuntimeError(
+                    f"{sources.name} does not build ({shutil.which('go') or 'go'}):\n{log.read_text()[-4000:]}"
+                )
             program.replace(made)
     return made

@@ -9,7 +9,13 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId, TaskRunFilter
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+)
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.utilities.callables import parameter_schema
@@ -38,7 +44,8 @@ def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]
     where = url if server is None else server.url
     updates: dict[Any, Any] = {PREFECT_API_URL: where} if where else {}
     with temporary_settings(
-        updates=updates | ({PREFECT_HOME: server.home} if server else {}), restore_defaults=set() if where else {PREFECT_API_URL}
+        updates=updates | ({PREFECT_HOME: server.home} if server else {}),
+        restore_defaults=set() if where else {PREFECT_API_URL},
     ):
         yield
 

@@ -56,17 +56,33 @@ class TimingServer:
     """One server on a free port of loopback, with the given arguments and environment."""
 
     def __init__(
-        self, model: Path, *args: str, names: tuple[str, ...] = ("m",), environ: dict[str, str] | None = None, port: int = 0
+        self,
+        model: Path,
+        *args: str,
+        names: tuple[str, ...] = ("m",),
+        environ: dict[str, str] | None = None,
+        port: int = 0,
     ) -> None:
         self.port = port or free_port()
         self.url = f"{'https' if '--https' in args else 'http'}://127.0.0.1:{self.port}"
         self._verify = "--https" not in args
-        self._command = [str(build()), "--model", str(model), "--served-model-name", *names, "--port", str(self.port), *args]
+        self._command = [
+            str(build()),
+            "--model",
+            str(model),
+            "--served-model-name",
+            *names,
+            "--port",
+            str(self.port),
+            *args,
+        ]
         self._environ = os.environ | (environ or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            self._command, env=self._environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -78,7 +94,9 @@ class TimingServer:
             else:
                 return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()

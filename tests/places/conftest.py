@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from delivery.engines import load_engine
-from delivery.places import Place
-from delivery.places.cluster import Cluster as ClusterPlace
-from delivery.places.host import Host
-from delivery.resources import Ref, Resource
+from model_delivery.places import Place
+from model_delivery.places.cluster.place import Cluster as ClusterPlace
+from model_delivery.places.host.engines import load_engine
+from model_delivery.places.host.place import Host
+from model_delivery.values.resources import Ref, Resource
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
@@ -70,7 +70,9 @@ def on_host(folder: Path) -> Iterator[Given]:
 
 
 def config(release: str, version: int) -> Resource:
-    return Resource(Ref("ConfigMap", f"{NAME}-{release}"), "release", NAME, {"data": {"version": str(version)}}, release)
+    return Resource(
+        Ref("ConfigMap", f"{NAME}-{release}"), "release", NAME, {"data": {"version": str(version)}}, release
+    )
 
 
 def service(version: int) -> Resource:

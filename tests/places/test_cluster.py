@@ -15,16 +15,16 @@ import httpx
 import pytest
 import yaml
 
-from delivery.clock import SystemClock
-from delivery.findings import Permanent, Refused
-from delivery.lease import Lease
-from delivery.places.client import Forbidden
-from delivery.places.cluster import Cluster as Place
-from delivery.places.rights import ROLE, wanted_rules
-from delivery.preflight import preflight
-from delivery.resources import ABSENT, Ref, Resource
-from delivery.spec import DeliverySpec, KubeSecret, parse_spec
-from delivery.targets import choose
+from model_delivery.base.clock import SystemClock
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.places.cluster.client import Forbidden
+from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.places.cluster.rights import ROLE, wanted_rules
+from model_delivery.run.lease import Lease
+from model_delivery.run.preflight import preflight
+from model_delivery.spec import DeliverySpec, KubeSecret, parse_spec
+from model_delivery.targets import choose
+from model_delivery.values.resources import ABSENT, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.places.conftest import NAME, config, service
@@ -53,12 +53,16 @@ def through(cluster: Cluster, proxy: CuttingProxy, folder: Path) -> Path:
     return file
 
 
-def test_a_field_of_another_manager_is_told_and_taken_over_only_when_asked(cluster: Cluster, namespace: str, place: Place) -> None:
+def test_a_field_of_another_manager_is_told_and_taken_over_only_when_asked(
+    cluster: Cluster, namespace: str, place: Place
+) -> None:
     place.put(service(1))
     theirs = {"selector": {"model-delivery/object": "theirs"}, "ports": [{"port": 8000, "protocol": "TCP"}]}
     meta = {"name": NAME, "namespace": namespace}
     manifest = json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": theirs})
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager", "somebody", "-f", "-", input=manifest)
+    cluster.kubectl(
+        "apply", "--server-side", "--force-conflicts", "--field-manager", "somebody", "-f", "-", input=manifest
+    )
     with pytest.raises(Permanent, match=r'(?s)selector.*is held by "somebody".*--take-over') as conflict:
         place.put(service(1))
     assert conflict.value.exit_code == 1
@@ -67,7 +71,9 @@ def test_a_field_of_another_manager_is_told_and_taken_over_only_when_asked(clust
     assert place.put(service(1)).action == "unchanged"
 
 
-def test_a_users_object_of_the_same_name_is_refused_and_never_deleted(cluster: Cluster, namespace: str, place: Place) -> None:
+def test_a_users_object_of_the_same_name_is_refused_and_never_deleted(
+    cluster: Cluster, namespace: str, place: Place
+) -> None:
     cluster.kubectl("create", "service", "clusterip", NAME, "--tcp=80", "-n", namespace)
     with pytest.raises(Refused, match="Service m is there already"):
         place.put(service(1))
@@ -75,7 +81,9 @@ def test_a_users_object_of_the_same_name_is_refused_and_never_deleted(cluster: C
     assert cluster.kubectl("get", "service", NAME, "-n", namespace, "-o", "name")
 
 
-@pytest.mark.parametrize("resource", [Resource(RECORD, "record", NAME, {"a": 1}), config("r1", 1), service(1)], ids=lambda r: str(r.ref))
+@pytest.mark.parametrize(
+    "resource", [Resource(RECORD, "record", NAME, {"a": 1}), config("r1", 1), service(1)], ids=lambda r: str(r.ref)
+)
 def test_an_answer_that_was_lost_is_read_again(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resource: Resource
 ) -> None:
@@ -90,7 +98,11 @@ def test_an_answer_that_was_lost_is_read_again(
         assert seen is not None
         assert seen.version == made.version
         changed = Resource(
-            resource.ref, resource.role, NAME, service(2).spec if resource.role == "route" else {"data": {"b": "2"}}, resource.release
+            resource.ref,
+            resource.role,
+            NAME,
+            service(2).spec if resource.role == "route" else {"data": {"b": "2"}},
+            resource.release,
         )
         proxy.cut_after(1)
         again = place.put(changed, expect=seen.version)
@@ -115,7 +127,10 @@ def test_an_api_server_that_restarts_is_waited_for(cluster: Cluster, place: Plac
 
 
 def claim(size: str, **spec: Any) -> Resource:
-    body = {"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}, **spec}, "bind": {"any_size": False}}
+    body = {
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}, **spec},
+        "bind": {"any_size": False},
+    }
     return Resource(Ref("PersistentVolumeClaim", "models"), "storage", NAME, body)
 
 
@@ -151,7 +166,10 @@ def test_a_bound_claim_grows(cluster: Cluster, namespace: str, place: Place) -> 
     while cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.status.phase}") != "Bound":
         place.hint(NAME, 0.2)
     assert place.put(claim("2Gi", storageClassName="at-once")).action == "updated"
-    assert cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.resources.requests.storage}") == "2Gi"
+    assert (
+        cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.resources.requests.storage}")
+        == "2Gi"
+    )
 
 
 def test_a_users_claim_is_used_and_left_alone(cluster: Cluster, namespace: str, place: Place) -> None:
@@ -163,7 +181,9 @@ def test_a_users_claim_is_used_and_left_alone(cluster: Cluster, namespace: str, 
     with pytest.raises(Refused, match=r"(?s)too small.*not ours"):
         place.put(claim("3Gi"))
     assert place.delete(NAME, claim("1Gi").ref).action == "absent"
-    assert "model-delivery" not in cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "yaml", "--show-managed-fields")
+    assert "model-delivery" not in cluster.kubectl(
+        "get", "pvc", "models", "-n", namespace, "-o", "yaml", "--show-managed-fields"
+    )
 
 
 def test_a_secret_is_read_by_name_and_key(cluster: Cluster, namespace: str, place: Place) -> None:
@@ -218,7 +238,9 @@ def test_preflight_names_the_one_right_that_is_missing(
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for g, r, v in wanted_rules() if (g, r, v) != missing]
     role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles/limited"
-    cluster.client.patch(role, json={"rules": rules}, headers={"Content-Type": "application/merge-patch+json"}).raise_for_status()
+    cluster.client.patch(
+        role, json={"rules": rules}, headers={"Content-Type": "application/merge-patch+json"}
+    ).raise_for_status()
     group, resource, verb = missing
     spec, place = spec_of(namespace, gateway="g", kind=KINDS.get(group, "deployment")), Place(None, namespace)
     named = f"we may not {verb} {resource}{f'.{group}' if group else ''} in namespace {namespace}"
@@ -233,7 +255,9 @@ def test_preflight_names_the_one_right_that_is_missing(
         time.sleep(0.05)
 
 
-def test_what_we_may_not_is_told_with_the_servers_words(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_we_may_not_is_told_with_the_servers_words(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig_of("nobody")))
     with pytest.raises(Forbidden, match=r'(?s)cannot get resource "configmaps".*role.yaml'):
         Place(None, namespace).put(config("r1", 1))
@@ -242,12 +266,19 @@ def test_what_we_may_not_is_told_with_the_servers_words(cluster: Cluster, namesp
 def test_an_expired_token_is_fetched_anew_and_a_dead_one_is_told(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    cluster.kubectl("create", "rolebinding", "edit", "--clusterrole=edit", f"--serviceaccount={namespace}:default", "-n", namespace)
+    cluster.kubectl(
+        "create", "rolebinding", "edit", "--clusterrole=edit", f"--serviceaccount={namespace}:default", "-n", namespace
+    )
     token = tmp_path / "token"
     credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}
     said = json.loads(cluster.kubeconfig.read_text())
     script = f'printf \'{json.dumps(credential)[:-1]}, "status": {{"token": "%s"}}}}\' "$(cat {token})"'
-    command = {"apiVersion": credential["apiVersion"], "command": "sh", "args": ["-c", script], "interactiveMode": "Never"}
+    command = {
+        "apiVersion": credential["apiVersion"],
+        "command": "sh",
+        "args": ["-c", script],
+        "interactiveMode": "Never",
+    }
     said["users"] = [{"name": "admin", "user": {"exec": command}}]
     file = tmp_path / "exec.kubeconfig"
     file.write_text(json.dumps(said))
@@ -263,7 +294,9 @@ def test_an_expired_token_is_fetched_anew_and_a_dead_one_is_told(
             time.sleep(0.1)
     token.write_text(lasting)
     url, known = f"{cluster.url}/api/v1/namespaces/{namespace}/configmaps", {"Authorization": f"Bearer {short}"}
-    while httpx.get(url, headers=known, verify=ssl.create_default_context(cafile=str(cluster.authority.ca)), trust_env=False).is_success:
+    while httpx.get(
+        url, headers=known, verify=ssl.create_default_context(cafile=str(cluster.authority.ca)), trust_env=False
+    ).is_success:
         place.hint(NAME, 0.5)
     assert place.put(config("r1", 2)).action == "updated"
     token.write_text(short)
@@ -275,7 +308,14 @@ def test_a_wait_in_a_storm_of_changes_asks_at_most_sixty_times_a_minute_lease_an
     cluster: Cluster, namespace: str, place: Place
 ) -> None:
     meta = {"name": "p", "namespace": namespace, "labels": {"model-delivery/delivery": NAME}}
-    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [{"name": "engine", "image": "x"}]}})
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": meta,
+            "spec": {"containers": [{"name": "engine", "image": "x"}]},
+        }
+    )
     over = threading.Event()
 
     def storm() -> None:

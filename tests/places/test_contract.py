@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.clock import SystemClock
-from delivery.converge import converge
-from delivery.findings import Permanent, Refused
-from delivery.lease import REF, Lease
-from delivery.resources import ABSENT, ANY, Mismatch, Ref, Resource
+from model_delivery.base.clock import SystemClock
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.run.converge import converge
+from model_delivery.run.lease import REF, Lease
+from model_delivery.values.resources import ABSENT, ANY, Mismatch, Ref, Resource
 from tests.places.conftest import NAME, Given
 
 RECORD = Ref("Record", "record")

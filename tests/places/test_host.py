@@ -11,11 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from delivery.engines import load_engine
-from delivery.findings import Permanent
-from delivery.places.binding import NoRoom
-from delivery.places.host import Host
-from delivery.resources import ABSENT, Mismatch, Ref, Resource
+from model_delivery.base.findings import NoRoom, Permanent
+from model_delivery.places.host.engines import load_engine
+from model_delivery.places.host.place import Host
+from model_delivery.values.resources import ABSENT, Mismatch, Ref, Resource
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
 from tests.parts.tiny_model import tiny_model
@@ -159,7 +158,9 @@ def test_a_taken_port_of_the_service_is_a_finding(host: Host) -> None:
         host.put(other)
 
 
-def test_a_secret_reaches_the_engine_and_no_file(host: Host, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_reaches_the_engine_and_no_file(
+    host: Host, payload: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_KEY", "s3cret-value")
     payload |= {"secret_env": {"VLLM_API_KEY": {"env": "MY_KEY"}}, "api_key": {"env": "MY_KEY"}}
     host.put(engine(payload))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import Refused
-from delivery.places.host import Host
-from delivery.record import TargetKey
-from delivery.session import opened
-from delivery.targets.process import Process
+from model_delivery.base.findings import Refused
+from model_delivery.places.host.place import Host
+from model_delivery.run.record import TargetKey
+from model_delivery.run.session import opened
+from model_delivery.targets.process import Process
 
 HERE, THERE = TargetKey(kind="process"), TargetKey(kind="process", namespace="there")
 

@@ -7,20 +7,24 @@ from typing import Any
 
 import pytest
 
-from delivery.findings import Refused
-from delivery.places.objects import from_object
-from delivery.release import Desired, Lock, Release
-from delivery.resources import Ref
-from delivery.sources import Snapshot
-from delivery.spec import DeliverySpec, parse_spec
-from delivery.targets import choose
-from delivery.targets.adoption import Adopted, adopt
+from model_delivery.base.findings import Refused
+from model_delivery.models.sources import Snapshot
+from model_delivery.places.cluster.objects import from_object
+from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.targets import choose
+from model_delivery.targets.adoption import Adopted, adopt
+from model_delivery.values.release import Desired, Lock, Release
+from model_delivery.values.resources import Ref
 from tests.parts.t9k import filled
 
 LOCK = Lock(
-    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()), image="registry.example/vllm@sha256:" + "1" * 64
+    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
+    image="registry.example/vllm@sha256:" + "1" * 64,
 )
-MOUNTS = [{"name": "models", "mountPath": "/models", "subPath": "clones"}, {"name": "cache", "mountPath": "/models/cache"}]
+MOUNTS = [
+    {"name": "models", "mountPath": "/models", "subPath": "clones"},
+    {"name": "cache", "mountPath": "/models/cache"},
+]
 VOLUMES = [{"name": "models", "persistentVolumeClaim": {"claimName": "vllm"}}, {"name": "cache", "emptyDir": {}}]
 WORDS = ["--model", "/models/llama", "--served-model-name", "llama", "llama-chat", "--port=9000"]
 
@@ -39,18 +43,25 @@ def spec(kind: str, **serving: Any) -> DeliverySpec:
     )
 
 
-def made(kind: str, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **meta: Any) -> dict[str, Any]:
+def made(
+    kind: str, name: str, spec: dict[str, Any], status: dict[str, Any] | None = None, **meta: Any
+) -> dict[str, Any]:
     about = {"name": name, "resourceVersion": "1", "uid": f"uid-of-{name}", **meta}
     return {"apiVersion": "v1", "kind": kind, "metadata": about, "spec": spec, "status": status or {}}
 
 
 def deployment(container: dict[str, Any], **meta: Any) -> dict[str, Any]:
     pod = {
-        "containers": [{"name": "proxy"}, {"name": "vllm", "image": "vllm:v0.3.2", "volumeMounts": MOUNTS, **container}],
+        "containers": [
+            {"name": "proxy"},
+            {"name": "vllm", "image": "vllm:v0.3.2", "volumeMounts": MOUNTS, **container},
+        ],
         "volumes": VOLUMES,
     }
     labels = {"app": "llama"}
-    return made("Deployment", "by-hand", {"replicas": 2, "selector": {"matchLabels": labels}, "template": {"spec": pod}}, **meta)
+    return made(
+        "Deployment", "by-hand", {"replicas": 2, "selector": {"matchLabels": labels}, "template": {"spec": pod}}, **meta
+    )
 
 
 def mlservice(**more: Any) -> list[dict[str, Any]]:
@@ -65,12 +76,17 @@ def mlservice(**more: Any) -> list[dict[str, Any]]:
         "storage": {"pvc": {"name": "vllm", "subPath": "llama"}},
         **more,
     }
-    return [runtime, made("MLService", "llama", {"default": "v1", "releases": [{"name": "v1", "predictor": predictor}]})]
+    return [
+        runtime,
+        made("MLService", "llama", {"default": "v1", "releases": [{"name": "v1", "predictor": predictor}]}),
+    ]
 
 
 def isvc(status: dict[str, Any] | None = None, **predictor: Any) -> list[dict[str, Any]]:
     args = ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--http_port=8080"]
-    runtime = made("ServingRuntime", "hf", {"containers": [{"name": "kserve-container", "image": "hf:1", "args": args}]})
+    runtime = made(
+        "ServingRuntime", "hf", {"containers": [{"name": "kserve-container", "image": "hf:1", "args": args}]}
+    )
     model = {"runtime": "hf", "storageUri": "pvc://vllm/llama", "modelFormat": {"name": "huggingface"}}
     return [runtime, made("InferenceService", "llama", {"predictor": {"model": model, **predictor}}, status)]
 
@@ -88,8 +104,18 @@ def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adop
     [
         ({"args": WORDS}, ["llama", "llama-chat"], "clones/llama", 9000),
         ({"args": WORDS[:-1], "ports": [{"containerPort": 8080}]}, ["llama", "llama-chat"], "clones/llama", 8080),
-        ({"command": ["vllm", "serve", "/models/llama"], "args": ["--served-model-name=llama"]}, ["llama"], "clones/llama", 8000),
-        ({"command": ["bash", "-c", "vllm serve /models/llama \\\n --served-model-name 'llama' --port 81"]}, ["llama"], "clones/llama", 81),
+        (
+            {"command": ["vllm", "serve", "/models/llama"], "args": ["--served-model-name=llama"]},
+            ["llama"],
+            "clones/llama",
+            8000,
+        ),
+        (
+            {"command": ["bash", "-c", "vllm serve /models/llama \\\n --served-model-name 'llama' --port 81"]},
+            ["llama"],
+            "clones/llama",
+            81,
+        ),
         (
             {"command": ["python", "-m", "vllm.entrypoints.openai.api_server", "--model=/models/llama"]},
             ["/models/llama"],
@@ -98,7 +124,9 @@ def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adop
         ),
     ],
 )
-def test_a_deployment_says_by_its_words_what_it_serves(container: dict[str, Any], names: list[str], folder: str, port: int) -> None:
+def test_a_deployment_says_by_its_words_what_it_serves(
+    container: dict[str, Any], names: list[str], folder: str, port: int
+) -> None:
     by_hand = deployment(container)
     if names[0].startswith("/"):
         with pytest.raises(Refused, match=r"set serving.model_names to \[/models/llama\]"):
@@ -114,7 +142,9 @@ def test_a_deployment_says_by_its_words_what_it_serves(container: dict[str, Any]
 
 def test_what_differs_is_told() -> None:
     env = [{"name": "HF_HUB_OFFLINE", "value": "0"}, {"name": "MINE", "value": "1"}]
-    told = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment({"args": WORDS, "env": env})).differs
+    told = adopting(
+        spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment({"args": WORDS, "env": env})
+    ).differs
     text = "\n".join(told)
     assert "arguments: --model /models/llama --port 9000 → " in text
     assert f"weights: vllm/clones/llama → vllm/models/huggingface/a--b/{'c' * 40}" in text
@@ -128,10 +158,15 @@ def test_a_t9k_service_keeps_its_entry_and_its_runtime() -> None:
     objects = mlservice(minReplicas=1)
     found = adopting(spec("t9k"), "llama", *copy.deepcopy(objects))
     target = choose(spec("t9k").target)
-    old, new = Release("old", found.payload), Release("new", target.payload("llama", LOCK, spec("t9k").serving, spec("t9k").storage))
+    old, new = (
+        Release("old", found.payload),
+        Release("new", target.payload("llama", LOCK, spec("t9k").serving, spec("t9k").storage)),
+    )
     want = Desired("llama", (old, new), {"old": 90, "new": 10}, target.address("llama", 0))
     *beside, service = target.compose(want)
-    assert {one.ref.name for one in beside if one.ref.kind == "MLServiceRuntime"} == {new.payload["predictor"]["model"]["runtime"]}
+    assert {one.ref.name for one in beside if one.ref.kind == "MLServiceRuntime"} == {
+        new.payload["predictor"]["model"]["runtime"]
+    }
     assert (service.spec["spec"]["default"], service.spec["spec"]["canary"]) == ("v1", "new")
     assert service.spec["spec"]["releases"][0] == objects[1]["spec"]["releases"][0]
     assert found.payload["adopted"]["pods"] == {"prefix": "llama-predict-v1-"}
@@ -181,6 +216,8 @@ REFUSED: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
 def test_what_cannot_come_under_a_spec_is_refused_by_name(case: str) -> None:
     kind, named, objects, told = REFUSED[case]
     with pytest.raises(Refused, match=f"(?s){told}") as refused:
-        adopting(spec(kind, model_names=["llama", "llama-chat"] if kind == "deployment" else ["llama"]), named, *objects)
+        adopting(
+            spec(kind, model_names=["llama", "llama-chat"] if kind == "deployment" else ["llama"]), named, *objects
+        )
     assert "s3cret" not in refused.value.text
     assert "hf_1" not in refused.value.text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.capacity import Capacity, find
-from delivery.metrics import LoadReport, Summary, Validity
-from delivery.spec import Slo
+from model_delivery.measure.capacity import Capacity, find
+from model_delivery.measure.metrics import LoadReport, Summary, Validity
+from model_delivery.spec import Slo
 from tests.unit.test_validity import load
 
 SLO = Slo.model_validate({"ttft_p95_max": "500ms"})

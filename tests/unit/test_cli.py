@@ -45,7 +45,8 @@ def spec(folder: Path, model: Path, port: int, more: str = "") -> Path:
     file.write_text(
         f"apiVersion: model-delivery/v1\nname: small\nmodel: {{source: local, path: {model}}}\n"
         f"target: {{kind: process, engine: {engine}, port: {port}}}\n"
-        "gates: {throughput: {profile: smoke, users: 2, warmup: 0s, duration: 500ms}}\nrollout: {watch: 0s, standby: 0s}\n" + more
+        "gates: {throughput: {profile: smoke, users: 2, warmup: 0s, duration: 500ms}}\nrollout: {watch: 0s, standby: 0s}\n"
+        + more
     )
     return file
 
@@ -103,7 +104,9 @@ def test_a_state_folder_that_is_none_is_named_without_a_traceback(home: Path, mo
         ("auto_map", "wants to run code of its own"),
     ],
 )
-def test_a_broken_model_folder_ends_with_3_and_starts_nothing(home: Path, model: Path, fault: str, message: str) -> None:
+def test_a_broken_model_folder_ends_with_3_and_starts_nothing(
+    home: Path, model: Path, fault: str, message: str
+) -> None:
     broken = home.parent / "broken"
     broken.mkdir()
     for file in model.iterdir():
@@ -114,7 +117,9 @@ def test_a_broken_model_folder_ends_with_3_and_starts_nothing(home: Path, model:
         case "truncated":
             (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-5])
         case "pointer":
-            (broken / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+            (broken / "model.safetensors").write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+            )
         case "no folder":
             broken = home.parent / "nowhere"
         case "auto_map":
@@ -127,7 +132,12 @@ def test_a_broken_model_folder_ends_with_3_and_starts_nothing(home: Path, model:
 
 
 def test_what_this_target_cannot_do_is_refused_by_name(home: Path, model: Path) -> None:
-    file = spec(home.parent, model, free_port(), "approval: manual\nserving: {replicas: {min: 1, max: 2}, api_key: {env: NOT_SET_HERE}}\n")
+    file = spec(
+        home.parent,
+        model,
+        free_port(),
+        "approval: manual\nserving: {replicas: {min: 1, max: 2}, api_key: {env: NOT_SET_HERE}}\n",
+    )
     done = deliver(home, "up", str(file))
     assert done.returncode == 3
     for part in (
@@ -217,7 +227,12 @@ def test_a_run_that_is_stopped_ends_with_5_and_goes_on_when_run_again(home: Path
     file.write_text(file.read_text().replace("duration: 500ms", "duration: 20s"))
     command = [str(DELIVER), "up", str(file)]
     run = subprocess.Popen(
-        command, env=environment(home), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not list(home.glob("deliveries/small/objects/Step/load-*.json")):
         assert run.poll() is None
@@ -239,7 +254,9 @@ def test_two_at_once_the_second_waits_or_is_refused(home: Path, model: Path) -> 
 
     def begin(path: Path) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
-        return subprocess.Popen([DELIVER, "up", path], env=environment(home), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [DELIVER, "up", path], env=environment(home), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
 
     first = begin(file)
     while not list(home.glob("deliveries/small/objects/Lease/lease.json")):

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from delivery.compare import comparable, compare, student
-from delivery.metrics import LoadReport
-from delivery.spec import Slo
-from delivery.verdict import judge
+from model_delivery.measure.compare import comparable, compare, student
+from model_delivery.measure.metrics import LoadReport
+from model_delivery.measure.verdict import judge
+from model_delivery.spec import Slo
 from tests.unit.test_validity import load
 
 
@@ -18,7 +18,8 @@ def of_runs(*ttft: float, rate: float = 100.0, **more: object) -> LoadReport:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "freedom", "table"), [(0.975, 4, 2.776), (0.95, 1, 6.314), (0.95, 10, 1.812), (0.99, 3.0, 4.541), (0.975, 1000, 1.962)]
+    ("confidence", "freedom", "table"),
+    [(0.975, 4, 2.776), (0.95, 1, 6.314), (0.95, 10, 1.812), (0.99, 3.0, 4.541), (0.975, 1000, 1.962)],
 )
 def test_quantiles_are_those_of_the_tables(confidence: float, freedom: float, table: float) -> None:
     assert student(confidence, freedom) == pytest.approx(table, abs=0.001)

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from delivery.connect import connect
-from delivery.spec import EnvSecret, FileSecret
+from model_delivery.spec import EnvSecret, FileSecret
+from model_delivery.verbs.connect import connect
 from tests.parts.timing_engine import TimingServer
 
 ANSWER = "The capital of France is Paris."
@@ -32,7 +32,9 @@ def test_a_key_is_named_and_works(model: Path, tmp_path: Path) -> None:
             assert "s3cret" not in said.to_text()
             environ = os.environ | {"KEY": "s3cret"}
             curl = subprocess.run(["bash", "-c", said.curl], capture_output=True, text=True, check=True, env=environ)
-            python = subprocess.run([sys.executable, "-c", said.openai], capture_output=True, text=True, check=True, env=environ)
+            python = subprocess.run(
+                [sys.executable, "-c", said.openai], capture_output=True, text=True, check=True, env=environ
+            )
             assert ANSWER in curl.stdout
             assert python.stdout.strip() == ANSWER
 

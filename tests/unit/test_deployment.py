@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 
-from delivery.findings import Refused
-from delivery.places.objects import from_object, to_object
-from delivery.release import Address, Desired, Lock, Release
-from delivery.resources import Observed, Ref, Resource, World, digest
-from delivery.sources import File, Snapshot
-from delivery.spec import Runner, Serving, Storage
-from delivery.targets import Current, Failed, InProgress, StepRun
-from delivery.targets.deployment import Deployment
+from model_delivery.base.findings import Refused
+from model_delivery.models.sources import File, Snapshot
+from model_delivery.places.cluster.objects import from_object, to_object
+from model_delivery.spec import Runner, Serving, Storage
+from model_delivery.targets import Current, Failed, InProgress, StepRun
+from model_delivery.targets.deployment import Deployment
+from model_delivery.values.release import Address, Desired, Lock, Release
+from model_delivery.values.resources import Observed, Ref, Resource, World, digest
 
-SNAPSHOT = Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=(File(path="model.safetensors", size=14 * 10**9),))
+SNAPSHOT = Snapshot(
+    source="huggingface", key="a--b", commit="c" * 40, files=(File(path="model.safetensors", size=14 * 10**9),)
+)
 LOCK = Lock(snapshot=SNAPSHOT, image="registry.example/vllm@sha256:" + "1" * 64)
 PLAIN, WEIGHED = Deployment("ns"), Deployment("ns", "gateways/public", "m.example")
 
@@ -66,10 +68,18 @@ def test_what_a_pod_is_asked_for() -> None:
         "service_account": "sa",
         "priority_class": "high",
     }
-    asked = {"resources": {"limits": {"nvidia.com/gpu": 2, "cpu": 4}}, "pod": pod, "api_key": {"kube": {"name": "api", "key": "k"}}}
+    asked = {
+        "resources": {"limits": {"nvidia.com/gpu": 2, "cpu": 4}},
+        "pod": pod,
+        "api_key": {"kube": {"name": "api", "key": "k"}},
+    }
     made = composed(PLAIN, release(PLAIN, "r1", **asked, chat_template="{{ x }}"))
     spec = made["Deployment/m-r1"]["spec"]["template"]["spec"]
-    assert (spec["nodeSelector"], spec["imagePullSecrets"], spec["serviceAccountName"]) == ({"gpu": "h100"}, [{"name": "pull"}], "sa")
+    assert (spec["nodeSelector"], spec["imagePullSecrets"], spec["serviceAccountName"]) == (
+        {"gpu": "h100"},
+        [{"name": "pull"}],
+        "sa",
+    )
     assert spec["enableServiceLinks"] is False
     assert {v["name"]: v.get("emptyDir") for v in spec["volumes"]}["shm"] == {"medium": "Memory", "sizeLimit": "8Gi"}
     assert engine(made)["resources"]["limits"] == {"nvidia.com/gpu": "2", "cpu": "4"}
@@ -127,7 +137,12 @@ def test_a_deployment_is_ready_when_its_newest_state_is() -> None:
     made = composed(PLAIN, one)["Deployment/m-r1"]
     good = {"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
     assert PLAIN.readiness(one, seen(made | {"status": good})) == Current("http://m-r1.ns.svc:8000")
-    for stale in ({"observedGeneration": 1}, {"availableReplicas": 0}, {"updatedReplicas": 0}, {"unavailableReplicas": 1}):
+    for stale in (
+        {"observedGeneration": 1},
+        {"availableReplicas": 0},
+        {"updatedReplicas": 0},
+        {"unavailableReplicas": 1},
+    ):
         assert isinstance(PLAIN.readiness(one, seen(made | {"status": good | stale})), InProgress), stale
     assert isinstance(PLAIN.readiness(one, seen()), InProgress)
 
@@ -142,7 +157,9 @@ def test_a_service_has_moved_when_its_endpoints_have() -> None:
         endpoints = [{"targetRef": {"name": name}, "conditions": {"ready": ready}} for name in names]
         return ({"metadata": {"labels": {"kubernetes.io/service-name": "m"}}, "endpoints": endpoints},)
 
-    assert PLAIN.routed(want, seen(service, Pod=(pod,), EndpointSlice=slices("m-r1-x"))) == Current("http://m.ns.svc:8000")
+    assert PLAIN.routed(want, seen(service, Pod=(pod,), EndpointSlice=slices("m-r1-x"))) == Current(
+        "http://m.ns.svc:8000"
+    )
     for late in (slices("m-r0-x"), slices("m-r1-x", "m-r0-x"), slices("m-r1-x", ready=False), ()):
         assert isinstance(PLAIN.routed(want, seen(service, Pod=(pod,), EndpointSlice=late)), InProgress)
 
@@ -154,7 +171,13 @@ def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
 
     def said(generation: int, accepted: str = "True") -> dict[str, Any]:
         conditions = [
-            {"type": "Accepted", "status": accepted, "reason": "NoMatchingParent", "message": "no", "observedGeneration": generation},
+            {
+                "type": "Accepted",
+                "status": accepted,
+                "reason": "NoMatchingParent",
+                "message": "no",
+                "observedGeneration": generation,
+            },
             {"type": "ResolvedRefs", "status": "True", "reason": "ResolvedRefs", "observedGeneration": generation},
         ]
         return route | {"status": {"parents": [{"conditions": conditions}]}}
@@ -166,11 +189,13 @@ def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
 
 
 def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> None:
-    from delivery.release import Frozen
-    from delivery.spec import HuggingFaceModel
+    from model_delivery.spec import HuggingFaceModel
+    from model_delivery.values.release import Frozen
 
     payload = dict(release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload)
-    model = HuggingFaceModel.model_validate({"source": "huggingface", "repo": "a/b", "token": {"kube": {"name": "hf", "key": "token"}}})
+    model = HuggingFaceModel.model_validate(
+        {"source": "huggingface", "repo": "a/b", "token": {"kube": {"name": "hf", "key": "token"}}}
+    )
     frozen = Frozen(payload=payload, lock=LOCK, unchanged="", model=model, storage=Storage(), args=(), created=0)
     given = json.dumps({"model": model.model_dump(mode="json")})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from delivery.profile import Profile
+from model_delivery.measure.profile import Profile
 from scripts.metrics_table import FILE, table, written
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from delivery.diagnosis.engine_log import diagnose, is_retryable
+from model_delivery.diagnosis.engine_log import diagnose, is_retryable
 
 LOGS = Path(__file__).parent / "engine-logs"
 SEEN = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import uv
 
-from delivery.engines import DONE, environment_folder, load_engine, make_environment
-from delivery.findings import BadInput, Permanent
-from delivery.progress import Progress, sink
+from model_delivery.base.findings import BadInput, Permanent
+from model_delivery.base.progress import Progress, sink
+from model_delivery.places.host.engines import DONE, environment_folder, load_engine, make_environment
 
 PLAIN = """
 name = "echo"
@@ -58,7 +58,19 @@ def test_an_engine_that_comes_with_us_is_known_by_its_name_wherever_the_checkout
 def test_the_users_arguments_are_left_as_they_are(folder: Path) -> None:
     engine = load_engine(str(folder))
     line = engine.argv(Path("/e"), Path("/m/{port}"), ["x"], 1, ["{model}", '{"a": 1}'])
-    assert line == [f"{folder}/serve", "--names", "x", "--port", "1", "--model", "/m/{port}", "--drain", "7", "{model}", '{"a": 1}']
+    assert line == [
+        f"{folder}/serve",
+        "--names",
+        "x",
+        "--port",
+        "1",
+        "--model",
+        "/m/{port}",
+        "--drain",
+        "7",
+        "{model}",
+        '{"a": 1}',
+    ]
     assert engine.environ([0, 3]) == {"BIND": "0,3"}
 
 
@@ -117,10 +129,12 @@ def test_two_makers_make_one_environment_and_a_third_finds_it(locked: Path, tmp_
 def test_what_a_killed_maker_left_is_made_again(locked: Path, tmp_path: Path) -> None:
     engine, home = load_engine(str(locked)), tmp_path / "home"
     code = (
-        "import os, sys; from pathlib import Path; from delivery.engines import *; from delivery.progress import sink\n"
+        "import os, sys; from pathlib import Path; from model_delivery.places.host.engines import *; from model_delivery.base.progress import sink\n"
         "with sink(lambda p: 'bytecode' in p.note and os.kill(os.getpid(), 9)): make_environment(load_engine(sys.argv[1]), Path(sys.argv[2]))"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(locked), str(home)], check=False, cwd=Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(locked), str(home)], check=False, cwd=Path(__file__).parents[2]
+    )
     made = environment_folder(engine, home)
     assert killed.returncode == -signal.SIGKILL
     assert made.is_dir()
@@ -131,7 +145,9 @@ def test_what_a_killed_maker_left_is_made_again(locked: Path, tmp_path: Path) ->
     assert not (made / "left").exists()
 
 
-def test_a_lock_that_changed_since_the_release_was_made_is_refused_unless_its_environment_is_there(locked: Path, tmp_path: Path) -> None:
+def test_a_lock_that_changed_since_the_release_was_made_is_refused_unless_its_environment_is_there(
+    locked: Path, tmp_path: Path
+) -> None:
     engine = load_engine(str(locked))
     make_environment(engine, tmp_path / "there")
     (locked / "pyproject.toml").write_text(PROJECT + "# another\n")

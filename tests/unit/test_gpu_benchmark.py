@@ -24,7 +24,10 @@ def test_what_lies_beyond_the_last_bound_is_that_bound_and_nothing_is_none() -> 
 
 def test_only_what_came_between_two_readings_counts_over_all_engines() -> None:
     def reading(*counts: float) -> list[tuple[str, dict[str, str], float]]:
-        return [("h_bucket", {"le": bound, "engine": "0"}, count) for bound, count in zip(("0.1", "0.2", "+Inf"), counts, strict=True)]
+        return [
+            ("h_bucket", {"le": bound, "engine": "0"}, count)
+            for bound, count in zip(("0.1", "0.2", "+Inf"), counts, strict=True)
+        ]
 
     other = [("h_bucket", {"le": "0.1", "engine": "1"}, 3.0), ("h_count", {"engine": "0"}, 9.0)]
     before, after = buckets(reading(10, 10, 10), "h"), buckets([*reading(10, 30, 30), *other], "h")

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from delivery.places.objects import from_object, to_object
-from delivery.release import Desired, Lock, Release
-from delivery.resources import Ref, World
-from delivery.sources import Snapshot
-from delivery.spec import Serving, Storage
-from delivery.targets import Current, Failed, InProgress, Readiness
-from delivery.targets.kserve import KServe
+from model_delivery.models.sources import Snapshot
+from model_delivery.places.cluster.objects import from_object, to_object
+from model_delivery.spec import Serving, Storage
+from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.targets.kserve import KServe
+from model_delivery.values.release import Desired, Lock, Release
+from model_delivery.values.resources import Ref, World
 
 LOCK = Lock(
-    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()), image="registry.example/vllm@sha256:" + "1" * 64
+    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
+    image="registry.example/vllm@sha256:" + "1" * 64,
 )
 TARGET = KServe("ns")
 
@@ -45,7 +46,11 @@ def test_a_release_is_a_runtime_and_a_service_which_kserve_makes_one_pod_of() ->
         "requests": {"nvidia.com/gpu": "1", "memory": "64Gi"},
     }
     assert (predictor["minReplicas"], predictor["maxReplicas"]) == (2, 2)
-    assert (predictor["nodeSelector"], predictor["priorityClassName"], predictor["annotations"]) == ({"gpu": "h100"}, "high", {"a": "b"})
+    assert (predictor["nodeSelector"], predictor["priorityClassName"], predictor["annotations"]) == (
+        {"gpu": "h100"},
+        "high",
+        {"a": "b"},
+    )
     assert predictor["enableServiceLinks"] is False
     assert predictor["model"]["runtime"] == made["ServingRuntime"]["metadata"]["name"] == "m-r1"
     assert made["Service"]["spec"]["selector"] == predictor["labels"] == {"model-delivery/object": "m-r1"}
@@ -75,21 +80,34 @@ def pod(*, ready: bool) -> dict[str, Any]:
     told = {"name": "kserve-container", "image": "i", "ready": ready, "state": state, "lastState": {}}
     conditions = [{"type": "Ready", "status": str(ready)}]
     status = {"phase": "Running" if ready else "Pending", "conditions": conditions, "containerStatuses": [told]}
-    return {"metadata": {"name": "p", "labels": {"model-delivery/object": "m-r1"}}, "spec": {"containers": []}, "status": status}
+    return {
+        "metadata": {"name": "p", "labels": {"model-delivery/object": "m-r1"}},
+        "spec": {"containers": []},
+        "status": status,
+    }
 
 
 def event(reason: str, message: str, name: str = "m-r1-predictor-5f") -> dict[str, Any]:
-    return {"involvedObject": {"kind": "ReplicaSet", "name": name}, "reason": reason, "message": message, "type": "Warning"}
+    return {
+        "involvedObject": {"kind": "ReplicaSet", "name": name},
+        "reason": reason,
+        "message": message,
+        "type": "Warning",
+    }
 
 
-def readiness(status: dict[str, Any] | None, pods: tuple[Any, ...] = (), events: tuple[Any, ...] = (), replicas: int = 1) -> Readiness:
+def readiness(
+    status: dict[str, Any] | None, pods: tuple[Any, ...] = (), events: tuple[Any, ...] = (), replicas: int = 1
+) -> Readiness:
     one = release(replicas)
     objects = {}
     if status is not None:
         live = composed(one)["InferenceService"]
         live["metadata"] |= {"resourceVersion": "1", "generation": 1}
         objects[Ref("InferenceService", "m-r1")] = from_object(live | {"status": status})
-    return TARGET.readiness(one, World("m", objects, 0.0, {"Pod": pods, "Event": events, "Node": (), "EndpointSlice": ()}))
+    return TARGET.readiness(
+        one, World("m", objects, 0.0, {"Pod": pods, "Event": events, "Node": (), "EndpointSlice": ()})
+    )
 
 
 READY = {"deploymentMode": "Standard", "conditions": [condition("True", "NewReplicaSetAvailable")]}
@@ -100,7 +118,9 @@ def test_a_release_is_ready_when_kserve_and_all_its_pods_say_so() -> None:
     address = {"address": {"url": "http://m-r1-predictor.ns.svc.cluster.local"}}
     assert readiness(READY | address, (pod(ready=True),)) == Current("http://m-r1-predictor.ns.svc")
     headless = {"address": {"url": "http://m-r1-predictor.ns.svc.cluster.local:8080"}}
-    assert readiness(READY | headless, (pod(ready=True),)) == Current("http://m-r1-predictor.ns.svc:8000"), "no address of its own"
+    assert readiness(READY | headless, (pod(ready=True),)) == Current("http://m-r1-predictor.ns.svc:8000"), (
+        "no address of its own"
+    )
     for status, pods, replicas in (
         (None, (), 1),
         ({}, (), 1),
@@ -118,14 +138,19 @@ def test_a_manager_that_says_nothing_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("reason", "message"),
-    [("NoSupportingRuntime", "Specified runtime does not support specified framework/version"), ("RuntimeDisabled", "disabled")],
+    [
+        ("NoSupportingRuntime", "Specified runtime does not support specified framework/version"),
+        ("RuntimeDisabled", "disabled"),
+    ],
 )
 def test_what_kserve_cannot_serve_fails_with_its_words(reason: str, message: str) -> None:
     failure = {"transitionStatus": "InvalidSpec", "lastFailureInfo": {"reason": reason, "message": message}}
     state = readiness(READY | {"modelStatus": failure})
     assert isinstance(state, Failed)
     assert (reason in state.finding.what, state.finding.why) == (True, message)
-    early = failure | {"lastFailureInfo": {"reason": "RuntimeNotRecognized", "message": "Waiting for runtime to become available"}}
+    early = failure | {
+        "lastFailureInfo": {"reason": "RuntimeNotRecognized", "message": "Waiting for runtime to become available"}
+    }
     assert isinstance(readiness({"modelStatus": early}), InProgress), "it may see the service before the runtime"
     past = failure | {"transitionStatus": "UpToDate"}
     assert isinstance(readiness(READY | {"modelStatus": past}, (pod(ready=True),)), Current), "a failure of the past"
@@ -147,9 +172,13 @@ def test_pods_that_are_refused_are_told_by_the_condition_or_by_events() -> None:
     waits = readiness(READY, (), (event("FailedCreate", HOOK),))
     assert isinstance(waits, InProgress), "its server may come back"
     assert "pod-mutator does not answer" in waits.why
-    assert isinstance(readiness(READY, (pod(ready=True),), (event("FailedCreate", HOOK),)), Current), "an event of the past"
+    assert isinstance(readiness(READY, (pod(ready=True),), (event("FailedCreate", HOOK),)), Current), (
+        "an event of the past"
+    )
     past = event("FailedCreate", 'pods "x" is forbidden: exceeded quota: few')
-    assert isinstance(readiness({"conditions": [condition("Unknown")]}, (), (past,)), InProgress), "an event outlives what it tells"
+    assert isinstance(readiness({"conditions": [condition("Unknown")]}, (), (past,)), InProgress), (
+        "an event outlives what it tells"
+    )
 
 
 def test_a_limit_that_the_spec_does_not_have_is_named() -> None:

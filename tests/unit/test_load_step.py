@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from delivery.findings import BadInput
-from delivery.metrics import LoadReport
-from delivery.steps.load import LoadInput, profile, run
+from model_delivery.base.findings import BadInput
+from model_delivery.measure.metrics import LoadReport
+from model_delivery.steps.load import LoadInput, profile, run
 from tests.parts.timing_engine import TimingServer
 
 
 def loaded(server: TimingServer, folder: Path, **more: object) -> LoadReport:
     folder.mkdir(exist_ok=True)
-    facts = {"url": server.url, "model": "m", "profile": "smoke", "warmup": "0s", "duration": "1s", "folder": str(folder)}
+    facts = {
+        "url": server.url,
+        "model": "m",
+        "profile": "smoke",
+        "warmup": "0s",
+        "duration": "1s",
+        "folder": str(folder),
+    }
     return run(LoadInput.model_validate(facts | more))
 
 
@@ -73,7 +80,9 @@ def test_every_kind_of_error_is_counted_exactly(model: Path, tmp_path: Path, fau
 
 def test_prompts_have_exactly_the_asked_tokens_by_the_servers_count(model: Path, tmp_path: Path) -> None:
     with TimingServer(model) as server:
-        report = loaded(server, tmp_path, users=2, profile={"prompt_tokens": 100, "output_tokens": 4, "ignore_eos": True})
+        report = loaded(
+            server, tmp_path, users=2, profile={"prompt_tokens": 100, "output_tokens": 4, "ignore_eos": True}
+        )
     assert report.exact
     assert report.prompt_tokens == 100 * report.good
     assert report.output_tokens == 4 * report.good

@@ -18,7 +18,17 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_a_report_is_written_that_its_schema_allows(home: Path, model: Path, tmp_path: Path) -> None:
     with TimingServer(model, "--ttft", "20", "--itl", "2", names=("mine",)) as server:
-        done = deliver(home, "loadtest", server.url + "/v1", *QUICK, "--slo", "itl_p50_max=1s", "--report", str(tmp_path / "r"), "--json")
+        done = deliver(
+            home,
+            "loadtest",
+            server.url + "/v1",
+            *QUICK,
+            "--slo",
+            "itl_p50_max=1s",
+            "--report",
+            str(tmp_path / "r"),
+            "--json",
+        )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["passed"]
@@ -36,16 +46,33 @@ def test_a_report_is_written_that_its_schema_allows(home: Path, model: Path, tmp
 
 def test_a_broken_bound_ends_with_4_and_is_named(home: Path, model: Path, tmp_path: Path) -> None:
     with TimingServer(model, "--ttft", "50", "--itl", "2") as server:
-        done = deliver(home, "loadtest", server.url, *QUICK, "--slo", "ttft_p50_max=10ms", "--report", str(tmp_path / "r"))
+        done = deliver(
+            home, "loadtest", server.url, *QUICK, "--slo", "ttft_p50_max=10ms", "--report", str(tmp_path / "r")
+        )
     assert done.returncode == 4
     assert "is over the bound of 10 ms" in done.stderr
     assert (tmp_path / "r" / "report.html").exists()
 
 
 def test_capacity_is_found_with_replicas_for_a_demand(home: Path, model: Path, tmp_path: Path) -> None:
-    asked = ("--profile", "smoke", "--duration", "2s", "--warmup", "0s", "--slo", "ttft_p50_max=60ms", "--steps", "8", "--demand", "200/s")
+    asked = (
+        "--profile",
+        "smoke",
+        "--duration",
+        "2s",
+        "--warmup",
+        "0s",
+        "--slo",
+        "ttft_p50_max=60ms",
+        "--steps",
+        "8",
+        "--demand",
+        "200/s",
+    )
     with TimingServer(model, "--ttft", "20", "--itl", "1", "--slots", "1") as server:
-        done = deliver(home, "loadtest", server.url, *asked, "--find-capacity", "--report", str(tmp_path / "r"), "--json")
+        done = deliver(
+            home, "loadtest", server.url, *asked, "--find-capacity", "--report", str(tmp_path / "r"), "--json"
+        )
     said = json.loads(done.stdout)["capacity"]
     assert said["rate"] is not None, done.stderr
     assert said["rate"] < 1000 / 43

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from delivery.places import looking
-from delivery.places.looking import Pace
+from model_delivery.places.cluster import look as looking
+from model_delivery.places.cluster.look import Pace
 
 MINUTE, WAIT = 60.0, 1800.0
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from delivery.diagnosis import pods
-from delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.diagnosis import pods
+from model_delivery.targets import Current, Failed, InProgress, Readiness
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"
@@ -34,7 +34,12 @@ def pod(
     container["lastState"] = {"terminated": ended} if ended else {}
     requests = {"nvidia.com/gpu": "4", "memory": "8Gi", "cpu": "500m"}
     spec = {"containers": [{"name": "engine", "resources": {"requests": requests}}]}
-    said = {"phase": "Pending" if waiting else "Running", "containerStatuses": [container], "conditions": list(conditions), **status}
+    said = {
+        "phase": "Pending" if waiting else "Running",
+        "containerStatuses": [container],
+        "conditions": list(conditions),
+        **status,
+    }
     return {"metadata": {"name": f"{NAME}-x"}, "spec": spec, "status": said, "log": log}
 
 
@@ -45,16 +50,31 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> dict[str, Any]:
 
 def node(**allocatable: str) -> dict[str, Any]:
     return {
-        "status": {"allocatable": {"cpu": "8", "memory": "64Gi", "pods": "110", **{k.replace("_", "/"): v for k, v in allocatable.items()}}}
+        "status": {
+            "allocatable": {
+                "cpu": "8",
+                "memory": "64Gi",
+                "pods": "110",
+                **{k.replace("_", "/"): v for k, v in allocatable.items()},
+            }
+        }
     }
 
 
 def event(reason: str, message: str, kind: str = "Pod", name: str = f"{NAME}-x") -> dict[str, Any]:
-    return {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}, "lastTimestamp": "2026-01-01T00:00:00Z"}
+    return {
+        "reason": reason,
+        "message": message,
+        "involvedObject": {"kind": kind, "name": name},
+        "lastTimestamp": "2026-01-01T00:00:00Z",
+    }
 
 
 def judged(
-    *seen: dict[str, Any], events: tuple[dict[str, Any], ...] = (), nodes: tuple[dict[str, Any], ...] = (), **deployment: Any
+    *seen: dict[str, Any],
+    events: tuple[dict[str, Any], ...] = (),
+    nodes: tuple[dict[str, Any], ...] = (),
+    **deployment: Any,
 ) -> Readiness:
     return pods.engine(seen, events, nodes, deployment, deployment.pop("claim", None), NAME)
 
@@ -78,7 +98,9 @@ PULL = 'failed to pull and unpack image "registry.example/engine:1": failed to r
     ],
 )
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff"])
-def test_a_pull_that_cannot_succeed_ends_the_wait_and_a_busy_registry_does_not(reason: str, said: str, told: str | None) -> None:
+def test_a_pull_that_cannot_succeed_ends_the_wait_and_a_busy_registry_does_not(
+    reason: str, said: str, told: str | None
+) -> None:
     state = judged(pod(waiting=(reason, said)))
     if told is None:
         assert isinstance(state, InProgress)
@@ -88,7 +110,8 @@ def test_a_pull_that_cannot_succeed_ends_the_wait_and_a_busy_registry_does_not(r
         assert told in state.finding.what
         assert state.finding.fix
     backed_off = judged(
-        pod(waiting=("ImagePullBackOff", "Back-off pulling image")), events=(event("Failed", f"Failed to pull image: {said}"),)
+        pod(waiting=("ImagePullBackOff", "Back-off pulling image")),
+        events=(event("Failed", f"Failed to pull image: {said}"),),
     )
     assert type(backed_off) is type(state), "the kubelet may tell the cause in an event only"
 
@@ -113,7 +136,9 @@ def test_claims() -> None:
     missing = judged(unscheduled('persistentvolumeclaim "models" not found'))
     assert isinstance(missing, Failed)
     assert "claim models is not there" in missing.finding.what
-    provisioning = event("ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found', "PersistentVolumeClaim", "models")
+    provisioning = event(
+        "ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found', "PersistentVolumeClaim", "models"
+    )
     pending = judged(unscheduled("pod has unbound immediate PersistentVolumeClaims"), events=(provisioning,))
     assert isinstance(pending, InProgress)
     assert '"fast" not found' in pending.why
@@ -138,7 +163,11 @@ def test_a_crash_is_told_in_the_engines_own_words(file: Path) -> None:
 
 
 def test_a_passing_fault_may_pass_and_exit_0_is_a_failure() -> None:
-    busy = pod(waiting=("CrashLoopBackOff", ""), ended={"reason": "Error", "exitCode": 1}, log="OSError: [Errno 98] Address already in use")
+    busy = pod(
+        waiting=("CrashLoopBackOff", ""),
+        ended={"reason": "Error", "exitCode": 1},
+        log="OSError: [Errno 98] Address already in use",
+    )
     assert isinstance(judged(busy), InProgress)
     busy["status"]["containerStatuses"][0]["restartCount"] = 3
     assert isinstance(judged(busy), Failed)
@@ -148,14 +177,22 @@ def test_a_passing_fault_may_pass_and_exit_0_is_a_failure() -> None:
 
 
 def test_still_loading_says_what_it_does() -> None:
-    assert judged(pod(log="INFO loading\nINFO Loading safetensors 40 %\n")) == InProgress("INFO Loading safetensors 40 %")
+    assert judged(pod(log="INFO loading\nINFO Loading safetensors 40 %\n")) == InProgress(
+        "INFO Loading safetensors 40 %"
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "told"),
     [
-        ('pods "m" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1', "quota is used up"),
-        ('pods "m" is forbidden: violates PodSecurity "restricted:latest": host namespaces', "Pod Security level refuses"),
+        (
+            'pods "m" is forbidden: exceeded quota: q, requested: pods=1, used: pods=1, limited: pods=1',
+            "quota is used up",
+        ),
+        (
+            'pods "m" is forbidden: violates PodSecurity "restricted:latest": host namespaces',
+            "Pod Security level refuses",
+        ),
         ('error looking up service account ns/x: serviceaccount "x" not found', "service account is not there"),
         ('admission webhook "no.example" denied the request: no', "the cluster refuses the pod"),
     ],
@@ -175,18 +212,34 @@ def test_a_secret_that_is_not_there() -> None:
 
 def test_eviction_for_its_own_limit_is_a_failure_and_for_the_nodes_sake_is_not() -> None:
     own = judged(
-        pod(phase="Failed", reason="Evicted", message="Pod ephemeral local storage usage exceeds the total limit of containers 1Gi.")
+        pod(
+            phase="Failed",
+            reason="Evicted",
+            message="Pod ephemeral local storage usage exceeds the total limit of containers 1Gi.",
+        )
     )
     assert isinstance(own, Failed)
     pressed = judged(pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory."))
     assert isinstance(pressed, InProgress)
-    api = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
+    api = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+    }
     assert isinstance(judged(pod(conditions=(api,))), InProgress)
 
 
 def job_pod(**states: dict[str, Any]) -> dict[str, Any]:
-    statuses = [{"name": name, "image": f"{name}:1", "ready": False, "state": state, "lastState": {}} for name, state in states.items()]
-    return {"metadata": {"name": "j-x"}, "spec": {"containers": []}, "status": {"phase": "Running", "containerStatuses": statuses}}
+    statuses = [
+        {"name": name, "image": f"{name}:1", "ready": False, "state": state, "lastState": {}}
+        for name, state in states.items()
+    ]
+    return {
+        "metadata": {"name": "j-x"},
+        "spec": {"containers": []},
+        "status": {"phase": "Running", "containerStatuses": statuses},
+    }
 
 
 def test_a_step_starts_ends_or_cannot() -> None:
@@ -197,9 +250,12 @@ def test_a_step_starts_ends_or_cannot() -> None:
     assert seen(None, finished=True) == Current("ended")
     assert seen(job_pod(step={"running": {}})) == Current("started")
     unpulled = {"waiting": {"reason": "ErrImagePull", "message": PULL + "not found"}}
-    assert isinstance(seen(job_pod(step={"running": {}}, image=unpulled)), Failed), "the serving image must be there too"
+    assert isinstance(seen(job_pod(step={"running": {}}, image=unpulled)), Failed), (
+        "the serving image must be there too"
+    )
     assert isinstance(
-        seen(job_pod(step={"terminated": {"exitCode": 0}}, image={"waiting": {"reason": "ContainerCreating"}})), Current | InProgress
+        seen(job_pod(step={"terminated": {"exitCode": 0}}, image={"waiting": {"reason": "ContainerCreating"}})),
+        Current | InProgress,
     )
     killed = seen(job_pod(step={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), finished=True)
     assert isinstance(killed, Failed)

@@ -9,9 +9,9 @@ from statistics import fmean, pstdev
 
 import pytest
 
-from delivery.profile import Profile
-from loadtests.arrivals import schedule
-from loadtests.prompts import Vocabulary, bodies, vocabulary
+from model_delivery.loadtests.arrivals import schedule
+from model_delivery.loadtests.prompts import Vocabulary, bodies, vocabulary
+from model_delivery.measure.profile import Profile
 
 
 def texts(profile: Profile, known: Vocabulary, seed: str = "1/0/0", number: int = 200) -> list[str]:
@@ -52,7 +52,11 @@ def test_the_same_seed_asks_the_same() -> None:
 
 
 def test_a_users_own_prompts_are_all_asked_before_one_comes_again() -> None:
-    lines = ("plain", '{"prompt": "from json", "output_tokens": 3}', '{"messages": [{"role": "system", "content": "s"}]}')
+    lines = (
+        "plain",
+        '{"prompt": "from json", "output_tokens": 3}',
+        '{"messages": [{"role": "system", "content": "s"}]}',
+    )
     profile = Profile(prompts=lines, output_tokens=8, ignore_eos=True)
     asked = [(json.loads(body), due) for body, due in islice(bodies(profile, "m", Vocabulary(), "1"), 6)]
     for three in (asked[:3], asked[3:]):
@@ -62,7 +66,9 @@ def test_a_users_own_prompts_are_all_asked_before_one_comes_again() -> None:
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_poisson_arrivals_have_a_variation_of_one_and_the_asked_rate(parts: int) -> None:
-    starts = sorted(at for part in range(parts) for at in islice(schedule("poisson", 200, "7", part, parts), 20_000 // parts))
+    starts = sorted(
+        at for part in range(parts) for at in islice(schedule("poisson", 200, "7", part, parts), 20_000 // parts)
+    )
     gaps = [b - a for a, b in pairwise(starts[:15_000])]
     assert pstdev(gaps) / fmean(gaps) == pytest.approx(1, abs=0.03)
     assert 1 / fmean(gaps) == pytest.approx(200, rel=0.03)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtests.reader import Parser, Stream
+from model_delivery.loadtests.reader import Parser, Stream
 
 TEXTS = ["The", " capital", "", " is", ' "quoted"', " é", "\n\n", "data: x", " end"]
 
@@ -20,7 +20,9 @@ def chunk(event: str) -> bytes:
 
 def event(delta: dict[str, object], reason: str | None = None) -> str:
     return json.dumps(
-        {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}, separators=(",", ":"), ensure_ascii=False
+        {"id": "x", "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]},
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
 
 

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from delivery.findings import Refused, Retryable, Trouble
-from delivery.registry import parts, pin
-from delivery.secrets import Secret, from_cluster
-from delivery.spec import KubeSecret
+from model_delivery.base.findings import Refused, Retryable, Trouble
+from model_delivery.base.secrets import Secret, from_cluster
+from model_delivery.places.registry import parts, pin
+from model_delivery.spec import KubeSecret
 from tests.parts.ports import free_port
 
 DIGEST = "sha256:" + "a" * 64
@@ -42,7 +42,8 @@ def running(registry: Registry) -> Iterator[Registry]:
             if given != needed:
                 self.send_response(401)
                 self.send_header(
-                    "WWW-Authenticate", f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"'
+                    "WWW-Authenticate",
+                    f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"',
                 )
             elif self.path != "/v2/a/b/manifests/v1":
                 self.send_response(404)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.findings import Refused
-from delivery.release import Address, Capabilities, Desired, Release
-from delivery.rollout import stages
-from delivery.targets.process import whole_cpus
+from model_delivery.base.findings import Refused
+from model_delivery.targets.process import whole_cpus
+from model_delivery.values.release import Address, Capabilities, Desired, Release
+from model_delivery.values.rollout import stages
 
 OLD, NEW = Release("old", {}), Release("new", {})
 EMPTY = Desired("m", address=Address("127.0.0.1", 8000))
@@ -20,7 +20,8 @@ def told(
     strategy: str, old: Desired, weights: tuple[int, ...] = (), can: Capabilities = SLOTS
 ) -> list[tuple[str, tuple[str, ...], dict[str, int], bool]]:
     return [
-        (s.name, tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates)) for s in stages(strategy, old, NEW, weights, can)
+        (s.name, tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates))
+        for s in stages(strategy, old, NEW, weights, can)
     ]
 
 
@@ -33,7 +34,10 @@ def test_a_first_release_of_a_target_that_cannot_be_dark_is_tested_with_traffic(
 
 
 def test_blue_green_keeps_the_old_release_until_the_new_one_has_the_traffic() -> None:
-    assert told("blue-green", SERVING) == [("dark", ("old", "new"), {"old": 100}, True), ("promote", ("new", "old"), {"new": 100}, False)]
+    assert told("blue-green", SERVING) == [
+        ("dark", ("old", "new"), {"old": 100}, True),
+        ("promote", ("new", "old"), {"new": 100}, False),
+    ]
 
 
 def test_recreate_stops_the_old_release_first() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from delivery.spec import EnvSecret
-from delivery.steps.smoke import SmokeInput, SmokeReport, run
+from model_delivery.measure.smoke import SmokeReport
+from model_delivery.spec import EnvSecret
+from model_delivery.steps.smoke import SmokeInput, run
 from tests.parts.timing_engine import TimingServer
 
 QUESTION = "What is the capital of France?"
@@ -27,9 +28,16 @@ def test_a_sound_server_passes_every_check_by_name(model: Path) -> None:
         report = smoked(server, model_names=("m", "org/m"), max_model_len=512)
     assert report.passed
     assert report.answer == "The capital of France is Paris."
-    assert {"health", "models", "chat", "chat stream", "completions", "completions stream (org/m)", "usage", "known answer"} <= {
-        c.name for c in report.checks
-    }
+    assert {
+        "health",
+        "models",
+        "chat",
+        "chat stream",
+        "completions",
+        "completions stream (org/m)",
+        "usage",
+        "known answer",
+    } <= {c.name for c in report.checks}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from delivery.findings import BadInput
-from delivery.spec import DeliverySpec, load_spec, parse_spec
-from delivery.units import Duration, Rate, Size
+from model_delivery.base.findings import BadInput
+from model_delivery.base.units import Duration, Rate, Size
+from model_delivery.spec import DeliverySpec, load_spec, parse_spec
 
 GOOD = """\
 apiVersion: model-delivery/v1
@@ -111,7 +111,9 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
         ("name: x\n", "FILE:5:1: name is there twice"),
     ],
 )
-def test_a_wrong_field_is_told_with_its_place_and_the_nearest_right_name(tmp_path: Path, wrong: str, message: str) -> None:
+def test_a_wrong_field_is_told_with_its_place_and_the_nearest_right_name(
+    tmp_path: Path, wrong: str, message: str
+) -> None:
     assert message in told(tmp_path, GOOD + wrong)
 
 

@@ -7,9 +7,9 @@ import sys
 
 PLAIN_CALL = """
 import sys
-from delivery.progress import Progress, report, sink
-from tasks import artifacts
-from tasks.step import run_id, step
+from model_delivery.base.progress import Progress, report, sink
+from model_delivery.tasks import artifacts
+from model_delivery.tasks.step import run_id, step
 
 heard = []
 

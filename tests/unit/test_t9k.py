@@ -10,17 +10,17 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from cli.release import render
-from delivery import service
-from delivery.findings import Refused
-from delivery.places.objects import from_object, to_object
-from delivery.release import Address, Capabilities, Desired, Lock, Release
-from delivery.resources import Ref, World
-from delivery.rollout import stages
-from delivery.sources import Snapshot
-from delivery.spec import Serving, Storage, load_spec, parse_spec
-from delivery.targets import Current, Failed, InProgress, Readiness
-from delivery.targets.t9k import T9k
+from model_delivery.base.findings import Refused
+from model_delivery.cli.release import render
+from model_delivery.models.sources import Snapshot
+from model_delivery.places.cluster.objects import from_object, to_object
+from model_delivery.spec import Serving, Storage, load_spec, parse_spec
+from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.targets.t9k import T9k
+from model_delivery.values.release import Address, Capabilities, Desired, Lock, Release
+from model_delivery.values.resources import Ref, World
+from model_delivery.values.rollout import stages
+from model_delivery.verbs import service
 from tests.parts.t9k import filled
 
 # The seed's facts: what T9k's vLLM example and its published variants make by hand.
@@ -58,7 +58,9 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
         "kind": "MLServiceRuntime",
         "spec": {
             "enabled": True,
-            "template": {"spec": {"containers": [container], "volumes": [{"name": "dshm", "emptyDir": {"medium": "Memory"}}]}},
+            "template": {
+                "spec": {"containers": [container], "volumes": [{"name": "dshm", "emptyDir": {"medium": "Memory"}}]}
+            },
         },
     }
     predictor = {
@@ -77,19 +79,30 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
     assert set(entry["predictor"]["template"]) == {"metadata"}
     assert entry["predictor"]["maxReplicas"] == 1
     repo = load_spec(Path(f"deliveries/{name}.yaml")).model.repo  # type: ignore[union-attr]
-    assert entry["predictor"]["storage"] == {"pvc": {"name": "vllm", "subPath": f"models/huggingface/{repo.replace('/', '--')}/main"}}
+    assert entry["predictor"]["storage"] == {
+        "pvc": {"name": "vllm", "subPath": f"models/huggingface/{repo.replace('/', '--')}/main"}
+    }
 
 
 def test_only_a_startup_timeout_of_ones_own_sets_a_variable() -> None:
-    made = {name: service.render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"] for name in SEED}
+    made = {
+        name: service.render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"]
+        for name in SEED
+    }
     env = {name: one["spec"]["containers"][0].get("env") for name, one in made.items()}
-    assert env == {"codellama-7b": None, "codellama-70b": [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": "3600"}], "mistral-7b": None}
+    assert env == {
+        "codellama-7b": None,
+        "codellama-70b": [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": "3600"}],
+        "mistral-7b": None,
+    }
     assert made["codellama-70b"]["metadata"]["annotations"] == {"serving.knative.dev/progress-deadline": "3660s"}
 
 
 def test_the_notebook_lies_on_the_claim_and_is_called_as_it() -> None:
     spec = load_spec(Path("deliveries/codellama-7b.yaml"))
-    made, _ = service.render(spec.model_copy(update={"storage": spec.storage.model_copy(update={"notebook": True})}), offline=True)
+    made, _ = service.render(
+        spec.model_copy(update={"storage": spec.storage.model_copy(update={"notebook": True})}), offline=True
+    )
     (notebook,) = [one for one in made if one["kind"] == "Notebook"]
     assert notebook["metadata"]["name"] == "vllm"
     assert notebook["spec"]["type"] == "jupyter"
@@ -116,7 +129,8 @@ def test_a_release_whose_id_looks_like_a_number_stays_text(tmp_path: Path) -> No
 
 
 LOCK = Lock(
-    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()), image="registry.example/vllm@sha256:" + "1" * 64
+    snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
+    image="registry.example/vllm@sha256:" + "1" * 64,
 )
 TARGET = T9k("ns")
 
@@ -142,7 +156,10 @@ def test_a_users_argument_reaches_the_engine_as_it_is_however_the_runtime_is_fil
 
 
 def test_text_that_can_be_neither_kept_nor_escaped_is_refused_by_name() -> None:
-    refused: dict[str, dict[str, Any]] = {"serving.env": {"env": {"A": "{{x}}"}}, "serving.pod": {"pod": {"annotations": {"a": "{{x}}"}}}}
+    refused: dict[str, dict[str, Any]] = {
+        "serving.env": {"env": {"A": "{{x}}"}},
+        "serving.pod": {"pod": {"annotations": {"a": "{{x}}"}}},
+    }
     for field, more in refused.items():
         with pytest.raises(Refused, match=f"{field} holds {{{{"):
             release(**more)
@@ -166,7 +183,10 @@ def test_what_a_pod_is_asked_for() -> None:
     made = composed(one, r1=100, target=T9k("ns", "default"))
     template = made["MLServiceRuntime"]["spec"]["template"]
     (engine,) = template["spec"]["containers"]
-    assert (template["spec"]["nodeSelector"], template["spec"]["securityContext"]) == ({"gpu": "h100"}, {"runAsUser": 7})
+    assert (template["spec"]["nodeSelector"], template["spec"]["securityContext"]) == (
+        {"gpu": "h100"},
+        {"runAsUser": 7},
+    )
     assert template["spec"]["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
     assert template["metadata"]["annotations"]["autoscaling.knative.dev/target"] == "3"
     assert engine["args"][1:] == [
@@ -205,13 +225,18 @@ def test_a_first_release_is_default_at_once_and_a_recreate_is_one_write() -> Non
     first = stages("canary", Desired("m", (), {}, address), Release("a", {}), (10,), can)
     assert [(stage.name, stage.desired.shares) for stage in first] == [("dark", {"a": 100}), ("promote", {"a": 100})]
     again = stages("recreate", Desired("m", (Release("a", {}),), {"a": 100}, address), Release("b", {}), (), can)
-    assert [(stage.name, [one.id for one in stage.desired.releases]) for stage in again] == [("dark", ["b"]), ("promote", ["b"])]
+    assert [(stage.name, [one.id for one in stage.desired.releases]) for stage in again] == [
+        ("dark", ["b"]),
+        ("promote", ["b"]),
+    ]
 
 
 URL = "http://m-predict-r1.ns.ksvc.test"
 
 
-def world(status: dict[str, Any] | None, pods: tuple[dict[str, Any], ...] = (), events: tuple[dict[str, Any], ...] = ()) -> World:
+def world(
+    status: dict[str, Any] | None, pods: tuple[dict[str, Any], ...] = (), events: tuple[dict[str, Any], ...] = ()
+) -> World:
     one = release("r1")
     made = composed(one, r1=100)["MLService"]
     made["metadata"] |= {"resourceVersion": "1", "generation": 1}
@@ -223,7 +248,12 @@ def told(service_ready: str, reason: str = "", message: str = "", paused: str = 
     condition = {"type": "Ready", "status": service_ready} | ({"reason": reason, "message": message} if reason else {})
     row = {"name": "r1", "ready": False, "url": URL, "trafficPercent": 100, **mine}
     address = {"url": "http://m.ns.ksvc.test"}  # there long before anything is ready
-    return {"conditions": [{"type": "Paused", "status": paused}, condition], "releases": [row], "defaultRelease": "r1", "address": address}
+    return {
+        "conditions": [{"type": "Paused", "status": paused}, condition],
+        "releases": [row],
+        "defaultRelease": "r1",
+        "address": address,
+    }
 
 
 def readiness(*args: Any) -> Readiness:
@@ -256,7 +286,9 @@ def test_ready_is_the_condition_and_this_release_and_never_an_address() -> None:
     assert isinstance(readiness({}), InProgress), "a service that the controller has not seen"
 
 
-@pytest.mark.parametrize("status", [told("False"), told("Unknown"), told("False", "PredictorNotReady", "revision is not ready")])
+@pytest.mark.parametrize(
+    "status", [told("False"), told("Unknown"), told("False", "PredictorNotReady", "revision is not ready")]
+)
 def test_the_normal_wait_is_no_failure(status: dict[str, Any]) -> None:
     assert isinstance(readiness(status), InProgress)
 
@@ -286,11 +318,15 @@ def test_the_pods_know_best() -> None:
 
 
 def test_an_admission_rule_speaks_through_an_event_of_what_t9k_made() -> None:
-    no = event("ReplicaSet", "m-predict-r1-00001-deployment-5f", "FailedCreate", 'pods "x" is forbidden: exceeded quota: few')
+    no = event(
+        "ReplicaSet", "m-predict-r1-00001-deployment-5f", "FailedCreate", 'pods "x" is forbidden: exceeded quota: few'
+    )
     state = readiness(told("False", "PredictorNotReady"), (), (no,))
     assert isinstance(state, Failed)
     assert "quota is used up" in state.finding.what
-    foreign = event("ReplicaSet", "m-predict-r2-00001-deployment-5f", "FailedCreate", 'pods "x" is forbidden: exceeded quota: few')
+    foreign = event(
+        "ReplicaSet", "m-predict-r2-00001-deployment-5f", "FailedCreate", 'pods "x" is forbidden: exceeded quota: few'
+    )
     assert isinstance(readiness(told("False", "PredictorNotReady"), (), (foreign,)), InProgress)
 
 
@@ -298,7 +334,12 @@ def test_traffic_has_moved_when_the_status_says_so() -> None:
     one, two = release("r1"), release("r2")
     want = Desired("m", (one, two), {"r1": 90, "r2": 10}, TARGET.address("m", 0))
     rows = [{"name": "r1", "trafficPercent": 90}, {"name": "r2", "trafficPercent": 10}]
-    status: dict[str, Any] = {"defaultRelease": "r1", "canaryRelease": "r2", "releases": rows, "address": {"url": "http://m.ns.ksvc.test/"}}
+    status: dict[str, Any] = {
+        "defaultRelease": "r1",
+        "canaryRelease": "r2",
+        "releases": rows,
+        "address": {"url": "http://m.ns.ksvc.test/"},
+    }
     assert TARGET.routed(want, world(status)) == Current("http://m.ns.ksvc.test")
     lates: tuple[dict[str, Any], ...] = (
         {"defaultRelease": "r2"},
@@ -312,8 +353,10 @@ def test_traffic_has_moved_when_the_status_says_so() -> None:
 
 
 def test_the_queue_is_the_services_so_it_cannot_change_while_it_is_up() -> None:
-    from delivery.targets import key_of
+    from model_delivery.targets import key_of
 
     given = {"apiVersion": "model-delivery/v1", "name": "m", "model": {"source": "huggingface", "repo": "a/b"}}
-    keys = {key_of(parse_spec(given | {"target": {"kind": "t9k", "queue": queue}}).target) for queue in (None, "a", "b")}
+    keys = {
+        key_of(parse_spec(given | {"target": {"kind": "t9k", "queue": queue}}).target) for queue in (None, "a", "b")
+    }
     assert len(keys) == 3

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from delivery.metrics import Client, LoadReport, Pod, Summary
-from delivery.spec import Slo
-from delivery.steps.pods import Watch
-from delivery.validity import bounds, needed, validity
+from model_delivery.measure.metrics import Client, LoadReport, Pod, Summary
+from model_delivery.measure.validity import bounds, needed, validity
+from model_delivery.spec import Slo
+from model_delivery.steps.pods import Watch
 from tests.parts.timing_engine import TimingServer
 
 SLO = Slo.model_validate({"ttft_p95_max": "500ms"})
@@ -30,7 +30,15 @@ def client(**more: float) -> Client:
 
 
 def pod(**more: object) -> Pod:
-    facts = {"url": "http://a", "requests": 50, "generated": 9, "preemptions": 0, "prefix_hits": 0, "before": 0, "changed": None}
+    facts = {
+        "url": "http://a",
+        "requests": 50,
+        "generated": 9,
+        "preemptions": 0,
+        "prefix_hits": 0,
+        "before": 0,
+        "changed": None,
+    }
     return Pod.model_validate(facts | more)
 
 
@@ -68,7 +76,10 @@ def test_an_error_rate_needs_no_exact_clock_and_no_percentile() -> None:
 
 
 def test_goodput_takes_the_tightest_bound_of_each_metric() -> None:
-    assert bounds(Slo.model_validate({"ttft_p95_max": "500ms", "ttft_p50_max": "200ms", "tpot_p95_max": "9ms"})) == {"ttft": 200, "tpot": 9}
+    assert bounds(Slo.model_validate({"ttft_p95_max": "500ms", "ttft_p50_max": "200ms", "tpot_p95_max": "9ms"})) == {
+        "ttft": 200,
+        "tpot": 9,
+    }
 
 
 def test_a_server_that_was_restarted_or_serves_another_model_is_seen(model: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.metrics import LATENCIES, RATES, Client, Histogram, LoadReport, Summary
-from delivery.spec import Slo
-from delivery.steps.smoke import Check, SmokeReport
-from delivery.verdict import judge
+from model_delivery.measure.metrics import LATENCIES, RATES, Client, Histogram, LoadReport, Summary
+from model_delivery.measure.smoke import Check, SmokeReport
+from model_delivery.measure.verdict import judge
+from model_delivery.spec import Slo
 
 
 def load(**more: object) -> LoadReport:
@@ -34,7 +34,8 @@ def test_errors_are_told_by_kind() -> None:
 
 def test_a_rate_below_its_bound_fails_and_one_at_it_passes() -> None:
     low, even = (
-        judge(None, load(), Slo.model_validate({"error_rate_max": 1, "output_tokens_per_second_min": bound})) for bound in (9.5, 9.0)
+        judge(None, load(), Slo.model_validate({"error_rate_max": 1, "output_tokens_per_second_min": bound}))
+        for bound in (9.5, 9.0)
     )
     assert [r.text for r in low.reasons if not r.passed] == ["output rate 9 tok/s is under the bound of 9.5 tok/s"]
     assert even.passed

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
 
-from delivery.findings import Trouble
-from delivery.resources import Ref
+from model_delivery.base.findings import Trouble
+from model_delivery.values.resources import Ref
 
 Event = tuple[str, str, str]
 MODULES = [
-    "flows.deliver",
-    "flows.rollback",
-    "delivery.adopting",
-    "delivery.places.cluster",
-    "delivery.targets.deployment",
-    "delivery.targets.kserve",
-    "delivery.targets.t9k",
+    "model_delivery.flows.deliver",
+    "model_delivery.flows.rollback",
+    "model_delivery.verbs.adopting",
+    "model_delivery.places.cluster.place",
+    "model_delivery.targets.deployment",
+    "model_delivery.targets.kserve",
+    "model_delivery.targets.t9k",
     "tests.cluster.control.killed",
 ]
 PASSED = ("KUBECONFIG", "HF_ENDPOINT", "MODEL_DELIVERY_HOME", "PATH", "SSL_CERT_FILE")
@@ -37,7 +37,10 @@ class Result:
 
 
 def run(
-    flow: Literal["deliver", "rollback", "adopt"], arguments: dict[str, Any], kill_at: int | Event | None = None, occurrence: int = 1
+    flow: Literal["deliver", "rollback", "adopt"],
+    arguments: dict[str, Any],
+    kill_at: int | Event | None = None,
+    occurrence: int = 1,
 ) -> Result:
     """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills itself: its number (before and after count apart), or what it is.
 
@@ -48,7 +51,9 @@ def run(
     read, write = os.pipe()
     environ = {name: os.environ[name] for name in PASSED if name in os.environ}
     with os.fdopen(read, "rb") as pipe, os.fdopen(write, "wb") as end:
-        child = context.Process(target=_act, args=(flow, json.dumps(arguments), kill_at, occurrence, environ, _Handed(end.fileno())))
+        child = context.Process(
+            target=_act, args=(flow, json.dumps(arguments), kill_at, occurrence, environ, _Handed(end.fileno()))
+        )
         child.start()
         end.close()
         lines = [json.loads(line) for line in pipe.read().splitlines()]
@@ -75,15 +80,17 @@ def _opened(handed: Any) -> int:
     return int(handed.detach())
 
 
-def _act(flow: str, arguments: str, kill_at: int | Event | None, occurrence: int, environ: dict[str, str], write: int) -> None:
-    from delivery import adopting
-    from delivery.places.opening import open_place
-    from delivery.record import TargetKey
-    from delivery.spec import parse_spec
-    from delivery.targets import key_of
-    from flows.deliver import deliver
-    from flows.rollback import rollback
-    from tasks import delivering
+def _act(
+    flow: str, arguments: str, kill_at: int | Event | None, occurrence: int, environ: dict[str, str], write: int
+) -> None:
+    from model_delivery.flows.deliver import deliver
+    from model_delivery.flows.rollback import rollback
+    from model_delivery.places.opening import open_place
+    from model_delivery.run.record import TargetKey
+    from model_delivery.spec import parse_spec
+    from model_delivery.targets import key_of
+    from model_delivery.tasks import delivering
+    from model_delivery.verbs import adopting
 
     os.environ.update(environ)
     count = met = 0

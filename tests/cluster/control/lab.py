@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from delivery.findings import Permanent
-from delivery.places.cluster import Cluster as Place
-from delivery.record import Record
-from delivery.resources import Ref, World
-from delivery.session import RECORD
-from delivery.spec import DeliverySpec, parse_spec
-from flows.deliver import deliver
+from model_delivery.base.findings import Permanent
+from model_delivery.flows.deliver import deliver
+from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.run.record import Record
+from model_delivery.run.session import RECORD
+from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.values.resources import Ref, World
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
 from tests.parts.hubs import Hub
@@ -50,9 +50,18 @@ class Lab:
 
     def spec(self, *args: str, slo: dict[str, Any] | None = None, **more: Any) -> DeliverySpec:
         self.labels += 1
-        throughput = {"profile": "smoke", "users": 2, "warmup": "0s", "duration": "300ms", "slo": slo or {"error_rate_max": 0}}
+        throughput = {
+            "profile": "smoke",
+            "users": 2,
+            "warmup": "0s",
+            "duration": "300ms",
+            "slo": slo or {"error_rate_max": 0},
+        }
         rollout = {"strategy": "blue-green", "watch": "0s", "standby": "0s", **more.pop("rollout", {})}
-        serving = {"args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args], **more.pop("serving", {})}
+        serving = {
+            "args": ["--label", f"r{self.labels}", "--ttft", "2", "--itl", "1", *args],
+            **more.pop("serving", {}),
+        }
         return parse_spec(
             {
                 "apiVersion": "model-delivery/v1",
@@ -99,7 +108,13 @@ class Lab:
 
 @contextmanager
 def delivering_lab(
-    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, *, kind: str = "deployment", **labels: str
+    cluster: Cluster,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    node: PlayedNode,
+    *,
+    kind: str = "deployment",
+    **labels: str,
 ) -> Iterator[Lab]:
     model = tiny_model(folder / "model")
     with running_hub(model) as hub, cluster.namespace(**labels) as namespace:
@@ -126,7 +141,9 @@ def refused_then_recreated(make: Callable[..., DeliverySpec], alone: Callable[[s
     ``make`` makes a spec, ``alone`` asserts that a release serves alone.
     """
     first = deliver.fn(make(serving=ALL_GPUS))["release"]
-    with pytest.raises(Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free") as full:
+    with pytest.raises(
+        Permanent, match=r"(?s)cannot hold both releases.*2 × nvidia.com/gpu wanted, 0 of 2 free"
+    ) as full:
         deliver.fn(make(serving=ALL_GPUS))
     assert full.value.exit_code == 3
     alone(first)

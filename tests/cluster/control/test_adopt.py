@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import yaml
 
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
+from model_delivery.flows.deliver import deliver
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.resources import Ref
 from tests.cluster.control.killed import run
 from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab
 from tests.parts.cluster.provisioner import folder_of
@@ -26,11 +26,20 @@ OBJECTS = {"deployment": ("deployment", "by-hand"), "t9k": ("mls", NAME), "kserv
 
 def by_hand(lab: Lab, weights: bytes | None = None) -> None:
     """A claim with a clone, and an engine that serves it, as a person makes them with kubectl; until its pod is ready."""
-    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "late"}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+        "storageClassName": "late",
+    }
     mount = {"name": "models", "persistentVolumeClaim": {"claimName": CLAIM}}
     notebook = {
         "containers": [
-            {"name": "notebook", "image": RUNNER, "command": ["true"], "volumeMounts": [{"name": "models", "mountPath": "/data"}]}
+            {
+                "name": "notebook",
+                "image": RUNNER,
+                "command": ["true"],
+                "volumeMounts": [{"name": "models", "mountPath": "/data"}],
+            }
         ],
         "volumes": [mount],
         "restartPolicy": "Never",
@@ -40,7 +49,9 @@ def by_hand(lab: Lab, weights: bytes | None = None) -> None:
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM}, "spec": claim},
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "notebook"}, "spec": notebook},
     )
-    lab.cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/notebook", "-n", lab.namespace, "--timeout=60s")
+    lab.cluster.kubectl(
+        "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/notebook", "-n", lab.namespace, "--timeout=60s"
+    )
     folder = clone(lab)
     tiny_model(folder)
     (folder / ".git").mkdir()
@@ -68,7 +79,12 @@ def plain(mount: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
     service = {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
     return (
-        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "by-hand", "labels": {"team": "a"}}, "spec": spec},
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "by-hand", "labels": {"team": "a"}},
+            "spec": spec,
+        },
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME}, "spec": service},
     )
 
@@ -93,14 +109,33 @@ def t9k(_: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 def kserve(_: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     args = ["--model=/mnt/models", f"--served-model-name={NAME}", "--port=8080", "--label=hand", "--ttft=2", "--itl=1"]
-    container = {"name": "kserve-container", "image": ENGINE, "args": args, "ports": [{"containerPort": 8080, "protocol": "TCP"}]}
+    container = {
+        "name": "kserve-container",
+        "image": ENGINE,
+        "args": args,
+        "ports": [{"containerPort": 8080, "protocol": "TCP"}],
+    }
     runtime = {"supportedModelFormats": [{"name": "vLLM"}], "containers": [container]}
     model = {"modelFormat": {"name": "vLLM"}, "runtime": "vllm-openai", "storageUri": f"pvc://{CLAIM}/{CLONE}"}
     model |= {"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}}
-    meta = {"name": "by-hand", "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"}, "labels": {"team": "a"}}
+    meta = {
+        "name": "by-hand",
+        "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"},
+        "labels": {"team": "a"},
+    }
     return (
-        {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "vllm-openai"}, "spec": runtime},
-        {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": meta, "spec": {"predictor": {"model": model}}},
+        {
+            "apiVersion": "serving.kserve.io/v1alpha1",
+            "kind": "ServingRuntime",
+            "metadata": {"name": "vllm-openai"},
+            "spec": runtime,
+        },
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": meta,
+            "spec": {"predictor": {"model": model}},
+        },
     )
 
 
@@ -116,7 +151,9 @@ def clone(lab: Lab) -> Path:
 
 
 def live(lab: Lab, kind: str, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(lab.cluster.kubectl("get", kind, name, "-n", lab.namespace, "-o", "json", "--show-managed-fields"))
+    found: dict[str, Any] = json.loads(
+        lab.cluster.kubectl("get", kind, name, "-n", lab.namespace, "-o", "json", "--show-managed-fields")
+    )
     return found
 
 
@@ -130,7 +167,9 @@ def untouched(found: dict[str, Any]) -> Any:
 def engine(lab: Lab) -> tuple[str, int] | None:
     """Pod and process of the engine that was made by hand; None: it does not run."""
     for player in list(lab.node.players.values()):
-        child = player.children.get({"deployment": "vllm", "t9k": "user-container", "kserve": "kserve-container"}[lab.kind])
+        child = player.children.get(
+            {"deployment": "vllm", "t9k": "user-container", "kserve": "kserve-container"}[lab.kind]
+        )
         if player.is_alive() and player.pod["metadata"]["namespace"] == lab.namespace and child is not None:
             try:
                 words = psutil.Process(child.pid).cmdline()
@@ -192,7 +231,9 @@ def test_it_comes_under_a_spec_without_a_restart_and_is_replaced_and_comes_back(
     now = live(lab, *OBJECTS[lab.kind])
     assert now["spec"] == old["spec"]
     assert now["metadata"]["labels"].items() >= old["metadata"].get("labels", {}).items()
-    assert ("model-delivery/delivery" in now["metadata"]["labels"]) == (lab.kind != "kserve"), "KServe hands labels down to its pods"
+    assert ("model-delivery/delivery" in now["metadata"]["labels"]) == (lab.kind != "kserve"), (
+        "KServe hands labels down to its pods"
+    )
     held = {one["manager"] for one in now["metadata"]["managedFields"] if not one.get("subresource")}
     assert held - {"kserve"} == {"model-delivery"}
     assert (clone(lab) / ".model-delivery.json").exists()
@@ -212,7 +253,11 @@ def test_it_comes_under_a_spec_without_a_restart_and_is_replaced_and_comes_back(
     assert second["result"] == "promoted"
     until(lambda: engine(lab) is None, 60, "the adopted engine does not end")
     assert lab.running(lab.place.world(NAME)) == [second["release"]]
-    lab.cluster.kubectl("get", {"t9k": "mlserviceruntime/vllm-openai", "kserve": "servingruntime/vllm-openai"}.get(lab.kind, "ns"), *where)
+    lab.cluster.kubectl(
+        "get",
+        {"t9k": "mlserviceruntime/vllm-openai", "kserve": "servingruntime/vllm-openai"}.get(lab.kind, "ns"),
+        *where,
+    )
 
     said(tmp_path, NAME, "rollback", "--to", str(first), *where)
     assert lab.record.serving == first
@@ -273,7 +318,9 @@ def test_what_would_be_a_lie_is_refused_and_nothing_is_touched(lab: Lab, tmp_pat
     assert f"set storage.claim to {CLAIM}" in told
     assert f"set serving.model_names to [{NAME}]" in told
     told = said(tmp_path, spec(lab), "adopt", "--from", "nobody", "--yes", code=3)
-    assert ("there is no" in told and "nobody to adopt" in told) or f"a delivery called {NAME} cannot adopt MLService nobody" in told
+    assert (
+        "there is no" in told and "nobody to adopt" in told
+    ) or f"a delivery called {NAME} cannot adopt MLService nobody" in told
     assert untouched(live(lab, kind, name)) == before
     assert not lab.place.deliveries()
     assert Ref("Service", NAME) not in lab.place.world(NAME).objects

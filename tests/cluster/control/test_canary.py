@@ -10,13 +10,13 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from delivery import service
-from delivery.findings import GateFailed, Refused
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
-from flows.rollback import rollback
-from tasks import delivering
+from model_delivery.base.findings import GateFailed, Refused
+from model_delivery.flows.deliver import deliver
+from model_delivery.flows.rollback import rollback
+from model_delivery.spec import DeliverySpec
+from model_delivery.tasks import delivering
+from model_delivery.values.resources import Ref
+from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -29,7 +29,9 @@ CANARY = {"strategy": "canary", "steps": [10, 50], "soak": "0s"}
 
 
 @pytest.fixture
-def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, gateway: StandIn) -> Iterator[Lab]:
+def lab(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, gateway: StandIn
+) -> Iterator[Lab]:
     with delivering_lab(cluster, tmp_path, monkeypatch, node) as made:
         cluster.apply(gateway.gateway(made.namespace))
         yield made

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from delivery import service
-from delivery.lease import REF
-from delivery.spec import DeliverySpec
+from model_delivery.run.lease import REF
+from model_delivery.spec import DeliverySpec
+from model_delivery.verbs import service
 from tests.cluster.control.killed import Result, run
 from tests.cluster.control.lab import NAME, Lab
 from tests.parts.cluster.waiting import until

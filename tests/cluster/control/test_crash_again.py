@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from delivery import service
-from delivery.lease import REF
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
+from model_delivery.run.lease import REF
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.resources import Ref
+from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.cluster.control.test_crash import SEED, converged, deliver, moments, served, spec
 from tests.parts.cluster import Cluster

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 
-from delivery.findings import Permanent
-from delivery.resources import Ref
-from flows.deliver import deliver
-from tasks import delivering
+from model_delivery.base.findings import Permanent
+from model_delivery.flows.deliver import deliver
+from model_delivery.tasks import delivering
+from model_delivery.values.resources import Ref
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -38,7 +38,11 @@ def ended_at(lab: Lab, says: str, *args: str, **more: Any) -> float:
 def known_at(lab: Lab) -> float:
     """When the played kubelet first had a container of the last engine in the state that ends the wait."""
     name = f"{NAME}-{lab.record.ended[-1].release}"
-    return min(p.failed_at["engine"] for p in lab.node.players.values() if p.pod["metadata"]["labels"].get("model-delivery/object") == name)
+    return min(
+        p.failed_at["engine"]
+        for p in lab.node.players.values()
+        if p.pod["metadata"]["labels"].get("model-delivery/object") == name
+    )
 
 
 def test_an_image_that_is_not_there(lab: Lab, cluster: Cluster) -> None:

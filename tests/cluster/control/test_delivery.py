@@ -15,12 +15,12 @@ import psutil
 import pytest
 import yaml
 
-from delivery import service
-from delivery.findings import GateFailed, Permanent
-from delivery.places.rights import ROLE, _rights
-from delivery.record import TargetKey
-from flows.deliver import deliver
-from flows.rollback import rollback
+from model_delivery.base.findings import GateFailed, Permanent
+from model_delivery.flows.deliver import deliver
+from model_delivery.flows.rollback import rollback
+from model_delivery.places.cluster.rights import ROLE, _rights
+from model_delivery.run.record import TargetKey
+from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -29,7 +29,9 @@ from tests.places.test_cluster import deliverer
 
 @pytest.fixture
 def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode) -> Iterator[Lab]:
-    with delivering_lab(cluster, tmp_path, monkeypatch, node, **{"pod-security.kubernetes.io/enforce": "restricted"}) as made:
+    with delivering_lab(
+        cluster, tmp_path, monkeypatch, node, **{"pod-security.kubernetes.io/enforce": "restricted"}
+    ) as made:
         yield made
 
 
@@ -101,9 +103,13 @@ ODD = 'it\'s "odd"\n{{ .Values }} $(HOME) $$(HOME) $HOME `x` ünï'
 
 
 def test_odd_text_reaches_the_engine_as_it_is(lab: Lab) -> None:
-    spec = lab.spec("--label", ODD, serving={"env": {"ODD": ODD}}, gates={"smoke": {"max_tokens": 16}, "throughput": None})
+    spec = lab.spec(
+        "--label", ODD, serving={"env": {"ODD": ODD}}, gates={"smoke": {"max_tokens": 16}, "throughput": None}
+    )
     release = deliver.fn(spec)["release"]
-    (player,) = [p for p in lab.node.players.values() if p.pod["metadata"]["labels"].get("model-delivery/release") == release]
+    (player,) = [
+        p for p in lab.node.players.values() if p.pod["metadata"]["labels"].get("model-delivery/release") == release
+    ]
     process = psutil.Process(player.children["engine"].pid)
     assert ODD in process.cmdline()
     assert process.environ()["ODD"] == ODD
@@ -159,7 +165,9 @@ def test_the_verbs(lab: Lab, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
 
     def said(*args: str, code: int = 0) -> str:
-        done = subprocess.run([str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, done.stderr
         return done.stdout
 
@@ -201,7 +209,11 @@ def test_an_api_server_that_dies_in_the_middle_of_a_delivery_is_waited_for(lab: 
     spec = lab.spec("--start-delay", "5", gates={"smoke": {"max_tokens": 16}, "throughput": None})
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(copy_context().run, deliver.fn, spec)
-        while not [p for p in lab.node.players.values() if "engine" in p.children and p.pod["metadata"]["namespace"] == lab.namespace]:
+        while not [
+            p
+            for p in lab.node.players.values()
+            if "engine" in p.children and p.pod["metadata"]["namespace"] == lab.namespace
+        ]:
             assert not run.done(), run.result()
             time.sleep(0.1)
         lab.cluster.programs.stop("kube-apiserver", grace=0)

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from delivery import evidence
-from delivery.findings import GateFailed, Permanent
-from delivery.record import Ended
-from delivery.report import load_test
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
+from model_delivery.base.findings import GateFailed, Permanent
+from model_delivery.flows.deliver import deliver
+from model_delivery.measure.report import load_test
+from model_delivery.run import evidence
+from model_delivery.run.record import Ended
+from model_delivery.spec import DeliverySpec
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -43,7 +43,9 @@ def delivered(spec: DeliverySpec, home: Path) -> dict[str, Any]:
 
 
 def config_maps(lab: Lab) -> dict[str, dict[str, Any]]:
-    found = json.loads(lab.cluster.kubectl("get", "configmap", "-n", lab.namespace, "-l", "model-delivery/kind=Report", "-o", "json"))
+    found = json.loads(
+        lab.cluster.kubectl("get", "configmap", "-n", lab.namespace, "-l", "model-delivery/kind=Report", "-o", "json")
+    )
     return {f"configmap/{one['metadata']['name']}": one for one in found["items"]}
 
 
@@ -69,8 +71,12 @@ def test_a_report_outlives_its_run_and_is_what_the_next_release_is_compared_with
     assert [pod.requests is not None for pod in load.server] == [True], "the figures of the one pod, by its own address"
     assert f"{NAME}-{first['release']}" not in load.server[0].url
     (one,) = config_maps(lab).values()
-    assert gzip.decompress(base64.b64decode(one["binaryData"]["report.html.gz"])) == (saved / "report.html").read_bytes()
-    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind == "Report"], "a wait does not read them again and again"
+    assert (
+        gzip.decompress(base64.b64decode(one["binaryData"]["report.html.gz"])) == (saved / "report.html").read_bytes()
+    )
+    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind == "Report"], (
+        "a wait does not read them again and again"
+    )
     with pytest.raises(GateFailed, match=r"regressed: .* % worse, 50 % is allowed"):
         delivered(lab.spec("--itl", "40", gates=repeated()), home)
     assert lab.record.serving == first["release"]
@@ -106,6 +112,8 @@ def test_what_a_config_map_cannot_hold_is_left_out_by_its_worth(lab: Lab) -> Non
     tried = Ended(
         release="r1", attempt=1, outcome="", request="", exit_code=0, at=0, report=evidence.where(NAME, "r1", 1)
     )  # fmt: skip
-    assert evidence.files(lab.place, NAME, tried) == {name: given[name] for name in ("report.json", "report.html", "engine.log")}
+    assert evidence.files(lab.place, NAME, tried) == {
+        name: given[name] for name in ("report.json", "report.html", "engine.log")
+    }
     assert evidence.forget(lab.place, NAME, tried).report is None
     assert evidence.files(lab.place, NAME, tried) == {}

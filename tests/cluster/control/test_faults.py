@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import pytest
 
-from delivery import service
-from delivery.clock import SystemClock
-from delivery.findings import Permanent, Refused
-from delivery.lease import Lease
-from delivery.places.cluster import Cluster as Place
-from delivery.resources import ABSENT, Ref, Resource
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
-from tasks import delivering
+from model_delivery.base.clock import SystemClock
+from model_delivery.base.findings import Permanent, Refused
+from model_delivery.flows.deliver import deliver
+from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.run.lease import Lease
+from model_delivery.spec import DeliverySpec
+from model_delivery.tasks import delivering
+from model_delivery.values.resources import ABSENT, Ref, Resource
+from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.faulty_api import Fault, FaultyApi, faulty_api
@@ -48,7 +48,12 @@ def api(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_a_busy_api_server_is_asked_again_as_late_as_it_wants(api: FaultyApi, namespace: str) -> None:
     place, path = Place(None, namespace), f"{namespace}/configmaps/m-r1"
-    api.faults += [Fault("GET", path, 503), Fault("GET", path, 429, retry_after=1), Fault("PATCH", path, 429), Fault("PATCH", path, 500)]
+    api.faults += [
+        Fault("GET", path, 503),
+        Fault("GET", path, 429, retry_after=1),
+        Fault("PATCH", path, 429),
+        Fault("PATCH", path, 500),
+    ]
     assert place.put(config("r1", 1)).action == "created"
     asked = list(place.client.asked)
     assert (len(api.met), len(asked)) == (4, 6)
@@ -68,15 +73,26 @@ def test_what_was_carried_out_and_then_refused_is_done_once(api: FaultyApi, name
 
 def pod(namespace: str) -> dict[str, Any]:
     meta = {"name": "p", "namespace": namespace, "labels": {"model-delivery/delivery": NAME}}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [{"name": "engine", "image": "x"}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": meta,
+        "spec": {"containers": [{"name": "engine", "image": "x"}]},
+    }
 
 
 @pytest.mark.parametrize("kind", ["gone", "stalled", "cut"])
-def test_a_watch_that_fails_is_only_a_hint_that_did_not_come(api: FaultyApi, cluster: Cluster, namespace: str, kind: str) -> None:
+def test_a_watch_that_fails_is_only_a_hint_that_did_not_come(
+    api: FaultyApi, cluster: Cluster, namespace: str, kind: str
+) -> None:
     cluster.apply(pod(namespace))
     place, held = Place(None, namespace), threading.Event()
     place.world(NAME)
-    faults = {"gone": Fault("GET", "watch=1", 410), "stalled": Fault("GET", "watch=1", held=held), "cut": Fault("GET", "watch=1", cut=10)}
+    faults = {
+        "gone": Fault("GET", "watch=1", 410),
+        "stalled": Fault("GET", "watch=1", held=held),
+        "cut": Fault("GET", "watch=1", cut=10),
+    }
     api.faults.append(faults[kind])
     cluster.client.delete(f"/api/v1/namespaces/{namespace}/pods/p", params={"gracePeriodSeconds": 0})
     with ThreadPoolExecutor(1) as pool:
@@ -86,7 +102,9 @@ def test_a_watch_that_fails_is_only_a_hint_that_did_not_come(api: FaultyApi, clu
     assert not place.world(NAME).beside["Pod"], "the list tells"
 
 
-def test_a_log_that_breaks_in_the_middle_of_a_result_is_read_on(lab: Lab, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_breaks_in_the_middle_of_a_result_is_read_on(
+    lab: Lab, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with faulty_api(cluster) as api:
         monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig))
         api.faults += [Fault("GET", "/log?container=step", cut=size) for size in (150, 400, 900)]
@@ -96,12 +114,25 @@ def test_a_log_that_breaks_in_the_middle_of_a_result_is_read_on(lab: Lab, cluste
 
 def token_file(cluster: Cluster, namespace: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The kubeconfig's command reads its token from this file; the account may do anything."""
-    cluster.kubectl("create", "rolebinding", "all", "--clusterrole=cluster-admin", f"--serviceaccount={namespace}:default", "-n", namespace)
+    cluster.kubectl(
+        "create",
+        "rolebinding",
+        "all",
+        "--clusterrole=cluster-admin",
+        f"--serviceaccount={namespace}:default",
+        "-n",
+        namespace,
+    )
     token = folder / "token"
     credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential"}
     script = f'printf \'{json.dumps(credential)[:-1]}, "status": {{"token": "%s"}}}}\' "$(cat {token})"'
     said = json.loads(cluster.kubeconfig.read_text())
-    command = {"apiVersion": credential["apiVersion"], "command": "sh", "args": ["-c", script], "interactiveMode": "Never"}
+    command = {
+        "apiVersion": credential["apiVersion"],
+        "command": "sh",
+        "args": ["-c", script],
+        "interactiveMode": "Never",
+    }
     said["users"] = [{"name": "admin", "user": {"exec": command}}]
     file = folder / "exec.kubeconfig"
     file.write_text(json.dumps(said))
@@ -110,7 +141,11 @@ def token_file(cluster: Cluster, namespace: str, folder: Path, monkeypatch: pyte
 
 
 def starts(lab: Lab) -> bool:
-    return any("engine" in one.children for one in lab.node.players.values() if one.pod["metadata"]["namespace"] == lab.namespace)
+    return any(
+        "engine" in one.children
+        for one in lab.node.players.values()
+        if one.pod["metadata"]["namespace"] == lab.namespace
+    )
 
 
 def test_a_token_that_ends_in_the_middle_of_a_wait_is_fetched_anew_or_told(
@@ -142,8 +177,22 @@ def test_another_manager_of_the_route_is_named_and_taken_from_only_when_asked(la
     spec = lab.spec(gates=SMOKE_ONLY)
     deliver.fn(spec)
     theirs = {"selector": {"model-delivery/object": "theirs"}, "ports": [{"port": 8000, "protocol": "TCP"}]}
-    manifest = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME, "namespace": lab.namespace}, "spec": theirs}
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "--field-manager", "somebody", "-f", "-", input=json.dumps(manifest))
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": NAME, "namespace": lab.namespace},
+        "spec": theirs,
+    }
+    cluster.kubectl(
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--field-manager",
+        "somebody",
+        "-f",
+        "-",
+        input=json.dumps(manifest),
+    )
     with pytest.raises(Permanent, match=r'(?s)another field manager.*selector.* is held by "somebody".*--take-over'):
         deliver.fn(spec)
     assert deliver.fn(spec, take_over=True)["result"] == "healed"
@@ -153,16 +202,22 @@ def test_another_manager_of_the_route_is_named_and_taken_from_only_when_asked(la
 def test_a_run_that_holds_the_lease_is_named(lab: Lab) -> None:
     other = Lease(lab.place, NAME, "another-request", SystemClock())
     other.acquire("refuse")
-    with pytest.raises(Refused, match=r"(?s)another run is delivering small.*request another-request, until 20") as held:
+    with pytest.raises(
+        Refused, match=r"(?s)another run is delivering small.*request another-request, until 20"
+    ) as held:
         deliver.fn(lab.spec(gates=SMOKE_ONLY, concurrency="refuse"))
     assert held.value.exit_code == 3
     other.release()
 
 
-def test_a_record_that_another_changed_stops_the_run_and_the_next_one_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_another_changed_stops_the_run_and_the_next_one_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def meddle(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
         if (when, verb, ref.kind) == ("before", "put", "Deployment"):
-            lab.cluster.kubectl("annotate", "configmap", f"{NAME}-record", f"seen={time.time()}", "--overwrite", "-n", lab.namespace)
+            lab.cluster.kubectl(
+                "annotate", "configmap", f"{NAME}-record", f"seen={time.time()}", "--overwrite", "-n", lab.namespace
+            )
 
     spec = lab.spec(gates=SMOKE_ONLY)
     with monkeypatch.context() as patch:

@@ -30,7 +30,10 @@ http.server.test(Say, port=8000, bind='0.0.0.0')
 
 @pytest.fixture(scope="module")
 def gateway(cluster: Cluster) -> Iterator[StandIn]:
-    with played_node(cluster, "behind-gateway") as node, running_gateway(cluster, "127.0.0.1", free_port(), loopback) as made:
+    with (
+        played_node(cluster, "behind-gateway") as node,
+        running_gateway(cluster, "127.0.0.1", free_port(), loopback) as made,
+    ):
         node.entrypoints["say"] = (sys.executable,)
         yield made
 
@@ -55,7 +58,9 @@ def taken(cluster: Cluster, namespace: str) -> bool:
     """Has the gateway seen the route as it stands now?"""
     found = json.loads(cluster.kubectl("get", "httproute", "-n", namespace, "chat", "-o", "json"))
     told = [one for parent in found.get("status", {}).get("parents", ()) for one in parent["conditions"]]
-    return bool(told) and all((one["status"], one["observedGeneration"]) == ("True", found["metadata"]["generation"]) for one in told)
+    return bool(told) and all(
+        (one["status"], one["observedGeneration"]) == ("True", found["metadata"]["generation"]) for one in told
+    )
 
 
 def test_traffic_follows_the_weights_of_a_route(cluster: Cluster, namespace: str, gateway: StandIn) -> None:

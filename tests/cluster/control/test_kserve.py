@@ -15,17 +15,17 @@ import psutil
 import pytest
 import yaml
 
-from delivery import service
-from delivery.findings import GateFailed, Permanent, Refused, Retryable
-from delivery.places.rights import ROLE, _rights
-from delivery.record import TargetKey
-from delivery.release import Frozen, Release
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
-from delivery.targets import Failed, InProgress, Readiness
-from delivery.targets.kserve import KServe as Target
-from flows.deliver import deliver
-from flows.rollback import rollback
+from model_delivery.base.findings import GateFailed, Permanent, Refused, Retryable
+from model_delivery.flows.deliver import deliver
+from model_delivery.flows.rollback import rollback
+from model_delivery.places.cluster.rights import ROLE, _rights
+from model_delivery.run.record import TargetKey
+from model_delivery.spec import DeliverySpec
+from model_delivery.targets import Failed, InProgress, Readiness
+from model_delivery.targets.kserve import KServe as Target
+from model_delivery.values.release import Frozen, Release
+from model_delivery.values.resources import Ref
+from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
@@ -48,14 +48,17 @@ def test_a_cluster_without_kserve_is_refused_by_name(tmp_path: Path, monkeypatch
         delivering_lab(cluster, tmp_path, monkeypatch, node, kind="kserve") as bare,
     ):
         with pytest.raises(
-            Refused, match=r"(?s)no inferenceservices of serving.kserve.io/v1beta1.*no servingruntimes of serving.kserve.io"
+            Refused,
+            match=r"(?s)no inferenceservices of serving.kserve.io/v1beta1.*no servingruntimes of serving.kserve.io",
         ):
             deliver.fn(spec(bare))
         assert not bare.place.deliveries()
 
 
 @pytest.fixture
-def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, kserve: KServe) -> Iterator[Lab]:
+def lab(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, kserve: KServe
+) -> Iterator[Lab]:
     with delivering_lab(cluster, tmp_path, monkeypatch, node, kind="kserve", **RESTRICTED) as made:
         yield made
 
@@ -73,8 +76,13 @@ def live(lab: Lab, what: str) -> dict[str, Any]:
 def alone(lab: Lab, release: str) -> None:
     """It serves with all of the traffic, nothing else is there, and nothing is left to change."""
     world = lab.place.world(NAME)
-    ours = {str(ref) for ref, seen in world.objects.items() if seen.resource.role == "release" and ref.kind != "ConfigMap"}
-    assert {one for one in ours if "/small" in one} == {f"InferenceService/{NAME}-{release}", f"ServingRuntime/{NAME}-{release}"}
+    ours = {
+        str(ref) for ref, seen in world.objects.items() if seen.resource.role == "release" and ref.kind != "ConfigMap"
+    }
+    assert {one for one in ours if "/small" in one} == {
+        f"InferenceService/{NAME}-{release}",
+        f"ServingRuntime/{NAME}-{release}",
+    }
     assert (lab.record.serving, lab.routed_to(world)) == (release, release)
     status = service.status(lab.place, NAME)
     assert (status.state, status.changes) == ("up", ())
@@ -101,7 +109,9 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     assert first["url"] == f"http://{NAME}.{lab.namespace}.svc:8000"
     made = live(lab, f"isvc/{NAME}-{first['release']}")
     assert made["status"]["deploymentMode"] == "Standard", "by our annotation: the cluster's default is another"
-    assert "ingress" not in lab.cluster.kubectl("get", "ingress,hpa", "-n", lab.namespace, "-o", "name"), "no way in past the route"
+    assert "ingress" not in lab.cluster.kubectl("get", "ingress,hpa", "-n", lab.namespace, "-o", "name"), (
+        "no way in past the route"
+    )
     again = deliver.fn(wanted)
     assert (again["result"], again["release"]) == ("unchanged", first["release"])
     second = deliver.fn(lab.spec())
@@ -120,7 +130,11 @@ def test_a_second_release_is_dark_at_its_own_url_and_withdrawn_when_it_is_refuse
     with pytest.raises(GateFailed, match="Atlantis"):
         deliver.fn(spec(lab, expect="Atlantis"))
     refused = lab.record.ended[-1].release
-    asked = [one["data"]["input.json"] for one in live(lab, "configmaps")["items"] if one["metadata"]["name"].startswith(f"{NAME}-smoke")]
+    asked = [
+        one["data"]["input.json"]
+        for one in live(lab, "configmaps")["items"]
+        if one["metadata"]["name"].startswith(f"{NAME}-smoke")
+    ]
     assert any(f"http://{NAME}-{refused}-predictor.{lab.namespace}.svc" in one for one in asked)
     alone(lab, serves)
     absent = f"registry.example/absent@sha256:{'3' * 64}"
@@ -151,7 +165,9 @@ def test_what_is_deleted_or_changed_by_hand_is_healed(lab: Lab) -> None:
         assert deliver.fn(wanted)["result"] == "healed"
         alone(lab, release)
     theirs = json.dumps({"spec": {"predictor": {"minReplicas": 2, "maxReplicas": 2}}})
-    lab.cluster.kubectl("patch", "isvc", main, "-n", lab.namespace, "--type=merge", "-p", theirs, "--field-manager=somebody")
+    lab.cluster.kubectl(
+        "patch", "isvc", main, "-n", lab.namespace, "--type=merge", "-p", theirs, "--field-manager=somebody"
+    )
     assert "somebody" in str(service.status(lab.place, NAME).changes)
     with pytest.raises(Permanent, match=r'(?s)minReplicas is held by "somebody".*--take-over'):
         deliver.fn(wanted)
@@ -245,7 +261,12 @@ def test_what_kserve_says_once_is_told_at_once(lab: Lab) -> None:
     model = {"modelFormat": {"name": "vLLM"}, "runtime": main, "storageUri": "pvc://small-models/x"}
     meta = {"name": main, "namespace": lab.namespace, "labels": old, "annotations": annotations}
     lab.cluster.apply(
-        {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": meta, "spec": {"predictor": {"model": model}}}
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": meta,
+            "spec": {"predictor": {"model": model}},
+        }
     )
     assert "delete inferenceservice" in str(failed("into mode Knative").finding)
     lab.cluster.kubectl("delete", f"isvc/{main}", f"servingruntime/{main}", "-n", lab.namespace)
@@ -263,7 +284,9 @@ def test_the_rendered_files_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(spec(lab).model_dump(mode="json")))
 
     def said(*args: str, code: int = 0) -> str:
-        done = subprocess.run([str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, done.stderr
         return done.stdout
 
@@ -285,7 +308,9 @@ def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: py
     wanted = spec(lab)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, less, "less")))
     until(lambda: len(list(_rights(wanted, lab.place))) == 10, 20, "the authorizer follows its watch")
-    with pytest.raises(Refused, match=rf"we may not create inferenceservices\.serving\.kserve\.io in namespace {lab.namespace}"):
+    with pytest.raises(
+        Refused, match=rf"we may not create inferenceservices\.serving\.kserve\.io in namespace {lab.namespace}"
+    ):
         deliver.fn(wanted)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
     until(lambda: not list(_rights(wanted, lab.place)), 20, "the authorizer follows its watch")

@@ -77,7 +77,9 @@ def test_a_second_start_on_a_folder_ends_what_the_first_left(tmp_path: Path) -> 
         assert first.programs.running[0].poll() is not None or not Path(f"/proc/{pid}").exists()
 
 
-def test_a_claim_waits_for_its_pod_then_binds_and_keeps_files(cluster: Cluster, node: PlayedNode, namespace: str) -> None:
+def test_a_claim_waits_for_its_pod_then_binds_and_keeps_files(
+    cluster: Cluster, node: PlayedNode, namespace: str
+) -> None:
     cluster.apply(
         {
             "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": namespace},
@@ -91,7 +93,12 @@ def test_a_claim_waits_for_its_pod_then_binds_and_keeps_files(cluster: Cluster, 
     for one in (write, read):
         cluster.apply(one)
         cluster.kubectl(
-            "wait", "--for=jsonpath={.status.phase}=Succeeded", "-n", namespace, f"pod/{one['metadata']['name']}", "--timeout=60s"
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            "-n",
+            namespace,
+            f"pod/{one['metadata']['name']}",
+            "--timeout=60s",
         )
     assert cluster.kubectl("logs", "-n", namespace, "read") == "kept\n"
     cluster.kubectl("delete", "-n", namespace, "pod/write", "pod/read", "pvc/c")
@@ -132,21 +139,30 @@ def test_a_deployment_of_an_image_that_is_not_there_says_so(cluster: Cluster, no
     cluster.apply(pod(namespace, "lost", {"image": "nowhere"}))
 
     def reason() -> Any:
-        waiting = [one["state"].get("waiting", {}) for one in status_of(cluster, namespace, "lost").get("containerStatuses", ())]
+        waiting = [
+            one["state"].get("waiting", {})
+            for one in status_of(cluster, namespace, "lost").get("containerStatuses", ())
+        ]
         return [one["reason"] for one in waiting] == ["ImagePullBackOff"] and "not found" in waiting[0]["message"]
 
     until(reason, 30, "no reason was given")
 
 
-def test_a_container_that_fails_is_started_again_and_says_how_it_ended(cluster: Cluster, node: PlayedNode, namespace: str) -> None:
-    cluster.apply(pod(namespace, "bad", {"args": ["-c", "print('going down'); raise SystemExit(3)"]}, restartPolicy="Always"))
+def test_a_container_that_fails_is_started_again_and_says_how_it_ended(
+    cluster: Cluster, node: PlayedNode, namespace: str
+) -> None:
+    cluster.apply(
+        pod(namespace, "bad", {"args": ["-c", "print('going down'); raise SystemExit(3)"]}, restartPolicy="Always")
+    )
 
     def last() -> Any:
         (one,) = status_of(cluster, namespace, "bad").get("containerStatuses", [{}])
         return one.get("restartCount", 0) >= 1 and one["lastState"].get("terminated")
 
     assert until(last, 30, "it was not started again")["exitCode"] == 3
-    until(lambda: cluster.kubectl("logs", "-n", namespace, "bad", "--previous") == "going down\n", 20, "its log was lost")
+    until(
+        lambda: cluster.kubectl("logs", "-n", namespace, "bad", "--previous") == "going down\n", 20, "its log was lost"
+    )
 
 
 def test_a_pod_goes_on_while_the_api_server_is_away_and_its_end_is_told_after(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pytest
 from huggingface_hub import close_session
 
-from delivery.findings import Finding, Interrupted
-from delivery.resources import Ref
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
-from tasks import delivering
+from model_delivery.base.findings import Finding, Interrupted
+from model_delivery.flows.deliver import deliver
+from model_delivery.spec import DeliverySpec
+from model_delivery.tasks import delivering
+from model_delivery.values.resources import Ref
 from tests.cluster.control.lab import ENGINE, RUNNER, Lab, delivering_lab
 from tests.fetch.test_transfer import Proxy
 from tests.parts.cluster import Cluster
@@ -40,7 +40,7 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
 
     def stop(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
         if ref.kind == "Deployment":
-            raise Interrupted(Finding("enough"))
+            raise Interrupted(Finding("todo", "enough"))
 
     monkeypatch.setattr(delivering, "observer", stop)
     with pytest.raises(Interrupted):
@@ -58,20 +58,26 @@ def environment(job: dict[str, Any]) -> dict[str, str]:
     return {one["name"]: one["value"] for one in step["env"]}
 
 
-def test_the_fetch_runs_where_the_device_is_whatever_keeps_others_away(lab: Lab, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fetch_runs_where_the_device_is_whatever_keeps_others_away(
+    lab: Lab, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taints = [{"key": "nvidia.com/gpu", "effect": "NoSchedule", "value": "present"}]
     path = f"/api/v1/nodes/{lab.node.name}"
     with played_node(cluster, "no-gpu") as other:
         other.entrypoints |= {ENGINE: lab.node.entrypoints[ENGINE], RUNNER: lab.node.entrypoints[RUNNER]}
         cluster.client.patch(path, json={"spec": {"taints": taints}}, headers=MERGE).raise_for_status()
         try:
-            job = fetched(lab, lab.spec(gates=SMOKE_ONLY, serving={"resources": {"limits": {"nvidia.com/gpu": 1}}}), monkeypatch)
+            job = fetched(
+                lab, lab.spec(gates=SMOKE_ONLY, serving={"resources": {"limits": {"nvidia.com/gpu": 1}}}), monkeypatch
+            )
         finally:
             cluster.client.patch(path, json={"spec": {"taints": None}}, headers=MERGE).raise_for_status()
         mine = {"labelSelector": f"batch.kubernetes.io/job-name={job['metadata']['name']}"}
         (pod,) = cluster.listed(f"/api/v1/namespaces/{lab.namespace}/pods", **mine)
         assert pod["spec"]["nodeName"] == lab.node.name
-        assert "nvidia.com/gpu" not in json.dumps([one.get("resources") for one in pod["spec"]["containers"]]), "it needs none itself"
+        assert "nvidia.com/gpu" not in json.dumps([one.get("resources") for one in pod["spec"]["containers"]]), (
+            "it needs none itself"
+        )
 
 
 def test_a_hub_with_a_private_authority_is_reached_from_the_job(

@@ -15,13 +15,13 @@ import psutil
 import pytest
 import yaml
 
-from delivery import service
-from delivery.findings import GateFailed, Permanent, Refused
-from delivery.places.rights import ROLE, _rights
-from delivery.record import TargetKey
-from delivery.spec import DeliverySpec
-from flows.deliver import deliver
-from flows.rollback import rollback
+from model_delivery.base.findings import GateFailed, Permanent, Refused
+from model_delivery.flows.deliver import deliver
+from model_delivery.flows.rollback import rollback
+from model_delivery.places.cluster.rights import ROLE, _rights
+from model_delivery.run.record import TargetKey
+from model_delivery.spec import DeliverySpec
+from model_delivery.verbs import service
 from tests.cluster.control.lab import ALL_GPUS, NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -34,7 +34,9 @@ ODD = 'it\'s "odd"\n{{ .Values }} {{{{x}}}} $(HOME) $$(HOME) $HOME `x` ünï'
 
 
 @pytest.fixture
-def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, t9k: StandIn) -> Iterator[Lab]:
+def lab(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: PlayedNode, t9k: StandIn
+) -> Iterator[Lab]:
     t9k.holds, t9k.alter = "routed", lambda status: status
     with delivering_lab(cluster, tmp_path, monkeypatch, node, kind="t9k") as made:
         yield made
@@ -71,14 +73,20 @@ def nothing(lab: Lab) -> bool:
     """No MLService of ours, and no pod of one."""
     world = lab.place.world(NAME)
     kinds = {ref.kind for ref in world.objects}
-    return not kinds & {"MLService", "MLServiceRuntime"} and not [p for p in world.beside["Pod"] if "app" in p["metadata"]["labels"]]
+    return not kinds & {"MLService", "MLServiceRuntime"} and not [
+        p for p in world.beside["Pod"] if "app" in p["metadata"]["labels"]
+    ]
 
 
 def test_a_model_is_delivered_again_and_rolled_back(lab: Lab, t9k: StandIn) -> None:
     seen: list[tuple[str, str | None, tuple[int, ...]]] = []
 
     def watching(status: dict[str, Any]) -> dict[str, Any]:
-        row = status["defaultRelease"], status["canaryRelease"], tuple(one["trafficPercent"] for one in status["releases"])
+        row = (
+            status["defaultRelease"],
+            status["canaryRelease"],
+            tuple(one["trafficPercent"] for one in status["releases"]),
+        )
         seen.extend([row] if row not in seen else [])
         return status
 
@@ -104,7 +112,9 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab, t9k: StandIn) -> N
     where = TargetKey(kind="t9k", namespace=lab.namespace)
     assert rollback.fn(NAME, one, where=where)["release"] == one
     alone(lab, one)
-    events = lab.cluster.kubectl("get", "events", "-n", lab.namespace, "--field-selector", f"involvedObject.name={NAME}", "-o", "name")
+    events = lab.cluster.kubectl(
+        "get", "events", "-n", lab.namespace, "--field-selector", f"involvedObject.name={NAME}", "-o", "name"
+    )
     assert len(events.split()) >= 2, "Created and Ready"
     assert service.down(lab.place, NAME)
     until(lambda: nothing(lab), 30, "its pods do not end")
@@ -152,7 +162,9 @@ def test_what_is_deleted_or_changed_by_hand_is_healed(lab: Lab) -> None:
         assert deliver.fn(wanted)["result"] == "healed"
         alone(lab, release)
     replicas = [{"op": "replace", "path": "/spec/releases/0/predictor/minReplicas", "value": 0}]
-    lab.cluster.kubectl("patch", "mls", NAME, "-n", lab.namespace, "--type=json", "-p", json.dumps(replicas), "--field-manager=somebody")
+    lab.cluster.kubectl(
+        "patch", "mls", NAME, "-n", lab.namespace, "--type=json", "-p", json.dumps(replicas), "--field-manager=somebody"
+    )
     assert "somebody" in str(service.status(lab.place, NAME).changes)
     with pytest.raises(Permanent, match=r'(?s)spec.releases is held by "somebody".*--take-over'):
         deliver.fn(wanted)
@@ -167,7 +179,9 @@ def test_a_runtime_that_is_edited_by_hand_is_put_back_and_no_pod_is_touched(lab:
     runtime = live(lab)["spec"]["releases"][0]["predictor"]["model"]["runtime"]
     pods = lab.cluster.kubectl("get", "pods", "-n", lab.namespace, "-o", "name")
     off = json.dumps({"spec": {"enabled": False}})
-    lab.cluster.kubectl("patch", "mlserviceruntime", runtime, "-n", lab.namespace, "--type=merge", "-p", off, "--field-manager=somebody")
+    lab.cluster.kubectl(
+        "patch", "mlserviceruntime", runtime, "-n", lab.namespace, "--type=merge", "-p", off, "--field-manager=somebody"
+    )
     assert deliver.fn(wanted, take_over=True)["result"] == "healed"
     alone(lab, release)
     assert lab.cluster.kubectl("get", "pods", "-n", lab.namespace, "-o", "name") == pods
@@ -197,7 +211,9 @@ def test_the_example_by_hand_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(wanted.model_dump(mode="json")))
 
     def said(*args: str, code: int = 0) -> str:
-        done = subprocess.run([str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("deliver")), *args], capture_output=True, text=True, check=False
+        )
         assert done.returncode == code, done.stderr
         return done.stdout
 
@@ -218,7 +234,11 @@ def test_the_example_by_hand_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
 
 def answered(lab: Lab, url: str) -> str:
     """By the model's name, as the seed's curl asks: the names inside the cluster are really addresses in 127/8."""
-    (found,) = [one for one in lab.cluster.listed(f"/api/v1/namespaces/{lab.namespace}/services") if one["metadata"]["name"] == NAME]
+    (found,) = [
+        one
+        for one in lab.cluster.listed(f"/api/v1/namespaces/{lab.namespace}/services")
+        if one["metadata"]["name"] == NAME
+    ]
     real = f"http://{loopback(found['spec']['clusterIP'])}:{found['spec']['ports'][0]['port']}"
     assert url.startswith(f"http://{NAME}.{lab.namespace}.")
     body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "temperature": 0.5, "max_tokens": 4}
@@ -266,7 +286,9 @@ def test_a_cluster_without_t9k_or_with_its_old_api_is_refused_by_name(bare: Lab)
     with pytest.raises(Refused, match=r"the cluster has no mlservices, mlserviceruntimes of tensorstack\.dev/v1beta1"):
         deliver.fn(spec(bare))
     old = definitions()[:2]
-    releases = old[1]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["releases"]
+    releases = old[1]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"][
+        "releases"
+    ]
     predictor = releases["items"]["properties"]["predictor"]["properties"]
     del predictor["storage"], predictor["containersResources"]
     predictor["model"]["properties"]["modelUri"] = {"type": "string"}

@@ -33,10 +33,21 @@ def gateway(cluster: Cluster, namespace: str, node: PlayedNode, t9k: StandIn) ->
 
 def objects(namespace: str, *releases: str, **more: Any) -> list[dict[str, Any]]:
     about = {"apiVersion": "tensorstack.dev/v1beta1", "metadata": {"name": "chat", "namespace": namespace}}
-    engine = {"name": "user-container", "image": "say", "args": ["-c", SAY, "{{.MODEL_NAME}}"], "ports": [{"containerPort": 8000}]}
-    runtime = about | {"kind": "MLServiceRuntime", "spec": {"enabled": True, "template": {"spec": {"containers": [engine]}}}}
+    engine = {
+        "name": "user-container",
+        "image": "say",
+        "args": ["-c", SAY, "{{.MODEL_NAME}}"],
+        "ports": [{"containerPort": 8000}],
+    }
+    runtime = about | {
+        "kind": "MLServiceRuntime",
+        "spec": {"enabled": True, "template": {"spec": {"containers": [engine]}}},
+    }
     entries = [
-        {"name": name, "predictor": {"minReplicas": 1, "model": {"runtime": "chat", "parameters": {"MODEL_NAME": name}}}}
+        {
+            "name": name,
+            "predictor": {"minReplicas": 1, "model": {"runtime": "chat", "parameters": {"MODEL_NAME": name}}},
+        }
         for name in releases
     ]
     return [runtime, about | {"kind": "MLService", "spec": {"default": releases[0], "releases": entries, **more}}]
@@ -47,7 +58,9 @@ def status(cluster: Cluster, namespace: str) -> dict[str, Any]:
     return dict(found.get("status", {}))
 
 
-def test_a_service_made_by_hand_becomes_ready_and_a_canary_gets_its_share(cluster: Cluster, namespace: str, gateway: Gateway) -> None:
+def test_a_service_made_by_hand_becomes_ready_and_a_canary_gets_its_share(
+    cluster: Cluster, namespace: str, gateway: Gateway
+) -> None:
     cluster.apply(*objects(namespace, "v1"))
     cluster.kubectl("wait", "--for=condition=Ready", "mls/chat", "-n", namespace, "--timeout=60s")
     cluster.apply(*objects(namespace, "v1", "v2", canary="v2", canaryTrafficPercent=30))
@@ -62,7 +75,11 @@ def test_a_service_made_by_hand_becomes_ready_and_a_canary_gets_its_share(cluste
 
     until(lambda: len(answers(seen["address"]["url"], 10)) == 2, 20, "the gateway does not share the traffic")
     assert answers(seen["address"]["url"], 100) == Counter({"v1": 70, "v2": 30})
-    until(lambda: answers(seen["releases"][1]["url"], 3) == Counter({"v2": 3}), 20, "the release's own address does not answer")
+    until(
+        lambda: answers(seen["releases"][1]["url"], 3) == Counter({"v2": 3}),
+        20,
+        "the release's own address does not answer",
+    )
     cluster.kubectl("delete", "mls", "chat", "-n", namespace)
     until(lambda: not cluster.listed(f"/apis/apps/v1/namespaces/{namespace}/deployments"), 20, "its Deployments stay")
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from delivery import service
-from delivery.places.cluster import Cluster as Place
-from delivery.record import Record
-from delivery.session import RECORD
+from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.run.record import Record
+from model_delivery.run.session import RECORD
+from model_delivery.verbs import service
 from tests.parts.cluster.node import ADDRESS, Node
 from tests.parts.gateway import running_gateway
 from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
@@ -52,7 +52,9 @@ class Lab:
             "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "0s"},
         }
         for name, section in more.items():
-            made[name] = made[name] | section if isinstance(made.get(name), dict) and isinstance(section, dict) else section
+            made[name] = (
+                made[name] | section if isinstance(made.get(name), dict) and isinstance(section, dict) else section
+            )
         file = self.folder / "spec.yaml"
         file.write_text(yaml.safe_dump(made))
         return file
@@ -60,7 +62,9 @@ class Lab:
     def begin(self, *args: str | Path) -> subprocess.Popen[str]:
         """``deliver`` with ``args``, in a session of its own."""
         command = [str(Path(sys.executable).with_name("deliver")), *map(str, args)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
 
     def deliver(self, *args: str | Path, code: int = 0) -> str:
         """What ``deliver`` said; its exit code is ``code``."""
@@ -71,7 +75,11 @@ class Lab:
 
     def there(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         """What kubectl shows of this delivery's namespace."""
-        return list(json.loads(self.node.kubectl("get", kind, "-n", self.namespace, f"--selector={selector}", "-o", "json"))["items"])
+        return list(
+            json.loads(self.node.kubectl("get", kind, "-n", self.namespace, f"--selector={selector}", "-o", "json"))[
+                "items"
+            ]
+        )
 
     @property
     def place(self) -> Place:
@@ -108,7 +116,9 @@ def controller(node: Node, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def running_lab(node: Node, folder: Path, model: Path, images: Mapping[str, str], kind: str = "deployment") -> Iterator[Lab]:
+def running_lab(
+    node: Node, folder: Path, model: Path, images: Mapping[str, str], kind: str = "deployment"
+) -> Iterator[Lab]:
     """In a namespace of its own with the pull secret ``pull``; it enforces the restricted Pod Security level, which Knative's pods would not pass."""
     level = {} if kind == "t9k" else {"pod-security.kubernetes.io/enforce": "restricted"}
     crt, key = node.authority.issue("hub", "hub.test", names=["hub.test"])

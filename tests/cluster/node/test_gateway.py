@@ -21,7 +21,10 @@ def gateway(node: Node) -> Iterator[StandIn]:
 
 
 def test_a_pod_answers_behind_a_gateway(node: Node, namespace: str, gateway: StandIn) -> None:
-    serve: dict[str, Any] = {"image": images.push_base(node.registry), "command": ["python3", "-m", "http.server", "8000", "-d", "/etc"]}
+    serve: dict[str, Any] = {
+        "image": images.push_base(node.registry),
+        "command": ["python3", "-m", "http.server", "8000", "-d", "/etc"],
+    }
     route = {
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "web", "namespace": namespace},
         "spec": {

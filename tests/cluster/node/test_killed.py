@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from delivery.spec import load_spec
+from model_delivery.spec import load_spec
 from tests.cluster.control.killed import Event, run
 from tests.cluster.node.lab import NAME, Lab, controller, running_lab
 from tests.parts.cluster import images
@@ -28,7 +28,10 @@ MOMENTS: dict[str, Event] = {
 def lab(request: pytest.FixtureRequest, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     pushed = {"runner": images.push_project(node.registry), "engine": images.push_timing_engine(node.registry)}
     folder = tmp_path_factory.mktemp(f"killed-{request.param}")
-    with controller(node, request.param), running_lab(node, folder, tiny_model(folder / "model"), pushed, request.param) as made:
+    with (
+        controller(node, request.param),
+        running_lab(node, folder, tiny_model(folder / "model"), pushed, request.param) as made,
+    ):
         yield made
 
 
@@ -51,7 +54,11 @@ def alone(lab: Lab, serving: str) -> bool:
     if lab.kind == "t9k":
         names = [entry["name"] for one in there for entry in one["spec"]["releases"]]
     else:
-        names = [one["metadata"]["name"].removeprefix(f"{NAME}-") for one in there if "ownerReferences" not in one["metadata"]]
+        names = [
+            one["metadata"]["name"].removeprefix(f"{NAME}-")
+            for one in there
+            if "ownerReferences" not in one["metadata"]
+        ]
     return names == [serving] and {
         one["metadata"]["labels"]["model-delivery/release"] for one in lab.there("pods", "model-delivery/role=release")
     } == {serving}

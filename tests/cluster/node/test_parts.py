@@ -17,7 +17,13 @@ from tests.parts.cluster.waiting import until
 HARDENED = {
     "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True,
 }  # fmt: skip
-POD_SECURITY = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 1000,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 
 def pod(namespace: str, name: str, container: dict[str, Any], **spec: Any) -> dict[str, Any]:
@@ -50,7 +56,9 @@ def python(node: Node) -> str:
 
 
 def test_a_pod_runs_and_its_log_is_read_through_the_api_server(node: Node, namespace: str, python: str) -> None:
-    node.apply(pod(namespace, "p", {"image": python, "command": ["python3", "-c", "import os; print('uid', os.getuid())"]}))
+    node.apply(
+        pod(namespace, "p", {"image": python, "command": ["python3", "-c", "import os; print('uid', os.getuid())"]})
+    )
     assert succeeded(node, namespace, "p") == "uid 1000\n"
 
 
@@ -75,7 +83,10 @@ def test_a_service_answers_by_its_name_in_a_pod_and_in_the_test(node: Node, name
     }
     serve["readinessProbe"] = {"httpGet": {"path": "/debian_version", "port": 8000}, "periodSeconds": 1}
     service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": namespace}}
-    node.apply(pod(namespace, "web", serve), service | {"spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8000}]}})
+    node.apply(
+        pod(namespace, "web", serve),
+        service | {"spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8000}]}},
+    )
     wait(node, namespace, "web", "condition=Ready")
     url = f"http://web.{namespace}.svc/debian_version"
     seen = until(lambda: answered(url), 30, f"{url} does not answer")
@@ -100,16 +111,24 @@ def test_the_project_s_image_runs_its_command_as_nobody_special(node: Node, name
     image = images.push_project(node.registry)
     security = {**POD_SECURITY, "runAsUser": 10001, "runAsGroup": 10001}
     temporary = {"volumes": [{"name": "tmp", "emptyDir": {}}], "securityContext": security}
-    main = {"image": image, "command": ["deliver", "plan", "/nowhere.yaml"], "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]}  # noqa: S108
+    main = {
+        "image": image,
+        "command": ["deliver", "plan", "/nowhere.yaml"],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+    }
     node.apply(pod(namespace, "cli", main, **temporary))
     wait(node, namespace, "cli", "jsonpath={.status.phase}=Failed", 120)
-    ended = json.loads(node.kubectl("get", "pod", "-n", namespace, "cli", "-o", "json"))["status"]["containerStatuses"][0]
+    ended = json.loads(node.kubectl("get", "pod", "-n", namespace, "cli", "-o", "json"))["status"]["containerStatuses"][
+        0
+    ]
     assert ended["state"]["terminated"]["exitCode"] == 2
     assert "/nowhere.yaml" in node.kubectl("logs", "-n", namespace, "cli")
 
 
 def pull_problem(node: Node, namespace: str, name: str) -> str:
-    found = json.loads(node.kubectl("get", "events", "-n", namespace, "--field-selector", f"involvedObject.name={name}", "-o", "json"))
+    found = json.loads(
+        node.kubectl("get", "events", "-n", namespace, "--field-selector", f"involvedObject.name={name}", "-o", "json")
+    )
     return "\n".join(one["message"] for one in found["items"] if one["reason"] == "Failed")
 
 
@@ -118,11 +137,15 @@ def test_the_registry_refuses_when_told_to_and_then_the_pod_runs(node: Node, nam
     image = images.push_new(node.registry, "new")
     with node.registry.failing(status, WWW_Authenticate='Basic realm="test"', Retry_After="1"):
         node.apply(pod(namespace, "p", {"image": image}))
-        until(lambda: f" {status} " in pull_problem(node, namespace, "p"), 60, lambda: pull_problem(node, namespace, "p"))
+        until(
+            lambda: f" {status} " in pull_problem(node, namespace, "p"), 60, lambda: pull_problem(node, namespace, "p")
+        )
     wait(node, namespace, "p", "condition=Ready", 90)
 
 
 def test_an_image_is_not_pulled_without_the_password(node: Node, namespace: str) -> None:
     image = images.push_new(node.registry, "new")
     node.apply(pod(namespace, "p", {"image": image}, imagePullSecrets=[]))
-    until(lambda: "401 Unauthorized" in pull_problem(node, namespace, "p"), 60, lambda: pull_problem(node, namespace, "p"))
+    until(
+        lambda: "401 Unauthorized" in pull_problem(node, namespace, "p"), 60, lambda: pull_problem(node, namespace, "p")
+    )

@@ -105,7 +105,9 @@ def test_a_registry_that_is_busy_is_waited_for(lab: Lab) -> None:
 
 
 def test_what_no_node_could_ever_hold(lab: Lab) -> None:
-    said, _ = refused(lab, lab.spec(lab.images["engine"], serving={"pod": PULL, "resources": {"limits": {"memory": "1Ti"}}}))
+    said, _ = refused(
+        lab, lab.spec(lab.images["engine"], serving={"pod": PULL, "resources": {"limits": {"memory": "1Ti"}}})
+    )
     assert "no node could ever hold the pod: memory: " in said
 
 
@@ -137,10 +139,18 @@ def test_a_pod_that_is_evicted_by_hand_is_replaced_and_the_delivery_goes_on(lab:
 
         def running() -> list[str]:
             pods = lab.there("pods", "model-delivery/role=release")
-            return [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running" and p["metadata"]["name"] not in old]
+            return [
+                p["metadata"]["name"]
+                for p in pods
+                if p["status"]["phase"] == "Running" and p["metadata"]["name"] not in old
+            ]
 
         (name,) = until(running, 120, "the pod does not start")
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": lab.namespace}}
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name, "namespace": lab.namespace},
+        }
         path = f"/api/v1/namespaces/{lab.namespace}/pods/{name}/eviction"
         lab.node.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
         said, _ = run.communicate()
@@ -150,7 +160,8 @@ def test_a_pod_that_is_evicted_by_hand_is_replaced_and_the_delivery_goes_on(lab:
 
 def test_a_pod_that_is_slow_but_well(lab: Lab) -> None:
     file = lab.spec(
-        lab.images["engine"], serving={"pod": PULL, "args": ["--label", "slow", "--start-delay", "25"], "startup_timeout": "60s"}
+        lab.images["engine"],
+        serving={"pod": PULL, "args": ["--label", "slow", "--start-delay", "25"], "startup_timeout": "60s"},
     )
     said = lab.deliver("up", file)
     assert f"{NAME}: promoted" in said
@@ -182,6 +193,8 @@ def test_a_claim_that_cannot_be_bound(node: Node, tmp_path: Path, lab: Lab) -> N
         }
     )  # fmt: skip
     storage: dict[str, Any] = {"claim": "never", "size": "1Gi", "storage_class": "nobody"}
-    said, _ = refused(lab, lab.spec(lab.images["engine"], storage=storage, serving={"pod": PULL, "startup_timeout": "20s"}))
+    said, _ = refused(
+        lab, lab.spec(lab.images["engine"], storage=storage, serving={"pod": PULL, "startup_timeout": "20s"})
+    )
     assert "is not ready after 20 s" in said
     assert "the claim never is not bound yet" in said

@@ -33,7 +33,9 @@ def spec(lab: Lab, length: int = 1024, *args: str, expect: str = "Paris", **roll
         "startup_timeout": "10m",
         "pod": PULL | {"shm": "512Mi"},
     }
-    return lab.spec(lab.images["engine"], serving=serving, gates={"smoke": smoke, "throughput": throughput}, rollout=rollout)
+    return lab.spec(
+        lab.images["engine"], serving=serving, gates={"smoke": smoke, "throughput": throughput}, rollout=rollout
+    )
 
 
 def ask(lab: Lab, path: str, **body: Any) -> Any:

@@ -39,7 +39,11 @@ def dark_url(lab: Lab) -> str | None:
     """Where the release that has no traffic is, once its own object says so."""
     if lab.kind == "t9k":
         (found,) = lab.there("mlservices")
-        dark = [one for one in found.get("status", {}).get("releases", ()) if one["name"] != found["spec"]["default"] and one.get("ready")]
+        dark = [
+            one
+            for one in found.get("status", {}).get("releases", ())
+            if one["name"] != found["spec"]["default"] and one.get("ready")
+        ]
         return dark[0]["url"] if dark else None
     serving = f"{NAME}-{lab.record.serving}"
     names = [one["metadata"]["name"] for one in lab.there("inferenceservices") if one["metadata"]["name"] != serving]
@@ -121,9 +125,18 @@ def by_hand(lab: Lab) -> str:
     }
     pod |= {"volumes": [{"name": "models", "persistentVolumeClaim": {"claimName": claim}}]}
     apply(lab, {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "notebook"}, "spec": pod})
-    lab.node.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/notebook", "-n", lab.namespace, "--timeout=120s")
+    lab.node.kubectl(
+        "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/notebook", "-n", lab.namespace, "--timeout=120s"
+    )
     path = "{{.MODEL_PATH}}" if lab.kind == "t9k" else "/mnt/models"
-    args = [f"--model={path}", f"--served-model-name={NAME}", "--max-model-len=512", "--dtype=bfloat16", "--enforce-eager", "--port=8000"]
+    args = [
+        f"--model={path}",
+        f"--served-model-name={NAME}",
+        "--max-model-len=512",
+        "--dtype=bfloat16",
+        "--enforce-eager",
+        "--port=8000",
+    ]
     engine: dict[str, Any] = {
         "name": "user-container" if lab.kind == "t9k" else "kserve-container",
         "image": lab.images["engine"],
@@ -138,16 +151,29 @@ def by_hand(lab: Lab) -> str:
         api = "tensorstack.dev/v1beta1"
         template = {"spec": {"containers": [engine], "volumes": volumes, "imagePullSecrets": [{"name": "pull"}]}}
         model = {"runtime": "vllm-openai", "parameters": {"MODEL_PATH": "/var/lib/t9k/model"}}
-        predictor: dict[str, Any] = {"minReplicas": 1, "model": model, "storage": {"pvc": {"name": claim, "subPath": folder}}}
+        predictor: dict[str, Any] = {
+            "minReplicas": 1,
+            "model": model,
+            "storage": {"pvc": {"name": claim, "subPath": folder}},
+        }
         release = {"default": "v1", "releases": [{"name": "v1", "predictor": predictor}]}
-        runtime: dict[str, Any] = {"apiVersion": api, "kind": "MLServiceRuntime", "spec": {"enabled": True, "template": template}}
+        runtime: dict[str, Any] = {
+            "apiVersion": api,
+            "kind": "MLServiceRuntime",
+            "spec": {"enabled": True, "template": template},
+        }
         service: dict[str, Any] = {"apiVersion": api, "kind": "MLService", "metadata": {"name": NAME}, "spec": release}
     else:
         offers = {"supportedModelFormats": [{"name": "vLLM"}], "containers": [engine], "volumes": volumes}
         runtime = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "spec": offers}
         model = {"modelFormat": {"name": "vLLM"}, "runtime": "vllm-openai", "storageUri": f"pvc://{claim}/{folder}"}
         model |= {"resources": {"limits": {"memory": "6Gi"}, "requests": {"memory": "6Gi"}}}
-        predictor = {"model": model, "securityContext": user, "imagePullSecrets": [{"name": "pull"}], "enableServiceLinks": False}
+        predictor = {
+            "model": model,
+            "securityContext": user,
+            "imagePullSecrets": [{"name": "pull"}],
+            "enableServiceLinks": False,
+        }
         meta = {"name": "by-hand", "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"}}
         service = {
             "apiVersion": "serving.kserve.io/v1beta1",
@@ -170,7 +196,10 @@ def test_an_engine_made_by_hand_comes_under_the_spec_without_a_restart(lab: Lab)
     label = {"t9k": "mlservice.tensorstack.dev/service", "kserve": "serving.kserve.io/inferenceservice"}[lab.kind]
     lab.node.kubectl("wait", "--for=create", "pod", "-l", label, "-n", lab.namespace, "--timeout=60s")
     lab.node.kubectl("wait", "--for=condition=Ready", "pod", "-l", label, "-n", lab.namespace, "--timeout=300s")
-    before = [(one["metadata"]["uid"], one["status"]["containerStatuses"][0]["restartCount"]) for one in lab.there("pods", label)]
+    before = [
+        (one["metadata"]["uid"], one["status"]["containerStatuses"][0]["restartCount"])
+        for one in lab.there("pods", label)
+    ]
     said = lab.deliver("adopt", spec(lab), "--from", named, "--yes")
     assert f"{NAME}: adopted" in said
     assert length_at(lab.url) == 512
@@ -179,6 +208,9 @@ def test_an_engine_made_by_hand_comes_under_the_spec_without_a_restart(lab: Lab)
     status = lab.deliver("status", NAME, "--namespace", lab.namespace)
     assert ": up at" in status
     assert "unverified" not in status
-    assert [(one["metadata"]["uid"], one["status"]["containerStatuses"][0]["restartCount"]) for one in lab.there("pods", label)] == before
+    assert [
+        (one["metadata"]["uid"], one["status"]["containerStatuses"][0]["restartCount"])
+        for one in lab.there("pods", label)
+    ] == before
     lab.deliver("down", NAME, "--namespace", lab.namespace)
     until(lambda: not lab.there("pods", label), 90, "its pod stays")

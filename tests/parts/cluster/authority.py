@@ -35,12 +35,16 @@ class Authority:
             data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
         )  # fmt: skip
         ca = _certificate(self._name, self._key.public_key()).issuer_name(self._name)
-        ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).add_extension(usage, critical=True)
+        ca = ca.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).add_extension(
+            usage, critical=True
+        )
         self.ca.write_bytes(ca.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
         _write_key(folder / "ca.key", self._key)
         self._accounts = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         _write_key(folder / "sa.key", self._accounts)
-        (folder / "sa.pub").write_bytes(self._accounts.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        (folder / "sa.pub").write_bytes(
+            self._accounts.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        )
 
     @property
     def bundle(self) -> str:
@@ -51,7 +55,9 @@ class Authority:
         """A certificate for a client and, where it has ``names`` (DNS or IP), for a server; returns its file and its key's."""
         key = ec.generate_private_key(ec.SECP256R1())
         made = _certificate(_name(user, groups), key.public_key()).issuer_name(self._name)
-        made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        made = made.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+        )
         if names:
             made = made.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         crt = self.folder / f"{file}.crt"

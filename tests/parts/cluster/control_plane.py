@@ -30,10 +30,17 @@ SOURCES = Path(__file__).parent
 
 def kube() -> Path:
     """The program that is etcd, the control plane, the kubelet, kube-proxy and kubectl."""
-    found = re.search(r"^(?:require )?\s*k8s\.io/kubernetes v(1\.(\d+)\.\d+)$", (SOURCES / "kube" / "go.mod").read_text(), re.MULTILINE)
+    found = re.search(
+        r"^(?:require )?\s*k8s\.io/kubernetes v(1\.(\d+)\.\d+)$",
+        (SOURCES / "kube" / "go.mod").read_text(),
+        re.MULTILINE,
+    )
     assert found
     version = "k8s.io/component-base/version"
-    return build(SOURCES / "kube", {f"{version}.gitVersion": f"v{found[1]}", f"{version}.gitMajor": "1", f"{version}.gitMinor": found[2]})
+    return build(
+        SOURCES / "kube",
+        {f"{version}.gitVersion": f"v{found[1]}", f"{version}.gitMajor": "1", f"{version}.gitMinor": found[2]},
+    )
 
 
 @dataclass
@@ -57,7 +64,13 @@ class Cluster:
         self.url = f"https://{self.address}:{self.port}"
         self.subnet = f"10.{self.port >> 8}.{self.port & 255}"
         self.services = self.services or f"{self.subnet}.128/25"
-        names = ["localhost", "kubernetes.default.svc", "127.0.0.1", self.address, str(next(ip_network(self.services).hosts()))]
+        names = [
+            "localhost",
+            "kubernetes.default.svc",
+            "127.0.0.1",
+            self.address,
+            str(next(ip_network(self.services).hosts())),
+        ]
         self.authority.issue("apiserver", "kube-apiserver", names=list(dict.fromkeys(names)))
         self.kubeconfig = self.kubeconfig_of("admin", groups=["system:masters"])
         admin = self.authority.folder / "admin.crt"
@@ -66,7 +79,13 @@ class Cluster:
         self.client = httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=30)
 
     def kubeconfig_of(
-        self, name: str, *, user: str | None = None, groups: Sequence[str] = (), token: str | None = None, namespace: str = "default"
+        self,
+        name: str,
+        *,
+        user: str | None = None,
+        groups: Sequence[str] = (),
+        token: str | None = None,
+        namespace: str = "default",
     ) -> Path:
         """The file of a user (default: called ``name``) who shows a certificate with these groups, or a token."""
         if token is None:
@@ -83,7 +102,12 @@ class Cluster:
                     "apiVersion": "v1",
                     "kind": "Config",
                     "current-context": "test",
-                    "clusters": [{"name": "test", "cluster": {"server": self.url, "certificate-authority": str(self.authority.ca)}}],
+                    "clusters": [
+                        {
+                            "name": "test",
+                            "cluster": {"server": self.url, "certificate-authority": str(self.authority.ca)},
+                        }
+                    ],
                     "users": [{"name": name, "user": shown}],
                     "contexts": [{"name": "test", "context": context}],
                 }
@@ -95,12 +119,18 @@ class Cluster:
         """A token of a service account that the API server refuses after ``seconds`` (at most 10 s later)."""
         found = self.client.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").raise_for_status().json()
         owner = {"namespace": namespace, "serviceaccount": {"name": account, "uid": found["metadata"]["uid"]}}
-        return self.authority.token({"sub": f"system:serviceaccount:{namespace}:{account}", "kubernetes.io": owner}, seconds)
+        return self.authority.token(
+            {"sub": f"system:serviceaccount:{namespace}:{account}", "kubernetes.io": owner}, seconds
+        )
 
     def kubectl(self, *args: str, input: str | None = None) -> str:  # noqa: A002
         """What it printed; RuntimeError with what it said when it failed."""
         ended = subprocess.run(
-            [self.binary, "kubectl", "--kubeconfig", self.kubeconfig, *args], input=input, capture_output=True, text=True, check=False
+            [self.binary, "kubectl", "--kubeconfig", self.kubeconfig, *args],
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if ended.returncode:
             raise RuntimeError(f"kubectl {' '.join(args)}: {ended.stderr}")
@@ -121,8 +151,14 @@ class Cluster:
         """A fresh one, with its ``default`` service account; deleted at the end (not waited for)."""
         name = f"t-{secrets.token_hex(4)}"
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-        needed = [f"/api/v1/namespaces/{name}/{one}" for one in ("serviceaccounts/default", "configmaps/kube-root-ca.crt")]
-        until(lambda: all(self.client.get(path).is_success for path in needed), 60, f"namespace {name} got no service account")
+        needed = [
+            f"/api/v1/namespaces/{name}/{one}" for one in ("serviceaccounts/default", "configmaps/kube-root-ca.crt")
+        ]
+        until(
+            lambda: all(self.client.get(path).is_success for path in needed),
+            60,
+            f"namespace {name} got no service account",
+        )
         try:
             yield name
         finally:
@@ -173,4 +209,6 @@ class Cluster:
              f"--root-ca-file={pki}/ca.crt", f"--cluster-signing-cert-file={pki}/ca.crt",
              f"--cluster-signing-key-file={pki}/ca.key", "--enable-hostpath-provisioner", *self.extra.get("kube-controller-manager", ())],
         )  # fmt: skip
-        self.programs.start("kube-scheduler", [self.binary, "kube-scheduler", *common, *self.extra.get("kube-scheduler", ())])
+        self.programs.start(
+            "kube-scheduler", [self.binary, "kube-scheduler", *common, *self.extra.get("kube-scheduler", ())]
+        )

@@ -63,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(fault)
             return
         headers = {name: self.headers[name] for name in ("Accept", "Content-Type") if name in self.headers}
-        with self.api.cluster.client.stream(self.command, self.path, content=body, headers=headers, timeout=None) as answer:
+        with self.api.cluster.client.stream(
+            self.command, self.path, content=body, headers=headers, timeout=None
+        ) as answer:
             if fault is not None and fault.status:
                 answer.read()
                 self._refuse(fault)
@@ -85,10 +87,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"0\r\n\r\n")
 
     def _refuse(self, fault: Fault) -> None:
-        said = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": fault.status, "message": "a fault of the test's"}
+        said = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "code": fault.status,
+            "message": "a fault of the test's",
+        }
         body = json.dumps(said).encode()
         self.send_response(fault.status)
-        for name, value in {"Retry-After": fault.retry_after, "Content-Length": len(body), "Content-Type": "application/json"}.items():
+        for name, value in {
+            "Retry-After": fault.retry_after,
+            "Content-Length": len(body),
+            "Content-Type": "application/json",
+        }.items():
             if value is not None:
                 self.send_header(name, str(value))
         self.end_headers()

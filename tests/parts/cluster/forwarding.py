@@ -38,13 +38,17 @@ class Forwarding:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
     async def _run(self) -> None:
         while not self._stop.is_set():
-            with suppress(httpx.HTTPError):  # the API server is down for a test; what is programmed stays, as with the real one
+            with suppress(
+                httpx.HTTPError
+            ):  # the API server is down for a test; what is programmed stays, as with the real one
                 self._backends = await asyncio.to_thread(self._wanted)
             for front in self._backends.keys() - self._servers.keys():
                 try:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from delivery.engines import environment_folder, load_engine, make_environment
+from model_delivery.places.host.engines import environment_folder, load_engine, make_environment
 from tests.parts import timing_engine
 from tests.parts.cluster.registry import LAYER, Descriptor, Registry
 from tests.parts.golang import build, cache
@@ -40,10 +40,9 @@ SHIPPED = (
     "pyproject.toml",
     "uv.lock",
     "README.md",
-    "cli",
+    "model_delivery",
     "flows",
     "tasks",
-    "delivery",
     "loadtests",
     "engines",
     "manifests",
@@ -59,7 +58,17 @@ def base() -> Path:
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
             tree, tar = Path(scratch) / "tree", Path(scratch) / "tar"
             _run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", tree)
-            _run("tar", *(f"--exclude={one}" for one in UNWANTED), "--sort=name", "--numeric-owner", "-C", tree, "-cf", tar, ".")
+            _run(
+                "tar",
+                *(f"--exclude={one}" for one in UNWANTED),
+                "--sort=name",
+                "--numeric-owner",
+                "-C",
+                tree,
+                "-cf",
+                tar,
+                ".",
+            )
             tar.replace(made)
     return made
 
@@ -71,8 +80,12 @@ def project() -> Path:
         shutil.rmtree(made.parent, ignore_errors=True)  # what older sources were built into
         made.parent.mkdir(parents=True)
         parent = f"localhost/{base().stem}"
-        if subprocess.run([*_buildah(), "inspect", "--type=image", parent], capture_output=True, check=False).returncode:
-            container = subprocess.run([*_buildah(), "from", "scratch"], check=True, capture_output=True, text=True).stdout.strip()
+        if subprocess.run(
+            [*_buildah(), "inspect", "--type=image", parent], capture_output=True, check=False
+        ).returncode:
+            container = subprocess.run(
+                [*_buildah(), "from", "scratch"], check=True, capture_output=True, text=True
+            ).stdout.strip()
             _run(*_buildah(), "add", "--quiet", container, base(), "/")
             _run(*_buildah(), "config", "--env", PATH, container)
             _run(*_buildah(), "commit", "--quiet", "--rm", container, parent)
@@ -83,7 +96,15 @@ def project() -> Path:
                 "--tag=localhost/model-delivery", ROOT,
             )  # fmt: skip
             layout = Path(scratch) / "layout"
-            _run(*_buildah(), "push", "--quiet", "--disable-compression", "--format=oci", "localhost/model-delivery", f"oci:{layout}")
+            _run(
+                *_buildah(),
+                "push",
+                "--quiet",
+                "--disable-compression",
+                "--format=oci",
+                "localhost/model-delivery",
+                f"oci:{layout}",
+            )
             layout.replace(made)
     return made
 
@@ -124,7 +145,10 @@ def push_pause(registry: Registry) -> str:
 def push_new(registry: Registry, repository: str, tag: str = "1") -> str:
     """An image that nobody has pulled: ``pause`` with a new content."""
     program = build(PARTS / "pause")
-    layers = [_program(registry, repository, program), registry.push_blob(repository, [_tar({"new": secrets.token_bytes()})], LAYER)]
+    layers = [
+        _program(registry, repository, program),
+        registry.push_blob(repository, [_tar({"new": secrets.token_bytes()})], LAYER),
+    ]
     return registry.push(repository, tag, layers, {"Entrypoint": ["/pause"]})
 
 
@@ -133,7 +157,9 @@ def push_timing_engine(registry: Registry, *, new: bool = False) -> str:
     program = timing_engine.build()
     layers = [_program(registry, "timing", program)]
     layers += [registry.push_blob("timing", [_tar({"new": secrets.token_bytes()})], LAYER)] if new else []
-    return registry.push("timing", "new" if new else "1", layers, {"Entrypoint": [f"/{program.name}", "--host", "0.0.0.0"]})
+    return registry.push(
+        "timing", "new" if new else "1", layers, {"Entrypoint": [f"/{program.name}", "--host", "0.0.0.0"]}
+    )
 
 
 def push_script(registry: Registry, repository: str, code: str) -> str:
@@ -145,7 +171,9 @@ def push_script(registry: Registry, repository: str, code: str) -> str:
 def push_base(registry: Registry) -> str:
     """Debian with Python: ``python3`` is there, nothing else is."""
     tag = base().stem
-    return registry.find("base", tag) or registry.push("base", tag, [_base_layer(registry, "base")], {"Env": [PATH], "Cmd": ["python3"]})
+    return registry.find("base", tag) or registry.push(
+        "base", tag, [_base_layer(registry, "base")], {"Env": [PATH], "Cmd": ["python3"]}
+    )
 
 
 def push_project(registry: Registry) -> str:

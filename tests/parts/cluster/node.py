@@ -105,7 +105,9 @@ class Node(Cluster):
         )
         (folder / "containerd.toml").write_text(containerd(folder, root))
         self._run_containerd()
-        if left := self.ctr("containers", "list", "--quiet").split():  # of the node before; containerd knows them from its start
+        if left := self.ctr(
+            "containers", "list", "--quiet"
+        ).split():  # of the node before; containerd knows them from its start
             self.ctr("containers", "delete", *left)
             self.programs.stop("containerd")
             self._run_containerd()
@@ -166,8 +168,16 @@ def run(*command: str | Path) -> None:
 
 def network(folder: Path) -> dict[str, object]:
     """ptp, not bridge: every pod is routed, so that Services work between pods of one node without bridge netfilter."""
-    ipam = {"type": "host-local", "dataDir": str(folder / "cni" / "data"), "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}]}
-    plugins = [{"type": "ptp", "ipMasq": True, "ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(folder / "cni" / "data"),
+        "ranges": [[{"subnet": PODS}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    plugins = [
+        {"type": "ptp", "ipMasq": True, "ipam": ipam},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ]
     return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
 
 
@@ -217,7 +227,9 @@ PAUSE = f"{REGISTRY}/pause:1"
 def running_node(folder: Path) -> Iterator[Node]:
     """A fresh cluster whose one node is Ready, for the length of the block; its logs stay in ``folder/log``."""
     if not is_sealed() or (why := missing()):
-        raise RuntimeError(f"a node runs as root within tests.parts.cluster.sealed ({why if is_sealed() else 'not sealed'})")
+        raise RuntimeError(
+            f"a node runs as root within tests.parts.cluster.sealed ({why if is_sealed() else 'not sealed'})"
+        )
     cache().mkdir(parents=True, exist_ok=True)
     with (cache() / "node.lock").open("w") as alone:
         fcntl.flock(alone, fcntl.LOCK_EX)

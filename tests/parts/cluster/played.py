@@ -52,7 +52,9 @@ class Player(threading.Thread):
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()
-        self.failed_at: dict[str, float] = {}  # by container: when it first ended, or could not start (seconds since the epoch)
+        self.failed_at: dict[
+            str, float
+        ] = {}  # by container: when it first ended, or could not start (seconds since the epoch)
         self._said: Any = None
         self.began = now()
 
@@ -101,7 +103,11 @@ class Player(threading.Thread):
                 self.tell("Succeeded" if all(self.code(name) == 0 for name in specs) else "Failed", surely=True)
                 return
             self.probe(specs)
-            self.tell("Running" if any("waiting" not in state or self.tries[name] for name, state in self.states.items()) else "Pending")
+            self.tell(
+                "Running"
+                if any("waiting" not in state or self.tries[name] for name, state in self.states.items())
+                else "Pending"
+            )
             self.deleted.wait(PERIOD)
 
     def to_its_end(self, spec: Object) -> bool:
@@ -124,9 +130,15 @@ class Player(threading.Thread):
         entrypoint = self.node.entrypoints.get(image)
         if entrypoint is None:
             reason = "ImagePullBackOff" if name in self.states else "ErrImagePull"
-            return self.wait(name, reason, f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": not found')
+            return self.wait(
+                name,
+                reason,
+                f'failed to pull and unpack image "{image}": failed to resolve reference "{image}": not found',
+            )
         try:
-            made = Container(IDLE, {}) if entrypoint == IDLE else self.scene.container(spec, tuple(map(str, entrypoint)))
+            made = (
+                Container(IDLE, {}) if entrypoint == IDLE else self.scene.container(spec, tuple(map(str, entrypoint)))
+            )
         except httpx.TransportError as error:
             return self.wait(name, "CreateContainerConfigError", str(error))
         if made.waiting:
@@ -150,7 +162,13 @@ class Player(threading.Thread):
             words = ["setpriv", "--pdeathsig", "KILL", *made.command]
             try:
                 return subprocess.Popen(
-                    words, env=dict(made.environ), cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                    words,
+                    env=dict(made.environ),
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise RuntimeError(f"{shlex.join(words)}: {error}") from error
@@ -168,7 +186,9 @@ class Player(threading.Thread):
         began = self.states[name]["running"]["startedAt"]
         number = 128 - code if code < 0 else code
         reason = "Error" if number else "Completed"
-        self.states[name] = {"terminated": {"exitCode": number, "reason": reason, "startedAt": began, "finishedAt": now()}}
+        self.states[name] = {
+            "terminated": {"exitCode": number, "reason": reason, "startedAt": began, "finishedAt": now()}
+        }
         return True
 
     def code(self, name: str) -> int | None:
@@ -200,7 +220,9 @@ class Player(threading.Thread):
                 there.settimeout(1)
                 return there.connect_ex((loopback(self.address), port)) == 0
         try:
-            answer = httpx.get(f"http://{loopback(self.address)}:{port}{asked.get('path', '/')}", trust_env=False, timeout=1)
+            answer = httpx.get(
+                f"http://{loopback(self.address)}:{port}{asked.get('path', '/')}", trust_env=False, timeout=1
+            )
         except httpx.TransportError:
             return False
         return answer.status_code < 400
@@ -276,10 +298,18 @@ class PlayedNode:
         self.players: dict[str, Player] = {}
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._watch, daemon=True)
-        self._allocatable, self._labels = {"cpu": "8", "memory": "16Gi", "pods": "110", "ephemeral-storage": "50Gi", **allocatable}, labels
+        self._allocatable, self._labels = (
+            {"cpu": "8", "memory": "16Gi", "pods": "110", "ephemeral-storage": "50Gi", **allocatable},
+            labels,
+        )
 
     def register(self, port: int) -> None:
-        labels = {"kubernetes.io/hostname": self.name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", **self._labels}
+        labels = {
+            "kubernetes.io/hostname": self.name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": "amd64",
+            **self._labels,
+        }
         status = {
             "capacity": self._allocatable, "allocatable": self._allocatable, "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
             "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
@@ -288,7 +318,9 @@ class PlayedNode:
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name, "labels": labels}}
         self.cluster.apply(node)
         answer = self.cluster.client.patch(
-            f"/api/v1/nodes/{self.name}/status", json={"status": status}, headers={"Content-Type": "application/merge-patch+json"}
+            f"/api/v1/nodes/{self.name}/status",
+            json={"status": status},
+            headers={"Content-Type": "application/merge-patch+json"},
         )
         answer.raise_for_status()
 
@@ -340,7 +372,10 @@ class PlayedNode:
 
 @contextmanager
 def played_node(
-    cluster: Cluster, name: str = "node0", allocatable: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
+    cluster: Cluster,
+    name: str = "node0",
+    allocatable: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Iterator[PlayedNode]:
     """A node that takes pods, for the length of the block; what runs there at its end is killed."""
     node = PlayedNode(cluster, name, allocatable or {}, labels or {})

@@ -59,17 +59,24 @@ class Scene:
         try:
             environ = self._environ(spec)
             mounts = {
-                one["mountPath"].rstrip("/"): self._volume(one["name"]) / one.get("subPath", "") for one in spec.get("volumeMounts", ())
+                one["mountPath"].rstrip("/"): self._volume(one["name"]) / one.get("subPath", "")
+                for one in spec.get("volumeMounts", ())
             }
         except LookupError as missing:
             return Container((), {}, ("CreateContainerConfigError", str(missing.args[0])))
         expanded = [_expand(word, environ) for word in (*spec.get("command", ()), *spec.get("args", ()))]
         everywhere = (word.replace("0.0.0.0", self.address) for word in entrypoint)
-        image = () if spec.get("command") else tuple(everywhere)  # the image's own words name this machine's files already
+        image = (
+            () if spec.get("command") else tuple(everywhere)
+        )  # the image's own words name this machine's files already
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-        kept["PATH"] = f"{Path(sys.executable).parent}:{kept.get('PATH', os.defpath)}"  # ``python`` has the project, as in its image
+        kept["PATH"] = (
+            f"{Path(sys.executable).parent}:{kept.get('PATH', os.defpath)}"  # ``python`` has the project, as in its image
+        )
         place = self._placer(mounts)
-        return Container((*image, *map(place, expanded)), kept | {name: place(value) for name, value in environ.items()})
+        return Container(
+            (*image, *map(place, expanded)), kept | {name: place(value) for name, value in environ.items()}
+        )
 
     def _placer(self, mounts: Mapping[str, Path]) -> Callable[[str], str]:
         """Rewrites text; the mounted files' own text is rewritten here too."""
@@ -79,13 +86,19 @@ class Scene:
                 text = re.sub(rf"\b{re.escape(name)}(\.cluster\.local)?\b", address, text)
             for path, real in sorted(mounts.items(), reverse=True):
                 text = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=/|$|[\s\"',:;])", str(real), text)
-            text = re.sub(rf"(?<![\w.]){re.escape(self.cluster.subnet)}\.\d+(?=[:/\s\"']|$)", lambda found: loopback(found[0]), text)
+            text = re.sub(
+                rf"(?<![\w.]){re.escape(self.cluster.subnet)}\.\d+(?=[:/\s\"']|$)",
+                lambda found: loopback(found[0]),
+                text,
+            )
             return text.replace("0.0.0.0", self.address)
 
         for name, folder in self._mounted.items():
             if self._source(name).keys() & {"configMap", "secret", "projected"}:
                 for file in folder.rglob("*"):
-                    if file.is_file() and (text := file.read_text()) != place(text):  # a container that runs already may be reading it
+                    if file.is_file() and (text := file.read_text()) != place(
+                        text
+                    ):  # a container that runs already may be reading it
                         file.write_text(place(text))
         return place
 
@@ -101,7 +114,11 @@ class Scene:
     def _mount(self, volume: Object, folder: Path) -> Path:
         if claim := volume.get("persistentVolumeClaim"):
             bound = self._read("persistentvolumeclaims", claim["claimName"])
-            found = self.cluster.client.get(f"/api/v1/persistentvolumes/{bound['spec']['volumeName']}").raise_for_status().json()
+            found = (
+                self.cluster.client.get(f"/api/v1/persistentvolumes/{bound['spec']['volumeName']}")
+                .raise_for_status()
+                .json()
+            )
             real = folder_of(found)
             real.mkdir(parents=True, exist_ok=True)
             return real
@@ -142,7 +159,11 @@ class Scene:
     def _environ(self, spec: Object) -> dict[str, str]:
         made: dict[str, str] = {}
         for one in spec.get("envFrom", ()):
-            given = self.config(one["configMapRef"]["name"]) if "configMapRef" in one else self.secret(one["secretRef"]["name"])
+            given = (
+                self.config(one["configMapRef"]["name"])
+                if "configMapRef" in one
+                else self.secret(one["secretRef"]["name"])
+            )
             made.update({one.get("prefix", "") + key: value.decode() for key, value in given.items()})
         for one in spec.get("env", ()):
             value = self._value(one)
@@ -163,7 +184,9 @@ class Scene:
         try:
             data = (self.secret if kind == "secretKeyRef" else self.config)(key["name"])
             if key["key"] not in data:
-                raise LookupError(f"couldn't find key {key['key']} in {kind.removesuffix('KeyRef')} {self.namespace}/{key['name']}")
+                raise LookupError(
+                    f"couldn't find key {key['key']} in {kind.removesuffix('KeyRef')} {self.namespace}/{key['name']}"
+                )
         except LookupError:
             if key.get("optional"):
                 return None

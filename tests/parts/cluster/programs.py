@@ -45,7 +45,11 @@ class Programs:
     def wait_for(self, name: str, answers: Callable[[], bool], timeout: float = 60.0) -> None:
         """Return when ``answers``; RuntimeError with the end of the program's log when it ended, or after ``timeout`` seconds."""
         process = self._running[name]
-        until(lambda: answers() or process.poll() is not None, timeout, lambda: f"{name} does not answer:\n{self.tail(name)}")
+        until(
+            lambda: answers() or process.poll() is not None,
+            timeout,
+            lambda: f"{name} does not answer:\n{self.tail(name)}",
+        )
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with {process.poll()}:\n{self.tail(name)}")
 

@@ -48,25 +48,35 @@ class Provisioner:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD):
-            with suppress(httpx.HTTPError):  # the API server is down for a test, or another was first: seen again in the next round
+            with suppress(
+                httpx.HTTPError
+            ):  # the API server is down for a test, or another was first: seen again in the next round
                 self._serve()
 
     def _serve(self) -> None:
         ours = {
-            one["metadata"]["name"] for one in self._cluster.listed("/apis/storage.k8s.io/v1/storageclasses") if one["provisioner"] == NAME
+            one["metadata"]["name"]
+            for one in self._cluster.listed("/apis/storage.k8s.io/v1/storageclasses")
+            if one["provisioner"] == NAME
         }
         volumes = {one["metadata"]["name"]: one for one in self._cluster.listed("/api/v1/persistentvolumes")}
         for claim in self._cluster.listed("/api/v1/persistentvolumeclaims"):
             if claim["spec"].get("storageClassName") not in ours:
                 continue
             bound = volumes.get(claim["spec"].get("volumeName", ""))
-            if bound is None and claim["metadata"].get("annotations", {}).get(CHOSEN) and f"pvc-{claim['metadata']['uid']}" not in volumes:
+            if (
+                bound is None
+                and claim["metadata"].get("annotations", {}).get(CHOSEN)
+                and f"pvc-{claim['metadata']['uid']}" not in volumes
+            ):
                 self._make(claim)
             elif bound is not None and claim["status"].get("phase") == "Bound":
                 self._grow(claim)

@@ -53,7 +53,9 @@ class Registry:
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", auth=(USER, PASSWORD), trust_env=False, timeout=600)
+        self._client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", auth=(USER, PASSWORD), trust_env=False, timeout=600
+        )
 
     @property
     def dockerconfig(self) -> str:
@@ -64,7 +66,13 @@ class Registry:
     def pull_secret(self, namespace: str, name: str = "pull") -> dict[str, Any]:
         data = {".dockerconfigjson": self.dockerconfig}
         meta = {"name": name, "namespace": namespace}
-        return {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson", "metadata": meta, "stringData": data}
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "kubernetes.io/dockerconfigjson",
+            "metadata": meta,
+            "stringData": data,
+        }
 
     @contextmanager
     def failing(self, status: int, path: str = "/manifests/", **headers: str) -> Iterator[Fault]:
@@ -121,7 +129,9 @@ class Registry:
         rootfs = {"type": "layers", "diff_ids": [one["digest"] for one in layers]}
         whole = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}
         described = self.push_blob(repository, [json.dumps(whole).encode()], CONFIG)
-        return self.push_manifest(repository, tag, {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": layers})
+        return self.push_manifest(
+            repository, tag, {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": layers}
+        )
 
     def push_manifest(self, repository: str, tag: str, manifest: Mapping[str, Any] | bytes) -> str:
         body = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from delivery.places.router import caddy
+from model_delivery.places.host.router import caddy
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.golang import module
 
@@ -93,7 +93,10 @@ class StandIn:
             for one in self._cluster.listed(f"{API}/gateways")
             if one["spec"]["gatewayClassName"] == CLASS
         }
-        services = {(one["metadata"]["namespace"], one["metadata"]["name"]): one for one in self._cluster.listed("/api/v1/services")}
+        services = {
+            (one["metadata"]["namespace"], one["metadata"]["name"]): one
+            for one in self._cluster.listed("/api/v1/services")
+        }
         routes = {}
         for route in self._cluster.listed(f"{API}/httproutes"):
             parents = [parent for parent in route["spec"].get("parentRefs", ()) if parent_of(route, parent) in gateways]
@@ -149,10 +152,20 @@ class StandIn:
 
     def _tell_route(self, route: Object, parents: Sequence[Object], found: bool) -> None:
         seen = route["metadata"]["generation"]
-        resolved = ("True", "ResolvedRefs", "") if found else ("False", "BackendNotFound", "a backend's Service does not exist")
+        resolved = (
+            ("True", "ResolvedRefs", "")
+            if found
+            else ("False", "BackendNotFound", "a backend's Service does not exist")
+        )
         conditions = [condition("Accepted", "True", "Accepted", "", seen), condition("ResolvedRefs", *resolved, seen)]
-        status = {"parents": [{"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions} for parent in parents]}
-        self._tell(f"{API}/namespaces/{route['metadata']['namespace']}/httproutes/{route['metadata']['name']}", route, status)
+        status = {
+            "parents": [
+                {"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions} for parent in parents
+            ]
+        }
+        self._tell(
+            f"{API}/namespaces/{route['metadata']['namespace']}/httproutes/{route['metadata']['name']}", route, status
+        )
 
     def _tell_gateway(self, gateway: Object) -> None:
         seen = gateway["metadata"]["generation"]
@@ -160,7 +173,11 @@ class StandIn:
             "addresses": [{"type": "IPAddress", "value": self.address}],
             "conditions": [condition(kind, "True", kind, "", seen) for kind in ("Accepted", "Programmed")],
         }
-        self._tell(f"{API}/namespaces/{gateway['metadata']['namespace']}/gateways/{gateway['metadata']['name']}", gateway, status)
+        self._tell(
+            f"{API}/namespaces/{gateway['metadata']['namespace']}/gateways/{gateway['metadata']['name']}",
+            gateway,
+            status,
+        )
 
     def _tell(self, path: str, one: Object, status: dict[str, Any]) -> None:
         if bare(one.get("status", {})) | bare(status) != bare(one.get("status", {})):
@@ -173,7 +190,14 @@ def parent_of(route: Object, parent: Object) -> tuple[str, str]:
 
 def condition(kind: str, status: str, reason: str, message: str, seen: int) -> dict[str, Any]:
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"type": kind, "status": status, "reason": reason, "message": message, "observedGeneration": seen, "lastTransitionTime": stamp}
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "observedGeneration": seen,
+        "lastTransitionTime": stamp,
+    }
 
 
 def bare(status: Any) -> Any:
@@ -191,7 +215,12 @@ def install(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
     meta = {"name": CLASS}
     cluster.apply(
-        {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": meta, "spec": {"controllerName": CONTROLLER}}
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "GatewayClass",
+            "metadata": meta,
+            "spec": {"controllerName": CONTROLLER},
+        }
     )
 
 

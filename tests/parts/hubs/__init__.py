@@ -161,7 +161,9 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(handler: type[HubHandler], hub: Hub, certificate: Path | None = None, at: tuple[str, str] | None = None) -> Iterator[Hub]:
+def serving(
+    handler: type[HubHandler], hub: Hub, certificate: Path | None = None, at: tuple[str, str] | None = None
+) -> Iterator[Hub]:
     """``hub`` on a free port until the end of the block; over TLS with a ``certificate`` (a file of key and chain).
 
     ``at``: the address that it listens on and the name that it goes by; otherwise loopback.

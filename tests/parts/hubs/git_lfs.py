@@ -34,7 +34,9 @@ class GitServer(Hub):
     def commit_files(self, files: dict[str, bytes], links: dict[str, str] | None = None) -> str:
         """A commit of ``files`` on main, the large ones as LFS pointers; returns its id."""
         work = self.root / "work"
-        for old in [path for path in work.rglob("*") if ".git" not in path.parts and (path.is_symlink() or path.is_file())]:
+        for old in [
+            path for path in work.rglob("*") if ".git" not in path.parts and (path.is_symlink() or path.is_file())
+        ]:
             old.unlink()
         for name, body in files.items():
             path = work / name
@@ -48,7 +50,14 @@ class GitServer(Hub):
         return git(work, "rev-parse", "HEAD").strip()
 
     def by_oid(self, oid: str) -> str:
-        return next((name for name, body in self.files.items() if hashlib.sha256(body).hexdigest() == oid and name != self.missing), "")
+        return next(
+            (
+                name
+                for name, body in self.files.items()
+                if hashlib.sha256(body).hexdigest() == oid and name != self.missing
+            ),
+            "",
+        )
 
 
 def pointer(body: bytes) -> bytes:
@@ -87,7 +96,10 @@ class Handler(HubHandler):
                 self.send(name)
             else:
                 self.refuse(403, "")
-        elif hub.token and self.headers.get("Authorization") != "Basic " + base64.b64encode(f"token:{hub.token}".encode()).decode():
+        elif (
+            hub.token
+            and self.headers.get("Authorization") != "Basic " + base64.b64encode(f"token:{hub.token}".encode()).decode()
+        ):
             self.answer(401, b"", {"WWW-Authenticate": 'Basic realm="git"'})
         elif path == "/org/model.git/info/lfs/objects/batch":
             self.batch(json.loads(body))
@@ -103,7 +115,11 @@ class Handler(HubHandler):
                 objects.append({**one, "actions": {"download": action}})
             else:
                 objects.append({**one, "error": {"code": 404, "message": "Object does not exist"}})
-        self.answer(200, json.dumps({"transfer": "basic", "objects": objects}).encode(), {"Content-Type": "application/vnd.git-lfs+json"})
+        self.answer(
+            200,
+            json.dumps({"transfer": "basic", "objects": objects}).encode(),
+            {"Content-Type": "application/vnd.git-lfs+json"},
+        )
 
     def backend(self, path: str, body: bytes) -> None:
         environ = os.environ | {

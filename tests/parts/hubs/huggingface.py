@@ -57,7 +57,9 @@ class Handler(HubHandler):
             self.answer(told.status_code, told.content, {"Content-Type": told.headers.get("Content-Type", "")})
         elif found := re.fullmatch(rf"/api/models/{REPO}/revision/(.+)", path):
             if found[1] in ("main", hub.commit):
-                self.answer_json({"id": REPO, "modelId": REPO, "sha": hub.commit, "private": False, "tags": [], "downloads": 0})
+                self.answer_json(
+                    {"id": REPO, "modelId": REPO, "sha": hub.commit, "private": False, "tags": [], "downloads": 0}
+                )
             else:
                 self.refuse(404, "RevisionNotFound")
         elif path == f"/api/models/{REPO}/tree/{hub.commit}":
@@ -95,7 +97,9 @@ class Handler(HubHandler):
 
 
 @contextmanager
-def running_hub(model: Path, certificate: Path | None = None, at: tuple[str, str] | None = None) -> Iterator[HuggingFaceHub]:
+def running_hub(
+    model: Path, certificate: Path | None = None, at: tuple[str, str] | None = None
+) -> Iterator[HuggingFaceHub]:
     """A hub whose one repository holds the files of ``model``."""
     hub = HuggingFaceHub(files_of(model))
     with serving(Handler, hub, certificate, at):

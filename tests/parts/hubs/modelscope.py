@@ -30,7 +30,11 @@ class Handler(HubHandler):
             self.complain("the revision does not exist")
         elif at.path.endswith("/repo/files"):
             self.answer_json(
-                {"Code": 200, "Success": True, "Data": {"Files": self.listing(), "LatestCommitter": {"Id": "", "ShortId": "1a2b3c4d"}}}
+                {
+                    "Code": 200,
+                    "Success": True,
+                    "Data": {"Files": self.listing(), "LatestCommitter": {"Id": "", "ShortId": "1a2b3c4d"}},
+                }
             )
         else:
             self.send(asked["FilePath"])

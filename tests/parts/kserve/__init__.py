@@ -34,8 +34,16 @@ def manager() -> Path:
 
 def documents(*folders: str) -> list[Object]:
     """Upstream's manifests directly in these folders below ``config``, put into the namespace ``kserve``."""
-    files = [file for folder in folders for file in sorted((module(SOURCES, MODULE) / "config" / folder).glob("*.yaml"))]
-    found = [one for file in files if file.name != "kustomization.yaml" for one in yaml.safe_load_all(file.read_text()) if one]
+    files = [
+        file for folder in folders for file in sorted((module(SOURCES, MODULE) / "config" / folder).glob("*.yaml"))
+    ]
+    found = [
+        one
+        for file in files
+        if file.name != "kustomization.yaml"
+        for one in yaml.safe_load_all(file.read_text())
+        if one
+    ]
     for one in found:
         if one["kind"] in HERE:
             one["metadata"]["namespace"] = NAMESPACE
@@ -63,11 +71,17 @@ class KServe:
     def install(self) -> None:
         made = documents(*DEFINITIONS)
         self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *made)
-        until(lambda: self._established(made), 60, "its definitions are not established: without them the manager would end")
+        until(
+            lambda: self._established(made),
+            60,
+            "its definitions are not established: without them the manager would end",
+        )
         self.cluster.apply(*documents("rbac", "configmap"))
         certificates = self.folder / "k8s-webhook-server" / "serving-certs"
         certificates.mkdir(parents=True, exist_ok=True)
-        for file, name in zip(self.cluster.authority.issue("kserve", "kserve", names=["127.0.0.1"]), ("tls.crt", "tls.key"), strict=True):
+        for file, name in zip(
+            self.cluster.authority.issue("kserve", "kserve", names=["127.0.0.1"]), ("tls.crt", "tls.key"), strict=True
+        ):
             shutil.copy(file, certificates / name)
 
     def start(self) -> None:
@@ -102,7 +116,12 @@ class KServe:
 
     def _validates(self) -> bool:
         """A name that only its validator refuses is refused."""
-        bad = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": {"name": "0"}, "spec": {"predictor": {}}}
+        bad = {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {"name": "0"},
+            "spec": {"predictor": {}},
+        }
         path = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices?dryRun=All"
         return "denied the request" in self.cluster.client.post(path, json=bad).text
 

@@ -33,7 +33,15 @@ def environment() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
             make = [uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
-            fill = [uv.find_uv_bin(), "pip", "sync", "--quiet", "--python", str(folder / "bin" / "python"), str(REQUIREMENTS)]
+            fill = [
+                uv.find_uv_bin(),
+                "pip",
+                "sync",
+                "--quiet",
+                "--python",
+                str(folder / "bin" / "python"),
+                str(REQUIREMENTS),
+            ]
             for command in (make, fill):
                 subprocess.run(command, check=True)
             (folder / "complete").touch()
@@ -63,7 +71,10 @@ def running_olah(folder: Path) -> Iterator[str]:
     basic = f'host = "127.0.0.1"\nport = {port}\nrepos-path = "{repos}"\nmirrors-path = ["{mirrors}"]\n'
     config.write_text(f"[basic]\n{basic}[accessibility]\noffline = true\n")
     command = [str(environment() / "olah-cli"), "--config", str(config), "--log-path", str(folder / "olah-logs")]
-    with (folder / "olah.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process:
+    with (
+        (folder / "olah.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(600):

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import kopf
 import yaml
 
-from delivery.resources import digest
+from model_delivery.values.resources import digest
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.cluster.waiting import until
 from tests.parts.golang import build
@@ -57,7 +57,9 @@ def install(cluster: Cluster, *crds: Object) -> None:
 
     def published() -> bool:
         answer = cluster.client.get(f"/openapi/v3{API}")
-        return answer.is_success and kinds <= {name.rpartition(".")[2] for name in answer.json()["components"]["schemas"]}
+        return answer.is_success and kinds <= {
+            name.rpartition(".")[2] for name in answer.json()["components"]["schemas"]
+        }
 
     until(published, 60, "the API server does not publish T9k's schemas")
 
@@ -105,7 +107,10 @@ class StandIn:
         @kopf.on.login(registry=registry)
         def login(**_: Any) -> kopf.ConnectionInfo:
             return kopf.ConnectionInfo(
-                server=self.cluster.url, ca_path=pki / "ca.crt", certificate_path=pki / "admin.crt", private_key_path=pki / "admin.key"
+                server=self.cluster.url,
+                ca_path=pki / "ca.crt",
+                certificate_path=pki / "admin.crt",
+                private_key_path=pki / "admin.key",
             )
 
         @kopf.on.event("tensorstack.dev", "v1beta1", "mlservices", registry=registry)
@@ -123,7 +128,12 @@ class StandIn:
 
         asyncio.run(
             kopf.operator(
-                registry=registry, settings=settings, clusterwide=True, standalone=True, stop_flag=self._stop, ready_flag=self._ready
+                registry=registry,
+                settings=settings,
+                clusterwide=True,
+                standalone=True,
+                stop_flag=self._stop,
+                ready_flag=self._ready,
             )
         )
 
@@ -147,7 +157,10 @@ class StandIn:
         base, namespace = f"{meta['name']}-predict-{entry['name']}", meta["namespace"]
         where = f"/apis/apps/v1/namespaces/{namespace}/deployments/{base}-00001-deployment"
         runtime = self._get(f"{API}/namespaces/{namespace}/mlserviceruntimes/{predictor['model']['runtime']}")
-        now, mark = self._get(where), digest({key: value for key, value in predictor.items() if key not in ("minReplicas", "maxReplicas")})
+        now, mark = (
+            self._get(where),
+            digest({key: value for key, value in predictor.items() if key not in ("minReplicas", "maxReplicas")}),
+        )
         replicas = predictor.get("minReplicas", 1)
         if now is not None and now["metadata"]["annotations"][ENTRY] == mark:
             if now["spec"]["replicas"] != replicas:
@@ -163,7 +176,13 @@ class StandIn:
         template["metadata"]["labels"] = template["metadata"].get("labels", {}) | own
         spec = {"replicas": replicas, "selector": {"matchLabels": own}, "template": template}
         self._apply(
-            "apps/v1", "Deployment", service, f"{base}-00001-deployment", {"spec": spec}, template["metadata"]["labels"], {ENTRY: mark}
+            "apps/v1",
+            "Deployment",
+            service,
+            f"{base}-00001-deployment",
+            {"spec": spec},
+            template["metadata"]["labels"],
+            {ENTRY: mark},
         )
         self._service(service, base, own, template)
         return ""
@@ -172,7 +191,12 @@ class StandIn:
         engine = next(one for one in template["spec"]["containers"] if one["name"] == "user-container")
         port = (engine.get("ports") or [{"containerPort": PORT}])[0]["containerPort"]
         self._apply(
-            "v1", "Service", service, name, {"spec": {"selector": selector, "ports": [{"port": PORT, "targetPort": port}]}}, selector
+            "v1",
+            "Service",
+            service,
+            name,
+            {"spec": {"selector": selector, "ports": [{"port": PORT, "targetPort": port}]}},
+            selector,
         )
 
     def _remove_others(self, service: Object) -> None:
@@ -181,7 +205,11 @@ class StandIn:
         for kind in ("apis/apps/v1", "api/v1"):
             plural = "deployments" if "apps" in kind else "services"
             path = f"/{kind}/namespaces/{meta['namespace']}/{plural}"
-            listed = self.cluster.client.get(path, params={"labelSelector": f"{OWNED}={meta['name']}"}).raise_for_status().json()["items"]
+            listed = (
+                self.cluster.client.get(path, params={"labelSelector": f"{OWNED}={meta['name']}"})
+                .raise_for_status()
+                .json()["items"]
+            )
             for one in listed:
                 release = one["metadata"]["labels"].get("mlservice.tensorstack.dev/release")
                 if release is not None and release not in wanted and one["metadata"]["name"] != meta["name"]:
@@ -195,15 +223,24 @@ class StandIn:
             return
         ports = [{key: one[key] for key in ("port", "targetPort")} for one in here["spec"]["ports"]]
         self._apply(
-            "v1", "Service", service, meta["name"], {"spec": {"selector": here["spec"]["selector"], "ports": ports}}, {OWNED: meta["name"]}
+            "v1",
+            "Service",
+            service,
+            meta["name"],
+            {"spec": {"selector": here["spec"]["selector"], "ports": ports}},
+            {OWNED: meta["name"]},
         )
         if self.gateway is None:
             return
         namespace, _, gateway = self.gateway.rpartition("/")
-        names = {f"{meta['name']}-predict-{release}": {release: 100} for release in (one["name"] for one in spec["releases"])}
+        names = {
+            f"{meta['name']}-predict-{release}": {release: 100} for release in (one["name"] for one in spec["releases"])
+        }
         for host, weights in {**names, meta["name"]: shares(spec)}.items():
             backends = [
-                {"name": f"{meta['name']}-predict-{one}", "port": PORT, "weight": weight} for one, weight in weights.items() if weight
+                {"name": f"{meta['name']}-predict-{one}", "port": PORT, "weight": weight}
+                for one, weight in weights.items()
+                if weight
             ]
             parents = [{"name": gateway, "namespace": namespace}]
             hosts = [self._host(meta, host)]
@@ -219,7 +256,10 @@ class StandIn:
         for entry in spec["releases"]:
             base = f"{meta['name']}-predict-{entry['name']}"
             now = self._get(f"/apis/apps/v1/namespaces/{meta['namespace']}/deployments/{base}-00001-deployment")
-            running, asked = (now or {}).get("status", {}).get("availableReplicas", 0), entry["predictor"].get("minReplicas", 1)
+            running, asked = (
+                (now or {}).get("status", {}).get("availableReplicas", 0),
+                entry["predictor"].get("minReplicas", 1),
+            )
             ready = now is not None and running >= asked
             row = {
                 "name": entry["name"],
@@ -228,13 +268,21 @@ class StandIn:
                 "url": f"http://{self._host(meta, base)}",
             }
             row |= {"readyReplicas": running, "totalReplicas": asked}
-            row |= {} if ready else {"reason": "PredictorNotReady", "message": wrong.get(entry["name"]) or "pods are not ready"}
+            row |= (
+                {}
+                if ready
+                else {"reason": "PredictorNotReady", "message": wrong.get(entry["name"]) or "pods are not ready"}
+            )
             rows.append(row)
         counted = [row for row in rows if self.holds == "all" or row["trafficPercent"]]
         ready = all(row["ready"] for row in counted)
         reason = {} if ready or first else {"reason": "RuntimeNotFound" if any(wrong.values()) else "PredictorNotReady"}
         conditions = [{"type": "Paused", "status": "False"}, {"type": "Ready", "status": str(ready), **reason}]
-        status: Object = {"conditions": conditions, "releases": rows, "address": {"url": f"http://{self._host(meta, meta['name'])}"}}
+        status: Object = {
+            "conditions": conditions,
+            "releases": rows,
+            "address": {"url": f"http://{self._host(meta, meta['name'])}"},
+        }
         status |= {"defaultRelease": spec["default"], "canaryRelease": spec.get("canary") or None}
         old = {one["type"]: one for one in before.get("conditions", ())}
         for one in conditions:
@@ -252,8 +300,17 @@ class StandIn:
         meta = service["metadata"]
         about = {"apiVersion": "tensorstack.dev/v1beta1", "kind": "MLService", "uid": meta["uid"]}
         about |= {"name": meta["name"], "namespace": meta["namespace"]}
-        body: Object = {"metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]}, "involvedObject": about}
-        body |= {"type": "Normal", "reason": reason, "message": message, "firstTimestamp": stamp(), "lastTimestamp": stamp()}
+        body: Object = {
+            "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
+            "involvedObject": about,
+        }
+        body |= {
+            "type": "Normal",
+            "reason": reason,
+            "message": message,
+            "firstTimestamp": stamp(),
+            "lastTimestamp": stamp(),
+        }
         self.cluster.client.post(f"/api/v1/namespaces/{meta['namespace']}/events", json=body).raise_for_status()
 
     def _get(self, path: str) -> Object | None:
@@ -265,11 +322,29 @@ class StandIn:
         return {} if answer.status_code == 404 else dict(answer.raise_for_status().json())
 
     def _apply(
-        self, api: str, kind: str, service: Object, name: str, body: Object, labels: Object, annotations: Object | None = None
+        self,
+        api: str,
+        kind: str,
+        service: Object,
+        name: str,
+        body: Object,
+        labels: Object,
+        annotations: Object | None = None,
     ) -> None:
         meta = service["metadata"]
-        owner = {"apiVersion": "tensorstack.dev/v1beta1", "kind": "MLService", "name": meta["name"], "uid": meta["uid"], "controller": True}
-        about: Object = {"name": name, "namespace": meta["namespace"], "labels": labels, "annotations": annotations or {}}
+        owner = {
+            "apiVersion": "tensorstack.dev/v1beta1",
+            "kind": "MLService",
+            "name": meta["name"],
+            "uid": meta["uid"],
+            "controller": True,
+        }
+        about: Object = {
+            "name": name,
+            "namespace": meta["namespace"],
+            "labels": labels,
+            "annotations": annotations or {},
+        }
         about["ownerReferences"] = [owner | {"blockOwnerDeletion": True}]
         path = f"/{'apis' if '/' in api else 'api'}/{api}/namespaces/{meta['namespace']}/{kind.lower()}s/{name}"
         answer = self.cluster.client.patch(
@@ -297,9 +372,13 @@ def pod_template(runtime: Object, predictor: Object) -> Object:
         else:
             made["spec"][key] = value
     for asked in predictor.get("containersResources", ()):
-        next(mine for mine in made["spec"]["containers"] if mine["name"] == asked["name"])["resources"] = asked.get("resources", {})
+        next(mine for mine in made["spec"]["containers"] if mine["name"] == asked["name"])["resources"] = asked.get(
+            "resources", {}
+        )
     if claim := predictor.get("storage", {}).get("pvc"):
-        made["spec"].setdefault("volumes", []).append({"name": "t9k-model", "persistentVolumeClaim": {"claimName": claim["name"]}})
+        made["spec"].setdefault("volumes", []).append(
+            {"name": "t9k-model", "persistentVolumeClaim": {"claimName": claim["name"]}}
+        )
         mount = {"name": "t9k-model", "mountPath": claim.get("mountPath", MOUNT), "subPath": claim.get("subPath", "")}
         engine.setdefault("volumeMounts", []).append(mount)
     port = (engine.get("ports") or [{"containerPort": PORT}])[0]["containerPort"]

@@ -22,7 +22,12 @@ class Network:
     def __init__(self, api: httpx.Client, upstream: str) -> None:
         self.api, self.port = api, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        body = {"name": "way", "listen": f"127.0.0.1:{self.port}", "upstream": urlsplit(upstream).netloc, "enabled": True}
+        body = {
+            "name": "way",
+            "listen": f"127.0.0.1:{self.port}",
+            "upstream": urlsplit(upstream).netloc,
+            "enabled": True,
+        }
         self.api.post("/proxies", json=body).raise_for_status()
 
     def fault(self, kind: str, **attributes: Any) -> None:
@@ -43,7 +48,9 @@ def network(upstream: str) -> Iterator[Network]:
     """A way to ``upstream`` (a URL) whose faults are set by calls."""
     port = free_port()
     program = build(Path(__file__).parent)
-    with subprocess.Popen([str(program), f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [str(program), f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as api:
                 for _ in range(200):

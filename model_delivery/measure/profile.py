@@ -1,0 +1,58 @@
+"""What a load test asks: profiles are small YAML files, bounded in time and in requests. The load generator reads this too."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Profile(BaseModel):
+    """Lengths in tokens, times in s.
+
+    ``shared_prefix`` of the ``prompt_tokens`` are the same in all prompts, the rest never is: so a prefix cache cannot flatter.
+    ``prompts``: a user's own, one a line: plain text, or JSON with ``prompt`` or ``messages``, and ``output_tokens`` where it differs.
+    ``ignore_eos``: every answer is as long as asked, and one that is shorter is an error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: Literal["chat", "completions"] = "chat"
+    prompt_tokens: int = Field(64, ge=1, le=1_000_000)
+    output_tokens: int = Field(64, ge=1, le=1_000_000)
+    shared_prefix: int = Field(0, ge=0)
+    prompts: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    temperature: float = Field(0, ge=0)
+    arrivals: Literal["poisson", "constant"] = "poisson"
+    timeout: float = Field(300, gt=0, le=3600)
+    max_seconds: float = Field(1800, gt=0, le=86400)
+    max_requests: int = Field(100_000, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lengths(cls, given: Any) -> Any:
+        """Both lengths are to be said, unless the prompts are the user's."""
+        if isinstance(given, dict):
+            missing = [
+                key
+                for key in ("prompt_tokens", "output_tokens")
+                if key not in given and not (key == "prompt_tokens" and given.get("prompts"))
+            ]
+            if missing:
+                raise ValueError(f"the load profile has no {' and no '.join(missing)}")
+        return given
+
+    @model_validator(mode="after")
+    def _prefix_fits(self) -> Profile:
+        if self.shared_prefix >= self.prompt_tokens:
+            raise ValueError("shared_prefix must be shorter than prompt_tokens")
+        return self
+
+    def said(self) -> str:
+        """In words: ``chat, 256 tokens in (128 of them shared), 256 out``."""
+        shared = f" ({self.shared_prefix} of them shared)" if self.shared_prefix else ""
+        asked = (
+            f"{len(self.prompts)} prompts of the user's" if self.prompts else f"{self.prompt_tokens} tokens in{shared}"
+        )
+        return f"{self.endpoint}, {asked}, {self.output_tokens} out"

@@ -1,0 +1,84 @@
+"""HTTP to hubs: proxies and private authorities as the environment says, and what the answers mean."""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.request
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+
+from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
+
+LONGEST_WAIT = 120.0
+
+
+class NotGiven(Refused):
+    """This hub does not give it; another one might."""
+
+
+class Busy(Retryable):
+    """The hub asks for patience; ``after`` is how much, in seconds, None when it does not say."""
+
+    after: float | None = None
+
+
+def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:
+    """What an HTTP status of a hub means; ``asked`` says what was asked for, ``retry_after`` is that header."""
+    if status == 429 or status >= 500:
+        what = "the hub says: too many requests" if status == 429 else f"the hub failed with status {status}"
+        busy = Busy(
+            Finding("todo", what, asked, "wait, or name a token in model.token" if status == 429 else "run again later")
+        )
+        busy.after = seconds(retry_after)
+        return busy
+    if status in (401, 403):
+        return NotGiven(
+            Finding(
+                "todo", f"the hub refuses with status {status}", asked, "name a token that may read it in model.token"
+            )
+        )
+    return NotGiven(
+        Finding("todo", f"the hub answers with status {status}", asked, "check model.repo and model.revision")
+    )
+
+
+def seconds(retry_after: str) -> float | None:
+    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most two minutes; None when it says nothing."""
+    if retry_after.isdigit():
+        return min(float(retry_after), LONGEST_WAIT)
+    try:
+        until = parsedate_to_datetime(retry_after).timestamp()
+    except ValueError:
+        return None
+    return max(0.0, min(until - time.time(), LONGEST_WAIT))
+
+
+def authorities() -> str | None:
+    """The file of a private CA's certificates, as OpenSSL's and requests' variables name it."""
+    return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+
+
+def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
+    """The connections to ``url``'s host, by the environment's proxy if it names one; ``read_timeout`` in seconds.
+
+    A redirect to another host loses the token: urllib3 removes Authorization and Cookie there.
+    """
+    at = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)
+    return _pool(proxy, authorities(), read_timeout)
+
+
+@cache
+def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> urllib3.PoolManager:
+    options: dict[str, Any] = {
+        "maxsize": 16,
+        "timeout": urllib3.Timeout(connect=10, read=read_timeout),
+        "retries": urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
+        "ca_certs": bundle,
+    }
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

@@ -1,0 +1,166 @@
+"""Fills one folder: sixteen streams share one list of rows of chunks; each file is compared and looked into before it gets its name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
+from pathlib import Path
+
+from model_delivery.base.findings import Finding, Permanent, Refused, Retryable, Trouble
+from model_delivery.base.progress import Progress, report
+from model_delivery.models.sources import Snapshot
+from model_delivery.models.sources.listing import check_config
+from model_delivery.models.sources.origin import Origin
+from model_delivery.models.store.layout import Entry
+from model_delivery.models.store.part import Part, chunk_size, chunks_in
+from model_delivery.models.store.safetensors import check_header
+from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped
+
+ROW = 8
+SAY_SECONDS = 0.5
+RATE_SECONDS = 10.0
+SMALL = 1 << 20
+
+
+class Filling:
+    """Small files come first, so that a refusal comes early. After ``run``: ``entries`` of the manifest, and ``moved`` bytes."""
+
+    def __init__(
+        self, snapshot: Snapshot, origins: Sequence[Origin], folder: Path, allow: tuple[str, ...], patience: Patience
+    ) -> None:
+        self.snapshot, self.origins, self.folder, self.allow = snapshot, origins, folder, allow
+        self.stop, self.lock = threading.Event(), threading.Lock()
+        self.link = Link(patience, self._count, self.stop)
+        self.moved, self.there, self.first = 0, 0, 0
+        self.entries: list[Entry] = []
+        self.parts: list[Part] = []
+        self.rows = self._rows()
+        self.seen = [(time.monotonic(), 0)]
+
+    def run(self) -> None:
+        """Raises the first trouble of any stream, after all have stopped."""
+        try:
+            with ThreadPoolExecutor(STREAMS) as pool:
+                streams = [pool.submit(copy_context().run, self._stream) for _ in range(STREAMS)]
+                try:
+                    while not self._ended(streams):
+                        self._say()
+                finally:
+                    self.link.halt()
+            self._say()
+            errors = [
+                error
+                for stream in streams
+                if (error := stream.exception()) is not None and not isinstance(error, Stopped)
+            ]
+            if errors:
+                raise next((error for error in errors if isinstance(error, Trouble)), errors[0])
+        finally:
+            for part in self.parts:
+                part.close()
+
+    def _ended(self, streams: list[Future[None]]) -> bool:
+        done, running = wait(streams, SAY_SECONDS, return_when=FIRST_EXCEPTION)
+        return not running or any(stream.exception() for stream in done)
+
+    def _rows(self) -> Iterator[tuple[Part, range]]:
+        """Long rows first, short ones at the end, so that all streams end together; one empty row for a file that is whole already."""
+        left = sum(chunks_in(file) for file in self.snapshot.files)
+        for file in sorted(self.snapshot.files, key=lambda file: (file.size > SMALL, file.path)):
+            part = Part(file, self.folder / file.path)
+            self.parts.append(part)
+            self.there += sum(chunk_size(file, number) for number in part.done)
+            left -= len(part.done)
+            missing = [number for number in range(part.count) if number not in part.done]
+            if not missing:
+                yield part, range(0)
+            while missing:
+                most = max(1, min(ROW, left // (2 * STREAMS)))
+                row = [number for place, number in enumerate(missing[:most]) if number == missing[0] + place]
+                missing = missing[len(row) :]
+                left -= len(row)
+                yield part, range(row[0], row[-1] + 1)
+
+    def _stream(self) -> None:
+        while not self.stop.is_set():
+            with self.lock:
+                part, row = next(self.rows, (None, range(0)))
+            if part is None:
+                return
+            self._bring(part, row)
+            if part.advance():
+                self._finish(part)
+
+    def _bring(self, part: Part, row: range) -> None:
+        """From the first source that gives it. The next one is asked when a source says no; for all files from then on, when nothing more comes from it."""
+        while row and not self.stop.is_set():
+            tried = part.tried = max(part.tried, self.first)
+            try:
+                self.link.fill(part, row, self.origins[tried])
+            except Trouble as trouble:
+                self._next_origin(part, tried, trouble)
+            else:
+                return
+
+    def _next_origin(self, part: Part, tried: int, trouble: Trouble) -> None:
+        with self.lock:
+            part.troubles += (trouble,)
+            if tried + 1 >= len(self.origins):
+                raise type(trouble)(*(finding for one in part.troubles for finding in one.findings)) from trouble
+            if isinstance(trouble, Retryable):
+                self.first = max(self.first, tried + 1)
+            if part.tried != tried:
+                return
+            part.tried = tried + 1
+        report(
+            Progress(
+                "fetch", f"{trouble.findings[0].what}: {part.file.path} is taken from {self.origins[tried + 1].name}"
+            )
+        )
+
+    def _finish(self, part: Part) -> None:
+        """Its bytes are all there: compare, look inside, give it its name. What is not as listed is fetched again, from the next source if it came now."""
+        while fault := part.fault():
+            if not part.resumed:
+                what = f"{part.file.path} is not what was listed"
+                bad = Permanent(
+                    Finding("todo", what, fault, "run again; if it stays so, the source or what lies between is broken")
+                )
+                part.discard_bytes()
+                self._next_origin(part, part.tried, bad)
+            part.restart()
+            self._bring(part, range(part.count))
+            part.advance()
+        self._look_inside(part)
+        part.keep()
+        entry = Entry(
+            path=part.file.path, size=part.file.size, sha256=part.sha256, origin="+".join(sorted(part.origins))
+        )
+        with self.lock:
+            self.entries.append(entry)
+
+    def _look_inside(self, part: Part) -> None:
+        if part.file.path == "config.json":
+            check_config(part.path.read_bytes(), self.allow)
+        if part.file.path.endswith(".safetensors") and (fault := check_header(part.path, part.file.path)):
+            raise Refused(fault)
+
+    def _count(self, size: int) -> None:
+        with self.lock:
+            self.moved += size
+
+    def _say(self) -> None:
+        """The rate is that of the last ten seconds."""
+        now, done = time.monotonic(), self.there + self.moved
+        self.seen = [at for at in self.seen if now - at[0] <= RATE_SECONDS] + [(now, self.moved)]
+        since, moved = self.seen[0]
+        rate = (self.moved - moved) / max(now - since, 1e-6)
+        left = max(0.0, self.snapshot.size - done) / rate if rate else None
+        report(
+            Progress(
+                "fetch", "", done=min(done, self.snapshot.size), total=self.snapshot.size, unit="B", rate=rate, eta=left
+            )
+        )

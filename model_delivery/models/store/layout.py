@@ -1,0 +1,72 @@
+"""Where a model lies, and what its manifest says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_delivery.base.durable import replace_file, sync
+from model_delivery.models.sources import Snapshot
+from model_delivery.values.resources import digest
+
+MANIFEST = ".model-delivery.json"
+MODELS = "models"
+
+
+class Entry(BaseModel):
+    """A file as it was verified: size in bytes, sha256 in hex, and which source gave its bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    size: int
+    sha256: str
+    origin: str = ""
+
+
+class Manifest(BaseModel):
+    """Written last: a folder without one is not a model. ``digest`` is of everything else in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest_version: Literal[1] = 1
+    source: str
+    key: str
+    commit: str
+    files: tuple[Entry, ...]
+    created: float
+    digest: str = ""
+
+    def expected_digest(self) -> str:
+        return digest(self.model_dump(mode="json", exclude={"digest"}), 64)
+
+
+def folder_name(snapshot: Snapshot) -> str:
+    """``models/<source>/<key>/<commit>``, relative to the store's root."""
+    return f"{MODELS}/{snapshot.source}/{snapshot.key}/{snapshot.commit}"
+
+
+def model_folder(root: Path, snapshot: Snapshot) -> Path:
+    return root / folder_name(snapshot)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest; None when there is none, it cannot be read, or its digest is not its own."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return manifest if manifest.digest == manifest.expected_digest() else None
+
+
+def write_manifest(folder: Path, snapshot: Snapshot, files: Iterable[Entry]) -> None:
+    """By rename, after everything that it names is on the disk."""
+    named = tuple(sorted(files, key=lambda entry: entry.path))
+    bare = Manifest(source=snapshot.source, key=snapshot.key, commit=snapshot.commit, files=named, created=time.time())
+    text = bare.model_copy(update={"digest": bare.expected_digest()}).model_dump_json(indent=1)
+    replace_file(folder / MANIFEST, text, 0o644)
+    sync(folder)

@@ -1,0 +1,139 @@
+"""One fetcher a folder, by a file with a heartbeat: it works where a network volume has no locks, and a dead holder cannot keep it.
+
+Nothing depends on it for correctness: two fetchers would write the same bytes to the same places, and every file is hashed before it
+gets its name. It saves them the work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+BEAT = 2.0
+DEAD_AFTER = 15.0
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Hold the lock file ``path``; ``waiting`` hears who has it. Yields a call that says whether it is still ours.
+
+    A holder is dead when its file has not changed for 15 s of the waiter's own clock, or, in the same process namespace of the same
+    boot, when its process has ended.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = uuid.uuid4().hex
+    _acquire(path, mine, waiting)
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True)
+    heart.start()
+    try:
+        yield lambda: _holder(path).get("holder") == mine
+    finally:
+        ended.set()
+        heart.join()
+        if _holder(path).get("holder") == mine:
+            path.unlink(missing_ok=True)
+
+
+def held(path: Path) -> bool:
+    """Is somebody alive behind this lock? Of a holder on another machine its file's time is believed."""
+    seen = _holder(path)
+    if not seen or _ended(seen):
+        return False
+    return seen.get("space") == _space() or time.time() - path.stat().st_mtime < DEAD_AFTER
+
+
+def _acquire(path: Path, mine: str, waiting: Callable[[str], None]) -> None:
+    told: str | None = None
+    seen, since = _holder(path), time.monotonic()
+    while seen or not _create(path, mine):
+        now = _holder(path)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        elif seen and (_ended(seen) or time.monotonic() - since > DEAD_AFTER):
+            _take_over(path, seen)
+            seen = _holder(path)
+        elif seen:
+            if told != seen["holder"]:
+                told = seen["holder"]
+                waiting(f"process {seen.get('pid', '?')} on {seen.get('host', 'an unknown machine')}")
+            time.sleep(0.2)
+
+
+def _create(path: Path, mine: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(_self(mine)))
+    return True
+
+
+def _take_over(path: Path, dead: dict[str, Any]) -> None:
+    """Move the dead holder's file away; when another waiter was faster and its file was moved, it is put back."""
+    grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        path.rename(grave)
+        if _holder(grave).get("holder") != dead["holder"]:
+            with suppress(OSError):
+                os.link(grave, path)
+        grave.unlink()
+
+
+def _beat(path: Path, mine: str, ended: threading.Event) -> None:
+    beat = 0
+    while not ended.wait(BEAT):
+        beat += 1
+        if _holder(path).get("holder") != mine:
+            return
+        temporary = path.with_name(f".{path.name}.{mine}")
+        with suppress(OSError):
+            temporary.write_text(json.dumps(_self(mine) | {"beat": beat}))
+            temporary.replace(path)
+
+
+def _self(mine: str) -> dict[str, Any]:
+    return {
+        "holder": mine,
+        "pid": os.getpid(),
+        "start": _start(os.getpid()),
+        "space": _space(),
+        "host": socket.gethostname(),
+        "beat": 0,
+    }
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """What the lock file says; empty when there is none. One that a crash left unreadable has a holder whom nobody knows."""
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        return {"holder": "unknown"}
+    return said if isinstance(said, dict) and "holder" in said else {"holder": "unknown"}
+
+
+def _ended(seen: dict[str, Any]) -> bool:
+    return seen.get("space") == _space() and _start(seen["pid"]) != seen["start"]
+
+
+def _space() -> str:
+    """Within it a process's number means one process: this boot, this namespace."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + str(Path("/proc/self/ns/pid").readlink())
+
+
+def _start(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,229 @@
+"""Brings chunks from where a source says they are. As long as bytes move it goes on; without any it tries again, ever more slowly."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import tenacity
+import urllib3
+
+from model_delivery.base.findings import Finding, Permanent, Retryable, Trouble
+from model_delivery.models.sources import File, Local, Remote
+from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
+from model_delivery.models.sources.origin import Origin
+from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
+
+STREAMS = 16
+SLOWEST = 64 * 1024
+EXPIRED = (401, 403, 404, 410)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """``stall``: seconds in which 64 KiB must arrive, else the connection is given up; ``tries``: without a byte, in a row."""
+
+    stall: float = 30.0
+    tries: int = 6
+    longest_wait: float = 20.0
+
+
+class NoRanges(Exception):
+    """The server sends whole files only."""
+
+
+class Stopped(Exception):
+    """Another stream has failed."""
+
+
+@dataclass
+class Link:
+    """The connections of one fetch. ``count`` hears of every byte that arrives; ``stop`` ends all streams."""
+
+    patience: Patience
+    count: Callable[[int], None]
+    stop: threading.Event
+    direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
+    open: set[urllib3.BaseHTTPResponse] = field(default_factory=set)
+
+    def fill(self, part: Part, row: range, origin: Origin) -> None:
+        """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent when it is not what was listed."""
+        where = self._where(part, origin)
+        if isinstance(where, Local):
+            self._copy(part, row, where.path, origin)
+            return
+        at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
+        try:
+            while at < end and not part.alone:
+                at = self._patiently(part, at, end, origin)
+        except NoRanges:
+            if part.take_alone():
+                self._patiently(part, 0, part.file.size, origin)
+
+    def halt(self) -> None:
+        """End all streams now, those too that wait for a byte or for their next try."""
+        self.stop.set()
+        for answer in list(self.open):
+            with suppress(ValueError, RuntimeError):
+                answer.shutdown()
+
+    def _patiently(self, part: Part, at: int, end: int, origin: Origin) -> int:
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Retryable),
+            stop=tenacity.stop_after_attempt(self.patience.tries) | tenacity.stop_when_event_set(self.stop),
+            wait=self._pause,
+            sleep=tenacity.sleep_using_event(self.stop),
+            reraise=True,
+        )
+        return tries(self._get, part, at, end, origin)
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """As long as the hub asks for, else ever longer."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Busy) and error.after is not None:
+            return error.after
+        return tenacity.wait_exponential_jitter(initial=0.5, max=self.patience.longest_wait)(state)
+
+    def _where(self, part: Part, origin: Origin) -> Remote | Local:
+        return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
+
+    @contextmanager
+    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        with pool(url, self.patience.stall).request("GET", url, headers=headers, preload_content=False) as answer:
+            self.open.add(answer)
+            try:
+                yield answer
+            finally:
+                self.open.discard(answer)
+
+    def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
+        """One request; returns how far it came. A connection that breaks after 64 KiB is no error yet: the next one goes on there."""
+        where = self._where(part, origin)
+        if isinstance(where, Local):
+            raise TypeError(f"{origin.name} first named an address, then a file")
+        ranged = not part.alone and (at, end) != (0, part.file.size)
+        headers = {**where.headers, "Accept-Encoding": "identity"} | (
+            {"Range": f"bytes={at}-{end - 1}"} if ranged else {}
+        )
+        start, watch = at, _Watch(self.patience.stall)
+        try:
+            with self._asked(where.url, headers) as answer:
+                self._accept(answer, part, origin, where, ranged=ranged, at=at)
+                while not self.stop.is_set() and (data := answer.read1(BUFFER)):
+                    self._take(part, at, data, end, origin)
+                    at += len(data)
+                    watch.saw(len(data))
+        except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
+            if self.stop.is_set():
+                raise Stopped from error
+            if at - start >= SLOWEST and not part.alone:
+                return at
+            raise _broken(error, part.file, where) from error
+        except OSError as error:
+            raise _unwritable(error, part) from error
+        if self.stop.is_set():
+            raise Stopped
+        if at < end and (part.alone or at == start):
+            raise _broken(EOFError(), part.file, where)
+        return at
+
+    def _accept(
+        self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int
+    ) -> None:
+        known, address = (origin.name, part.file.path), asked.url.partition("?")[0]
+        if answer.status in EXPIRED and self.direct.pop(known, None) is not None:
+            raise Retryable(Finding("todo", f"the address of {part.file.path} has expired", address, "run again"))
+        if answer.status not in (200, 206):
+            raise http_trouble(answer.status, address, answer.headers.get("Retry-After", ""))
+        if ranged and answer.status == 200:
+            raise NoRanges
+        span, _, total = answer.headers.get("Content-Range", "").rpartition("/")
+        if ranged and not span.startswith(f"bytes {at}-"):
+            raise NotGiven(
+                Finding(
+                    "todo",
+                    f"{part.file.path} comes from another place than was asked for",
+                    span or "no Content-Range",
+                    "use another source",
+                )
+            )
+        length = total if ranged else answer.headers.get("Content-Length", "")
+        if length.isdigit() and int(length) != part.file.size:
+            raise Permanent(_unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}"))
+        final = urljoin(asked.url, answer.geturl() or "")
+        if final != asked.url:
+            same = urlsplit(final).netloc == urlsplit(asked.url).netloc
+            self.direct[known] = Remote(final, asked.headers if same else {})
+
+    def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> None:
+        after = at + len(data)
+        if after > end:
+            raise Permanent(_unlisted(part.file, "more bytes came than are listed"))
+        part.comes_from(origin.name)
+        part.write(at, data)
+        self.count(len(data))
+        for number in range(at // CHUNK, (after - 1) // CHUNK + 1):
+            if number * CHUNK + chunk_size(part.file, number) <= after:
+                part.note(number)
+
+    def _copy(self, part: Part, row: range, source: Path, origin: Origin) -> None:
+        if not part.done and part.clone(source):
+            part.comes_from(origin.name)
+            self.count(part.file.size)
+            return
+        with source.open("rb") as opened:
+            at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
+            opened.seek(at)
+            while at < end and not self.stop.is_set():
+                data = opened.read(min(BUFFER, end - at))
+                if not data:
+                    raise Permanent(_unlisted(part.file, f"{source} is only {at} bytes long"))
+                try:
+                    self._take(part, at, data, end, origin)
+                except OSError as error:
+                    raise _unwritable(error, part) from error
+                at += len(data)
+
+
+class _Watch:
+    """Gives up a connection that trickles: every ``stall`` seconds 64 KiB must have come."""
+
+    def __init__(self, stall: float) -> None:
+        self.stall, self.since, self.came = stall, time.monotonic(), 0
+
+    def saw(self, size: int) -> None:
+        self.came += size
+        if (now := time.monotonic()) - self.since >= self.stall:
+            if self.came < SLOWEST:
+                raise TimeoutError(f"{self.came} bytes in {now - self.since:.0f} s")
+            self.since, self.came = now, 0
+
+
+def _unlisted(file: File, why: str) -> Finding:
+    return Finding(
+        "todo",
+        f"{file.path} is not what was listed",
+        why,
+        "run again; if it stays so, the source or what lies between is broken",
+    )
+
+
+def _broken(error: Exception, file: File, where: Remote) -> Trouble:
+    why = f"{type(error).__name__} from {where.url.partition('?')[0]}"
+    return Retryable(Finding("todo", f"{file.path} broke off", why, "run again: it goes on where it was cut"))
+
+
+def _unwritable(error: OSError, part: Part) -> Trouble:
+    free = shutil.disk_usage(part.path.parent).free
+    why = f"{error.strerror}; {free} bytes are free in {part.path.parent}"
+    return Permanent(
+        Finding(
+            "todo", f"{part.file.path} cannot be written", why, "make room, then run again: it goes on where it was cut"
+        )
+    )

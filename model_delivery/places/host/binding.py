@@ -1,0 +1,64 @@
+"""Binding needs to this machine: ports, CPUs, GPUs and memory that no other engine of ours has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psutil
+
+from model_delivery.base.findings import Finding, NoRoom
+
+
+def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes), apart from what is ``taken``.
+
+    NoRoom (exit code 3) names what is missing.
+    """
+    others = list(taken)
+    missing = []
+    bound: dict[str, Any] = {"port": free_port(), "memory": needs["memory"]}
+    for what, have in (("cpus", sorted(os.sched_getaffinity(0))), ("gpus", gpus() if needs["gpus"] else [])):
+        free = [n for n in have if all(n not in other.get(what, ()) for other in others)]
+        if len(free) < needs[what]:
+            missing.append(f"{needs[what]} {what} wanted, {len(free)} of {len(have)} free")
+        bound[what] = free[: needs[what]]
+    memory = psutil.virtual_memory()
+    room = min(memory.available, memory.total - sum(other.get("memory", 0) for other in others))
+    if room < needs["memory"]:
+        missing.append(f"{needs['memory'] / 2**30:.1f} GiB of memory wanted, {room / 2**30:.1f} free")
+    if missing:
+        beside = f" beside {len(others)} running" if others else ""
+        fix = (
+            "use rollout.when_full: recreate (stops the old release first), or ask for less in serving.resources.limits"
+        )
+        raise NoRoom(Finding("todo", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
+    return bound
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gpus() -> list[int]:
+    """The NVIDIA GPUs' indexes, as the driver numbers them; empty where there are none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    done = subprocess.run(
+        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=False
+    )
+    return [int(line) for line in done.stdout.split()] if done.returncode == 0 else []
+
+
+def listening(host: str, port: int) -> bool:
+    """Does anybody listen there?"""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

@@ -1,0 +1,255 @@
+"""Engines on this host: a folder with an ``engine.toml`` is read, and its Python environment is made."""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import uv
+from pydantic import ValidationError
+
+from model_delivery.base.findings import BadInput, Finding, Permanent, Retryable
+from model_delivery.base.home import packaged
+from model_delivery.base.progress import Progress, report
+from model_delivery.values.engine import Engine, Environment
+
+DONE = ".complete"
+PROBE_SECONDS = 3
+GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
+NETWORK = re.compile(
+    r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE
+)
+
+
+def load_engine(name: str) -> Engine:
+    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names file and key, or the nearest name."""
+    folder = Path(name).absolute() if "/" in name else packaged("engines") / name
+    file = folder / "engine.toml"
+    if not file.is_file():
+        known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
+        near = difflib.get_close_matches(name, known, 1)
+        why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
+        raise BadInput(
+            Finding(
+                "todo",
+                f"target.engine: there is no engine {name}",
+                f"{file} does not exist; {why}",
+                "correct target.engine",
+            )
+        )
+    try:
+        said = tomllib.loads(file.read_text(encoding="utf-8"))
+        if isinstance(said.get("environment"), dict):
+            said["environment"]["key"] = _key(folder)
+        return Engine.model_validate(said | {"folder": str(folder) if "/" in name else name})
+    except FileNotFoundError as error:
+        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
+        raise BadInput(
+            Finding("todo", what, f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]")
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(Finding("todo", f"{file}: not valid TOML", str(error), "correct it there")) from None
+    except ValidationError as error:
+        found = [
+            Finding("todo", f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}", "", "correct it there")
+            for e in error.errors(include_url=False)
+        ]
+        raise BadInput(*found) from None
+
+
+def environment_folder(engine: Engine, home: Path) -> Path:
+    """Where the engine's environment is (or will be); the name says what it was made from."""
+    if engine.environment is None:
+        return engine.location
+    return home / "engines" / f"{engine.name}-{engine.environment.key}"
+
+
+def make_environment(engine: Engine, home: Path) -> Path:
+    """Make the environment unless it is there; one maker at a time, and a killed one's half is made again.
+
+    Retryable when an index does not answer, Permanent when uv cannot otherwise.
+    """
+    folder = environment_folder(engine, home)
+    made = engine.environment
+    if made is None or (folder / DONE).exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.with_suffix(".lock")) as lock:
+        if (folder / DONE).exists():
+            return folder
+        if _key(engine.location) != made.key:
+            why = f"{engine.location} holds another lock than the release was made with, and its environment was never made here"
+            raise Permanent(
+                Finding(
+                    "todo",
+                    f"the environment of {engine.name} cannot be made",
+                    why,
+                    "deliver again, or put the folder back",
+                )
+            )
+        if folder.exists():
+            shutil.rmtree(folder)
+        _Maker(engine.name, made, engine.location, folder, lock).make()
+        (folder / DONE).touch()
+    return folder
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(Progress("environment", "waiting for another run that makes it"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def _key(folder: Path) -> str:
+    """The digest of all that an environment is made from."""
+    return hashlib.sha256(b"".join((folder / file).read_bytes() for file in ("pyproject.toml", "uv.lock"))).hexdigest()[
+        :12
+    ]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """``lock`` is inherited by every child: after a kill -9 of this process the next maker waits until uv has ended, too."""
+
+    name: str
+    made: Environment
+    source: Path
+    folder: Path
+    lock: int
+
+    def make(self) -> None:
+        self._uv("venv", "--python", self.made.python, str(self.folder), timeout=120)
+        if self.made.torch_backend and self._torch():
+            self._install(*self._gpu_packages(), "torch")
+        else:
+            self._install()
+        self._compile()
+
+    def _torch(self) -> bool:
+        """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
+        (torch,) = (p for p in self._packages() if p["name"] == "torch")
+        options = [
+            "--no-deps",
+            "--python",
+            self._python,
+            "--torch-backend",
+            str(self.made.torch_backend),
+            f"torch=={torch['version']}",
+        ]
+        try:
+            self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
+        except (Permanent, Retryable):
+            report(
+                Progress(
+                    "environment",
+                    f"PyTorch's {self.made.torch_backend} index does not answer: its larger build is used",
+                )
+            )
+            return False
+        self._uv("pip", "install", *options, timeout=3600)
+        return True
+
+    def _install(self, *without: str) -> None:
+        """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
+        options = [option for name in without for option in ("--no-emit-package", name)]
+        wanted = self.folder / "requirements.txt"
+        wanted.write_text(
+            self._uv("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source), timeout=120),
+            encoding="utf-8",
+        )
+        self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
+
+    def _compile(self) -> None:
+        """Else each of vLLM's processes compiles for itself at every start. Files in a newer syntax are skipped, and that is fine."""
+        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+        self._run(
+            "compiling its bytecode",
+            [self._python, "-m", "compileall", *options, str(self.folder / "lib")],
+            timeout=1200,
+        )
+
+    def _packages(self) -> list[dict[str, str]]:
+        packages: list[dict[str, str]] = tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"]
+        return packages
+
+    def _gpu_packages(self) -> list[str]:
+        return [p["name"] for p in self._packages() if p["name"].startswith(GPU_LIBRARIES)]
+
+    @property
+    def _python(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
+        code, out, said = self._run(
+            f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"], timeout=timeout, retries=retries
+        )
+        if code == 0:
+            return out
+        kind = Retryable if NETWORK.search(said) else Permanent
+        last = tuple(line for line in said.splitlines() if line.strip())[:5]
+        raise kind(
+            Finding(
+                "todo",
+                f"the environment of {self.name} could not be made",
+                f"uv {args[0]} failed",
+                "see what uv says, then run again",
+                last,
+            )
+        )
+
+    def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
+        environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
+        started = time.monotonic()
+        with (
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+            subprocess.Popen(
+                argv, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=(self.lock,)
+            ) as child,
+        ):
+            try:
+                while True:
+                    passed = time.monotonic() - started
+                    report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
+                    if passed >= timeout:
+                        raise Retryable(
+                            Finding(
+                                "todo",
+                                f"{note} took longer than {timeout:g} s",
+                                "an index may not answer",
+                                "look at the network, then run again",
+                            )
+                        )
+                    try:
+                        code = child.wait(min(2, timeout - passed))
+                    except subprocess.TimeoutExpired:
+                        continue
+                    break
+            finally:
+                child.kill()
+            return code, _text(out), _text(err)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

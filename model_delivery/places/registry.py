@@ -1,0 +1,100 @@
+"""A tag becomes a digest: what is pulled later is what was meant when the release was made."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable
+
+import httpx
+
+from model_delivery.base.findings import Finding, Refused, Retryable
+from model_delivery.base.secrets import read_secret
+from model_delivery.spec import KubeSecret
+
+HUB = "registry-1.docker.io"
+ACCEPT = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        "oci.image.index.v1",
+        "docker.distribution.manifest.list.v2",
+        "oci.image.manifest.v1",
+        "docker.distribution.manifest.v2",
+    )
+)
+PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
+LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
+FIX = "correct target.image, or name its digest: NAME@sha256:…"
+
+
+def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
+    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``: names of docker-registry Secrets.
+
+    Refused when the registry says no, Retryable when it is busy or away.
+    """
+    if PINNED.search(image):
+        return image
+    host, repository, tag = parts(image)
+    url = f"{'http' if LOCAL.match(host) else 'https'}://{host}/v2/{repository}/manifests/{tag}"
+    try:
+        with httpx.Client(timeout=httpx.Timeout(20, connect=5), follow_redirects=True) as client:
+            answer = client.head(url, headers={"Accept": ACCEPT})
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
+                answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
+    except httpx.HTTPError as error:
+        why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
+        raise Retryable(Finding("todo", f"the registry {host} does not answer", why, FIX)) from None
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        raise Refused(
+            Finding("todo", f"there is no image {image}", f"the registry {host} does not know {repository}:{tag}", FIX)
+        )
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        fix = "name a pull secret in serving.pod.image_pull_secrets, or correct it"
+        raise Refused(
+            Finding("todo", f"the registry {host} does not let us see {image}", f"status {answer.status_code}", fix)
+        )
+    found = answer.headers.get("Docker-Content-Digest", "")
+    if not answer.is_success or not found:
+        raise Retryable(
+            Finding(
+                "todo", f"the registry {host} cannot say what {image} is", f"status {answer.status_code}", "run again"
+            )
+        )
+    return f"{image.removesuffix(f':{tag}')}@{found}"
+
+
+def parts(image: str) -> tuple[str, str, str]:
+    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker Hub's, ``x`` its library's."""
+    first, slash, rest = image.partition("/")
+    host, name = (
+        (first, rest) if slash and (re.search(r"[.:]", first) or first == "localhost") else ("docker.io", image)
+    )
+    name, _, tag = name.partition(":")
+    if host in ("docker.io", "index.docker.io"):
+        host, name = HUB, name if "/" in name else f"library/{name}"
+    return host, name, tag or "latest"
+
+
+def _login(host: str, pull_secrets: Iterable[str]) -> str | None:
+    """The Basic credentials for ``host`` in the first pull secret that has some."""
+    for name in pull_secrets:
+        text = read_secret(KubeSecret.model_validate({"kube": {"name": name, "key": ".dockerconfigjson"}})).reveal()
+        for server, login in json.loads(text).get("auths", {}).items():
+            if host in server or (host == HUB and "docker.io" in server):
+                return str(
+                    login.get("auth") or base64.b64encode(f"{login['username']}:{login['password']}".encode()).decode()
+                )
+    return None
+
+
+def _authorization(client: httpx.Client, challenge: str, login: str | None) -> dict[str, str]:
+    """The header that the registry's challenge asks for: a token (anonymous without a login), or the login itself."""
+    basic = {"Authorization": f"Basic {login}"} if login else {}
+    if not challenge.lower().startswith("bearer"):
+        return basic
+    asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    said = client.get(asked.pop("realm"), params=asked, headers=basic)
+    token = said.json() if said.is_success else {}
+    return {"Authorization": f"Bearer {token.get('token') or token.get('access_token') or ''}"}

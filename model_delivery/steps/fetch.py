@@ -1,0 +1,31 @@
+"""The fetch as a step: bytes are moved where they will lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from model_delivery.models.sources import Snapshot
+from model_delivery.models.store import model_folder
+from model_delivery.models.store.commit import Fetched, fetch
+from model_delivery.spec import Model
+from model_delivery.steps import Step
+
+
+class FetchInput(BaseModel):
+    """``root`` is the store's folder; tokens are read here, where they are needed, by their names in ``model``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Model
+    snapshot: Snapshot
+    root: str
+
+
+def run(given: FetchInput) -> Fetched:
+    """Fetch and verify; what is there and whole is adopted."""
+    return fetch(given.model, given.snapshot, model_folder(Path(given.root), given.snapshot))
+
+
+STEP = Step("fetch", FetchInput, Fetched, run)

@@ -1,0 +1,94 @@
+"""``python -m model_delivery.steps.run NAME INPUT_FILE OUTPUT_FILE``: one step as a process; an output of ``-`` is standard output.
+
+The output is JSON lines: ``{"progress": {…}}`` any number of times, then exactly one of
+``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the output's JSON) or
+``{"finding": {…}, "kind": retryable | permanent | bad-input | refused | gate}``. The exit code is 0 for a result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from model_delivery.base.findings import BadInput, Finding, GateFailed, Permanent, Refused, Retryable, Trouble
+from model_delivery.base.progress import sink
+from model_delivery.steps import Step
+
+KINDS: dict[str, type[Trouble]] = {
+    "retryable": Retryable,
+    "bad-input": BadInput,
+    "refused": Refused,
+    "gate": GateFailed,
+    "permanent": Permanent,
+}
+
+
+def find(name: str) -> Step[Any, Any]:
+    """The step called ``name``; only its own module is imported. KeyError for another name."""
+    match name:
+        case "fetch":
+            from model_delivery.steps.fetch import STEP as fetch
+
+            return fetch
+        case "verify":
+            from model_delivery.steps.verify import STEP as verify
+
+            return verify
+        case "smoke":
+            from model_delivery.steps.smoke import STEP as smoke
+
+            return smoke
+        case "load":
+            from model_delivery.steps.load import STEP as load
+
+            return load
+        case _:
+            raise KeyError(name)
+
+
+def say(out: TextIO, line: dict[str, Any]) -> None:
+    out.write(json.dumps(line, separators=(",", ":")) + "\n")
+    out.flush()
+
+
+def outcome(name: str, text: str, out: TextIO) -> int:
+    """Run the step on its input's JSON ``text`` and write its lines to ``out``; returns the exit code."""
+    try:
+        step = find(name)
+        with sink(lambda p: say(out, {"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
+            result = step.run(step.input.model_validate_json(text)).model_dump_json()
+    except Trouble as trouble:
+        kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
+        say(out, {"findings": [f.to_json() for f in trouble.findings], "kind": kind})
+        return trouble.exit_code
+    except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
+        traceback.print_exc()
+        what = Finding(
+            "todo",
+            f"the {name} step broke",
+            f"{type(error).__name__}: {error}",
+            "this is a fault of Model Delivery: report it with the step's log",
+        )
+        say(out, {"findings": [what.to_json()], "kind": "permanent"})
+        return 1
+    say(out, {"result": result, "length": len(result), "sha256": hashlib.sha256(result.encode()).hexdigest()})
+    return 0
+
+
+def main() -> int:
+    name, given, output = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if output == "-":
+        return outcome(name, Path(given).read_text(encoding="utf-8"), sys.stdout)
+    with Path(output).open("a", encoding="utf-8") as out:
+        return outcome(name, Path(given).read_text(encoding="utf-8"), out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

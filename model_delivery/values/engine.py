@@ -1,0 +1,120 @@
+"""An engine as a value: how a model server is started, when it is ready, and how it stops (the content of an ``engine.toml``)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from model_delivery.base.home import packaged
+from model_delivery.base.units import Duration, Size
+
+PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
+COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
+VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Environment(_Part):
+    """A Python environment of the engine's own, made from the ``uv.lock`` beside its engine.toml; ``key`` is that lock's digest.
+
+    ``python``: as ``uv venv --python`` takes it. ``torch_backend``: as ``uv pip --torch-backend``; used where that index answers.
+    """
+
+    python: str = ">=3.11,<3.13"
+    torch_backend: str | None = None
+    key: str = ""
+
+
+class Ready(_Part):
+    health: Annotated[str, Field(pattern="^/")] = "/health"
+    timeout: Duration = Duration("300s")
+
+
+class Stop(_Part):
+    """``drain``: what the engine itself gives open streams; ``grace``: on top of it, before SIGKILL."""
+
+    drain: Duration = Duration("30s")
+    grace: Duration = Duration("10s")
+
+
+class Needs(_Part):
+    memory: Size = Size("1Gi")
+
+
+class Engine(_Part):
+    """The content of an engine.toml, whole: what a release was started with does not change when the folder does.
+
+    ``folder`` is the name of an engine that comes with Model Delivery (so that a moved checkout changes no release), else an absolute path.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    folder: str = ""
+    command: tuple[str, ...] = Field(min_length=1)
+    environment: Environment | None = None
+    variables: dict[str, str] = Field(default_factory=dict)
+    ready: Ready = Ready()
+    stop: Stop = Stop()
+    resources: Needs = Needs()
+
+    @field_validator("command")
+    @classmethod
+    def _command(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        _only(COMMAND_KNOWS, words)
+        if any("{names}" in word and word != "{names}" for word in words):
+            raise ValueError("{names} must be an argument of its own: it becomes one argument a name")
+        return words
+
+    @field_validator("variables")
+    @classmethod
+    def _variables(cls, values: dict[str, str]) -> dict[str, str]:
+        _only(VARIABLES_KNOW, values.values())
+        return values
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.resources.memory.bytes
+
+    @property
+    def location(self) -> Path:
+        """Its folder on this machine."""
+        return packaged("engines") / self.folder
+
+    def argv(self, environment: Path, model: Path, names: Sequence[str], port: int, args: Sequence[str]) -> list[str]:
+        """The command line; ``{names}`` becomes one argument a name, and the user's ``args`` stay as they are."""
+        known = {
+            "{env}": str(environment),
+            "{folder}": str(self.location),
+            "{model}": str(model),
+            "{port}": str(port),
+            "{drain}": str(int(self.stop.drain.seconds)),
+        }
+        line: list[str] = []
+        for word in self.command:
+            line += list(names) if word == "{names}" else [_filled(word, known)]
+        return [*line, *args]
+
+    def environ(self, cpus: Sequence[int], environment: Path | None = None) -> dict[str, str]:
+        """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to, such as ``0,1``."""
+        known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": str(self.location), "{env}": str(environment or "")}
+        return {name: _filled(value, known) for name, value in self.variables.items()}
+
+
+def _only(known: Sequence[str], texts: Iterable[str]) -> None:
+    for found in PLACEHOLDER.findall(" ".join(texts)):
+        if found not in known:
+            near = difflib.get_close_matches(found, known, 1)
+            raise ValueError(
+                f"{found} is no placeholder; " + (f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}")
+            )
+
+
+def _filled(text: str, known: Mapping[str, str]) -> str:
+    return PLACEHOLDER.sub(lambda found: known[found[0]], text)

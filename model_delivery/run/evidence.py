@@ -11,6 +11,7 @@ from pathlib import Path
 from model_delivery.base.findings import Trouble
 from model_delivery.places import Place
 from model_delivery.run.record import Candidate, Ended
+from model_delivery.values.kind import REPORT
 from model_delivery.values.resources import Ref, Resource
 
 LARGEST = 900 * 1024  # bytes: a ConfigMap holds 1 MiB
@@ -74,4 +75,4 @@ def _engine_log(place: Place, delivery: str, main: Ref) -> bytes:
 
 
 def _ref(release: str, attempt: int) -> Ref:
-    return Ref("Report", f"{release}-{attempt}")
+    return Ref(REPORT, f"{release}-{attempt}")

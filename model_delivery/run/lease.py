@@ -15,9 +15,10 @@ from model_delivery.base.clock import Clock
 from model_delivery.base.findings import Finding, Permanent, Refused, Trouble
 from model_delivery.base.progress import Progress, report
 from model_delivery.places import Place
+from model_delivery.values.kind import LEASE
 from model_delivery.values.resources import ABSENT, Mismatch, Observed, Ref, Resource, Version
 
-REF = Ref("Lease", "lease")
+REF = Ref(LEASE, "lease")
 RENEWALS = 4  # in a lease's time: it survives an API server that is away for a while
 
 

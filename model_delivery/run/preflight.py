@@ -11,10 +11,10 @@ from model_delivery.places import Place
 from model_delivery.places.host.binding import listening
 from model_delivery.places.host.engines import load_engine
 from model_delivery.run.record import load
-from model_delivery.run.session import RECORD
 from model_delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef, T9kTarget
 from model_delivery.targets import Target
 from model_delivery.values.release import Desired, Release
+from model_delivery.values.resources import RECORD_REF
 from model_delivery.values.rollout import stages
 
 LIMITS = ("cpu", "memory", "nvidia.com/gpu")
@@ -101,7 +101,7 @@ def _address(spec: DeliverySpec, place: Place) -> Iterator[Finding]:
     if not isinstance(spec.target, ProcessTarget):
         return
     port = spec.target.port
-    seen = place.get(spec.name, RECORD)
+    seen = place.get(spec.name, RECORD_REF)
     address = load(seen.resource.spec).address if seen else None
     if address is not None and address.port != port:
         why = f"it is up on port {address.port}, the spec says {port}"

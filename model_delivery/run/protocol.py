@@ -328,7 +328,7 @@ def collect(session: Session, rollout: Rollout) -> None:
     }
     _collect_evidence(session, live)
     for ref, seen in sorted(session.place.world(session.delivery).objects.items()):
-        if seen.resource.role == "step" or (ref.kind == "Release" and ref.name not in live):
+        if seen.resource.role == "step" or (ref.kind.name == "Release" and ref.name not in live):
             session.place.delete(session.delivery, ref)
 
 

@@ -22,10 +22,10 @@ from model_delivery.run.record import Record, TargetKey, Wanted
 from model_delivery.run.wait import until
 from model_delivery.steps import Step, reading
 from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun, Target
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.release import Address, Desired, Frozen, Release, ReleaseId
-from model_delivery.values.resources import ABSENT, Mismatch, Ref, Resource, Version, World
+from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, Version, World
 
-RECORD = Ref("Record", "record")
 TRIES = 3
 GONE_SECONDS = 300.0
 STEP_START_SECONDS = 1800.0
@@ -51,11 +51,11 @@ class Session:
         new = Record.model_validate(self.record.model_copy(update=changes).model_dump())
         if new == self.record and self.version != ABSENT:
             return
-        resource = Resource(RECORD, "record", self.delivery, new.model_dump(mode="json"))
+        resource = Resource(RECORD_REF, "record", self.delivery, new.model_dump(mode="json"))
         try:
             version = self.place.put(resource, expect=self.version).version
         except (Mismatch, OSError) as doubt:
-            seen = self.place.get(self.delivery, RECORD)
+            seen = self.place.get(self.delivery, RECORD_REF)
             if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
                 raise Permanent(
                     Finding(
@@ -78,7 +78,7 @@ class Session:
         seen = self.place.get(self.delivery, release_ref(release))
         if seen is None:
             known = (
-                ", ".join(sorted(r.name for r in self.place.world(self.delivery).objects if r.kind == "Release"))
+                ", ".join(sorted(r.name for r in self.place.world(self.delivery).objects if r.kind.name == "Release"))
                 or "none"
             )
             raise Refused(
@@ -206,12 +206,12 @@ def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
     return {
         ref.name: Frozen.model_validate(seen.resource.spec)
         for ref, seen in world.objects.items()
-        if ref.kind == "Release"
+        if ref.kind.name == "Release"
     }
 
 
 def release_ref(release: ReleaseId) -> Ref:
-    return Ref("Release", release)
+    return Ref(RELEASE, release)
 
 
 def current() -> Session:
@@ -237,7 +237,7 @@ def opened(
     lease.acquire(when_busy)
     with lease.kept(), from_cluster(place.secret):
         guarded = Guarded(place, lease.fence, observer)
-        seen = guarded.get(delivery, RECORD)
+        seen = guarded.get(delivery, RECORD_REF)
         record = records.load(seen.resource.spec) if seen else Record(target=key)
         active = record.serving is not None or record.candidate is not None
         if active and record.target != key:

@@ -9,6 +9,7 @@ from model_delivery.base.findings import Finding, Refused
 from model_delivery.run.record import TargetKey
 from model_delivery.spec import DeploymentTarget, KServeTarget, ProcessTarget, Runner, Serving, Storage, T9kTarget
 from model_delivery.spec import Target as TargetSpec
+from model_delivery.values.kind import Kind
 from model_delivery.values.release import Address, Capabilities, Desired, Frozen, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
 
@@ -134,3 +135,12 @@ def of_key(key: TargetKey) -> Target:
             "use the version that made the delivery",
         )
     )
+
+
+def cluster_kinds() -> tuple[Kind, ...]:
+    """What a delivery may have in a namespace, whatever its target."""
+    from model_delivery.targets import deployment, kserve, t9k
+    from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, HTTP_ROUTE, JOB, SERVICE
+
+    shared = (CONFIG_MAP, SERVICE, JOB, HTTP_ROUTE)
+    return (*shared, deployment.DEPLOYMENT, *t9k.KINDS, *kserve.KINDS)

@@ -11,14 +11,17 @@ from typing import Any
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.spec import DeliverySpec, KubeSecret, T9kTarget
-from model_delivery.targets.kserve import MODES
+from model_delivery.targets.deployment import DEPLOYMENT
+from model_delivery.targets.kserve import INFERENCE_SERVICE, MODES, SERVING_RUNTIME
+from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE, SERVICE
 from model_delivery.targets.kubernetes.near import settings
 from model_delivery.targets.kubernetes.pod import PORT, claim_name
+from model_delivery.targets.t9k import ML_SERVICE, ML_SERVICE_RUNTIME
 from model_delivery.values.release import Lock, Payload
 from model_delivery.values.resources import ENGINES, Observed, Ref, Resource, difference
 
-KINDS = {"t9k": "MLService", "kserve": "InferenceService", "deployment": "Deployment"}
-RUNTIMES = {"t9k": "MLServiceRuntime", "kserve": "ServingRuntime"}
+KINDS = {"t9k": ML_SERVICE, "kserve": INFERENCE_SERVICE, "deployment": DEPLOYMENT}
+RUNTIMES = {"t9k": ML_SERVICE_RUNTIME, "kserve": SERVING_RUNTIME}
 DEFAULT_PORTS = {"t9k": 8080, "kserve": 8080, "deployment": PORT}  # of a container that names none
 T9K_MOUNT = "/var/lib/t9k/model"
 PVC = "pvc://"
@@ -88,9 +91,9 @@ def adopt(spec: DeliverySpec, lock: Lock, named: str, get: Get, made: Sequence[R
     wrong = [*_unlike(spec, found), *_shared_name(spec, get)]
     if wrong:
         raise Refused(*wrong)
-    routes = {ref.kind: seen.status["uid"] for ref in _route_refs(spec) if (seen := get(ref)) is not None}
+    routes = {ref.kind.name: seen.status["uid"] for ref in _route_refs(spec) if (seen := get(ref)) is not None}
     adopted = {
-        "kind": KINDS[kind],
+        "kind": KINDS[kind].name,
         "name": named,
         "uid": live.status["uid"],
         "metadata": _metadata(live),
@@ -172,7 +175,7 @@ def _without_containers(spec: Any) -> Any:
 def _live(ref: Ref, delivery: str, get: Get) -> Observed:
     live = get(ref)
     if live is None:
-        fix = f"name it with --from; see: kubectl get {ref.kind.lower()}s"
+        fix = f"name it with --from; see: kubectl get {ref.kind.name.lower()}s"
         raise Refused(Finding("todo", f"there is no {ref} to adopt", "nothing of that name is in the namespace", fix))
     meta = live.resource.spec["metadata"]
     above = [f"{one['kind']} {one['name']}" for one in meta.get("ownerReferences") or () if one.get("controller")]
@@ -235,7 +238,7 @@ def _shared_name(spec: DeliverySpec, get: Get) -> Iterator[Finding]:
     """The route takes the delivery's name: what has that name must be free to take."""
     for ref in _route_refs(spec):
         seen = get(ref)
-        if seen is None or ref.kind == "MLService":
+        if seen is None or ref.kind == ML_SERVICE:
             continue
         owner = [
             one["kind"] for one in seen.resource.spec["metadata"].get("ownerReferences") or () if one.get("controller")
@@ -249,8 +252,8 @@ def _shared_name(spec: DeliverySpec, get: Get) -> Iterator[Finding]:
 
 def _route_refs(spec: DeliverySpec) -> tuple[Ref, ...]:
     if isinstance(spec.target, T9kTarget):
-        return (Ref("MLService", spec.name),)
-    return (Ref("HTTPRoute" if getattr(spec.target, "gateway", None) else "Service", spec.name),)
+        return (Ref(ML_SERVICE, spec.name),)
+    return (Ref(HTTP_ROUTE if getattr(spec.target, "gateway", None) else SERVICE, spec.name),)
 
 
 def _deployment(live: Observed, _get: Get) -> Found:

@@ -10,13 +10,16 @@ from typing import Any
 from model_delivery.diagnosis import pods
 from model_delivery.spec import Serving, Storage
 from model_delivery.targets import Current, InProgress, Readiness
+from model_delivery.targets.kubernetes.kinds import SERVICE
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
 from model_delivery.targets.kubernetes.pod import PORT, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import owned, pods_of, selector
+from model_delivery.values.kind import Kind
 from model_delivery.values.release import Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
 
+DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", foreground=True)
 FILE = "deployment.yaml"
 MARGIN_SECONDS = 60
 
@@ -25,7 +28,7 @@ class Deployment(Routed):
     """Without a gateway a Service selects one release, so that traffic cannot be weighed."""
 
     def main(self, delivery: str, release: str) -> Ref:
-        return Ref("Deployment", f"{delivery}-{release}")
+        return Ref(DEPLOYMENT, f"{delivery}-{release}")
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         made = manifest(FILE, "Deployment")
@@ -50,7 +53,7 @@ class Deployment(Routed):
         yield Resource(main, "release", delivery, made, release.id)
         service = copy.deepcopy(dict(release.payload["service"]))
         service["spec"]["selector"] = selector(delivery, release)
-        yield Resource(Ref("Service", main.name), "release", delivery, service, release.id)
+        yield Resource(Ref(SERVICE, main.name), "release", delivery, service, release.id)
 
     def _adopted(self, delivery: str, release: Release, adopted: Mapping[str, Any]) -> Iterator[Resource]:
         """Somebody's Deployment as it is, and a Service of ours before its pods."""
@@ -58,11 +61,11 @@ class Deployment(Routed):
             "metadata": copy.deepcopy(adopted["metadata"]),
             "spec": {**copy.deepcopy(dict(release.payload["live"])), "replicas": release.replicas},
         }
-        yield owned(Resource(Ref("Deployment", adopted["name"]), "release", delivery, made, release.id), adopted["uid"])
+        yield owned(Resource(Ref(DEPLOYMENT, adopted["name"]), "release", delivery, made, release.id), adopted["uid"])
         service = manifest(FILE, "Service")
         service["spec"]["selector"] = selector(delivery, release)
         service["spec"]["ports"][0]["targetPort"] = adopted["port"]
-        yield Resource(Ref("Service", f"{delivery}-{release.id}"), "release", delivery, service, release.id)
+        yield Resource(Ref(SERVICE, f"{delivery}-{release.id}"), "release", delivery, service, release.id)
 
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release.id)

@@ -17,9 +17,22 @@ from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
 from model_delivery.targets.kubernetes.pod import PORT, claim_name, serve, verbatim
 from model_delivery.targets.kubernetes.route import owned, pods_of
+from model_delivery.values.kind import Kind
 from model_delivery.values.release import Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
 
+INFERENCE_SERVICE = Kind(
+    "InferenceService",
+    "serving.kserve.io",
+    "v1beta1",
+    "inferenceservices",
+    foreground=True,
+    optional=True,
+    eventful=True,
+    bare=True,
+)
+SERVING_RUNTIME = Kind("ServingRuntime", "serving.kserve.io", "v1alpha1", "servingruntimes", steady=True, optional=True)
+KINDS = (INFERENCE_SERVICE, SERVING_RUNTIME)
 FILE = "kserve.yaml"
 MODELS = "/mnt/models"  # where KServe's webhook mounts the folder of storageUri
 MODES = ("Standard", "RawDeployment")
@@ -35,7 +48,7 @@ class KServe(Routed):
     port: ClassVar[int] = 80
 
     def main(self, delivery: str, release: str) -> Ref:
-        return Ref("InferenceService", f"{delivery}-{release}")
+        return Ref(INFERENCE_SERVICE, f"{delivery}-{release}")
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the service's predictor."""
@@ -60,7 +73,7 @@ class KServe(Routed):
             if live["predictor"].get("minReplicas", 1) != release.replicas:
                 live["predictor"] |= {"minReplicas": release.replicas}
             made = {"metadata": copy.deepcopy(adopted["metadata"]), "spec": live}
-            theirs = Resource(Ref("InferenceService", adopted["name"]), "release", delivery, made, release.id)
+            theirs = Resource(Ref(INFERENCE_SERVICE, adopted["name"]), "release", delivery, made, release.id)
             yield owned(theirs, adopted["uid"], bare=True)
             return
         main = self.main(delivery, release.id)
@@ -76,7 +89,7 @@ class KServe(Routed):
         }
         predictor["model"]["runtime"] = main.name
         yield from chat_config(delivery, release, main.name, runtime["spec"], runtime["spec"]["containers"][0])
-        yield Resource(Ref("ServingRuntime", main.name), "release", delivery, runtime, release.id)
+        yield Resource(Ref(SERVING_RUNTIME, main.name), "release", delivery, runtime, release.id)
         yield Resource(main, "release", delivery, service, release.id)
 
     def readiness(self, release: Release, world: World) -> Readiness:

@@ -12,9 +12,12 @@ from model_delivery.diagnosis.engine_log import diagnose, is_retryable
 from model_delivery.models.store import folder_name
 from model_delivery.spec import Serving, Storage
 from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun
+from model_delivery.values.kind import Kind
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
 
+ENGINE, ROUTER, SLOT = Kind("Engine"), Kind("Router"), Kind("Slot")
+STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")
 SLOTS = 20
 
 
@@ -61,11 +64,11 @@ class Process:
         }
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        folder = Resource(Ref("Folder", "models"), "storage", name, {"path": storage.path})
+        folder = Resource(Ref(FOLDER, "models"), "storage", name, {"path": storage.path})
         if lock.engine is None or lock.engine.environment is None:
             return (folder,)
         environment = Resource(
-            Ref("Environment", lock.engine.name), "storage", name, {"engine": lock.engine.model_dump(mode="json")}
+            Ref(ENVIRONMENT, lock.engine.name), "storage", name, {"engine": lock.engine.model_dump(mode="json")}
         )
         return (folder, environment)
 
@@ -75,18 +78,18 @@ class Process:
             return tuple(engines)
         route = [
             Resource(
-                Ref("Router", "router"), "route", want.delivery, {"host": want.address.host, "port": want.address.port}
+                Ref(ROUTER, "router"), "route", want.delivery, {"host": want.address.host, "port": want.address.port}
             )
         ]
         route += [
-            Resource(Ref("Slot", f"{n:02}"), "route", want.delivery, {"release": owner})
+            Resource(Ref(SLOT, f"{n:02}"), "route", want.delivery, {"release": owner})
             for n, owner in enumerate(slot_owners(want.shares))
         ]
         return tuple(engines + route)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
-        return (Resource(Ref("Step", name), "step", run.delivery, {"step": run.name, "input": run.input}),)
+        return (Resource(Ref(STEP, name), "step", run.delivery, {"step": run.name, "input": run.input}),)
 
     def step_state(self, ref: Ref, world: World) -> Readiness:
         return Current("ended" if ref in world.objects and world.objects[ref].status["finished"] else "started")
@@ -106,7 +109,7 @@ class Process:
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:
             return Current("")
-        router = world.objects.get(Ref("Router", "router"))
+        router = world.objects.get(Ref(ROUTER, "router"))
         if router is None:
             return InProgress("no router")
         if not router.status["alive"]:
@@ -115,7 +118,9 @@ class Process:
             )
             return Failed(with_log(finding, router.status))
         late = [
-            r.name for r, o in world.objects.items() if r.kind == "Slot" and o.status["written"] != o.status["address"]
+            r.name
+            for r, o in world.objects.items()
+            if r.kind.name == "Slot" and o.status["written"] != o.status["address"]
         ]
         if late or not router.status["healthy"]:
             return InProgress(f"slots {', '.join(late)} not moved" if late else "the router is starting")
@@ -123,7 +128,7 @@ class Process:
 
 
 def engine_ref(release: str) -> Ref:
-    return Ref("Engine", release)
+    return Ref(ENGINE, release)
 
 
 def whole_cpus(limit: float | str) -> int:

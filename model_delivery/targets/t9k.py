@@ -12,6 +12,7 @@ from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
 from model_delivery.spec import Serving, Storage
 from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, POD
 from model_delivery.targets.kubernetes.manifests import Object, manifest
 from model_delivery.targets.kubernetes.near import claim_status, job_state, models_claim, settings, step_job
 from model_delivery.targets.kubernetes.pod import (
@@ -26,9 +27,18 @@ from model_delivery.targets.kubernetes.pod import (
     verbatim,
 )
 from model_delivery.targets.kubernetes.route import owned_route, pods_of
+from model_delivery.values.kind import Kind
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
 
+ML_SERVICE = Kind(
+    "MLService", "tensorstack.dev", "v1beta1", "mlservices", foreground=True, optional=True, eventful=True
+)
+ML_SERVICE_RUNTIME = Kind(
+    "MLServiceRuntime", "tensorstack.dev", "v1beta1", "mlserviceruntimes", steady=True, optional=True
+)
+NOTEBOOK = Kind("Notebook", "tensorstack.dev", "v1beta1", "notebooks", optional=True)
+KINDS = (ML_SERVICE, ML_SERVICE_RUNTIME)
 FILE = "t9k.yaml"
 MARGIN_SECONDS = 60
 DEADLINE = "serving.knative.dev/progress-deadline"
@@ -55,7 +65,7 @@ class T9k:
 
     def main(self, delivery: str, release: str) -> Ref:
         """The pods of a release: they carry this name as ``model-delivery/object``."""
-        return Ref("Pod", f"{delivery}-{release}")
+        return Ref(POD, f"{delivery}-{release}")
 
     def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
         """Refused where a text would meet Go's templates in a place where nobody documents whether they are filled in."""
@@ -89,7 +99,7 @@ class T9k:
             return (claim,)
         made = manifest(FILE, "Notebook")
         made["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = claim.ref.name
-        return (claim, Resource(Ref("Notebook", claim.ref.name), "storage", name, made))
+        return (claim, Resource(Ref(NOTEBOOK, claim.ref.name), "storage", name, made))
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
         """Releases of the same content share their runtime. A service cannot be without a default: no traffic, no service."""
@@ -109,7 +119,7 @@ class T9k:
             made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.queue}}
         for adopted in (release.adopted for release in want.releases if release.adopted):
             made["metadata"] = copy.deepcopy(adopted["metadata"])
-        return owned_route(Resource(Ref("MLService", want.delivery), "route", want.delivery, made), want)
+        return owned_route(Resource(Ref(ML_SERVICE, want.delivery), "route", want.delivery, made), want)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         return step_job(run)
@@ -119,7 +129,7 @@ class T9k:
 
     def readiness(self, release: Release, world: World) -> Readiness:
         """There is no observedGeneration: the service must be Ready and this release ready. An address says nothing, it is set before."""
-        seen = world.objects.get(Ref("MLService", world.delivery))
+        seen = world.objects.get(Ref(ML_SERVICE, world.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
         mine = _told_of(_name(release), seen.status)
@@ -173,7 +183,7 @@ class T9k:
         """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``; the endpoint is ``address.url``."""
         if want.address is None or not want.shares:
             return Current("")
-        seen = world.objects.get(Ref("MLService", want.delivery))
+        seen = world.objects.get(Ref(ML_SERVICE, want.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
         shares = {_name(release): want.shares[release.id] for release in want.releases if release.id in want.shares}
@@ -250,11 +260,11 @@ def _beside(delivery: str, release: Release) -> Iterator[Resource]:
         return  # its runtime is somebody's, and may serve others
     payload = copy.deepcopy(dict(release.payload))
     yield Resource(
-        Ref("MLServiceRuntime", payload["predictor"]["model"]["runtime"]), "release", delivery, payload["runtime"]
+        Ref(ML_SERVICE_RUNTIME, payload["predictor"]["model"]["runtime"]), "release", delivery, payload["runtime"]
     )
     if payload["config"] is not None:
         config = {"metadata": {}, "data": {"chat_template.jinja": payload["chat_template"]}}
-        yield Resource(Ref("ConfigMap", payload["config"]), "release", delivery, config)
+        yield Resource(Ref(CONFIG_MAP, payload["config"]), "release", delivery, config)
 
 
 def _told_of(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from model_delivery.values.kind import RECORD, Kind
+
 Role = Literal["release", "route", "storage", "step", "record", "lease"]
 Version = str
 ABSENT: Final = Version("<absent>")
@@ -50,11 +52,14 @@ def difference(old: Any, new: Any, where: str = "") -> Iterator[str]:
 class Ref:
     """The name of a resource within one place and delivery."""
 
-    kind: str
+    kind: Kind
     name: str
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.name}"
+
+
+RECORD_REF = Ref(RECORD, "record")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import READY_TIMEOUT, unchanged_digest
 from model_delivery.run.record import Ended, Record, Wanted, load
 from model_delivery.run.resolve import resolve_lock
-from model_delivery.run.session import RECORD, Session, opened
+from model_delivery.run.session import Session, opened
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.verify import STEP as VERIFY
 from model_delivery.steps.verify import Verified, VerifyInput
@@ -24,7 +24,7 @@ from model_delivery.targets import choose, key_of
 from model_delivery.targets.adoption import KINDS, Adopted, adopt
 from model_delivery.targets.kubernetes.pod import MOUNT
 from model_delivery.values.release import AddressKey, Desired, Frozen, Release, ReleaseId
-from model_delivery.values.resources import ABSENT, digest
+from model_delivery.values.resources import ABSENT, RECORD_REF, digest
 
 OUTCOME = "adopted"
 NEW = "new"
@@ -52,7 +52,7 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     preflight(spec, place, target)
     with from_cluster(place.secret):
         lock = resolve_lock(spec)
-    seen = place.get(spec.name, RECORD)
+    seen = place.get(spec.name, RECORD_REF)
     session = Session(
         place, target, spec.name, "", SystemClock(), load(seen.resource.spec) if seen else Record(target=key), ABSENT
     )
@@ -87,7 +87,7 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     claim = (
         resource
         for resource in target.storage(spec.name, lock, spec.storage)
-        if resource.ref.kind == "PersistentVolumeClaim"
+        if resource.ref.kind.name == "PersistentVolumeClaim"
     )
     offered = [place.put(resource, dry_run=True) for resource in (*claim, *target.compose(want))]
     changes = tuple(

@@ -19,11 +19,12 @@ from model_delivery.run import evidence, protocol
 from model_delivery.run.preflight import preflight
 from model_delivery.run.record import Ended, Record, TargetKey, load
 from model_delivery.run.resolve import last_snapshot, resolve_lock
-from model_delivery.run.session import RECORD, Session, frozen_releases, opened
+from model_delivery.run.session import Session, frozen_releases, opened
 from model_delivery.spec import DeliverySpec, load_spec
 from model_delivery.targets import Current, Failed, Target, choose, key_of, of_key
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.release import Desired, Frozen, Lock, Release
-from model_delivery.values.resources import ABSENT, Change, Ref, digest
+from model_delivery.values.resources import ABSENT, RECORD_REF, Change, Ref, digest
 from model_delivery.verbs.connect import Connection, connect
 
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
@@ -100,7 +101,7 @@ def find(named: str, context: str | None = None, namespace: str | None = None) -
 def record_of(host: Place, name: str) -> Record:
     """The record of ``name``; BadInput with the nearest name when there is none."""
     known = host.deliveries()
-    seen = host.get(name, RECORD) if name in known else None
+    seen = host.get(name, RECORD_REF) if name in known else None
     if seen is None:
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
@@ -145,7 +146,7 @@ def status(host: Place, name: str) -> Status:
     shares = dict(record.desired.traffic)
     running = []
     for release, replicas in record.desired.releases:
-        known = world.objects.get(Ref("Release", release))
+        known = world.objects.get(Ref(RELEASE, release))
         if known is None:
             raise Refused(
                 Finding(
@@ -228,7 +229,7 @@ def down(host: Place, name: str) -> tuple[str, ...]:
         return tuple(
             str(ref)
             for ref, o in sorted(before.items())
-            if o.resource.role in ("release", "route") and ref.kind != "Slot"
+            if o.resource.role in ("release", "route") and ref.kind.name != "Slot"
         )
 
 
@@ -238,7 +239,7 @@ def plan(host: Place, spec: DeliverySpec) -> Plan:
     preflight(spec, host, target)
     with from_cluster(host.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
-    seen = host.get(spec.name, RECORD)
+    seen = host.get(spec.name, RECORD_REF)
     record = load(seen.resource.spec) if seen else Record(target=key_of(spec.target))
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)
     release, frozen = protocol.identify(session, spec, lock)
@@ -312,7 +313,7 @@ def connection(host: Place, name: str) -> Connection:
                 f"see `deliver status {name}`",
             )
         )
-    seen = host.get(name, Ref("Release", record.serving))
+    seen = host.get(name, Ref(RELEASE, record.serving))
     if seen is None:
         raise Refused(
             Finding("todo", f"release {record.serving} is not known", "its object is gone", "deliver it again")

@@ -16,9 +16,8 @@ import psutil
 from model_delivery.base.findings import Trouble
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Record
-from model_delivery.run.session import RECORD
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.values.resources import Ref
+from model_delivery.values.resources import RECORD_REF, Ref
 
 Event = tuple[Literal["before", "after"], str, str]
 NAME = "crash"
@@ -144,7 +143,7 @@ class Lab:
 
     @property
     def record(self) -> Record:
-        seen = self.host.get(NAME, RECORD)
+        seen = self.host.get(NAME, RECORD_REF)
         assert seen is not None
         return Record.model_validate(seen.resource.spec)
 
@@ -173,18 +172,18 @@ class Lab:
         assert record.candidate is None, record.candidate
         assert record.serving == serving, (record.serving, serving)
         world = self.host.world(NAME)
-        engines = {ref.name: o.status for ref, o in world.objects.items() if ref.kind == "Engine"}
+        engines = {ref.name: o.status for ref, o in world.objects.items() if ref.kind.name == "Engine"}
         assert set(engines) == ({serving} if serving else set())
         assert all(status["alive"] and status["healthy"] for status in engines.values())
-        slots = [o.status for ref, o in world.objects.items() if ref.kind == "Slot"]
+        slots = [o.status for ref, o in world.objects.items() if ref.kind.name == "Slot"]
         if serving:
             address = f"127.0.0.1:{engines[serving]['port']}"
             assert [s["written"] for s in slots] == [address] * 20
             assert self.answers()["data"][0]["id"] == NAME
         else:
             assert not slots
-        assert not [ref for ref in world.objects if ref.kind == "Lease"]
-        steps = [o.status for ref, o in world.objects.items() if ref.kind == "Step"]
+        assert not [ref for ref in world.objects if ref.kind.name == "Lease"]
+        steps = [o.status for ref, o in world.objects.items() if ref.kind.name == "Step"]
         assert not steps or (record.ended[-1].exit_code != 0 and all(s["finished"] and not s["alive"] for s in steps))
         kept = {o.status["pid"] for o in world.objects.values() if o.status.get("pid")}
         strays = [p.cmdline() for p in self.processes() if p.pid not in kept]

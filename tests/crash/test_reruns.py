@@ -11,6 +11,7 @@ from typing import Any, Literal
 from model_delivery.base.findings import Retryable
 from model_delivery.base.progress import Progress, sink
 from model_delivery.spec import DeliverySpec
+from model_delivery.targets.process import ENGINE
 from model_delivery.values.resources import Ref
 from model_delivery.verbs.service import down
 from tests.crash.lab import NAME, Lab, Result
@@ -78,21 +79,21 @@ def test_a_rollback_forgets_nothing_that_the_spec_keeps(lab: Lab) -> None:
     for _ in range(5):
         assert lab.deliver(lab.untested(keep=5)).code == 0
     assert lab.rollback(None).code == 0
-    assert len([ref for ref in lab.host.world(NAME).objects if ref.kind == "Release"]) == 5
+    assert len([ref for ref in lab.host.world(NAME).objects if ref.kind.name == "Release"]) == 5
 
 
 def test_where_nothing_can_be_resolved_a_dead_release_comes_back_beside_a_candidate(lab: Lab) -> None:
     killed_with_its_engine_up(lab, lab.untested())
     serving = lab.record.serving
     assert serving is not None
-    dead = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    dead = lab.host.world(NAME).objects[Ref(ENGINE, serving)].status
     os.kill(dead["pid"], signal.SIGKILL)
     gone = lab.model.rename(lab.model.with_name("elsewhere"))
     try:
         assert lab.deliver(lab.untested()).code == 3
     finally:
         gone.rename(lab.model)
-    now = lab.host.world(NAME).objects[Ref("Engine", serving)].status
+    now = lab.host.world(NAME).objects[Ref(ENGINE, serving)].status
     assert now["alive"]
     assert now["pid"] != dead["pid"]
     assert lab.record.candidate is not None
@@ -108,7 +109,7 @@ def test_a_canary_that_fails_while_it_soaks_is_withdrawn(lab: Lab) -> None:
         candidate = lab.record.candidate
         if news.step == "watch" and candidate is not None:
             assert candidate.phase == "canary-50"
-            status = lab.host.world(NAME).objects[Ref("Engine", candidate.release)].status
+            status = lab.host.world(NAME).objects[Ref(ENGINE, candidate.release)].status
             if status["alive"]:
                 os.kill(status["pid"], signal.SIGKILL)
 
@@ -142,7 +143,7 @@ def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
 
         def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
             told(when, verb, ref)
-            if (when, ref.kind) == ("before", "Record"):
+            if (when, ref.kind.name) == ("before", "Record"):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
         delivering.observer = observer

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from model_delivery.spec import DeliverySpec
+from model_delivery.values.kind import RECORD
 from model_delivery.values.resources import Ref
 from tests.crash.lab import NAME, Lab, Result
 
@@ -24,7 +25,7 @@ def engines(lab: Lab) -> dict[str, int]:
     return {
         ref.name: o.status["pid"]
         for ref, o in lab.host.world(NAME).objects.items()
-        if ref.kind == "Engine" and o.status["alive"]
+        if ref.kind.name == "Engine" and o.status["alive"]
     }
 
 
@@ -125,7 +126,7 @@ def test_the_same_request_takes_over_from_a_run_that_still_lives(lab: Lab) -> No
     second: list[Result] = []
 
     def start_again(_: int) -> None:
-        while lab.host.get(NAME, Ref("Record", "record")) is None or not engines(lab):
+        while lab.host.get(NAME, Ref(RECORD, "record")) is None or not engines(lab):
             pass
         second.append(lab.deliver(spec, request="same"))
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import FlowRun
 from model_delivery.places.host.engines import load_engine, make_environment
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Record
-from model_delivery.run.session import RECORD
+from model_delivery.values.resources import RECORD_REF
 from tests.parts.ports import free_port
 from tests.parts.prefect_server import Server, client_of, wait_for
 
@@ -53,7 +53,7 @@ class Service:
 
     @property
     def record(self) -> Record:
-        seen = self.host.get(NAME, RECORD)
+        seen = self.host.get(NAME, RECORD_REF)
         assert seen is not None
         return Record.model_validate(seen.resource.spec)
 
@@ -118,7 +118,9 @@ class Service:
         return any((self.host.folder(NAME) / "objects" / "Step").glob(f"{name}-*.json"))
 
     def engines(self) -> dict[str, dict[str, Any]]:
-        return {ref.name: dict(o.status) for ref, o in self.host.world(NAME).objects.items() if ref.kind == "Engine"}
+        return {
+            ref.name: dict(o.status) for ref, o in self.host.world(NAME).objects.items() if ref.kind.name == "Engine"
+        }
 
     def engine_starts(self) -> list[str]:
         """One log file a start."""

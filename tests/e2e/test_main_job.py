@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from model_delivery.targets.process import ROUTER
 from model_delivery.values.resources import Ref
 from tests.e2e.service_under_test import NAME, Service, Streams, prepare
 from tests.parts.prefect_server import artifacts_of, client_of, running_server, running_worker
@@ -143,6 +144,6 @@ def test_down_leaves_weights_and_history_and_no_process(service: Service) -> Non
     assert [
         pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     ] == []
-    assert service.host.get(NAME, Ref("Router", "router")) is None
+    assert service.host.get(NAME, Ref(ROUTER, "router")) is None
     assert list(service.home.glob("models/local/*/*/model.safetensors"))
     assert "rolled back to" in service.deliver("history", NAME).stdout

@@ -12,6 +12,8 @@ from model_delivery.places import Place
 from model_delivery.places.cluster.place import Cluster as ClusterPlace
 from model_delivery.places.host.engines import load_engine
 from model_delivery.places.host.place import Host
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, SERVICE
+from model_delivery.targets.process import ENGINE, ROUTER
 from model_delivery.values.resources import Ref, Resource
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.ports import free_port
@@ -58,21 +60,19 @@ def on_host(folder: Path) -> Iterator[Given]:
             "engine": engine.model_dump(mode="json"), "model": model.name, "store": str(model.parent), "names": [NAME], "args": ["--label", str(version)],
             "chat_template": None, "env": {}, "secret_env": {}, "api_key": None, "port": "auto", "cpus": 1, "gpus": 0, "memory": 1,
         }  # fmt: skip
-        return Resource(Ref("Engine", release), "release", NAME, payload, release)
+        return Resource(Ref(ENGINE, release), "release", NAME, payload, release)
 
     def way(version: int) -> Resource:
-        return Resource(Ref("Router", "router"), "route", NAME, {"host": "127.0.0.1", "port": ports[version]})
+        return Resource(Ref(ROUTER, "router"), "route", NAME, {"host": "127.0.0.1", "port": ports[version]})
 
     yield Given(lambda: Host(folder / "home"), thing, way)
     for ref, seen in host.world(NAME).objects.items():
-        if seen.status.get("alive") and ref.kind != "Lease":
+        if seen.status.get("alive") and ref.kind.name != "Lease":
             host.delete(NAME, ref, grace=0)
 
 
 def config(release: str, version: int) -> Resource:
-    return Resource(
-        Ref("ConfigMap", f"{NAME}-{release}"), "release", NAME, {"data": {"version": str(version)}}, release
-    )
+    return Resource(Ref(CONFIG_MAP, f"{NAME}-{release}"), "release", NAME, {"data": {"version": str(version)}}, release)
 
 
 def service(version: int) -> Resource:
@@ -80,4 +80,4 @@ def service(version: int) -> Resource:
         "selector": {"model-delivery/object": f"r{version}"},
         "ports": [{"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}],
     }
-    return Resource(Ref("Service", NAME), "route", NAME, {"spec": spec})
+    return Resource(Ref(SERVICE, NAME), "route", NAME, {"spec": spec})

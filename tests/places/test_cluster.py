@@ -24,12 +24,11 @@ from model_delivery.run.lease import Lease
 from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, KubeSecret, parse_spec
 from model_delivery.targets import choose
-from model_delivery.values.resources import ABSENT, Ref, Resource
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
+from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.places.conftest import NAME, config, service
-
-RECORD = Ref("Record", "record")
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ def test_a_users_object_of_the_same_name_is_refused_and_never_deleted(
 
 
 @pytest.mark.parametrize(
-    "resource", [Resource(RECORD, "record", NAME, {"a": 1}), config("r1", 1), service(1)], ids=lambda r: str(r.ref)
+    "resource", [Resource(RECORD_REF, "record", NAME, {"a": 1}), config("r1", 1), service(1)], ids=lambda r: str(r.ref)
 )
 def test_an_answer_that_was_lost_is_read_again(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resource: Resource
@@ -123,7 +122,7 @@ def test_an_api_server_that_restarts_is_waited_for(cluster: Cluster, place: Plac
         write = pool.submit(place.put, config("r1", 2))
         cluster.start_apiserver()  # here: a child ends with the thread that started it
         assert write.result().action == "updated"
-    assert Ref("ConfigMap", f"{NAME}-r1") in place.world(NAME).objects
+    assert Ref(CONFIG_MAP, f"{NAME}-r1") in place.world(NAME).objects
 
 
 def claim(size: str, **spec: Any) -> Resource:
@@ -131,7 +130,7 @@ def claim(size: str, **spec: Any) -> Resource:
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}, **spec},
         "bind": {"any_size": False},
     }
-    return Resource(Ref("PersistentVolumeClaim", "models"), "storage", NAME, body)
+    return Resource(Ref(CLAIM, "models"), "storage", NAME, body)
 
 
 def storage_class(name: str, **more: Any) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import Permanent, Refused
 from model_delivery.run.converge import converge
 from model_delivery.run.lease import REF, Lease
-from model_delivery.values.resources import ABSENT, ANY, Mismatch, Ref, Resource
+from model_delivery.values.kind import RELEASE
+from model_delivery.values.resources import ABSENT, ANY, RECORD_REF, Mismatch, Ref, Resource
 from tests.places.conftest import NAME, Given
 
-RECORD = Ref("Record", "record")
 ODD = {"text": "quote ' \" newline \n {{ template }} $(VAR) ünïcode \u2028", "list": [1, {"a": None}], "empty": {}}
 
 
 def record(**spec: object) -> Resource:
-    return Resource(RECORD, "record", NAME, spec)
+    return Resource(RECORD_REF, "record", NAME, spec)
 
 
 def test_a_record_is_compared_and_swapped(given: Given) -> None:
@@ -29,7 +29,7 @@ def test_a_record_is_compared_and_swapped(given: Given) -> None:
     assert second.action == "updated"
     with pytest.raises(Mismatch):
         given.open().put(record(a=3), expect=first.version or "")
-    seen = given.open().get(NAME, RECORD)
+    seen = given.open().get(NAME, RECORD_REF)
     assert seen is not None
     assert (seen.resource, seen.version) == (record(a=2), second.version)
     assert place.put(record(a=2)).action == "unchanged"
@@ -38,10 +38,10 @@ def test_a_record_is_compared_and_swapped(given: Given) -> None:
 def test_what_is_stored_comes_back_as_it_was(given: Given) -> None:
     place = given.open()
     place.put(record(**ODD))
-    release = Resource(Ref("Release", "abc"), "record", NAME, ODD, "abc")
+    release = Resource(Ref(RELEASE, "abc"), "record", NAME, ODD, "abc")
     place.put(release)
     world = given.open().world(NAME)
-    assert world.objects[RECORD].resource.spec == ODD
+    assert world.objects[RECORD_REF].resource.spec == ODD
     assert world.objects[release.ref].resource == release
     assert given.open().deliveries() == (NAME,)
 
@@ -100,7 +100,7 @@ def test_converge_makes_what_is_missing_and_removes_what_is_not_wanted(given: Gi
     gone = converge(place, NAME, (), dry_run=True)
     assert {c.ref for c in gone.changes} == {r.ref for r in wanted}
     converge(place, NAME, ())
-    assert set(place.world(NAME).objects) == {RECORD}
+    assert set(place.world(NAME).objects) == {RECORD_REF}
 
 
 def test_a_route_that_another_moved_during_the_run_stops_it(given: Given) -> None:

@@ -14,6 +14,8 @@ import pytest
 from model_delivery.base.findings import NoRoom, Permanent
 from model_delivery.places.host.engines import load_engine
 from model_delivery.places.host.place import Host
+from model_delivery.targets.process import ENGINE, ROUTER, SLOT
+from model_delivery.values.kind import RECORD
 from model_delivery.values.resources import ABSENT, Mismatch, Ref, Resource
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
@@ -27,7 +29,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made = Host(tmp_path / "home")
     yield made
     for ref, seen in made.world(NAME).objects.items():
-        if seen.status.get("alive") and ref.kind != "Lease":
+        if seen.status.get("alive") and ref.kind.name != "Lease":
             made.delete(NAME, ref, grace=0)
 
 
@@ -42,19 +44,19 @@ def payload(tmp_path: Path) -> dict[str, Any]:
 
 
 def engine(payload: dict[str, Any], release: str = "r1", *args: str) -> Resource:
-    return Resource(Ref("Engine", release), "release", NAME, {**payload, "args": list(args)}, release)
+    return Resource(Ref(ENGINE, release), "release", NAME, {**payload, "args": list(args)}, release)
 
 
 def ready(host: Host, release: str) -> dict[str, Any]:
     while True:
-        status = host.world(NAME).objects[Ref("Engine", release)].status
+        status = host.world(NAME).objects[Ref(ENGINE, release)].status
         if status["healthy"] or not status["alive"]:
             return dict(status)
         host.hint(NAME, 0.2)
 
 
 def test_put_is_a_compare_and_swap(host: Host) -> None:
-    record = Resource(Ref("Record", "record"), "record", NAME, {"a": 1})
+    record = Resource(Ref(RECORD, "record"), "record", NAME, {"a": 1})
     first = host.put(record, expect=ABSENT)
     with pytest.raises(Mismatch):
         host.put(record, expect=ABSENT)
@@ -75,7 +77,7 @@ def test_an_engine_survives_its_starter_and_is_adopted(host: Host, payload: dict
     pid = ready(host, "r1")["pid"]
     other = Host(host.home)
     assert other.put(engine(payload)).action == "unchanged"
-    assert other.world(NAME).objects[Ref("Engine", "r1")].status["pid"] == pid
+    assert other.world(NAME).objects[Ref(ENGINE, "r1")].status["pid"] == pid
     assert os.getsid(pid) == pid
     assert Path(psutil.Process(pid).cwd()).is_relative_to(host.home), "its starter's own folder may be gone before it"
 
@@ -86,7 +88,7 @@ def test_a_dead_engine_differs_and_is_started_again(host: Host, payload: dict[st
     os.kill(pid, signal.SIGKILL)
     while host.processes.alive(host.folder(NAME) / "processes" / "Engine-r1"):
         host.hint(NAME, 0.1)
-    status = host.world(NAME).objects[Ref("Engine", "r1")].status
+    status = host.world(NAME).objects[Ref(ENGINE, "r1")].status
     assert (status["alive"], status["exit_code"]) == (False, -9)
     assert host.put(engine(payload)).action == "updated"
     assert ready(host, "r1")["pid"] != pid
@@ -102,19 +104,19 @@ def test_what_a_dead_engine_left_of_its_session_is_ended_and_it_comes_back(host:
     os.kill(pid, signal.SIGKILL)
     psutil.Process(pid).wait()
     assert child.is_running(), "it holds the engine's lock, as vLLM's forked processes do"
-    assert host.world(NAME).objects[Ref("Engine", "r1")].status["alive"] is False
+    assert host.world(NAME).objects[Ref(ENGINE, "r1")].status["alive"] is False
     assert host.put(engine(payload)).action == "updated"
     assert ready(host, "r1")["pid"] != pid
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_slot_whose_address_is_stale_differs(host: Host, payload: dict[str, Any]) -> None:
-    slot = Resource(Ref("Slot", "00"), "route", NAME, {"release": "r1"})
+    slot = Resource(Ref(SLOT, "00"), "route", NAME, {"release": "r1"})
     host.put(engine(payload))
     before = ready(host, "r1")
     host.put(slot)
     assert host.put(slot).action == "unchanged"
-    host.delete(NAME, Ref("Engine", "r1"), grace=1)
+    host.delete(NAME, Ref(ENGINE, "r1"), grace=1)
     host.put(engine(payload))
     after = ready(host, "r1")
     assert before["port"] != after["port"]
@@ -136,9 +138,9 @@ def test_engines_get_cpus_of_their_own_until_there_are_none(host: Host, payload:
 def test_an_engine_that_ignores_sigterm_is_killed_after_its_grace(host: Host, payload: dict[str, Any]) -> None:
     host.put(engine(payload, "r1", "--ignore-sigterm"))
     pid = ready(host, "r1")["pid"]
-    assert host.delete(NAME, Ref("Engine", "r1"), grace=0.2).action == "deleted"
+    assert host.delete(NAME, Ref(ENGINE, "r1"), grace=0.2).action == "deleted"
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert host.delete(NAME, Ref("Engine", "r1")).action == "absent"
+    assert host.delete(NAME, Ref(ENGINE, "r1")).action == "absent"
 
 
 def test_an_engine_that_cannot_be_executed_is_a_finding(host: Host, payload: dict[str, Any]) -> None:
@@ -149,10 +151,10 @@ def test_an_engine_that_cannot_be_executed_is_a_finding(host: Host, payload: dic
 
 def test_a_taken_port_of_the_service_is_a_finding(host: Host) -> None:
     port = free_port()
-    router = Resource(Ref("Router", "router"), "route", NAME, {"host": "127.0.0.1", "port": port})
+    router = Resource(Ref(ROUTER, "router"), "route", NAME, {"host": "127.0.0.1", "port": port})
     host.put(router)
-    other = Resource(Ref("Router", "router"), "route", "other", {"host": "127.0.0.1", "port": port})
-    while not host.world(NAME).objects[Ref("Router", "router")].status["healthy"]:
+    other = Resource(Ref(ROUTER, "router"), "route", "other", {"host": "127.0.0.1", "port": port})
+    while not host.world(NAME).objects[Ref(ROUTER, "router")].status["healthy"]:
         host.hint(NAME, 0.1)
     with pytest.raises(Permanent, match="port is taken"):
         host.put(other)

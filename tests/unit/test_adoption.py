@@ -15,6 +15,7 @@ from model_delivery.targets import choose
 from model_delivery.targets.adoption import Adopted, adopt
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref
+from tests.parts.kinds import BY_NAME
 from tests.parts.t9k import filled
 
 LOCK = Lock(
@@ -92,7 +93,9 @@ def isvc(status: dict[str, Any] | None = None, **predictor: Any) -> list[dict[st
 
 
 def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adopted:
-    there = {Ref(one["kind"], one["metadata"]["name"]): from_object(one) for one in objects}
+    there = {
+        Ref(kind, one["metadata"]["name"]): from_object(one, kind) for one in objects for kind in [BY_NAME[one["kind"]]]
+    }
     target = choose(wanted.target)
     new = Release("new", target.payload(wanted.name, LOCK, wanted.serving, wanted.storage))
     compared = target.compose(Desired(wanted.name, (new,), {"new": 100}, target.address(wanted.name, 0)))
@@ -164,7 +167,7 @@ def test_a_t9k_service_keeps_its_entry_and_its_runtime() -> None:
     )
     want = Desired("llama", (old, new), {"old": 90, "new": 10}, target.address("llama", 0))
     *beside, service = target.compose(want)
-    assert {one.ref.name for one in beside if one.ref.kind == "MLServiceRuntime"} == {
+    assert {one.ref.name for one in beside if one.ref.kind.name == "MLServiceRuntime"} == {
         new.payload["predictor"]["model"]["runtime"]
     }
     assert (service.spec["spec"]["default"], service.spec["spec"]["canary"]) == ("v1", "new")

@@ -16,6 +16,7 @@ from model_delivery.targets import Current, Failed, InProgress, StepRun
 from model_delivery.targets.deployment import Deployment
 from model_delivery.values.release import Address, Desired, Lock, Release
 from model_delivery.values.resources import Observed, Ref, Resource, World, digest
+from tests.parts.kinds import BY_NAME
 
 SNAPSHOT = Snapshot(
     source="huggingface", key="a--b", commit="c" * 40, files=(File(path="model.safetensors", size=14 * 10**9),)
@@ -127,7 +128,7 @@ def seen(*objects: dict[str, Any], **beside: Any) -> World:
     observed: dict[Ref, Observed] = {}
     for made in objects:
         meta = {**made["metadata"], "resourceVersion": str(next(versions)), "generation": 2}
-        one = from_object({**made, "metadata": meta})
+        one = from_object({**made, "metadata": meta}, BY_NAME[made["kind"]])
         observed[one.resource.ref] = one
     return World("m", observed, 0.0, {"Pod": (), "Event": (), "EndpointSlice": (), "Node": (), **beside})
 
@@ -203,7 +204,7 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
         return PLAIN.step(StepRun("m", "fetch", given, "fetch", 1, try_, frozen, Runner(image=image)))
 
     config, job = step()
-    assert (config.ref.kind, job.ref.kind, config.ref.name) == ("ConfigMap", "Job", job.ref.name)
+    assert (config.ref.kind.name, job.ref.kind.name, config.ref.name) == ("ConfigMap", "Job", job.ref.name)
     assert step() == (config, job)
     assert len({one[1].ref for one in (step(), step("runner:2"), step(try_=2))}) == 3
     pod = job.spec["template" if "template" in job.spec else "spec"]["template"]["spec"]

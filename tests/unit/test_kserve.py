@@ -10,7 +10,7 @@ from model_delivery.models.sources import Snapshot
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import Serving, Storage
 from model_delivery.targets import Current, Failed, InProgress, Readiness
-from model_delivery.targets.kserve import KServe
+from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref, World
 
@@ -28,7 +28,7 @@ def release(replicas: int = 1, **more: Any) -> Release:
 
 def composed(one: Release, target: KServe = TARGET) -> dict[str, dict[str, Any]]:
     want = Desired("m", (one,), {one.id: 100}, target.address("m", 0))
-    return {r.ref.kind: to_object(r, "ns") for r in target.compose(want)}
+    return {r.ref.kind.name: to_object(r, "ns") for r in target.compose(want)}
 
 
 def test_a_release_is_a_runtime_and_a_service_which_kserve_makes_one_pod_of() -> None:
@@ -104,7 +104,7 @@ def readiness(
     if status is not None:
         live = composed(one)["InferenceService"]
         live["metadata"] |= {"resourceVersion": "1", "generation": 1}
-        objects[Ref("InferenceService", "m-r1")] = from_object(live | {"status": status})
+        objects[Ref(INFERENCE_SERVICE, "m-r1")] = from_object(live | {"status": status}, INFERENCE_SERVICE)
     return TARGET.readiness(
         one, World("m", objects, 0.0, {"Pod": pods, "Event": events, "Node": (), "EndpointSlice": ()})
     )

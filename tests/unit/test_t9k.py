@@ -16,7 +16,7 @@ from model_delivery.models.sources import Snapshot
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import Serving, Storage, load_spec, parse_spec
 from model_delivery.targets import Current, Failed, InProgress, Readiness
-from model_delivery.targets.t9k import T9k
+from model_delivery.targets.t9k import ML_SERVICE, T9k
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Release
 from model_delivery.values.resources import Ref, World
 from model_delivery.values.rollout import stages
@@ -141,7 +141,7 @@ def release(name: str = "r1", **more: Any) -> Release:
 
 def composed(*releases: Release, target: T9k = TARGET, **shares: int) -> dict[str, dict[str, Any]]:
     want = Desired("m", releases, shares, target.address("m", 0))
-    return {r.ref.kind: to_object(r, "ns") for r in target.compose(want)}
+    return {r.ref.kind.name: to_object(r, "ns") for r in target.compose(want)}
 
 
 ODD = 'it\'s {{ .Values }} {{{{x}}}} `$(HOME)` $$ "{{`" {{- end'
@@ -206,7 +206,7 @@ def test_releases_of_one_content_share_their_runtime_and_the_first_named_is_the_
     old, new = release("old", resources={"limits": {"cpu": 1}}), release("new", resources={"limits": {"cpu": 1}})
     want = Desired("m", (old, new), {"new": 10, "old": 90}, TARGET.address("m", 0))
     made = TARGET.compose(want)
-    assert [one.ref.kind for one in made] == ["MLServiceRuntime", "MLService"]
+    assert [one.ref.kind.name for one in made] == ["MLServiceRuntime", "MLService"]
     spec = made[-1].spec["spec"]
     assert (spec["default"], spec["canary"], spec["canaryTrafficPercent"]) == ("old", "new", 10)
     dark = composed(old, new, old=100)["MLService"]["spec"]
@@ -240,7 +240,7 @@ def world(
     one = release("r1")
     made = composed(one, r1=100)["MLService"]
     made["metadata"] |= {"resourceVersion": "1", "generation": 1}
-    objects = {Ref("MLService", "m"): from_object(made | {"status": status})} if status is not None else {}
+    objects = {Ref(ML_SERVICE, "m"): from_object(made | {"status": status}, ML_SERVICE)} if status is not None else {}
     return World("m", objects, 0.0, {"Pod": pods, "Event": events, "Node": ()})
 
 

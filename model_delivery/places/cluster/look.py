@@ -16,10 +16,11 @@ from model_delivery.places.cluster.objects import (
     delivery_of,
     from_object,
     is_made_by_controller,
-    path,
     place_of,
 )
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.targets.kubernetes.pod import pod_labels
+from model_delivery.values.kind import RELEASE, Kind
 from model_delivery.values.resources import ENGINES, Observed, Ref, World
 
 ON_TIME, ON_CHANGE = (
@@ -28,20 +29,10 @@ ON_TIME, ON_CHANGE = (
 )  # requests a minute, the lease's too: some are kept back for a change, and for a look at everything
 SCHEDULE = (0.5, 1.0, 2.0, 5.0, 9.0)  # what can no longer come is told within 10 s
 PAGE = 500
-TELLING = ("MLService", "InferenceService")  # their controllers tell of failures by events
-OPTIONAL = (
-    "HTTPRoute",
-    "MLServiceRuntime",
-    "ServingRuntime",
-    *TELLING,
-)  # APIs that not every cluster has, nor every role knows
-OURS = ("ConfigMap", "Deployment", "Service", "Job", *OPTIONAL)
-STILL = ("ConfigMap", "Service", "MLServiceRuntime", "ServingRuntime")  # these do not change by themselves
 OLD = 28.0
 SETTLING = 0.3  # a pod's changes come in flocks: one look sees them all
 STEP = "step"  # the container of a step's pod: its log is its output, read where it is wanted
 COMING_UP = (None, "ContainerCreating", "PodInitializing")  # what a container waits for that may well start
-BARE = ("InferenceService",)  # KServe hands its labels down to its pods: a label of ours would restart them
 TAIL_LINES = 400
 SILENCE = 60.0
 
@@ -49,19 +40,19 @@ SILENCE = 60.0
 class Look:
     """Reads of one namespace. What we may not see, or what the cluster does not have, is not there."""
 
-    def __init__(self, client: Client, namespace: str) -> None:
-        self.client, self.namespace = client, namespace
+    def __init__(self, client: Client, namespace: str, kinds: tuple[Kind, ...]) -> None:
+        self.client, self.namespace, self.kinds = client, namespace, kinds
         self.since = ""
-        self._absent = set[str]()
+        self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None
         self._seen: dict[str, Any] = {}
         self._uids = set[str]()
-        self._known: dict[str, list[Object]] = {}
+        self._known: dict[Kind, list[Object]] = {}
         self._known_at = -math.inf
         self.waited = False
         self.price = 1  # requests of the last look
 
-    def listed(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
+    def listed(self, kind: Kind, query: Mapping[str, str] | None = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old meanwhile."""
         found: list[Object] = []
         for _ in range(3):
@@ -69,9 +60,9 @@ class Look:
             more: dict[str, Any] = {"limit": PAGE, **(query or {})}
             try:
                 while True:
-                    page = self.client.call("GET", path(kind, self.namespace), more)
-                    found += [{**item, "kind": kind} for item in page["items"]]
-                    if kind == "Pod":
+                    page = self.client.call("GET", kind.path(self.namespace), more)
+                    found += [{**item, "kind": kind.name} for item in page["items"]]
+                    if kind == POD:
                         self.since = page["metadata"]["resourceVersion"]
                     if not page["metadata"].get("continue"):
                         return found
@@ -81,13 +72,13 @@ class Look:
                     raise
         return found
 
-    def maybe(self, kind: str, query: Mapping[str, str] | None = None) -> list[Object]:
+    def maybe(self, kind: Kind, query: Mapping[str, str] | None = None) -> list[Object]:
         if kind in self._absent:
             return []
         try:
             return self.listed(kind, query)
         except (Status, Forbidden) as refused:
-            if kind not in OPTIONAL if isinstance(refused, Forbidden) else refused.code != 404:
+            if not kind.optional if isinstance(refused, Forbidden) else refused.code != 404:
                 raise
             self._absent.add(kind)
             return []
@@ -95,26 +86,24 @@ class Look:
     def world(self, delivery: str) -> World:
         mine, now, began = {"labelSelector": f"model-delivery/delivery={delivery}"}, time.time(), time.monotonic()
         self._list_ours(mine)
-        observed = [from_object(found) for kind in OURS for found in self._known[kind]]
+        observed = [from_object(found, kind) for kind in self.kinds for found in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in observed}
         adopted = self._adopted_objects(delivery)
         objects |= {
             seen.resource.ref: seen for seen in self._unmarked(delivery, adopted) if seen.resource.ref not in objects
         }
-        listed = [_as_ours(pod, delivery, adopted) for pod in self.listed("Pod", None if adopted else mine)]
+        listed = [_as_ours(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else mine)]
         listed = [pod for pod in listed if delivery_of(pod) == delivery]
         self._seen = {pod["metadata"]["name"]: _state_of(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
-            objects |= {
-                Ref(c["kind"], c["metadata"]["name"]): from_object(c) for c in self.listed("PersistentVolumeClaim")
-            }
+            objects |= {Ref(CLAIM, c["metadata"]["name"]): from_object(c, CLAIM) for c in self.listed(CLAIM)}
         pods = tuple(self._with_log(pod) for pod in listed)
         beside = {
             "Pod": pods,
-            "Event": tuple(self.maybe("Event", {"fieldSelector": "type!=Normal"}))
-            if any(self._known[kind] for kind in TELLING) or _events_tell(listed, self._known["Job"])
+            "Event": tuple(self.maybe(EVENT, {"fieldSelector": "type!=Normal"}))
+            if any(self._known[kind] for kind in self.kinds if kind.eventful) or _events_tell(listed, self._known[JOB])
             else (),
-            "EndpointSlice": tuple(self.maybe("EndpointSlice", mine)) if self._known["Service"] else (),
+            "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, mine)) if self._known[SERVICE] else (),
             "Node": self.nodes() if any(_unscheduled(pod) for pod in pods) else (),
         }
         self.price = sum(at >= began for at in self.client.asked)
@@ -124,7 +113,7 @@ class Look:
         """By release, what its ConfigMap says of the object that was adopted as it."""
         found = {
             str(one["metadata"]["labels"].get("model-delivery/release")): adoption_of(one)
-            for one in self._known["ConfigMap"]
+            for one in self._known[CONFIG_MAP]
         }
         mine = {release: dict(said) for release, said in found.items() if said is not None}
         self._uids |= {said["uid"] for said in mine.values()}
@@ -133,16 +122,12 @@ class Look:
     def _unmarked(self, delivery: str, adopted: Mapping[str, Object]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
         for release, said in adopted.items():
-            for live in (
-                self.maybe(said["kind"], {"fieldSelector": f"metadata.name={said['name']}"})
-                if said["kind"] in BARE
-                else ()
-            ):
-                seen = from_object(live)
-                if live["metadata"]["uid"] == said["uid"] and delivery_of(live) is None:
-                    yield replace(
-                        seen, resource=replace(seen.resource, role="release", delivery=delivery, release=release)
-                    )
+            kind = next((kind for kind in self.kinds if kind.bare and kind.name == said["kind"]), None)
+            for live in self.maybe(kind, {"fieldSelector": f"metadata.name={said['name']}"}) if kind else ():
+                seen = from_object(live, kind) if kind else None
+                if seen and live["metadata"]["uid"] == said["uid"] and delivery_of(live) is None:
+                    resource = replace(seen.resource, role="release", delivery=delivery, release=release)
+                    yield replace(seen, resource=resource)
 
     def is_adopted(self, live: Object) -> bool:
         """Was it somebody's, and is it a release of ours since?"""
@@ -152,8 +137,8 @@ class Look:
         """In a wait, what only we make or change is not asked for at every look."""
         fresh = not self.waited or time.monotonic() - self._known_at > OLD
         small = {"labelSelector": f"{mine['labelSelector']},model-delivery/kind!=Report"}
-        for kind in OURS:
-            if fresh or (kind not in STILL and self._known[kind]):
+        for kind in self.kinds:
+            if fresh or (not kind.steady and self._known[kind]):
                 self._known[kind] = [found for found in self.maybe(kind, small) if not is_made_by_controller(found)]
         self._known_at = time.monotonic() if fresh else self._known_at
         self.waited = False
@@ -184,8 +169,8 @@ class Look:
 
     def container(self, ref: Ref) -> tuple[Object | None, Mapping[str, Any]]:
         """The newest pod of a Job or Deployment, and the state of its main container."""
-        label = "batch.kubernetes.io/job-name" if ref.kind == "Job" else "model-delivery/object"
-        pods = self.listed("Pod", {"labelSelector": f"{label}={ref.name}"}) or self._adopted_pods(ref)
+        label = "batch.kubernetes.io/job-name" if ref.kind == JOB else "model-delivery/object"
+        pods = self.listed(POD, {"labelSelector": f"{label}={ref.name}"}) or self._adopted_pods(ref)
         if not pods:
             return None, {}
         pod = max(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))
@@ -195,11 +180,11 @@ class Look:
 
     def _adopted_pods(self, ref: Ref) -> list[Object]:
         delivery, _, release = ref.name.rpartition("-")
-        kind, name = place_of(delivery, Ref("Release", release))
-        stored = self.maybe(kind, {"fieldSelector": f"metadata.name={name}"}) if ref.kind != "Job" else []
+        kind, name = place_of(delivery, Ref(RELEASE, release))
+        stored = self.maybe(kind, {"fieldSelector": f"metadata.name={name}"}) if ref.kind != JOB else []
         said = next(map(adoption_of, stored), None)
         adopted = {release: dict(said)} if said else {}
-        pods = [_as_ours(pod, delivery, adopted) for pod in self.listed("Pod")] if adopted else []
+        pods = [_as_ours(pod, delivery, adopted) for pod in self.listed(POD)] if adopted else []
         return [pod for pod in pods if pod["metadata"].get("labels", {}).get("model-delivery/object") == ref.name]
 
     def servers(self, delivery: str, release: str) -> Iterator[str]:
@@ -207,7 +192,7 @@ class Look:
         query = {
             "labelSelector": f"model-delivery/delivery={delivery},model-delivery/release={release},model-delivery/role=release"
         }
-        for pod in self.listed("Pod", query):
+        for pod in self.listed(POD, query):
             ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
             address = pod["status"].get("podIP", "")
             if ports and address:
@@ -216,7 +201,7 @@ class Look:
     def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
         query = {"container": _main(pod)} | ({"follow": "true"} if follow else {})
         try:
-            yield from self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE)
+            yield from self.client.lines(f"{POD.path(self.namespace, pod['metadata']['name'])}/log", query, SILENCE)
         except Status:  # the pod or its log is gone: what is missing is told by who reads
             return
 
@@ -231,7 +216,7 @@ class Look:
         if self.since:
             try:
                 for line in self.client.lines(
-                    path("Pod", self.namespace), query | {"resourceVersion": self.since}, seconds
+                    POD.path(self.namespace), query | {"resourceVersion": self.since}, seconds
                 ):
                     said = json.loads(line)
                     if said["type"] == "ERROR":
@@ -260,9 +245,7 @@ class Look:
         query: dict[str, Any] = {"container": status["name"], "tailLines": TAIL_LINES}
         query |= {"previous": "true"} if "running" in status["state"] and status.get("restartCount") else {}
         try:
-            lines = list(
-                self.client.lines(f"{path('Pod', self.namespace, pod['metadata']['name'])}/log", query, SILENCE)
-            )
+            lines = list(self.client.lines(f"{POD.path(self.namespace, pod['metadata']['name'])}/log", query, SILENCE))
         except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
@@ -340,7 +323,7 @@ def _events_tell(pods: list[Object], jobs: list[Object]) -> bool:
         or all(s["ready"] for s in pod["status"].get("containerStatuses") or ({"ready": False},))
         for pod in pods
     ]
-    return not settled or not all(settled) or any(not from_object(job).status["finished"] for job in jobs)
+    return not settled or not all(settled) or any(not from_object(job, JOB).status["finished"] for job in jobs)
 
 
 def _state_of(pod: Object) -> Any:

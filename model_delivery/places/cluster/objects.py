@@ -9,62 +9,37 @@ from datetime import UTC, datetime
 from typing import Any
 
 from model_delivery.base.findings import Finding, Permanent
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB
+from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Kind
 from model_delivery.values.resources import Observed, Ref, Resource
 
 Object = dict[str, Any]
 MANAGER = "model-delivery"
-KINDS = {
-    "ConfigMap": ("v1", "configmaps"),
-    "Service": ("v1", "services"),
-    "PersistentVolumeClaim": ("v1", "persistentvolumeclaims"),
-    "Deployment": ("apps/v1", "deployments"),
-    "Job": ("batch/v1", "jobs"),
-    "HTTPRoute": ("gateway.networking.k8s.io/v1", "httproutes"),
-    "MLService": ("tensorstack.dev/v1beta1", "mlservices"),
-    "MLServiceRuntime": ("tensorstack.dev/v1beta1", "mlserviceruntimes"),
-    "Notebook": ("tensorstack.dev/v1beta1", "notebooks"),
-    "InferenceService": ("serving.kserve.io/v1beta1", "inferenceservices"),
-    "ServingRuntime": ("serving.kserve.io/v1alpha1", "servingruntimes"),
-    "Lease": ("coordination.k8s.io/v1", "leases"),
-    "Pod": ("v1", "pods"),
-    "Event": ("v1", "events"),
-    "Secret": ("v1", "secrets"),
-    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
-}
-STORED = ("Record", "Release", "Report", "Lease")  # ours alone: written whole, by compare and swap
+KINDS = {kind.name: kind for kind in (RECORD, RELEASE, REPORT, LEASE)}
 WRITE = "model-delivery/write"
 CONTENT = "model-delivery/content"
 LARGEST = 900 * 1024
 NOISE = ("managedFields", "resourceVersion", "generation", "creationTimestamp", "uid", "selfLink")
 
 
-def path(kind: str, namespace: str, name: str = "") -> str:
-    """Where the API keeps objects of ``kind``."""
-    api, plural = KINDS[kind]
-    return f"/{'apis' if '/' in api else 'api'}/{api}/namespaces/{namespace}/{plural}" + (f"/{name}" if name else "")
-
-
-def place_of(delivery: str, ref: Ref) -> tuple[str, str]:
+def place_of(delivery: str, ref: Ref) -> tuple[Kind, str]:
     """The kind and name of the object that holds the resource ``ref``."""
-    match ref.kind:
-        case "Record":
-            return "ConfigMap", f"{delivery}-record"
-        case "Release":
-            return "ConfigMap", f"{delivery}-release-{ref.name}"
-        case "Report":
-            return "ConfigMap", f"{delivery}-report-{ref.name}"
-        case "Lease":
-            return "Lease", delivery
+    if ref.kind == LEASE:
+        return LEASE, delivery
+    if ref.kind == RECORD:
+        return CONFIG_MAP, f"{delivery}-record"
+    if ref.kind.stored:
+        return CONFIG_MAP, f"{delivery}-{ref.kind.name.lower()}-{ref.name}"
     return ref.kind, ref.name
 
 
 def to_object(resource: Resource, namespace: str) -> Object:
     """The whole manifest, labels included. Permanent when it cannot be stored."""
     kind, name = place_of(resource.delivery, resource.ref)
-    made: Object = {"apiVersion": KINDS[kind][0], "kind": kind}
-    if resource.ref.kind == "Report":
+    made: Object = {"apiVersion": kind.api, "kind": kind.name}
+    if resource.ref.kind == REPORT:
         made["binaryData"] = dict(resource.spec)
-    elif resource.ref.kind in STORED:
+    elif resource.ref.kind.stored:
         text = json.dumps(dict(resource.spec), sort_keys=True)
         if len(text) > LARGEST:
             what = f"{resource.ref} is too large for a cluster"
@@ -76,7 +51,7 @@ def to_object(resource: Resource, namespace: str) -> Object:
                     "lower rollout.history, or the model's file count",
                 )
             )
-        made |= {"data": {"content": text}} if kind == "ConfigMap" else _lease(resource.spec, text)
+        made |= {"data": {"content": text}} if kind == CONFIG_MAP else _lease(resource.spec, text)
     else:
         made |= copy.deepcopy({key: value for key, value in resource.spec.items() if key != "bind"})
     meta = made.setdefault("metadata", {})
@@ -93,7 +68,7 @@ def labels(resource: Resource) -> dict[str, str]:
         "model-delivery/delivery": resource.delivery,
         "model-delivery/role": resource.role,
     }
-    said |= {"model-delivery/kind": resource.ref.kind} if resource.ref.kind in STORED else {}
+    said |= {"model-delivery/kind": resource.ref.kind.name} if resource.ref.kind.stored else {}
     return said | ({"model-delivery/release": resource.release} if resource.release else {})
 
 
@@ -126,24 +101,24 @@ def is_made_by_controller(found: Mapping[str, Any]) -> bool:
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 
-def from_object(found: Mapping[str, Any]) -> Observed:
+def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
     """An object of ours as a resource: what is stored is read back, of the rest ``spec`` is the manifest without what the server adds."""
     meta = found["metadata"]
     said = meta.get("labels") or {}
     role, release = said.get("model-delivery/role", "storage"), said.get("model-delivery/release")
-    kind = said.get("model-delivery/kind", found["kind"])
+    kind = KINDS.get(said.get("model-delivery/kind", ""), kind)
     version, delivery = str(meta["resourceVersion"]), said.get("model-delivery/delivery", "")
-    if kind == "Report":
+    if kind == REPORT:
         name = meta["name"].removeprefix(f"{delivery}-report-")
         return Observed(Resource(Ref(kind, name), role, delivery, found.get("binaryData") or {}, release), version)
-    if kind in STORED:
+    if kind.stored:
         content = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
-        name = release if kind == "Release" else kind.lower()
+        name = release if kind == RELEASE else kind.name.lower()
         return Observed(Resource(Ref(kind, str(name)), role, delivery, content, release), version)
     status = {**(found.get("status") or {}), "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
     if "deletionTimestamp" in meta:
         status["deleting"] = meta["deletionTimestamp"]
-    if kind == "Job":
+    if kind == JOB:
         status["finished"] = any(
             c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in status.get("conditions", ())
         )

@@ -21,17 +21,18 @@ from model_delivery.places.cluster.jobs import bound
 from model_delivery.places.cluster.look import Look, Pace
 from model_delivery.places.cluster.objects import (
     MANAGER,
-    STORED,
     WRITE,
     Object,
     delivery_of,
     from_object,
-    path,
     place_of,
     shown,
     to_object,
 )
 from model_delivery.spec import KubeSecret, SecretRef
+from model_delivery.targets import cluster_kinds
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, POD, SECRET
+from model_delivery.values.kind import LEASE, Kind
 from model_delivery.values.resources import (
     ABSENT,
     ANY,
@@ -61,17 +62,17 @@ class Cluster:
     ) -> None:
         self.client = client or Client(context)
         self.context, self.namespace, self.take_over = context, namespace, take_over
-        self._look = Look(self.client, namespace)
+        self._look = Look(self.client, namespace, cluster_kinds())
         self._pace = Pace(self.client, self._look)
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
-        self._pace.restart(acted=not dry_run and resource.ref.kind != "Lease")
+        self._pace.restart(acted=not dry_run and resource.ref.kind != LEASE)
         kind, name = place_of(resource.delivery, resource.ref)
         live = self._live(kind, name)
-        found = live and (live["metadata"]["resourceVersion"] if kind != "PersistentVolumeClaim" else expect)
+        found = live and (live["metadata"]["resourceVersion"] if kind != CLAIM else expect)
         if expect not in (ANY, found or ABSENT):
             raise Mismatch(resource.ref)
-        if kind == "PersistentVolumeClaim":
+        if kind == CLAIM:
             why_not = claims.adopt(self.client, resource, live)
             if why_not is not None:
                 return why_not
@@ -84,13 +85,13 @@ class Cluster:
                 else ""
             )
             raise Refused(Finding("todo", f"{kind} {name} is there already in namespace {self.namespace}", why, fix))
-        if resource.ref.kind in STORED:
+        if resource.ref.kind.stored:
             return self._swap(resource, live, expect, dry_run=dry_run)
         if live is not None and "deletionTimestamp" in live["metadata"]:
             live = None
             if not dry_run:
                 self._wait_gone(kind, name)
-        if kind == "Job" and live is not None:
+        if kind.constant and live is not None:
             return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
         return self._apply(resource, live, expect, dry_run=dry_run)
 
@@ -101,10 +102,10 @@ class Cluster:
         live = self._live(kind, name)
         if live is None or (delivery_of(live) != delivery and not self._look.is_adopted(live)):
             return Change(ref, "absent")
-        policy = "Foreground" if kind in ("Deployment", "Job", "MLService", "InferenceService") else "Background"
+        policy = "Foreground" if kind.foreground else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
-            self.client.call("DELETE", path(kind, self.namespace, name), body=options)
+            self.client.call("DELETE", kind.path(self.namespace, name), body=options)
         except Status as status:
             if status.code not in (404, 409):
                 raise self._unexpected(ref, status) from None
@@ -117,8 +118,8 @@ class Cluster:
         live = self._live(*place_of(delivery, ref))
         if live is None:
             return None
-        seen = from_object(live)
-        if ref.kind != "Lease":
+        seen = from_object(live, ref.kind)
+        if ref.kind != LEASE:
             return seen
         spec = seen.resource.spec
         here = spec["host"] == socket.gethostname()
@@ -126,7 +127,7 @@ class Cluster:
 
     def deliveries(self) -> tuple[str, ...]:
         query = {"labelSelector": "model-delivery/kind=Record"}
-        return tuple(sorted(str(delivery_of(found)) for found in self._look.listed("ConfigMap", query)))
+        return tuple(sorted(str(delivery_of(found)) for found in self._look.listed(CONFIG_MAP, query)))
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         """Of a Job its step's output, of a Deployment its newest pod's engine; a stream that breaks goes on where it was."""
@@ -156,7 +157,7 @@ class Cluster:
         if not isinstance(ref, KubeSecret):
             return read_secret(ref)
         name, key = ref.kube.name, ref.kube.key
-        live = self._live("Secret", name)
+        live = self._live(SECRET, name)
         if live is None or key not in (live.get("data") or {}):
             why = (
                 "there is no such Secret"
@@ -171,8 +172,7 @@ class Cluster:
         """The image of the pod that this runs in; None outside of a cluster."""
         if not (ACCOUNT / "namespace").exists():
             return None
-        mine = path(
-            "Pod",
+        mine = POD.path(
             (ACCOUNT / "namespace").read_text(encoding="utf-8").strip(),
             os.environ.get("HOSTNAME", socket.gethostname()),
         )
@@ -181,9 +181,9 @@ class Cluster:
         except (Status, Forbidden):
             return None
 
-    def _live(self, kind: str, name: str) -> Object | None:
+    def _live(self, kind: Kind, name: str) -> Object | None:
         try:
-            return self.client.call("GET", path(kind, self.namespace, name))
+            return self.client.call("GET", kind.path(self.namespace, name))
         except Status as status:
             if status.code == 404:
                 return None
@@ -191,19 +191,19 @@ class Cluster:
 
     def _swap(self, resource: Resource, live: Object | None, expect: Version, *, dry_run: bool) -> Change:
         """Create or replace, and only what was read; a doubtful answer is read again: ours is known by its write's id."""
-        old = from_object(live) if live else None
+        old = from_object(live, resource.ref.kind) if live else None
         if old is not None and old.resource == resource:
             return Change(resource.ref, "unchanged", version=old.version)
         if dry_run:
             return Change(resource.ref, "updated" if old else "created")
         body, mark = to_object(resource, self.namespace), uuid.uuid4().hex
         body["metadata"]["annotations"] = body["metadata"].get("annotations", {}) | {WRITE: mark}
-        kind, name = body["kind"], body["metadata"]["name"]
+        kind, name = place_of(resource.delivery, resource.ref)
         if old is not None:
             body["metadata"]["resourceVersion"] = old.version
         for _ in range(5):
             try:
-                target = path(kind, self.namespace, name if old else "")
+                target = kind.path(self.namespace, name if old else "")
                 done = self.client.call("PUT" if old else "POST", target, {"fieldManager": MANAGER}, body, once=True)
             except Doubt:
                 now = self._live(kind, name)
@@ -226,7 +226,7 @@ class Cluster:
         if body["kind"] == "Job" and body["spec"]["template"]["spec"]["containers"][0]["image"] is None:
             body["spec"]["template"]["spec"]["containers"][0]["image"] = self.own_image()
         room.check(self._look, resource, body, live)
-        kind, name = body["kind"], body["metadata"]["name"]
+        kind, name = place_of(resource.delivery, resource.ref)
         take = live is not None and taking.may_take(resource, live) and not taking.is_taken(live)
         if resource.spec.get("bind", {}).get("bare") and live is not None and delivery_of(live) is None:
             body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
@@ -239,7 +239,7 @@ class Cluster:
             {"dryRun": "All"} if dry_run else {}
         )
         try:
-            done = self.client.call("PATCH", path(kind, self.namespace, name), query, body, media=APPLY)
+            done = self.client.call("PATCH", kind.path(self.namespace, name), query, body, media=APPLY)
         except Status as status:
             others = [cause for cause in status.causes if cause.get("reason") == "FieldManagerConflict"]
             if others and dry_run:
@@ -253,7 +253,7 @@ class Cluster:
             if now is None or not covers(shown(now), shown(body)):
                 raise Mismatch(resource.ref) from None
             done = now
-        if kind in ("Deployment", "MLService", "InferenceService") and not dry_run:
+        if kind.foreground and not kind.constant and not dry_run:
             self._look.forget()
         before, after = shown(live) if live else {}, shown(done)
         diff = (
@@ -267,18 +267,18 @@ class Cluster:
 
     def _take(self, ref: Ref, live: Object, body: Object) -> Version:
         """Its new version."""
-        where = path(live["kind"], self.namespace, live["metadata"]["name"])
+        where = ref.kind.path(self.namespace, live["metadata"]["name"])
         query = {"fieldManager": MANAGER, "force": "true", "dryRun": "All"}
         try:
             applied = self.client.call("PATCH", where, query, body, media=APPLY)
             now = self.client.call("PATCH", where, body=taking.transfer(live, applied), media=MERGE)
         except Status as status:
-            now = self._live(live["kind"], live["metadata"]["name"]) or {}
+            now = self._live(ref.kind, live["metadata"]["name"]) or {}
             if status.code != 409 or not now or not taking.is_taken(now):
                 raise self._unexpected(ref, status) from None
         return str(now["metadata"]["resourceVersion"])
 
-    def _wait_gone(self, kind: str, name: str) -> None:
+    def _wait_gone(self, kind: Kind, name: str) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can be made anew."""
         end = time.monotonic() + GONE_SECONDS
         while self._live(kind, name) is not None:
@@ -289,7 +289,7 @@ class Cluster:
 
     def _over(self, ref: Ref) -> bool:
         live = self._live(ref.kind, ref.name)
-        return live is None or bool(from_object(live).status.get("finished"))
+        return live is None or bool(from_object(live, ref.kind).status.get("finished"))
 
     def _unexpected(self, ref: Ref, status: Status) -> Permanent:
         if status.code == 422:

@@ -14,7 +14,6 @@ from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.home import packaged
 from model_delivery.places.cluster.client import Forbidden, Status
 from model_delivery.places.cluster.jobs import PASSED_ON
-from model_delivery.places.cluster.objects import KINDS, path
 from model_delivery.places.cluster.place import Cluster
 from model_delivery.spec import (
     DeliverySpec,
@@ -26,6 +25,9 @@ from model_delivery.spec import (
     SecretRef,
     T9kTarget,
 )
+from model_delivery.targets.kserve import INFERENCE_SERVICE, SERVING_RUNTIME
+from model_delivery.targets.kubernetes.kinds import SECRET
+from model_delivery.values.kind import Kind
 
 ROLE = packaged("manifests") / "rbac" / "role.yaml"
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -101,7 +103,7 @@ def _secrets(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, SecretRef
             except Refused as refused:
                 yield from (Finding("todo", f"{field}: {f.what}", f.why, f.fix) for f in refused.findings)
     for name in (*spec.serving.pod.image_pull_secrets, *spec.runner.image_pull_secrets):
-        if not _there(place, "Secret", name):
+        if not _there(place, SECRET, name):
             yield Finding(
                 "todo",
                 f"the pull secret {name} is not there",
@@ -110,9 +112,9 @@ def _secrets(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, SecretRef
             )
 
 
-def _there(place: Cluster, kind: str, name: str) -> bool:
+def _there(place: Cluster, kind: Kind, name: str) -> bool:
     try:
-        place.client.call("GET", path(kind, place.namespace, name))
+        place.client.call("GET", kind.path(place.namespace, name))
     except Status:
         return False
     return True
@@ -171,8 +173,8 @@ def _kserve(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
     """Is its API there, and can the service and what KServe makes of it be called so?"""
     if not isinstance(spec.target, KServeTarget):
         return
-    for kind in ("InferenceService", "ServingRuntime"):
-        api, plural = KINDS[kind]
+    for kind in (INFERENCE_SERVICE, SERVING_RUNTIME):
+        api, plural = kind.api, kind.plural
         if plural not in {one["name"] for one in _asked(place, f"/apis/{api}").get("resources", ())}:
             fix = "install KServe, or use target: {kind: deployment, …}"
             yield Finding("todo", f"the cluster has no {plural} of {api}", f"context {place.context or 'default'}", fix)

@@ -24,7 +24,9 @@ from model_delivery.places.host import binding, launcher, router
 from model_delivery.places.host.engines import DONE, environment_folder, make_environment
 from model_delivery.places.host.processes import Processes, Run, identified, tail
 from model_delivery.spec import SecretRef
+from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, STEP
 from model_delivery.values.engine import Engine
+from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT
 from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World
 
 PASSED_ON = (
@@ -41,7 +43,8 @@ PASSED_ON = (
     "NO_PROXY",
 )
 LOOK_SECONDS = 0.5
-PROCESSES = ("Engine", "Router", "Step")
+KINDS = {kind.name: kind for kind in (RECORD, RELEASE, REPORT, LEASE, ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)}
+PROCESSES = (ENGINE, ROUTER, STEP)
 GONE = {
     "Engine": "it ended",
     "Router": "it ended",
@@ -64,7 +67,7 @@ class Host:
         return self.home / "deliveries" / delivery
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
-        if resource.ref.kind == "Environment":
+        if resource.ref.kind == ENVIRONMENT:
             return self._put_environment(resource, dry_run=dry_run)
         if dry_run and not self.home.exists():
             return Change(resource.ref, "created")
@@ -76,7 +79,7 @@ class Host:
                 return Change(resource.ref, "unchanged", version=old.version)
             bound = self._bind(resource)
             diff = tuple(difference(old.resource.spec if old else {}, resource.spec)) or (
-                GONE.get(resource.ref.kind, "it is gone"),
+                GONE.get(resource.ref.kind.name, "it is gone"),
             )
             action: Literal["updated", "created"] = "updated" if old else "created"
             if dry_run:
@@ -93,7 +96,7 @@ class Host:
         if ref.kind in PROCESSES:
             self.processes.stop(self._process(delivery, ref), self._grace(old.resource) if grace is None else grace)
             shutil.rmtree(self._process(delivery, ref), ignore_errors=True)
-        if ref.kind == "Slot":
+        if ref.kind == SLOT:
             self._slot(delivery, ref).unlink(missing_ok=True)
         with self._locked():
             self._object(delivery, ref).unlink(missing_ok=True)
@@ -141,7 +144,7 @@ class Host:
     def _same(self, resource: Resource, old: Observed) -> bool:
         if old.resource != resource:
             return False
-        match resource.ref.kind:
+        match resource.ref.kind.name:
             case "Engine" | "Router":
                 return bool(old.status["alive"])
             case "Step":
@@ -153,7 +156,7 @@ class Host:
         return True
 
     def _bind(self, resource: Resource) -> dict[str, Any]:
-        match resource.ref.kind:
+        match resource.ref.kind.name:
             case "Engine":
                 return binding.bind(resource.spec, self._taken())
             case "Router" if not self.processes.alive(self._process(resource.delivery, resource.ref)):
@@ -174,7 +177,7 @@ class Host:
 
     def _effect(self, resource: Resource, bound: Mapping[str, Any]) -> None:
         delivery, ref = resource.delivery, resource.ref
-        match ref.kind:
+        match ref.kind.name:
             case "Engine":
                 self.processes.start(self._process(delivery, ref), self._engine(resource, bound))
             case "Router":
@@ -245,7 +248,7 @@ class Host:
 
     def _status(self, resource: Resource, bound: Mapping[str, Any]) -> dict[str, Any]:
         delivery, ref = resource.delivery, resource.ref
-        match ref.kind:
+        match ref.kind.name:
             case "Engine":
                 return self._process_status(resource) | {"healthy": self._healthy(resource)}
             case "Router":
@@ -269,7 +272,7 @@ class Host:
         state = self.processes.state(folder)
         bound = state.get("binding", {})
         log = bound.get("log", "")
-        alive = self.processes.alive(folder) if resource.ref.kind == "Step" else self.processes.running(folder)
+        alive = self.processes.alive(folder) if resource.ref.kind == STEP else self.processes.running(folder)
         said = {
             "alive": alive,
             "pid": state.get("pid"),
@@ -293,7 +296,7 @@ class Host:
         return answer.status_code == httpx.codes.OK
 
     def _address(self, delivery: str, release: str) -> str | None:
-        folder = self._process(delivery, Ref("Engine", release))
+        folder = self._process(delivery, Ref(ENGINE, release))
         port = self.processes.state(folder).get("binding", {}).get("port")
         return f"127.0.0.1:{port}" if port else None
 
@@ -302,7 +305,7 @@ class Host:
         return [self.processes.state(folder)["binding"] for folder in folders if self.processes.running(folder)]
 
     def _grace(self, resource: Resource) -> float:
-        if resource.ref.kind == "Engine":
+        if resource.ref.kind == ENGINE:
             stop = Engine.model_validate(resource.spec["engine"]).stop
             return stop.drain.seconds + stop.grace.seconds
         return 10.0
@@ -313,14 +316,14 @@ class Host:
         except FileNotFoundError:
             return None
         resource = Resource(
-            Ref(said["kind"], said["name"]), said["role"], said["delivery"], said["spec"], said["release"]
+            Ref(KINDS[said["kind"]], said["name"]), said["role"], said["delivery"], said["spec"], said["release"]
         )
         return Observed(resource, said["version"], self._status(resource, said["bound"]))
 
     def _write(self, resource: Resource, version: Version, bound: Mapping[str, Any]) -> None:
         ref = resource.ref
         whole: dict[str, Any] = {
-            "kind": ref.kind,
+            "kind": ref.kind.name,
             "name": ref.name,
             "role": resource.role,
             "delivery": resource.delivery,
@@ -335,7 +338,7 @@ class Host:
         return Path(resource.spec["path"] or self.home) / "models"
 
     def _object(self, delivery: str, ref: Ref) -> Path:
-        return self.folder(delivery) / "objects" / ref.kind / f"{ref.name}.json"
+        return self.folder(delivery) / "objects" / ref.kind.name / f"{ref.name}.json"
 
     def _process(self, delivery: str, ref: Ref) -> Path:
         return self.folder(delivery) / "processes" / f"{ref.kind}-{ref.name}"
@@ -347,7 +350,7 @@ class Host:
         return self.folder(delivery) / "logs"
 
     def _log(self, delivery: str, ref: Ref) -> Path:
-        if ref.kind == "Step":
+        if ref.kind == STEP:
             return self._process(delivery, ref) / "output.jsonl"
         return Path(self.processes.state(self._process(delivery, ref)).get("binding", {}).get("log", os.devnull))
 

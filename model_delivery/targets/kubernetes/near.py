@@ -14,6 +14,7 @@ from model_delivery.base.findings import Finding, Refused
 from model_delivery.diagnosis import pods
 from model_delivery.spec import SecretRef, Serving, Storage
 from model_delivery.targets import Failed, Readiness, StepRun
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB
 from model_delivery.targets.kubernetes.manifests import Object, manifest
 from model_delivery.targets.kubernetes.pod import (
     CONFIG,
@@ -101,14 +102,14 @@ def chat_config(delivery: str, release: Release, name: str, pod: Object, engine:
     """The ConfigMap of the release's chat template, where it has one, mounted into its engine."""
     if (chat := release.payload["chat_template"]) is not None:
         config = {"metadata": {}, "data": {"chat_template.jinja": chat}}
-        yield Resource(Ref("ConfigMap", name), "release", delivery, config, release.id)
+        yield Resource(Ref(CONFIG_MAP, name), "release", delivery, config, release.id)
         pod["volumes"].append({"name": "config", "configMap": {"name": name}})
         engine["volumeMounts"].append({"name": "config", "mountPath": CONFIG, "readOnly": True})
 
 
 def claim_status(release: Release, world: World) -> Mapping[str, Any] | None:
     """Of the claim that the release reads its model from, where it has been looked at."""
-    claim = world.objects.get(Ref("PersistentVolumeClaim", str(release.payload["claim"])))
+    claim = world.objects.get(Ref(CLAIM, str(release.payload["claim"])))
     return claim.status if claim else None
 
 
@@ -119,7 +120,7 @@ def models_claim(name: str, lock: Lock, storage: Storage) -> Resource:
     made["spec"] |= {"accessModes": [storage.access], "resources": {"requests": {"storage": str(size)}}}
     made["spec"] |= {"storageClassName": storage.storage_class} if storage.storage_class else {}
     made["bind"] = {"any_size": storage.size is None}
-    return Resource(Ref("PersistentVolumeClaim", claim_name(name, storage)), "storage", name, made)
+    return Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made)
 
 
 def step_job(run: StepRun) -> tuple[Resource, ...]:
@@ -163,8 +164,8 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
         pod["imagePullSecrets"] = [{"name": secret} for secret in dict.fromkeys(pulls)]
     mount_secrets(pod, _secrets(json.loads(run.input)))
     return (
-        Resource(Ref("ConfigMap", name), "step", run.delivery, given | {"bind": bind}),
-        Resource(Ref("Job", name), "step", run.delivery, job | {"bind": bind}),
+        Resource(Ref(CONFIG_MAP, name), "step", run.delivery, given | {"bind": bind}),
+        Resource(Ref(JOB, name), "step", run.delivery, job | {"bind": bind}),
     )
 
 

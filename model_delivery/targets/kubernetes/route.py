@@ -8,6 +8,7 @@ from typing import Any
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE, SERVICE
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.pod import PORT
 from model_delivery.values.release import Address, Capabilities, Desired, Release
@@ -34,7 +35,7 @@ def owned(resource: Resource, uid: str | None, *, bare: bool = False) -> Resourc
 def owned_route(resource: Resource, want: Desired) -> Resource:
     """``resource``, which may be the route that was somebody's before one of the releases was adopted."""
     routes = [release.adopted["routes"] for release in want.releases if release.adopted is not None]
-    return owned(resource, next((uid for known in routes if (uid := known.get(resource.ref.kind))), None))
+    return owned(resource, next((uid for known in routes if (uid := known.get(resource.ref.kind.name))), None))
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Route:
             {"name": self._service(want, release), "port": self.port, "weight": share}
             for release, share in want.shares.items()
         ]
-        return Resource(Ref("HTTPRoute", want.delivery), "route", want.delivery, made)
+        return Resource(Ref(HTTP_ROUTE, want.delivery), "route", want.delivery, made)
 
     def _service(self, want: Desired, release: str) -> str:
         adopted = _known(want, release).adopted
@@ -85,7 +86,7 @@ class Route:
         if self.gateway:
             return self._accepted(want, world)
         (owner,) = want.shares
-        seen = world.objects.get(Ref("Service", want.delivery))
+        seen = world.objects.get(Ref(SERVICE, want.delivery))
         if seen is None or seen.resource.spec["spec"].get("selector") != selector(want.delivery, _known(want, owner)):
             return InProgress("the Service does not select the release yet")
         allowed = {pod["metadata"]["name"] for pod in pods_of(world, f"{want.delivery}-{owner}")}
@@ -105,7 +106,7 @@ class Route:
         return Current(want.address.url)
 
     def _accepted(self, want: Desired, world: World) -> Readiness:
-        seen = world.objects.get(Ref("HTTPRoute", want.delivery))
+        seen = world.objects.get(Ref(HTTP_ROUTE, want.delivery))
         if seen is None:
             return InProgress("the HTTPRoute is not there yet")
         parents = seen.status.get("parents") or ()
@@ -163,4 +164,4 @@ def _stable_service(want: Desired) -> Resource:
     made["spec"]["ports"][0] |= {"name": PORT_NAME} | (
         {"targetPort": release.adopted["port"]} if release.adopted else {}
     )
-    return Resource(Ref("Service", want.delivery), "route", want.delivery, made)
+    return Resource(Ref(SERVICE, want.delivery), "route", want.delivery, made)

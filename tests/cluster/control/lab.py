@@ -16,13 +16,14 @@ from model_delivery.base.findings import Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.record import Record
-from model_delivery.run.session import RECORD
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.values.resources import Ref, World
+from model_delivery.targets.t9k import ML_SERVICE
+from model_delivery.values.resources import RECORD_REF, Ref, World
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
 from tests.parts.hubs import Hub
 from tests.parts.hubs.huggingface import running_hub
+from tests.parts.kinds import BY_NAME
 from tests.parts.timing_engine import build
 from tests.parts.tiny_model import tiny_model
 
@@ -80,14 +81,14 @@ class Lab:
     def running(self, world: World) -> list[str]:
         """The releases that the target has been asked to run."""
         if self.kind == "t9k":
-            service = world.objects.get(Ref("MLService", NAME))
+            service = world.objects.get(Ref(ML_SERVICE, NAME))
             return [one["name"] for one in service.resource.spec["spec"]["releases"]] if service else []
         main = "InferenceService" if self.kind == "kserve" else "Deployment"
-        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind == main]
+        return [ref.name.removeprefix(f"{NAME}-") for ref in world.objects if ref.kind.name == main]
 
     def routed_to(self, world: World) -> str | None:
         """The release that has all of the traffic; None: there is no route."""
-        route = world.objects.get(Ref("MLService" if self.kind == "t9k" else "Service", NAME))
+        route = world.objects.get(Ref(BY_NAME["MLService" if self.kind == "t9k" else "Service"], NAME))
         if route is None:
             return None
         spec = route.resource.spec["spec"]
@@ -101,7 +102,7 @@ class Lab:
 
     @property
     def record(self) -> Record:
-        seen = self.place.get(NAME, RECORD)
+        seen = self.place.get(NAME, RECORD_REF)
         assert seen is not None
         return Record.model_validate(seen.resource.spec)
 

@@ -13,6 +13,7 @@ import yaml
 
 from model_delivery.flows.deliver import deliver
 from model_delivery.spec import DeliverySpec
+from model_delivery.targets.kubernetes.kinds import SERVICE
 from model_delivery.values.resources import Ref
 from tests.cluster.control.killed import run
 from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab
@@ -323,4 +324,4 @@ def test_what_would_be_a_lie_is_refused_and_nothing_is_touched(lab: Lab, tmp_pat
     ) or f"a delivery called {NAME} cannot adopt MLService nobody" in told
     assert untouched(live(lab, kind, name)) == before
     assert not lab.place.deliveries()
-    assert Ref("Service", NAME) not in lab.place.world(NAME).objects
+    assert Ref(SERVICE, NAME) not in lab.place.world(NAME).objects

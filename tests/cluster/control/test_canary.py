@@ -14,6 +14,7 @@ from model_delivery.base.findings import GateFailed, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.spec import DeliverySpec
+from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.tasks import delivering
 from model_delivery.values.resources import Ref
 from model_delivery.verbs import service
@@ -63,7 +64,7 @@ def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
     shares: dict[str, list[Counter[str]]] = {}
 
     def measure(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-        if (when, verb, ref.kind) == ("before", "put", "Job"):
+        if (when, verb, ref.kind.name) == ("before", "put", "Job"):
             step = ref.name.removeprefix(f"{NAME}-").partition("-")[0]
             shares.setdefault(step, []).append(asked(gateway))
 
@@ -81,7 +82,7 @@ def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
     now = service.status(lab.place, NAME)
     assert (now.state, now.changes) == ("up", ())
     assert service.down(lab.place, NAME)
-    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind in ("Deployment", "HTTPRoute", "Service")]
+    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind.name in ("Deployment", "HTTPRoute", "Service")]
 
 
 def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> None:
@@ -96,9 +97,9 @@ def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> N
     assert "canary-10" in refused.value.text
     assert asked(gateway) == {label(first): 100}
     world = lab.place.world(NAME)
-    route = world.objects[Ref("HTTPRoute", NAME)].resource.spec["spec"]
+    route = world.objects[Ref(HTTP_ROUTE, NAME)].resource.spec["spec"]
     assert [(one["name"], one["weight"]) for one in route["rules"][0]["backendRefs"]] == [(f"{NAME}-{serves}", 100)]
-    assert [ref.name for ref in world.objects if ref.kind == "Deployment"] == [f"{NAME}-{serves}"]
+    assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serves}"]
     assert service.status(lab.place, NAME).changes == ()
 
 

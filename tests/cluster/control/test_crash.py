@@ -46,7 +46,7 @@ def converged(lab: Lab, serving: str | None) -> None:
     world = place.world(NAME)
     assert lab.running(world) == ([serving] if serving else [])
     assert lab.routed_to(world) == serving
-    runtimes = [ref for ref in world.objects if ref.kind in ("MLServiceRuntime", "ServingRuntime")]
+    runtimes = [ref for ref in world.objects if ref.kind.name in ("MLServiceRuntime", "ServingRuntime")]
     assert len(runtimes) == (1 if serving and lab.kind != "deployment" else 0)
     until(lambda: released(lab) == ({serving} if serving else set()), 30, "the pods of another release do not end")
     assert place.get(NAME, REF) is None
@@ -65,7 +65,9 @@ def released(lab: Lab) -> set[str]:
 
 def jobs(lab: Lab) -> list[bool]:
     """Of each step's Job: has it finished? Its status follows its pods'."""
-    return [bool(seen.status["finished"]) for ref, seen in lab.place.world(NAME).objects.items() if ref.kind == "Job"]
+    return [
+        bool(seen.status["finished"]) for ref, seen in lab.place.world(NAME).objects.items() if ref.kind.name == "Job"
+    ]
 
 
 @dataclass(frozen=True)

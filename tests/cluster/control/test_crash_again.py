@@ -13,6 +13,7 @@ import pytest
 
 from model_delivery.run.lease import REF
 from model_delivery.spec import DeliverySpec
+from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.values.resources import Ref
 from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
@@ -37,10 +38,10 @@ def settled(lab: Lab, serving: str) -> None:
     """One release serves, alone, with all of the route's weight; nothing is left to change, no lease, no step."""
     record, world = lab.record, lab.place.world(NAME)
     assert (record.candidate, record.serving) == (None, serving)
-    assert [ref.name for ref in world.objects if ref.kind == "Deployment"] == [f"{NAME}-{serving}"]
-    backends = world.objects[Ref("HTTPRoute", NAME)].resource.spec["spec"]["rules"][0]["backendRefs"]
+    assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serving}"]
+    backends = world.objects[Ref(HTTP_ROUTE, NAME)].resource.spec["spec"]["rules"][0]["backendRefs"]
     assert [(one["name"], one["weight"]) for one in backends] == [(f"{NAME}-{serving}", 100)]
-    assert not [ref for ref in world.objects if ref.kind == "Job"]
+    assert not [ref for ref in world.objects if ref.kind.name == "Job"]
     assert lab.place.get(NAME, REF) is None
     assert service.status(lab.place, NAME).changes == ()
 

@@ -47,15 +47,15 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     assert second["result"] == "promoted"
     place = lab.place
     world = place.world(NAME)
-    assert [ref.name for ref in world.objects if ref.kind == "Deployment"] == [f"{NAME}-{second['release']}"]
-    assert not [ref for ref in world.objects if ref.kind in ("Job", "HTTPRoute")]
+    assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{second['release']}"]
+    assert not [ref for ref in world.objects if ref.kind.name in ("Job", "HTTPRoute")]
     status = service.status(place, NAME)
     assert (status.state, status.changes) == ("up", ())
     where = TargetKey(kind="deployment", namespace=lab.namespace)
     back = rollback.fn(NAME, first["release"], where=where)
     assert back["release"] == first["release"]
     assert service.down(place, NAME)
-    assert not [ref for ref in place.world(NAME).objects if ref.kind in ("Deployment", "Service")]
+    assert not [ref for ref in place.world(NAME).objects if ref.kind.name in ("Deployment", "Service")]
 
 
 def test_what_is_deleted_by_hand_comes_back_with_the_next_run(lab: Lab) -> None:
@@ -120,7 +120,7 @@ def refused(lab: Lab, serves: str, **more: Any) -> str:
     with pytest.raises(Permanent) as failed:
         deliver.fn(lab.spec(gates={"smoke": {"max_tokens": 16}, "throughput": None}, **more))
     assert lab.record.serving == serves
-    assert [ref.name for ref in lab.place.world(NAME).objects if ref.kind == "Deployment"] == [f"{NAME}-{serves}"]
+    assert [ref.name for ref in lab.place.world(NAME).objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serves}"]
     now = service.status(lab.place, NAME)
     assert (now.state, now.changes) == ("up", ())
     return failed.value.text

@@ -74,7 +74,7 @@ def test_a_report_outlives_its_run_and_is_what_the_next_release_is_compared_with
     assert (
         gzip.decompress(base64.b64decode(one["binaryData"]["report.html.gz"])) == (saved / "report.html").read_bytes()
     )
-    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind == "Report"], (
+    assert not [ref for ref in lab.place.world(NAME).objects if ref.kind.name == "Report"], (
         "a wait does not read them again and again"
     )
     with pytest.raises(GateFailed, match=r"regressed: .* % worse, 50 % is allowed"):

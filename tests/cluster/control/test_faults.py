@@ -20,7 +20,7 @@ from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.lease import Lease
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering
-from model_delivery.values.resources import ABSENT, Ref, Resource
+from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
 from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
@@ -30,7 +30,6 @@ from tests.parts.cluster.waiting import until
 from tests.places.conftest import config
 
 SMOKE_ONLY = {"smoke": {"max_tokens": 16}, "throughput": None}
-RECORD = Ref("Record", "record")
 
 
 @pytest.fixture
@@ -64,10 +63,10 @@ def test_a_busy_api_server_is_asked_again_as_late_as_it_wants(api: FaultyApi, na
 def test_what_was_carried_out_and_then_refused_is_done_once(api: FaultyApi, namespace: str, status: int) -> None:
     place = Place(None, namespace)
     api.faults.append(Fault("POST", "/configmaps", status, after=True))
-    made = place.put(Resource(RECORD, "record", NAME, {"a": 1}), expect=ABSENT)
+    made = place.put(Resource(RECORD_REF, "record", NAME, {"a": 1}), expect=ABSENT)
     api.faults.append(Fault("PUT", "-record", status, after=True))
-    again = place.put(Resource(RECORD, "record", NAME, {"a": 2}), expect=made.version or "")
-    seen = place.get(NAME, RECORD)
+    again = place.put(Resource(RECORD_REF, "record", NAME, {"a": 2}), expect=made.version or "")
+    seen = place.get(NAME, RECORD_REF)
     assert (len(api.met), seen and seen.version, seen and seen.resource.spec) == (2, again.version, {"a": 2})
 
 
@@ -214,7 +213,7 @@ def test_a_record_that_another_changed_stops_the_run_and_the_next_one_goes_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meddle(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-        if (when, verb, ref.kind) == ("before", "put", "Deployment"):
+        if (when, verb, ref.kind.name) == ("before", "put", "Deployment"):
             lab.cluster.kubectl(
                 "annotate", "configmap", f"{NAME}-record", f"seen={time.time()}", "--overwrite", "-n", lab.namespace
             )

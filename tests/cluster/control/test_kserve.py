@@ -23,6 +23,7 @@ from model_delivery.run.record import TargetKey
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets import Failed, InProgress, Readiness
 from model_delivery.targets.kserve import KServe as Target
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.release import Frozen, Release
 from model_delivery.values.resources import Ref
 from model_delivery.verbs import service
@@ -77,7 +78,9 @@ def alone(lab: Lab, release: str) -> None:
     """It serves with all of the traffic, nothing else is there, and nothing is left to change."""
     world = lab.place.world(NAME)
     ours = {
-        str(ref) for ref, seen in world.objects.items() if seen.resource.role == "release" and ref.kind != "ConfigMap"
+        str(ref)
+        for ref, seen in world.objects.items()
+        if seen.resource.role == "release" and ref.kind.name != "ConfigMap"
     }
     assert {one for one in ours if "/small" in one} == {
         f"InferenceService/{NAME}-{release}",
@@ -91,7 +94,7 @@ def alone(lab: Lab, release: str) -> None:
 def readiness(lab: Lab, release: str) -> Readiness:
     """As a run would see it now."""
     world = lab.place.world(NAME)
-    frozen = Frozen.model_validate(world.objects[Ref("Release", release)].resource.spec)
+    frozen = Frozen.model_validate(world.objects[Ref(RELEASE, release)].resource.spec)
     return Target(lab.namespace).readiness(Release(release, frozen.payload), world)
 
 
@@ -121,7 +124,7 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     assert back["release"] == first["release"]
     alone(lab, first["release"])
     assert service.down(lab.place, NAME)
-    assert {ref.kind for ref in lab.place.world(NAME).objects} <= {"Record", "Release", "ConfigMap"}
+    assert {ref.kind.name for ref in lab.place.world(NAME).objects} <= {"Record", "Release", "ConfigMap"}
 
 
 def test_a_second_release_is_dark_at_its_own_url_and_withdrawn_when_it_is_refused(lab: Lab) -> None:

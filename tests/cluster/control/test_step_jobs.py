@@ -39,7 +39,7 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
     """Deliver until the model is on the claim, and no further; the Job that fetched it."""
 
     def stop(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-        if ref.kind == "Deployment":
+        if ref.kind.name == "Deployment":
             raise Interrupted(Finding("todo", "enough"))
 
     monkeypatch.setattr(delivering, "observer", stop)

@@ -57,7 +57,7 @@ def alone(lab: Lab, release: str) -> None:
     now = live(lab)["spec"]
     assert (now["default"], [one["name"] for one in now["releases"]]) == (release, [release])
     assert lab.record.serving == release
-    assert len([ref for ref in lab.place.world(NAME).objects if ref.kind == "MLServiceRuntime"]) == 1
+    assert len([ref for ref in lab.place.world(NAME).objects if ref.kind.name == "MLServiceRuntime"]) == 1
     status = service.status(lab.place, NAME)
     assert (status.state, status.changes) == ("up", ())
 
@@ -72,7 +72,7 @@ def process(lab: Lab, release: str) -> int:
 def nothing(lab: Lab) -> bool:
     """No MLService of ours, and no pod of one."""
     world = lab.place.world(NAME)
-    kinds = {ref.kind for ref in world.objects}
+    kinds = {ref.kind.name for ref in world.objects}
     return not kinds & {"MLService", "MLServiceRuntime"} and not [
         p for p in world.beside["Pod"] if "app" in p["metadata"]["labels"]
     ]

@@ -16,7 +16,7 @@ import yaml
 
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.record import Record
-from model_delivery.run.session import RECORD
+from model_delivery.values.resources import RECORD_REF
 from model_delivery.verbs import service
 from tests.parts.cluster.node import ADDRESS, Node
 from tests.parts.gateway import running_gateway
@@ -94,7 +94,7 @@ class Lab:
 
     @property
     def record(self) -> Record:
-        seen = self.place.get(NAME, RECORD)
+        seen = self.place.get(NAME, RECORD_REF)
         assert seen is not None
         return Record.model_validate(seen.resource.spec)
 

@@ -1,0 +1,6 @@
+"""Kinds by the name that a manifest gives."""
+
+from model_delivery.targets import cluster_kinds
+from model_delivery.targets.kubernetes.kinds import CLAIM
+
+BY_NAME = {kind.name: kind for kind in (*cluster_kinds(), CLAIM)}

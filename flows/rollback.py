@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import flow
 
-from model_delivery.run.record import TargetKey
+from model_delivery.targets.key import TargetKey
 from model_delivery.tasks import delivering as do
 
 

@@ -21,20 +21,23 @@ from model_delivery.places.opening import open_place
 from model_delivery.run import evidence, protocol
 from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import Admission
-from model_delivery.run.record import Candidate, Record, TargetKey
+from model_delivery.run.record import Candidate, Record
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.session import Session, current, frozen_releases, opened
-from model_delivery.spec import DeliverySpec, Rollout
+from model_delivery.spec import DeliverySpec
 from model_delivery.steps.fetch import STEP as FETCH
 from model_delivery.steps.fetch import FetchInput
 from model_delivery.steps.load import STEP as LOAD
 from model_delivery.steps.load import LoadInput
 from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
-from model_delivery.targets import Failed, key_of, of_key
 from model_delivery.targets import choose as choose_target
+from model_delivery.targets import key_of, of_key
+from model_delivery.targets.key import TargetKey
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
+from model_delivery.values.gates import Rollout
+from model_delivery.values.readiness import Failed
 from model_delivery.values.release import Lock
 from model_delivery.values.rollout import Stage
 from model_delivery.verbs import adopting

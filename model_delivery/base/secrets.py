@@ -9,7 +9,33 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.spec import EnvSecret, FileSecret, KubeSecret, SecretRef
+from model_delivery.base.part import Part, Text
+
+
+class EnvSecret(Part):
+    """The value of an environment variable, read where it is needed."""
+
+    env: Text
+
+
+class FileSecret(Part):
+    """The content of a file, read where it is needed."""
+
+    file: Text
+
+
+class KubeKey(Part):
+    name: Text
+    key: Text
+
+
+class KubeSecret(Part):
+    """A key of a Kubernetes Secret."""
+
+    kube: KubeKey
+
+
+SecretRef = EnvSecret | FileSecret | KubeSecret
 
 
 class Secret:

@@ -19,9 +19,9 @@ from model_delivery.measure import capacity, report
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.validity import needed
 from model_delivery.measure.verdict import Verdict, judge
-from model_delivery.spec import Slo
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, profile, run
+from model_delivery.values.gates import Slo
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0

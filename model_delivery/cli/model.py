@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from model_delivery.base.findings import BadInput, Finding, Permanent
 from model_delivery.base.home import default_home
 from model_delivery.cli import printing
-from model_delivery.spec import Model
+from model_delivery.models.sources.model import Model
 from model_delivery.verbs import models
 
 SOURCES = ("huggingface", "modelscope", "git", "local")

@@ -9,7 +9,7 @@ from typing import Any
 from model_delivery.base.findings import Finding
 from model_delivery.base.units import Size
 from model_delivery.diagnosis.engine_log import diagnose, is_retryable
-from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.resources import ENGINES
 
 Object = Mapping[str, Any]

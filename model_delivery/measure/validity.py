@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model_delivery.measure.metrics import LATENCIES, LoadReport, Validity
-from model_delivery.spec import Slo
+from model_delivery.values.gates import Slo
 
 LAG_MS = 10.0
 LAG_SHARE = 0.05

@@ -8,7 +8,7 @@ from model_delivery.base.units import Duration
 from model_delivery.measure.compare import CONFIDENCE, Comparison, comparable, compare
 from model_delivery.measure.metrics import LATENCIES, RATES, LoadReport
 from model_delivery.measure.smoke import SmokeReport
-from model_delivery.spec import Slo
+from model_delivery.values.gates import Slo
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from model_delivery.base.secrets import Secret
-from model_delivery.spec import SecretRef
+from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.values.resources import ANY, Change, Observed, Ref, Resource, Version, World
 
 

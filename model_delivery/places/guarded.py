@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from model_delivery.base.secrets import Secret
+from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.places import Place
-from model_delivery.spec import SecretRef
 from model_delivery.values.resources import ANY, Change, Observed, Ref, Resource, Version, World
 
 Observer = Callable[[Literal["before", "after"], str, Ref], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model_delivery.base.home import default_home
 from model_delivery.places import Place
 from model_delivery.places.host.place import Host
-from model_delivery.run.record import TargetKey
+from model_delivery.targets.key import TargetKey
 
 
 def open_place(key: TargetKey, *, take_over: bool = False) -> Place:

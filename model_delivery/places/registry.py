@@ -10,8 +10,7 @@ from collections.abc import Iterable
 import httpx
 
 from model_delivery.base.findings import Finding, Refused, Retryable
-from model_delivery.base.secrets import read_secret
-from model_delivery.spec import KubeSecret
+from model_delivery.base.secrets import KubeSecret, read_secret
 
 HUB = "registry-1.docker.io"
 ACCEPT = ", ".join(

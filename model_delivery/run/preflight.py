@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.secrets import read_secret
+from model_delivery.base.secrets import KubeSecret, SecretRef, read_secret
 from model_delivery.models.sources.origin import fallbacks, token_of
 from model_delivery.places import Place
 from model_delivery.places.host.binding import listening
 from model_delivery.places.host.engines import load_engine
 from model_delivery.run.record import load
-from model_delivery.spec import DeliverySpec, KubeSecret, ProcessTarget, SecretRef, T9kTarget
+from model_delivery.spec import DeliverySpec
 from model_delivery.targets import Target
+from model_delivery.targets.spec import ProcessTarget, T9kTarget
 from model_delivery.values.release import Desired, Release
 from model_delivery.values.resources import RECORD_REF
 from model_delivery.values.rollout import stages

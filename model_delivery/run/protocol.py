@@ -11,12 +11,14 @@ from typing import Literal
 from model_delivery.base.findings import Finding, GateFailed, NoRoom, Permanent, Refused, Trouble
 from model_delivery.base.progress import Progress, report
 from model_delivery.run import evidence
+from model_delivery.run.frozen import Frozen
 from model_delivery.run.record import Candidate, Ended, Wanted
 from model_delivery.run.restore import restore
 from model_delivery.run.session import Session, frozen_releases
-from model_delivery.spec import DeliverySpec, Gates, Rollout
-from model_delivery.targets import Current, Failed
-from model_delivery.values.release import AddressKey, Frozen, Lock, Release, ReleaseId
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.gates import Gates, Rollout
+from model_delivery.values.readiness import Current, Failed
+from model_delivery.values.release import AddressKey, Lock, Release, ReleaseId
 from model_delivery.values.resources import digest
 from model_delivery.values.rollout import Stage, stages
 

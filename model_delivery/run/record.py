@@ -7,23 +7,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base.findings import Finding, Permanent
-from model_delivery.spec import Gates, Rollout, Runner
+from model_delivery.targets.key import TargetKey
+from model_delivery.values.gates import Gates, Rollout
 from model_delivery.values.release import AddressKey, ReleaseId
+from model_delivery.values.serving import Runner
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TargetKey(_Part):
-    """What may not change while a delivery is up: ``down`` first."""
-
-    kind: str
-    context: str | None = None
-    namespace: str | None = None
-    gateway: str | None = None
-    hostname: str | None = None
-    queue: str | None = None
 
 
 class Wanted(_Part):

@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from model_delivery.base.findings import Finding, Retryable, Trouble
 from model_delivery.base.progress import Progress, report
 from model_delivery.base.secrets import read_secret
-from model_delivery.models.sources import Snapshot, open_source
+from model_delivery.models.sources import open_source
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.listing import is_weights
+from model_delivery.models.sources.model import LocalModel, Model
 from model_delivery.models.sources.origin import fallbacks, token_of
 from model_delivery.places.host.engines import load_engine
 from model_delivery.places.registry import pin
-from model_delivery.spec import DeliverySpec, LocalModel, Model, ProcessTarget
-from model_delivery.values.release import Frozen, Lock
+from model_delivery.run.frozen import Frozen
+from model_delivery.spec import DeliverySpec
+from model_delivery.targets.spec import ProcessTarget
+from model_delivery.values.release import Lock
+from model_delivery.values.snapshot import Snapshot
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model_delivery.base.progress import Progress, report
+from model_delivery.run.frozen import Frozen
 from model_delivery.run.record import Wanted
 from model_delivery.run.session import Session, frozen_releases, release_ref
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets import Current
-from model_delivery.values.release import Address, Frozen, ReleaseId
+from model_delivery.values.readiness import Current
+from model_delivery.values.release import Address, ReleaseId
 from model_delivery.values.resources import ABSENT
 
 

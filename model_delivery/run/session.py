@@ -17,13 +17,16 @@ from model_delivery.places import Place
 from model_delivery.places.guarded import Guarded, Observer, unobserved
 from model_delivery.run import record as records
 from model_delivery.run.converge import Converged, RouteMark, converge
+from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
-from model_delivery.run.record import Record, TargetKey, Wanted
+from model_delivery.run.record import Record, Wanted
 from model_delivery.run.wait import until
 from model_delivery.steps import Step, reading
-from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun, Target
+from model_delivery.targets import StepRun, Target
+from model_delivery.targets.key import TargetKey
 from model_delivery.values.kind import RELEASE
-from model_delivery.values.release import Address, Desired, Frozen, Release, ReleaseId
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
+from model_delivery.values.release import Address, Desired, Release, ReleaseId
 from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, Version, World
 
 TRIES = 3
@@ -159,7 +162,7 @@ class Session:
                 stage,
                 attempt,
                 number,
-                frozen,
+                frozen.payload if frozen else None,
                 self.record.runner,
                 release,
             )

@@ -8,7 +8,7 @@ from model_delivery.base.clock import Clock
 from model_delivery.base.findings import Finding, Permanent, Retryable
 from model_delivery.base.progress import Progress, report
 from model_delivery.places import Place
-from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.resources import World
 
 WORDS = ("started", "ended", "gone")  # of what has no endpoint: steps, and what is deleted

@@ -1,56 +1,6 @@
 """The spec: what a user writes, read with positions, checked, and frozen."""
 
 from model_delivery.spec.loading import load_spec, parse_spec
-from model_delivery.spec.model import (
-    DeliverySpec,
-    EnvSecret,
-    FileSecret,
-    Gates,
-    GitModel,
-    HuggingFaceModel,
-    KubeSecret,
-    LocalModel,
-    Model,
-    ModelScopeModel,
-    Replicas,
-    Rollout,
-    Runner,
-    Schedule,
-    SecretRef,
-    Serving,
-    Slo,
-    SmokeGate,
-    Storage,
-    ThroughputGate,
-)
-from model_delivery.spec.target import DeploymentTarget, KServeTarget, ProcessTarget, T9kTarget, Target
+from model_delivery.spec.model import DeliverySpec
 
-__all__ = [
-    "DeliverySpec",
-    "DeploymentTarget",
-    "EnvSecret",
-    "FileSecret",
-    "Gates",
-    "GitModel",
-    "HuggingFaceModel",
-    "KServeTarget",
-    "KubeSecret",
-    "LocalModel",
-    "Model",
-    "ModelScopeModel",
-    "ProcessTarget",
-    "Replicas",
-    "Rollout",
-    "Runner",
-    "Schedule",
-    "SecretRef",
-    "Serving",
-    "Slo",
-    "SmokeGate",
-    "Storage",
-    "T9kTarget",
-    "Target",
-    "ThroughputGate",
-    "load_spec",
-    "parse_spec",
-]
+__all__ = ["DeliverySpec", "load_spec", "parse_spec"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.models.sources import Snapshot
+from model_delivery.models.sources.model import Model
 from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import Fetched, fetch
-from model_delivery.spec import Model
 from model_delivery.steps import Step
+from model_delivery.values.snapshot import Snapshot
 
 
 class FetchInput(BaseModel):

@@ -21,15 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base.findings import BadInput, Finding, Permanent
 from model_delivery.base.progress import Progress, report
-from model_delivery.base.secrets import read_secret
+from model_delivery.base.secrets import SecretRef, read_secret
 from model_delivery.base.units import Duration, Rate
 from model_delivery.measure.metrics import LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
-from model_delivery.spec import SecretRef, Slo
 from model_delivery.steps import Step
 from model_delivery.steps.pods import Watch
+from model_delivery.values.gates import Slo
 
 DEFAULT_USERS = 16
 DRAIN_SECONDS = 120

@@ -12,9 +12,8 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base.progress import Progress, report
-from model_delivery.base.secrets import read_secret
+from model_delivery.base.secrets import SecretRef, read_secret
 from model_delivery.measure.smoke import Check, SmokeReport
-from model_delivery.spec import SecretRef
 from model_delivery.steps import Step
 
 TIMEOUT = httpx.Timeout(120, connect=10)

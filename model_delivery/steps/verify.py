@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base.findings import Finding, Permanent
 from model_delivery.base.progress import Progress, report
-from model_delivery.models.sources import File, Snapshot
 from model_delivery.models.sources.listing import check_config, is_weights
 from model_delivery.models.store.layout import MANIFEST, Entry, read_manifest, write_manifest
 from model_delivery.models.store.verify import hash_file, hash_git
 from model_delivery.steps import Step
+from model_delivery.values.snapshot import File, Snapshot
 
 MADE_BY_HAND = "by hand"
 

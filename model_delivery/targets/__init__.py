@@ -6,42 +6,21 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.run.record import TargetKey
-from model_delivery.spec import DeploymentTarget, KServeTarget, ProcessTarget, Runner, Serving, Storage, T9kTarget
-from model_delivery.spec import Target as TargetSpec
+from model_delivery.targets.key import TargetKey
+from model_delivery.targets.spec import DeploymentTarget, KServeTarget, ProcessTarget, T9kTarget
+from model_delivery.targets.spec import Target as TargetSpec
 from model_delivery.values.kind import Kind
-from model_delivery.values.release import Address, Capabilities, Desired, Frozen, Lock, Payload, Release
+from model_delivery.values.readiness import Readiness
+from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
-
-
-@dataclass(frozen=True)
-class Current:
-    """Ready; ``endpoint`` is the base URL of this release (or of the route)."""
-
-    endpoint: str
-
-
-@dataclass(frozen=True)
-class InProgress:
-    why: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """It will not become ready by waiting. ``retryable``: starting it again may help."""
-
-    finding: Finding
-    retryable: bool = False
-
-
-Readiness = Current | InProgress | Failed
+from model_delivery.values.serving import Runner, Serving, Storage
 
 
 @dataclass(frozen=True)
 class StepRun:
     """One try of a step: its name and input are its identity, with the stage, the attempt and the try.
 
-    ``release`` and ``frozen``: what it is for; ``runner``: the image that runs it, where it runs in one.
+    ``release`` and ``payload``: what it is for; ``runner``: the image that runs it, where it runs in one.
     """
 
     delivery: str
@@ -50,7 +29,7 @@ class StepRun:
     stage: str
     attempt: int
     try_: int
-    frozen: Frozen | None = None
+    payload: Payload | None = None
     runner: Runner = field(default_factory=Runner)
     release: str | None = None
 

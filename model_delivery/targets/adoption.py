@@ -10,12 +10,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.spec import DeliverySpec, KubeSecret, T9kTarget
+from model_delivery.base.secrets import KubeSecret
+from model_delivery.spec import DeliverySpec
 from model_delivery.targets.deployment import DEPLOYMENT
 from model_delivery.targets.kserve import INFERENCE_SERVICE, MODES, SERVING_RUNTIME
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE, SERVICE
 from model_delivery.targets.kubernetes.near import settings
 from model_delivery.targets.kubernetes.pod import PORT, claim_name
+from model_delivery.targets.spec import T9kTarget
 from model_delivery.targets.t9k import ML_SERVICE, ML_SERVICE_RUNTIME
 from model_delivery.values.release import Lock, Payload
 from model_delivery.values.resources import ENGINES, Observed, Ref, Resource, difference

@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 from model_delivery.base.findings import Finding
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.spec import Serving, Storage
-from model_delivery.targets import Current, Failed, InProgress, Readiness
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
 from model_delivery.targets.kubernetes.pod import PORT, claim_name, serve, verbatim
 from model_delivery.targets.kubernetes.route import owned, pods_of
 from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
+from model_delivery.values.serving import Serving, Storage
 
 INFERENCE_SERVICE = Kind(
     "InferenceService",

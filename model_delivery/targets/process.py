@@ -10,11 +10,12 @@ from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.units import Size
 from model_delivery.diagnosis.engine_log import diagnose, is_retryable
 from model_delivery.models.store import folder_name
-from model_delivery.spec import Serving, Storage
-from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun
+from model_delivery.targets import StepRun
 from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
+from model_delivery.values.serving import Serving, Storage
 
 ENGINE, ROUTER, SLOT = Kind("Engine"), Kind("Router"), Kind("Slot")
 STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")

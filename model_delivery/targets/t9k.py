@@ -10,8 +10,7 @@ from typing import Any
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.spec import Serving, Storage
-from model_delivery.targets import Current, Failed, InProgress, Readiness, StepRun
+from model_delivery.targets import StepRun
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, POD
 from model_delivery.targets.kubernetes.manifests import Object, manifest
 from model_delivery.targets.kubernetes.near import claim_status, job_state, models_claim, settings, step_job
@@ -28,8 +27,10 @@ from model_delivery.targets.kubernetes.pod import (
 )
 from model_delivery.targets.kubernetes.route import owned_route, pods_of
 from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
+from model_delivery.values.serving import Serving, Storage
 
 ML_SERVICE = Kind(
     "MLService", "tensorstack.dev", "v1beta1", "mlservices", foreground=True, optional=True, eventful=True

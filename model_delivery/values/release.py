@@ -8,10 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base.units import Duration
-from model_delivery.models.sources import Snapshot
-from model_delivery.spec import Model, Storage
 from model_delivery.values.engine import Engine
+from model_delivery.values.snapshot import Snapshot
 
 ReleaseId = str
 Payload = Mapping[str, Any]
@@ -34,26 +32,6 @@ class AddressKey(BaseModel):
 
     host: str
     port: int
-
-
-class Frozen(BaseModel):
-    """A release's own object: the payload it was made with, its lock, and the digest by which a rerun knows it again.
-
-    ``address`` is the one that a rollback goes back to after ``down``. ``verified``: every file of its weights is as the source lists it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    payload: dict[str, Any]
-    lock: Lock
-    unchanged: str
-    model: Model
-    storage: Storage
-    args: tuple[str, ...]
-    startup_timeout: Duration | None = None
-    address: AddressKey | None = None
-    created: float
-    verified: bool = True
 
 
 @dataclass(frozen=True)

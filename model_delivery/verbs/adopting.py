@@ -12,6 +12,7 @@ from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
 from model_delivery.places.guarded import Observer, unobserved
+from model_delivery.run.frozen import Frozen
 from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import READY_TIMEOUT, unchanged_digest
 from model_delivery.run.record import Ended, Record, Wanted, load
@@ -23,7 +24,7 @@ from model_delivery.steps.verify import Verified, VerifyInput
 from model_delivery.targets import choose, key_of
 from model_delivery.targets.adoption import KINDS, Adopted, adopt
 from model_delivery.targets.kubernetes.pod import MOUNT
-from model_delivery.values.release import AddressKey, Desired, Frozen, Release, ReleaseId
+from model_delivery.values.release import AddressKey, Desired, Release, ReleaseId
 from model_delivery.values.resources import ABSENT, RECORD_REF, digest
 
 OUTCOME = "adopted"

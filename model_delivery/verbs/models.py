@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_delivery.base.findings import BadInput, Finding
+from model_delivery.models.sources.model import Model
 from model_delivery.models.store import Manifest, model_folder, read_manifest, verify
 from model_delivery.models.store import garbage as store_garbage
 from model_delivery.models.store.commit import Fetched
@@ -15,7 +16,6 @@ from model_delivery.models.store.part import notes_of, part_of
 from model_delivery.places.host.place import Host
 from model_delivery.run.resolve import resolve_model
 from model_delivery.run.session import frozen_releases
-from model_delivery.spec import Model
 
 
 def fetch(model: Model, folder: Path) -> Fetched:

@@ -16,14 +16,17 @@ from model_delivery.places import Place
 from model_delivery.places.host.place import SECRET_REF, Host
 from model_delivery.places.opening import open_place
 from model_delivery.run import evidence, protocol
+from model_delivery.run.frozen import Frozen
 from model_delivery.run.preflight import preflight
-from model_delivery.run.record import Ended, Record, TargetKey, load
+from model_delivery.run.record import Ended, Record, load
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.session import Session, frozen_releases, opened
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.targets import Current, Failed, Target, choose, key_of, of_key
+from model_delivery.targets import Target, choose, key_of, of_key
+from model_delivery.targets.key import TargetKey
 from model_delivery.values.kind import RELEASE
-from model_delivery.values.release import Desired, Frozen, Lock, Release
+from model_delivery.values.readiness import Current, Failed
+from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import ABSENT, RECORD_REF, Change, Ref, digest
 from model_delivery.verbs.connect import Connection, connect
 
@@ -337,8 +340,8 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
 
     ``offline``: neither hub nor registry is asked; then branch and tag stand as they are written.
     """
-    from model_delivery.models.sources import Snapshot
     from model_delivery.places.cluster.objects import to_object
+    from model_delivery.values.snapshot import Snapshot
 
     key = key_of(spec.target)
     if key.kind == "process" or key.namespace is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from model_delivery.models.sources import Snapshot
+from model_delivery.models.sources.model import Model
 from model_delivery.models.store import MANIFEST, verify
 from model_delivery.models.store.commit import Fetched
 from model_delivery.run.resolve import resolve_model
-from model_delivery.spec import Model
 from model_delivery.steps.fetch import FetchInput
+from model_delivery.values.snapshot import Snapshot
 
 WEIGHTS = "model.safetensors"
 

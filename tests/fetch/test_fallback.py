@@ -10,9 +10,9 @@ import pytest
 
 from model_delivery.base.findings import Permanent, Refused, Retryable
 from model_delivery.base.progress import Progress, sink
+from model_delivery.models.sources.model import HuggingFaceModel
 from model_delivery.models.store import read_manifest
 from model_delivery.run.resolve import resolve_model
-from model_delivery.spec import HuggingFaceModel
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs import Hub

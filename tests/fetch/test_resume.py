@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from model_delivery.base.findings import Permanent, Refused
+from model_delivery.models.sources.model import HuggingFaceModel
 from model_delivery.models.store.part import CHUNK
 from model_delivery.models.store.transfer import STREAMS
-from model_delivery.spec import HuggingFaceModel
 from model_delivery.steps.fetch import FetchInput
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole

@@ -15,13 +15,13 @@ from huggingface_hub import close_session
 
 from model_delivery.base.findings import Permanent, Retryable
 from model_delivery.models.sources import http
+from model_delivery.models.sources.model import HuggingFaceModel, ModelScopeModel
 from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into
 from model_delivery.models.store.part import CHUNK
 from model_delivery.models.store.transfer import Patience
 from model_delivery.run.resolve import resolve_model
-from model_delivery.spec import HuggingFaceModel, ModelScopeModel
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub

@@ -17,12 +17,13 @@ import yaml
 
 from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base.secrets import KubeSecret
 from model_delivery.places.cluster.client import Forbidden
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.places.cluster.rights import ROLE, wanted_rules
 from model_delivery.run.lease import Lease
 from model_delivery.run.preflight import preflight
-from model_delivery.spec import DeliverySpec, KubeSecret, parse_spec
+from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import choose
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
 from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource

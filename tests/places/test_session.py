@@ -8,8 +8,8 @@ import pytest
 
 from model_delivery.base.findings import Refused
 from model_delivery.places.host.place import Host
-from model_delivery.run.record import TargetKey
 from model_delivery.run.session import opened
+from model_delivery.targets.key import TargetKey
 from model_delivery.targets.process import Process
 
 HERE, THERE = TargetKey(kind="process"), TargetKey(kind="process", namespace="there")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from model_delivery.base.findings import Refused
-from model_delivery.models.sources import Snapshot
 from model_delivery.places.cluster.objects import from_object
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import choose
 from model_delivery.targets.adoption import Adopted, adopt
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref
+from model_delivery.values.snapshot import Snapshot
 from tests.parts.kinds import BY_NAME
 from tests.parts.t9k import filled
 

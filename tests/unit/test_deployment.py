@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from model_delivery.base.findings import Refused
-from model_delivery.models.sources import File, Snapshot
 from model_delivery.places.cluster.objects import from_object, to_object
-from model_delivery.spec import Runner, Serving, Storage
-from model_delivery.targets import Current, Failed, InProgress, StepRun
+from model_delivery.targets import StepRun
 from model_delivery.targets.deployment import Deployment
+from model_delivery.values.readiness import Current, Failed, InProgress
 from model_delivery.values.release import Address, Desired, Lock, Release
 from model_delivery.values.resources import Observed, Ref, Resource, World, digest
+from model_delivery.values.serving import Runner, Serving, Storage
+from model_delivery.values.snapshot import File, Snapshot
 from tests.parts.kinds import BY_NAME
 
 SNAPSHOT = Snapshot(
@@ -190,8 +191,8 @@ def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
 
 
 def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> None:
-    from model_delivery.spec import HuggingFaceModel
-    from model_delivery.values.release import Frozen
+    from model_delivery.models.sources.model import HuggingFaceModel
+    from model_delivery.run.frozen import Frozen
 
     payload = dict(release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload)
     model = HuggingFaceModel.model_validate(
@@ -201,7 +202,7 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
     given = json.dumps({"model": model.model_dump(mode="json")})
 
     def step(image: str = "runner:1", try_: int = 1) -> tuple[Resource, ...]:
-        return PLAIN.step(StepRun("m", "fetch", given, "fetch", 1, try_, frozen, Runner(image=image)))
+        return PLAIN.step(StepRun("m", "fetch", given, "fetch", 1, try_, frozen.payload, Runner(image=image)))
 
     config, job = step()
     assert (config.ref.kind.name, job.ref.kind.name, config.ref.name) == ("ConfigMap", "Job", job.ref.name)

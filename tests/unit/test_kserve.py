@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from model_delivery.models.sources import Snapshot
 from model_delivery.places.cluster.objects import from_object, to_object
-from model_delivery.spec import Serving, Storage
-from model_delivery.targets import Current, Failed, InProgress, Readiness
 from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref, World
+from model_delivery.values.serving import Serving, Storage
+from model_delivery.values.snapshot import Snapshot
 
 LOCK = Lock(
     snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_delivery.diagnosis import pods
-from model_delivery.targets import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"

@@ -13,9 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from model_delivery.base.findings import Refused, Retryable, Trouble
-from model_delivery.base.secrets import Secret, from_cluster
+from model_delivery.base.secrets import KubeSecret, Secret, from_cluster
 from model_delivery.places.registry import parts, pin
-from model_delivery.spec import KubeSecret
 from tests.parts.ports import free_port
 
 DIGEST = "sha256:" + "a" * 64

@@ -7,7 +7,7 @@ import pytest
 from model_delivery.measure.metrics import LATENCIES, RATES, Client, Histogram, LoadReport, Summary
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.measure.verdict import judge
-from model_delivery.spec import Slo
+from model_delivery.values.gates import Slo
 
 
 def load(**more: object) -> LoadReport:

@@ -7,36 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
-
 from model_delivery.base.secrets import Secret
-from model_delivery.spec import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel
-
-
-class File(BaseModel):
-    """One file of a model: its path inside the repository, its size in bytes, and the hash that its source states."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    size: int
-    sha256: str | None = None
-    git_sha1: str | None = None
-
-
-class Snapshot(BaseModel):
-    """A model as of one commit; ``key`` names the repository within its source (and in the store)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    key: str
-    commit: str
-    files: tuple[File, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
+from model_delivery.models.sources.model import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel
+from model_delivery.values.snapshot import File, Snapshot
 
 
 @dataclass(frozen=True)

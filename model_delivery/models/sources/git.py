@@ -17,11 +17,12 @@ import urllib3
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
 from model_delivery.base.secrets import Secret
-from model_delivery.models.sources import File, Local, Remote, Snapshot
+from model_delivery.models.sources import Local, Remote
 from model_delivery.models.sources.http import NotGiven, authorities, http_trouble, pool
 from model_delivery.models.sources.listing import pinned, select, wanted
-from model_delivery.spec import GitModel
+from model_delivery.models.sources.model import GitModel
 from model_delivery.values.resources import digest
+from model_delivery.values.snapshot import File, Snapshot
 
 POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n"

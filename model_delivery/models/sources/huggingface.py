@@ -17,10 +17,11 @@ from huggingface_hub.errors import (
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable, Trouble
 from model_delivery.base.secrets import Secret
-from model_delivery.models.sources import File, Remote, Snapshot
+from model_delivery.models.sources import Remote
 from model_delivery.models.sources.http import NotGiven, http_trouble
 from model_delivery.models.sources.listing import pinned, select
-from model_delivery.spec import HuggingFaceModel
+from model_delivery.models.sources.model import HuggingFaceModel
+from model_delivery.values.snapshot import File, Snapshot
 
 
 class HuggingFace:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.models.sources import File
+from model_delivery.values.snapshot import File
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 RESERVED = (".git", ".model-delivery", ".cache")

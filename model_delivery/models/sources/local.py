@@ -11,13 +11,14 @@ from model_delivery.base.durable import replace_file
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.home import default_home
 from model_delivery.base.secrets import Secret
-from model_delivery.models.sources import File, Local, Snapshot
+from model_delivery.models.sources import Local
 from model_delivery.models.sources.listing import check_config, select
+from model_delivery.models.sources.model import LocalModel
 from model_delivery.models.store.layout import read_manifest
 from model_delivery.models.store.safetensors import check_header
 from model_delivery.models.store.verify import hash_file
-from model_delivery.spec import LocalModel
 from model_delivery.values.resources import digest
+from model_delivery.values.snapshot import File, Snapshot
 
 SKIPPED = (".git", ".cache", ".model-delivery")
 

@@ -12,11 +12,12 @@ from modelscope_hub.errors import APIError, HubError
 
 from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
 from model_delivery.base.secrets import Secret
-from model_delivery.models.sources import File, Remote, Snapshot
+from model_delivery.models.sources import Remote
 from model_delivery.models.sources.http import NotGiven, http_trouble
 from model_delivery.models.sources.listing import pinned, select
-from model_delivery.spec import ModelScopeModel
+from model_delivery.models.sources.model import ModelScopeModel
 from model_delivery.values.resources import digest
+from model_delivery.values.snapshot import File, Snapshot
 
 
 class ModelScope:

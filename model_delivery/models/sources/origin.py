@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_delivery.base.findings import Finding
-from model_delivery.base.secrets import Secret, read_secret
-from model_delivery.models.sources import File, Local, Remote, Snapshot, Source, open_source
+from model_delivery.base.secrets import Secret, SecretRef, read_secret
+from model_delivery.models.sources import Local, Remote, Source, open_source
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.listing import is_weights
-from model_delivery.spec import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel, SecretRef
+from model_delivery.models.sources.model import GitModel, HuggingFaceModel, LocalModel, Model, ModelScopeModel
+from model_delivery.values.snapshot import File, Snapshot
 
 
 @dataclass(frozen=True)

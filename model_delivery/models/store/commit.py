@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
 from model_delivery.base.progress import Progress, report
-from model_delivery.models.sources import File, Snapshot
+from model_delivery.models.sources.model import Model
 from model_delivery.models.sources.origin import origins
 from model_delivery.models.store.filling import Filling
 from model_delivery.models.store.layout import MANIFEST, read_manifest, write_manifest
@@ -21,7 +21,7 @@ from model_delivery.models.store.lock import alone
 from model_delivery.models.store.part import chunk_size, noted, notes_of, part_of
 from model_delivery.models.store.transfer import Patience
 from model_delivery.models.store.verify import verify
-from model_delivery.spec import Model
+from model_delivery.values.snapshot import File, Snapshot
 
 
 class Fetched(BaseModel):

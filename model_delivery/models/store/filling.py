@@ -11,13 +11,13 @@ from pathlib import Path
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable, Trouble
 from model_delivery.base.progress import Progress, report
-from model_delivery.models.sources import Snapshot
 from model_delivery.models.sources.listing import check_config
 from model_delivery.models.sources.origin import Origin
 from model_delivery.models.store.layout import Entry
 from model_delivery.models.store.part import Part, chunk_size, chunks_in
 from model_delivery.models.store.safetensors import check_header
 from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped
+from model_delivery.values.snapshot import Snapshot
 
 ROW = 8
 SAY_SECONDS = 0.5

@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_delivery.base.durable import replace_file, sync
-from model_delivery.models.sources import Snapshot
 from model_delivery.values.resources import digest
+from model_delivery.values.snapshot import Snapshot
 
 MANIFEST = ".model-delivery.json"
 MODELS = "models"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_delivery.base.durable import sync
 from model_delivery.base.findings import Trouble
-from model_delivery.models.sources import File
+from model_delivery.values.snapshot import File
 
 CHUNK = 8 << 20
 BUFFER = 1 << 20

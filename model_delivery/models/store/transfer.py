@@ -15,10 +15,11 @@ import tenacity
 import urllib3
 
 from model_delivery.base.findings import Finding, Permanent, Retryable, Trouble
-from model_delivery.models.sources import File, Local, Remote
+from model_delivery.models.sources import Local, Remote
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
 from model_delivery.models.sources.origin import Origin
 from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
+from model_delivery.values.snapshot import File
 
 STREAMS = 16
 SLOWEST = 64 * 1024

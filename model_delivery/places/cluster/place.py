@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
-from model_delivery.base.secrets import Secret, read_secret
+from model_delivery.base.secrets import KubeSecret, Secret, SecretRef, read_secret
 from model_delivery.places.cluster import claims, room, taking
 from model_delivery.places.cluster.client import APPLY, MERGE, Broken, Client, Doubt, Forbidden, Status
 from model_delivery.places.cluster.jobs import bound
@@ -29,7 +29,6 @@ from model_delivery.places.cluster.objects import (
     shown,
     to_object,
 )
-from model_delivery.spec import KubeSecret, SecretRef
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, POD, SECRET
 from model_delivery.values.kind import LEASE, Kind

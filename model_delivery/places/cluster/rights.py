@@ -12,21 +12,15 @@ import yaml
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.home import packaged
+from model_delivery.base.secrets import KubeSecret, SecretRef
+from model_delivery.models.sources.model import LocalModel
 from model_delivery.places.cluster.client import Forbidden, Status
 from model_delivery.places.cluster.jobs import PASSED_ON
 from model_delivery.places.cluster.place import Cluster
-from model_delivery.spec import (
-    DeliverySpec,
-    DeploymentTarget,
-    KServeTarget,
-    KubeSecret,
-    LocalModel,
-    ProcessTarget,
-    SecretRef,
-    T9kTarget,
-)
+from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kserve import INFERENCE_SERVICE, SERVING_RUNTIME
 from model_delivery.targets.kubernetes.kinds import SECRET
+from model_delivery.targets.spec import DeploymentTarget, KServeTarget, ProcessTarget, T9kTarget
 from model_delivery.values.kind import Kind
 
 ROLE = packaged("manifests") / "rbac" / "role.yaml"

@@ -19,11 +19,10 @@ from pydantic import TypeAdapter
 
 from model_delivery.base.durable import replace_file
 from model_delivery.base.findings import Finding, Permanent
-from model_delivery.base.secrets import Secret, read_secret
+from model_delivery.base.secrets import Secret, SecretRef, read_secret
 from model_delivery.places.host import binding, launcher, router
 from model_delivery.places.host.engines import DONE, environment_folder, make_environment
 from model_delivery.places.host.processes import Processes, Run, identified, tail
-from model_delivery.spec import SecretRef
 from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, STEP
 from model_delivery.values.engine import Engine
 from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.secrets import SecretRef
 from model_delivery.diagnosis import pods
-from model_delivery.spec import SecretRef, Serving, Storage
-from model_delivery.targets import Failed, Readiness, StepRun
+from model_delivery.targets import StepRun
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB
 from model_delivery.targets.kubernetes.manifests import Object, manifest
 from model_delivery.targets.kubernetes.pod import (
@@ -26,8 +26,10 @@ from model_delivery.targets.kubernetes.pod import (
     startup_seconds,
 )
 from model_delivery.targets.kubernetes.route import Route
+from model_delivery.values.readiness import Failed, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
+from model_delivery.values.serving import Serving, Storage
 
 NEAR_MODELS = ("fetch", "verify")  # steps that work in the models' claim
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
@@ -124,8 +126,8 @@ def models_claim(name: str, lock: Lock, storage: Storage) -> Resource:
 
 
 def step_job(run: StepRun) -> tuple[Resource, ...]:
-    """``StepRun.frozen.payload`` says the release's ``image``, ``claim``, ``pod`` (as JSON) and ``devices``."""
-    if run.frozen is None:
+    """``StepRun.payload`` says the release's ``image``, ``claim``, ``pod`` (as JSON) and ``devices``."""
+    if run.payload is None:
         raise Refused(
             Finding(
                 "todo",
@@ -134,7 +136,7 @@ def step_job(run: StepRun) -> tuple[Resource, ...]:
                 "this is a fault of Model Delivery",
             )
         )
-    payload, given = run.frozen.payload, manifest("step.yaml", "ConfigMap")
+    payload, given = run.payload, manifest("step.yaml", "ConfigMap")
     pulled = payload["image"] if run.name == "fetch" else None
     name = (
         f"{run.delivery}-{run.name}-{digest([run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled])}"

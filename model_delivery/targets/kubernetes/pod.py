@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from model_delivery.base.secrets import KubeSecret, SecretRef
 from model_delivery.models.store import folder_name
-from model_delivery.spec import KubeSecret, SecretRef, Serving, Storage
 from model_delivery.targets.kubernetes.manifests import Object
 from model_delivery.values.release import Lock
+from model_delivery.values.serving import Serving, Storage
 
 MOUNT = "/mnt/model-delivery"
 CONFIG = "/etc/model-delivery"

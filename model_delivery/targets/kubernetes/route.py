@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.targets import Current, Failed, InProgress, Readiness
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE, SERVICE
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.pod import PORT
+from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Release
 from model_delivery.values.resources import Ref, Resource, World
 

@@ -86,9 +86,9 @@ def _act(
     from model_delivery.flows.deliver import deliver
     from model_delivery.flows.rollback import rollback
     from model_delivery.places.opening import open_place
-    from model_delivery.run.record import TargetKey
     from model_delivery.spec import parse_spec
     from model_delivery.targets import key_of
+    from model_delivery.targets.key import TargetKey
     from model_delivery.tasks import delivering
     from model_delivery.verbs import adopting
 

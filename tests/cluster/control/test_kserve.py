@@ -19,12 +19,13 @@ from model_delivery.base.findings import GateFailed, Permanent, Refused, Retryab
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.cluster.rights import ROLE, _rights
-from model_delivery.run.record import TargetKey
+from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets import Failed, InProgress, Readiness
+from model_delivery.targets.key import TargetKey
 from model_delivery.targets.kserve import KServe as Target
 from model_delivery.values.kind import RELEASE
-from model_delivery.values.release import Frozen, Release
+from model_delivery.values.readiness import Failed, InProgress, Readiness
+from model_delivery.values.release import Release
 from model_delivery.values.resources import Ref
 from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated

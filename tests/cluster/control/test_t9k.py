@@ -19,8 +19,8 @@ from model_delivery.base.findings import GateFailed, Permanent, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.cluster.rights import ROLE, _rights
-from model_delivery.run.record import TargetKey
 from model_delivery.spec import DeliverySpec
+from model_delivery.targets.key import TargetKey
 from model_delivery.verbs import service
 from tests.cluster.control.lab import ALL_GPUS, NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster

@@ -1,0 +1,30 @@
+"""How far something is: what a target, or a diagnosis, says of what a place sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model_delivery.base.findings import Finding
+
+
+@dataclass(frozen=True)
+class Current:
+    """Ready; ``endpoint`` is the base URL of this release (or of the route)."""
+
+    endpoint: str
+
+
+@dataclass(frozen=True)
+class InProgress:
+    why: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """It will not become ready by waiting. ``retryable``: starting it again may help."""
+
+    finding: Finding
+    retryable: bool = False
+
+
+Readiness = Current | InProgress | Failed

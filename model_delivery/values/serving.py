@@ -1,0 +1,103 @@
+"""How a model is served, as a spec says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from model_delivery.base.part import Part, Text
+from model_delivery.base.secrets import SecretRef
+from model_delivery.base.units import Duration, Size
+
+OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
+
+
+class Storage(Part):
+    """A claim in a cluster; on a host a folder (none: the state folder)."""
+
+    claim: Text | None = None
+    size: Size | None = None
+    storage_class: Text | None = None
+    access: Literal["ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany", "ReadWriteOncePod"] = "ReadWriteOnce"
+    notebook: bool = False
+    path: Text | None = None
+
+
+class Resources(Part):
+    """As Kubernetes writes them: ``nvidia.com/gpu: 1, cpu: 4, memory: 64Gi``."""
+
+    limits: dict[Text, int | float | str] = Field(default_factory=dict)
+
+    @field_validator("limits")
+    @classmethod
+    def _quantities(cls, limits: dict[str, int | float | str]) -> dict[str, int | float | str]:
+        if "memory" in limits:
+            Size(str(limits["memory"]))
+        gpus = limits.get("nvidia.com/gpu", 0)
+        if not isinstance(gpus, int) or gpus < 0:
+            raise ValueError("nvidia.com/gpu is a whole number")
+        cpu = str(limits.get("cpu", "1")).removesuffix("m")
+        if not cpu.replace(".", "", 1).isdigit() or float(cpu) <= 0:
+            raise ValueError("cpu is a number of CPUs, such as 4 or 500m")
+        return limits
+
+
+class Replicas(Part):
+    min: int = Field(1, ge=1)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Replicas:
+        if self.max < self.min:
+            raise ValueError("max is below min")
+        return self
+
+
+class Pod(Part):
+    """What is passed on to pod templates, as Kubernetes names it (in snake case)."""
+
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, Any], ...] = ()
+    affinity: dict[str, Any] = Field(default_factory=dict)
+    image_pull_secrets: tuple[str, ...] = ()
+    service_account: str | None = None
+    runtime_class: str | None = None
+    priority_class: str | None = None
+    security_context: dict[str, Any] = Field(default_factory=dict)
+    volumes: tuple[dict[str, Any], ...] = ()
+    volume_mounts: tuple[dict[str, Any], ...] = ()
+    shm: Size | None = None
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Serving(Part):
+    """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a template's content, once loaded."""
+
+    model_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$", max_length=200)], ...] = ()
+    args: tuple[Text, ...] = ()
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | SecretRef] = Field(default_factory=dict)
+    api_key: SecretRef | None = None
+    chat_template: str | None = None
+    resources: Resources = Resources()
+    replicas: Replicas = Replicas()
+    startup_timeout: Duration | None = None
+    pod: Pod = Pod()
+
+    @field_validator("args")
+    @classmethod
+    def _not_ours(cls, args: tuple[str, ...]) -> tuple[str, ...]:
+        taken = [arg.partition("=")[0] for arg in args if arg.partition("=")[0].replace("_", "-") in OURS]
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)}: set by Model Delivery; use model, serving.model_names, target.port and serving.api_key"
+            )
+        return args
+
+
+class Runner(Part):
+    """The image that runs our steps in a cluster."""
+
+    image: Text | None = None
+    resources: dict[str, Any] = Field(default_factory=dict)
+    image_pull_secrets: tuple[str, ...] = ()

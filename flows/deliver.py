@@ -23,13 +23,14 @@ def deliver(
     with do.delivering(spec, request, take_over=take_over) as run:
         lock = do.resolve(spec)
         admission = do.plan(spec, lock, scheduled)
-        if admission.result != "candidate":
+        if not admission.answer.delivers:
             return run.outcome(admission)
         with run.withdrawn_on_trouble():
             do.storage()
             do.fetch()
-            for stage in run.stages():
-                do.release(stage)
+            way = run.route()
+            for stage in way.stages:
+                do.release(stage, way)
                 endpoint = do.ready(stage)
                 smoke = do.smoke(stage, endpoint)
                 load = do.throughput(stage, endpoint, smoke)

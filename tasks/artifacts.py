@@ -18,7 +18,10 @@ import httpx
 
 from model_delivery.base import progress
 from model_delivery.base.progress import Progress
+from model_delivery.run.protocol import Admission
+from model_delivery.spec import DeliverySpec
 from model_delivery.tasks.step import flow_run
+from model_delivery.values.release import Capabilities, Lock, ReleaseId
 
 LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 1.0
@@ -38,6 +41,25 @@ def publish_picture(png: bytes, caption: str) -> None:
     """A PNG, carried inside the artifact: Prefect's image artifact knows only addresses."""
     data = base64.b64encode(png).decode()
     _markdown("throughput", f"![{caption}](data:image/png;base64,{data})\n\n{caption}", caption)
+
+
+def plan_table(
+    spec: DeliverySpec, lock: Lock, admission: Admission, serving: ReleaseId | None, can: Capabilities
+) -> str:
+    """What the run's page shows first, as Markdown."""
+    snapshot, at_once = lock.snapshot, serving is None and not can.dark_first
+    model = f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]}"
+    first = " (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""
+    rows = {
+        "result": admission.answer.value,
+        "release": admission.release,
+        "serving now": serving or "nothing",
+        "model": f"{model} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
+        "target": spec.target.kind,
+        "strategy": spec.rollout.strategy + first,
+    }
+    table = [f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    return "\n".join(table)
 
 
 def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:

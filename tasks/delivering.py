@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from model_delivery.base.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
@@ -15,15 +14,16 @@ from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import judge
-from model_delivery.places.guarded import Observer, unobserved
-from model_delivery.places.host.place import Host
-from model_delivery.places.opening import open_place
-from model_delivery.run import evidence, protocol
+from model_delivery.places.opening import Location
+from model_delivery.run import evidence, protocol, rules
+from model_delivery.run.book import read
+from model_delivery.run.plan import Route, route
 from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import Admission
-from model_delivery.run.record import Candidate, Record
+from model_delivery.run.record import Outcome
 from model_delivery.run.resolve import last_snapshot, resolve_lock
-from model_delivery.run.session import Session, current, frozen_releases, opened
+from model_delivery.run.session import Session, current, opened
+from model_delivery.run.stepping import run_step
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.fetch import STEP as FETCH
 from model_delivery.steps.fetch import FetchInput
@@ -31,25 +31,23 @@ from model_delivery.steps.load import STEP as LOAD
 from model_delivery.steps.load import LoadInput
 from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
-from model_delivery.targets import choose as choose_target
-from model_delivery.targets import key_of, of_key
-from model_delivery.targets.key import TargetKey
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
 from model_delivery.values.gates import Rollout
 from model_delivery.values.readiness import Failed
 from model_delivery.values.release import Lock
+from model_delivery.values.rollout import FETCH as FETCHING
 from model_delivery.values.rollout import Stage
-from model_delivery.verbs import adopting
-from model_delivery.verbs.service import record_of
+from model_delivery.values.serving import max_model_len
+from model_delivery.verbs.adopt import verify_weights
 
-observer: Observer = unobserved
 EVERYTHING = 10**6
+AT_ONCE = Duration("0s")
 ROLLBACK = Rollout(
     strategy="blue-green",
     when_full="recreate",
-    watch=Duration("0s"),
-    standby=Duration("0s"),
+    watch=AT_ONCE,
+    standby=AT_ONCE,
     keep=EVERYTHING,
     history=EVERYTHING,
 )
@@ -61,8 +59,9 @@ class Run:
     def __init__(self, session: Session) -> None:
         self.session = session
 
-    def stages(self) -> Iterator[Stage]:
-        yield from protocol.plan_stages(self.session)
+    def route(self) -> Route:
+        """The candidate's stages, as the plan says them."""
+        return route(self.session)
 
     @contextmanager
     def withdrawn_on_trouble(self) -> Iterator[None]:
@@ -80,49 +79,44 @@ class Run:
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
         """What this request came to, as plain JSON. A reported failure is raised again, with its exit code."""
-        record = self.session.record
-        ended = admission.ended or next((e for e in reversed(record.ended) if e.request == self.session.request), None)
+        session = self.session
+        ended = admission.ended or session.record.answered(session.request)
         if ended is not None and ended.exit_code != 0:
-            raise trouble(
-                ended.exit_code,
-                Finding(
-                    "todo",
-                    f"request {ended.request} has ended before: {ended.outcome}",
-                    ended.message,
-                    "make a new request to try again",
-                ),
-            )
+            what = f"request {ended.request} has ended before: {ended.outcome}"
+            fix = "make a new request to try again"
+            raise trouble(ended.exit_code, Finding("release.request-ended", what, ended.message, fix))
         return {
-            "name": self.session.delivery,
-            "result": ended.outcome if ended else admission.result,
-            "release": record.serving,
-            "url": self.session.url(self.session.place.world(self.session.delivery)),
+            "name": session.delivery,
+            "result": str(ended.outcome if ended else admission.answer),
+            "release": session.record.serving,
+            "url": session.url(session.world()),
             "report": ended.report if ended else None,
-            "request": self.session.request,
+            "request": session.request,
         }
 
 
 @contextmanager
 def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = False) -> Iterator[Run]:
     """Preflight, then a session of ``spec``'s delivery. Refused before anything is touched."""
-    key, target = key_of(spec.target), choose_target(spec.target)
-    place = open_place(key, take_over=take_over)
+    key = spec.target.key()
+    place = Location.of(key).open(take_over=take_over)
     with artifacts.progress_sink():
-        preflight(spec, place, target)
-        asked = request or run_id() or uuid.uuid4().hex
-        with opened(
-            place, spec.name, target, key, request=asked, when_busy=spec.concurrency, observer=observer
-        ) as session:
+        preflight(spec, place, key.target())
+        with opened(place, spec.name, key, request=_request(request), when_busy=spec.concurrency) as session:
             yield Run(session)
 
 
 @contextmanager
-def rolling_back(name: str, request: str | None, where: TargetKey | None = None) -> Iterator[Run]:
+def rolling_back(name: str, request: str | None, where: Location | None = None) -> Iterator[Run]:
     """A session of a delivery that exists already, on this host or ``where``."""
-    place = Host(default_home()) if where is None else open_place(where)
-    key, asked = record_of(place, name).target, request or run_id() or uuid.uuid4().hex
-    with artifacts.progress_sink(), opened(place, name, of_key(key), key, request=asked, observer=observer) as session:
+    place = (where or Location()).open()
+    key = read(place, name).record.target
+    with artifacts.progress_sink(), opened(place, name, key, request=_request(request)) as session:
         yield Run(session)
+
+
+def _request(named: str | None) -> str:
+    return named or run_id() or uuid.uuid4().hex
 
 
 @step("resolve")
@@ -130,7 +124,7 @@ def resolve(spec: DeliverySpec) -> Lock:
     """Branch → commit with its files; engine → its content. When that fails, what serves is still looked after."""
     session = current()
     try:
-        return resolve_lock(spec, last_snapshot(spec.model, frozen_releases(session.place.world(spec.name)).values()))
+        return resolve_lock(spec, last_snapshot(spec.model, session.releases().values()))
     except Trouble:
         protocol.look_after(session)
         raise
@@ -139,8 +133,10 @@ def resolve(spec: DeliverySpec) -> Lock:
 @step("plan")
 def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
     """What this request comes to; what is left of an earlier run is adopted or undone."""
-    admission = protocol.admit(current(), spec, lock, scheduled=scheduled)
-    artifacts.publish_plan(plan_markdown(spec, lock, admission, current().record))
+    session = current()
+    admission = protocol.admit(session, spec, lock, scheduled=scheduled)
+    table = artifacts.plan_table(spec, lock, admission, session.record.serving, session.target.can)
+    artifacts.publish_plan(table)
     return admission
 
 
@@ -154,7 +150,7 @@ def choose(to: str | None) -> Admission:
 def storage() -> None:
     """The folder of the models, and the engine's environment."""
     session = current()
-    frozen = session.frozen(candidate().release)
+    frozen = session.frozen(session.candidate.release)
     for resource in session.target.storage(session.delivery, frozen.lock, frozen.storage):
         session.place.put(resource)
 
@@ -163,32 +159,36 @@ def storage() -> None:
 def fetch() -> None:
     """The model, verified, in the folder of its commit."""
     session = current()
-    if candidate().phase != protocol.FETCH:
+    candidate, frozen = session.candidate, session.frozen(session.candidate.release)
+    if candidate.phase != FETCHING:
         return
-    frozen = session.frozen(candidate().release)
-    if "adopted" in frozen.payload:
-        adopting.verify_weights(session, candidate().release, frozen)
+    if frozen.payload.by_hand is not None:
+        verify_weights(session, candidate.release, frozen)
         return
     root = session.target.root(frozen.storage) or str(default_home())
-    session.run_step(FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
+    run_step(session, FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
 
 
 @step("release")
-def release(stage: Stage) -> None:
+def release(stage: Stage, way: Route) -> None:
     """Make it so: the stage's releases and traffic."""
-    protocol.enter(current(), stage)
+    protocol.enter(current(), stage, way.strategy)
 
 
 @step("ready")
 def ready(stage: Stage) -> str:
-    """The candidate's own endpoint, once it is ready and the traffic is where it shall be. A retry starts again what may come up then."""
+    """The candidate's own endpoint, once it is ready and the traffic is where it shall be.
+
+    A retry starts again what may come up then.
+    """
     session = current()
-    if not any(r.id == candidate().release for r in stage.desired.releases):
+    candidate = session.candidate.release
+    if all(running.id != candidate for running in stage.desired.releases):
         return ""
-    match session.target.readiness(session.release(candidate().release), session.place.world(session.delivery)):
+    match session.target.readiness(session.release(candidate), session.world()):
         case Failed(retryable=True):
             session.converge()
-    endpoint = session.wait_ready(candidate().release, protocol.ready_timeout(session))
+    endpoint = session.wait_ready(candidate, session.frozen(candidate).startup_seconds)
     session.wait_routed()
     return endpoint
 
@@ -196,53 +196,49 @@ def ready(stage: Stage) -> str:
 @step("smoke")
 def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
     """Does it answer, streamed and not, as the model that was meant?"""
-    gate = candidate().gates.smoke
+    session = current()
+    gate = session.candidate.gates.smoke
     if gate is None or "smoke" not in stage.gates:
         return None
-    payload = current().frozen(candidate().release).payload
+    payload = session.frozen(session.candidate.release).payload
     given = SmokeInput(
         url=endpoint,
-        api_key=payload["api_key"],
-        model_names=tuple(payload["names"]),
+        api_key=payload.api_key,
+        model_names=payload.names,
         prompt=gate.prompt,
         expect=gate.expect,
         max_tokens=gate.max_tokens,
-        max_model_len=max_model_len(payload["args"]),
+        max_model_len=max_model_len(payload.args),
     )
-    return current().run_step(SMOKE, given, stage.name)
+    return run_step(session, SMOKE, given, str(stage.phase))
 
 
 @step("throughput")
 def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadReport | None:
     """Locust against the candidate's own endpoint; not where the smoke test already said no."""
-    gate = candidate().gates.throughput
+    session = current()
+    candidate, gate = session.candidate, session.candidate.gates.throughput
     if gate is None or "throughput" not in stage.gates or (smoked is not None and not smoked.passed):
         return None
-    payload = current().frozen(candidate().release).payload
+    tried = session.release(candidate.release)
     given = LoadInput(
+        **gate.model_dump(exclude={"max_regression"}),
         url=endpoint,
-        api_key=payload["api_key"],
-        model=payload["names"][0],
-        profile=gate.profile,
-        users=gate.users,
-        rate=gate.rate,
-        warmup=gate.warmup,
-        duration=gate.duration,
-        repeats=gate.repeats,
-        seed=candidate().attempt,
-        folder=".",
-        slo=gate.slo,
-        shared=stage.desired.shares.get(candidate().release, 0) > 0 and current().record.serving is not None,
+        api_key=tried.payload.api_key,
+        model=tried.payload.names[0],
+        seed=candidate.attempt,
+        shared=stage.share(tried) > 0 and session.record.serving is not None,
     )
-    return current().run_step(LOAD, given, stage.name)
+    return run_step(session, LOAD, given, str(stage.phase))
 
 
 @step("verdict")
 def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -> None:
     """Judge what was measured; GateFailed names every figure and bound that it broke, and where the evidence is."""
-    if not stage.gates or (smoked is None and load is None):
+    if smoked is None and load is None:
         return
-    session, gate = current(), candidate().gates.throughput
+    session = current()
+    candidate, gate = session.candidate, session.candidate.gates.throughput
     judged = judge(
         smoked,
         load,
@@ -250,26 +246,19 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         baseline=baseline(session) if load is not None else None,
         max_regression=gate.max_regression if gate else None,
     )
-    written = reports.write(report_folder(), subject(stage), smoked, load, judged)
+    folder = default_home() / "deliveries" / session.delivery / "reports" / f"{candidate.release}-{candidate.attempt}"
+    written = reports.write(folder, subject(session, stage), smoked, load, judged)
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
-        artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
-    where = keep(written)
+        artifacts.publish_picture(written.png, f"{session.delivery} {candidate.release}")
+    where = keep(session, written)
     if not judged.passed:
-        why = [Finding("todo", reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
-        main = session.place.world(session.delivery).objects.get(
-            session.target.main(session.delivery, candidate().release)
-        )
+        why = [Finding(reason.code, reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
+        main = session.world().objects.get(session.target.main(session.delivery, candidate.release))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
-        end = Finding(
-            "todo",
-            f"the release was refused at stage {stage.name}",
-            "the previous release, if any, still serves",
-            "read the report",
-            shown,
-        )
-        raise GateFailed(*why, end)
+        what, still = f"the release was refused at stage {stage.phase}", "the previous release, if any, still serves"
+        raise GateFailed(*why, Finding("gate.refused", what, still, "read the report", shown))
 
 
 @step("watch")
@@ -290,86 +279,42 @@ def collect(rollout: Rollout) -> None:
     protocol.collect(current(), rollout)
 
 
-def candidate() -> Candidate:
-    return protocol.candidate_of(current())
+def keep(session: Session, written: reports.Written) -> str:
+    """Note figures and report of the attempt, in a cluster its files too.
 
-
-def report_folder() -> Path:
-    return (
-        default_home() / "deliveries" / current().delivery / "reports" / f"{candidate().release}-{candidate().attempt}"
-    )
-
-
-def keep(written: reports.Written) -> str:
-    """Note figures and report of the attempt; in a cluster its files too. Returns what the record says of them: a path, or a ConfigMap's name."""
-    session, tried = current(), candidate()
-    on_host = session.record.target.kind == "process"
-    where = str(written.html) if on_host else evidence.where(session.delivery, tried.release, tried.attempt)
-    protocol.judged(session, written.figures, where)
-    if not on_host:
-        files = {file.name: file.read_bytes() for file in written.html.parent.iterdir() if file.is_file()}
-        evidence.keep(session.place, session.delivery, tried.release, tried.attempt, files)
+    Returns what the record says of them: a path, or a ConfigMap's name.
+    """
+    candidate, folder = session.candidate, written.html.parent
+    if session.place.keeps_files:
+        session.write(rules.judged(session.record, written.figures, str(written.html)))
+        return str(written.html)
+    where = evidence.where(session.delivery, candidate.release, candidate.attempt)
+    session.write(rules.judged(session.record, written.figures, where))
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    evidence.keep(session.place, session.delivery, candidate.release, candidate.attempt, files)
     return where
 
 
 def baseline(session: Session) -> LoadReport | None:
     """The load test that what serves now has passed; None when there was none, or its report is gone."""
-    record = session.record
-    passed = [e for e in record.ended if e.release == record.serving and e.outcome == "promoted" and e.report]
-    return (
-        reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b""))
-        if passed
-        else None
-    )
+    serving = session.record.serving
+    passed = [e for e in session.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
+    if not passed:
+        return None
+    return reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b""))
 
 
-def subject(stage: Stage) -> reports.Subject:
-    session, tried = current(), candidate()
-    frozen = session.frozen(tried.release)
+def subject(session: Session, stage: Stage) -> reports.Subject:
+    candidate, frozen = session.candidate, session.frozen(session.candidate.release)
     snapshot = frozen.lock.snapshot
-    engine = frozen.lock.engine.name if frozen.lock.engine else str(frozen.lock.image)
     return reports.Subject(
         session.delivery,
-        tried.release,
-        tried.attempt,
-        stage.name,
+        candidate.release,
+        candidate.attempt,
+        str(stage.phase),
         f"{snapshot.source} {snapshot.key}",
         snapshot.commit,
-        engine,
+        frozen.lock.engine.name if frozen.lock.engine else str(frozen.lock.image),
         frozen.args,
         session.clock.now(),
     )
-
-
-def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: Record) -> str:
-    """What the run's page shows first."""
-    snapshot = lock.snapshot
-    at_once = record.serving is None and not choose_target(spec.target).can.dark_first
-    rows = {
-        "result": {
-            "candidate": "a new release",
-            "unchanged": "nothing to do",
-            "healed": "what serves was put right",
-            "held": "held after a rollback",
-            "reported": "this request has ended",
-        }[admission.result],
-        "release": admission.release,
-        "serving now": record.serving or "nothing",
-        "model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]} ({len(snapshot.files)} files, {snapshot.size / 1e6:,.1f} MB)",
-        "target": spec.target.kind,
-        "strategy": spec.rollout.strategy
-        + (" (a first release: all of the traffic at once; a refusal takes it away)" if at_once else ""),
-    }
-    return "\n".join(
-        [f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    )
-
-
-def max_model_len(args: list[str]) -> int | None:
-    """What ``--max-model-len`` says among the engine's arguments, None when it says nothing (or not a plain number)."""
-    for at, arg in enumerate(args):
-        name, _, value = arg.partition("=")
-        if name == "--max-model-len":
-            value = value or (args[at + 1] if at + 1 < len(args) else "")
-            return int(value) if value.isdigit() else None
-    return None

@@ -1,4 +1,4 @@
-"""``@step``: a Prefect task inside a flow run, a plain call outside."""
+"""``@step``: a Prefect task inside a flow run, a plain call outside; both try again what may pass, with the same waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import tenacity
+
 from model_delivery.base.findings import Retryable
+from model_delivery.base.progress import Progress, report
 
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext
@@ -17,6 +20,7 @@ R = TypeVar("R")
 
 RETRIES = 2
 FIRST_DELAY_SECONDS = 5.0
+JITTER = 0.3
 
 
 def flow_run() -> FlowRunContext | None:
@@ -26,7 +30,7 @@ def flow_run() -> FlowRunContext | None:
 
 
 def run_id() -> str | None:
-    """The id of the flow run that this code runs in, None outside of one. A run that Prefect starts again keeps its id."""
+    """The id of the flow run that this code runs in, None outside of one. A run that Prefect starts again keeps it."""
     context = flow_run()
     return None if context is None or context.flow_run is None else str(context.flow_run.id)
 
@@ -34,21 +38,37 @@ def run_id() -> str | None:
 def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a step of the DAG, shown as ``name``.
 
-    In a run it is a task without cache and without a stored result, tried again (twice, after about 5 and 10 s) only when it raises
-    ``findings.Retryable``. Context variables set around the call are seen inside it. Exceptions pass through unchanged.
+    It is tried again (twice, after about 5 and 10 s) only when it raises ``findings.Retryable``. In a run it is a task
+    without cache and without a stored result. Context variables set around the call are seen inside it. Exceptions pass
+    through unchanged.
     """
 
     def decorate(body: Callable[P, R]) -> Callable[P, R]:
         @wraps(body)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if flow_run() is None:
-                return body(*args, **kwargs)
+                return _tries(name)(body, *args, **kwargs)
             result: R = _task(name, body)(*args, **kwargs)
             return result
 
         return call
 
     return decorate
+
+
+def _tries(name: str) -> tenacity.Retrying:
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, Retryable):
+            report(Progress(name, f"{error.findings[0].what}: tried again in {state.upcoming_sleep:.0f} s"))
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Retryable),
+        stop=tenacity.stop_after_attempt(1 + RETRIES),
+        wait=tenacity.wait_exponential(FIRST_DELAY_SECONDS) + tenacity.wait_random(0, JITTER * FIRST_DELAY_SECONDS),
+        before_sleep=tell,
+        reraise=True,
+    )
 
 
 @cache
@@ -65,7 +85,7 @@ def _task(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
         persist_result=False,
         retries=RETRIES,
         retry_delay_seconds=exponential_backoff(FIRST_DELAY_SECONDS),
-        retry_jitter_factor=0.3,
+        retry_jitter_factor=JITTER,
         retry_condition_fn=_is_retryable,
         log_prints=False,
     )

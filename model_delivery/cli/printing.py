@@ -16,7 +16,7 @@ from rich.table import Table
 
 from model_delivery.base.findings import Trouble
 from model_delivery.base.progress import Progress, sink
-from model_delivery.verbs import service
+from model_delivery.verbs.where import find
 
 QUIET_SECONDS = 5.0
 FIND = (
@@ -31,7 +31,7 @@ def delivery(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def call(name: str, context: str | None, namespace: str | None, **rest: Any) -> None:
-        command(where=service.find(name, context, namespace), **rest)
+        command(where=find(name, context, namespace), **rest)
 
     for option in FIND:
         call = option(call)

@@ -15,10 +15,14 @@ import yaml
 
 from model_delivery.base.findings import BadInput, Finding
 from model_delivery.cli import printing
-from model_delivery.places.opening import open_place
+from model_delivery.places.opening import Location
+from model_delivery.run.record import dump_ended
 from model_delivery.spec import load_spec
-from model_delivery.targets import key_of
-from model_delivery.verbs import adopting, service
+from model_delivery.verbs import adopt as adopting
+from model_delivery.verbs import history as histories
+from model_delivery.verbs import plan as plans
+from model_delivery.verbs import status as statuses
+from model_delivery.verbs.where import Where
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -52,9 +56,11 @@ def up(file: Path, request: str | None, take_over: bool, as_json: bool) -> None:
 def plan(file: Path, as_json: bool) -> None:
     """What an `up` of FILE would change; nothing is touched."""
     spec = load_spec(file)
-    planned = service.plan(open_place(key_of(spec.target)), spec)
-    model = f"{planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {'there already' if planned.fetched else 'to be fetched'}"
-    lines = [f"{planned.name}: {planned.result} ({planned.release})", f"model {model}"]
+    planned = plans.plan(Location.of(spec.target.key()).open(), spec)
+    there = "there already" if planned.fetched else "to be fetched"
+    lines = [f"{planned.name}: {planned.result} ({planned.release})"]
+    lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
+    lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
     lines += [f"  {change}" for change in planned.changes] or ["no changes"]
     printing.emit(asdict(planned), machine=as_json, text="\n".join(lines))
@@ -72,7 +78,7 @@ def plan(file: Path, as_json: bool) -> None:
 def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
     """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts. What differs is shown first."""
     spec = load_spec(file)
-    place = open_place(key_of(spec.target))
+    place = Location.of(spec.target.key()).open()
     found = adopting.look(place, spec, named)
     lines = [f"{found.what} comes under {spec.name} as release {found.release}, as it runs: nothing restarts"]
     lines += ["taking it:", *(f"  {line}" for line in found.changes or ("no changes",))]
@@ -114,7 +120,7 @@ def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
 @printing.as_json
 def render(file: Path, offline: bool, as_json: bool) -> None:
     """The objects of FILE's service in a cluster, as `kubectl apply` takes them."""
-    objects, warnings = service.render(load_spec(file), offline=offline)
+    objects, warnings = plans.render(load_spec(file), offline=offline)
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip()
@@ -125,22 +131,22 @@ def render(file: Path, offline: bool, as_json: bool) -> None:
 @printing.delivery
 @click.option("--to", help="The release to go back to; default: the previous one.")
 @printing.as_json
-def rollback(where: service.Where, to: str | None, as_json: bool) -> None:
+def rollback(where: Where, to: str | None, as_json: bool) -> None:
     """Give the traffic of NAME back to a release that served before."""
-    goal = to or service.rollback_goal(where.place, where.name)
+    goal = to or statuses.rollback_goal(where.place, where.name)
     from model_delivery.flows.rollback import rollback as flow
 
-    said = _run(flow, lambda call: call(where.name, goal, where=where.key))
+    said = _run(flow, lambda call: call(where.name, goal, where=where.location))
     _tell(said, as_json=as_json)
 
 
 @click.command()
 @printing.delivery
 @printing.as_json
-def down(where: service.Where, as_json: bool) -> None:
+def down(where: Where, as_json: bool) -> None:
     """Stop NAME. Its weights, reports and history stay."""
     with printing.progress_lines():
-        gone = service.down(where.place, where.name)
+        gone = statuses.down(where.place, where.name)
     printing.emit(
         {"name": where.name, "stopped": gone},
         machine=as_json,
@@ -157,13 +163,13 @@ def down(where: service.Where, as_json: bool) -> None:
     help="Write the reports and logs that are kept into DIR.",
 )
 @printing.as_json
-def history(where: service.Where, reports: Path | None, as_json: bool) -> None:
+def history(where: Where, reports: Path | None, as_json: bool) -> None:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest last."""
-    ended = service.history(where.place, where.name)
-    for file in service.save_reports(where.place, where.name, reports) if reports else ():
+    ended = histories.history(where.place, where.name)
+    for file in histories.save_reports(where.place, where.name, reports) if reports else ():
         click.echo(f"wrote {file}", err=True)
     if as_json:
-        printing.emit([e.model_dump(mode="json") for e in ended], machine=True)
+        printing.emit([dump_ended(e) for e in ended], machine=True)
         return
     rows = []
     for e in ended:

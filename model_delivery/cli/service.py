@@ -9,21 +9,23 @@ import click
 
 from model_delivery.base.home import default_home
 from model_delivery.cli import printing
-from model_delivery.verbs import service
+from model_delivery.verbs import status as statuses
+from model_delivery.verbs.where import Where, location
 
 
 @click.command()
 @printing.delivery
 @printing.as_json
-def status(where: service.Where, as_json: bool) -> None:
+def status(where: Where, as_json: bool) -> None:
     """What serves under NAME, what is being tried, and whether the world is as it should be."""
-    now = service.status(where.place, where.name)
+    now = statuses.status(where.place, where.name)
     if as_json:
         printing.emit(asdict(now), machine=True)
         return
     facts = [f"{now.name}: {now.state}" + (f" at {now.url}" if now.url else "")]
     if now.candidate:
-        facts.append(f"on its way: {now.candidate}, phase {now.phase}")
+        ahead = f": {' → '.join(now.stages)}" if now.stages else ""
+        facts.append(f"on its way: {now.candidate}, phase {now.phase}{ahead}")
     if now.standby_until:
         until = datetime.fromtimestamp(now.standby_until, tz=UTC)
         late = " (overdue: the next delivery ends it)" if until < datetime.now(tz=UTC) else ""
@@ -54,8 +56,8 @@ def status(where: service.Where, as_json: bool) -> None:
 @printing.as_json
 def list_(context: str | None, namespace: str | None, as_json: bool) -> None:
     """Every delivery of this host, or of a namespace."""
-    host = service.find("", context, namespace).place
-    found = [service.status(host, name) for name in service.names(host)]
+    place = location(context, namespace).open()
+    found = [statuses.status(place, name) for name in place.deliveries()]
     if as_json:
         printing.emit([asdict(one) for one in found], machine=True)
     elif found:
@@ -74,9 +76,9 @@ def list_(context: str | None, namespace: str | None, as_json: bool) -> None:
 @click.option("--release", help="Whose log; default: the candidate's, else what serves.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the engine ends.")
 @printing.as_json
-def logs(where: service.Where, release: str | None, follow: bool, as_json: bool) -> None:
+def logs(where: Where, release: str | None, follow: bool, as_json: bool) -> None:
     """The engine's log of NAME."""
-    for line in service.logs(where.place, where.name, release, follow=follow):
+    for line in statuses.logs(where.place, where.name, release, follow=follow):
         text = line.decode(errors="replace")
         printing.emit({"line": text}, machine=as_json, text=text)
 
@@ -84,9 +86,9 @@ def logs(where: service.Where, release: str | None, follow: bool, as_json: bool)
 @click.command()
 @printing.delivery
 @printing.as_json
-def connect(where: service.Where, as_json: bool) -> None:
+def connect(where: Where, as_json: bool) -> None:
     """How clients reach NAME: curl, the openai library, NextChat, Open WebUI."""
-    connection = service.connection(where.place, where.name)
+    connection = statuses.connection(where.place, where.name)
     printing.emit(asdict(connection), machine=as_json, text=connection.to_text())
 
 

@@ -1,17 +1,34 @@
-"""The place that a target lives in."""
+"""Where a delivery lives, and the place there."""
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import ConfigDict
+
 from model_delivery.base.home import default_home
+from model_delivery.base.part import Part
 from model_delivery.places import Place
 from model_delivery.places.host.place import Host
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import TargetKey
 
 
-def open_place(key: TargetKey, *, take_over: bool = False) -> Place:
-    """This host, or a namespace of a cluster. Refused when no cluster is known."""
-    if key.kind == "process":
-        return Host(default_home())
-    from model_delivery.places.cluster.place import Cluster
+class Location(Part):
+    """A namespace of a cluster (``context``: of the kubeconfig, None: its current one); without a namespace this host."""
 
-    return Cluster(key.context, key.namespace or "default", take_over=take_over)
+    model_config = ConfigDict(extra="ignore")  # an older version's parameter also says the target's kind
+
+    context: str | None = None
+    namespace: str | None = None
+
+    @classmethod
+    def of(cls, key: TargetKey) -> Self:
+        return cls(context=key.context, namespace=key.namespace)
+
+    def open(self, *, take_over: bool = False) -> Place:
+        """Refused when no cluster is known. ``take_over``: values that another field manager holds are taken."""
+        if self.namespace is None:
+            return Host(default_home())
+        from model_delivery.places.cluster.place import Cluster
+
+        return Cluster(self.context, self.namespace, take_over=take_over)

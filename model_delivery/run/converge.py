@@ -2,96 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from model_delivery.base.findings import Finding, Permanent
 from model_delivery.places import Place
-from model_delivery.values.resources import ABSENT, Change, Mismatch, Observed, Ref, Resource, covers
+from model_delivery.values.resources import ABSENT, Change, Mismatch, Observed, Ref, Resource, World, covers
 
 RouteMark = Mapping[Ref, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Converged:
-    """What was changed (in a dry run: what would be), and the route as it was left: the baseline of the run's next converge."""
+    """What was changed, and the route as it was left: the baseline of the run's next converge."""
 
     changes: tuple[Change, ...]
     route: RouteMark
 
 
 def converge(
-    place: Place,
-    delivery: str,
-    resources: tuple[Resource, ...],
-    baseline: RouteMark | None = None,
-    *,
-    dry_run: bool = False,
+    place: Place, delivery: str, resources: tuple[Resource, ...], baseline: RouteMark | None = None
 ) -> Converged:
-    """Offer every resource to ``put``, releases before the route, then delete ours of role release or route that are no longer wanted.
+    """Offer every resource to ``put``, releases before the route, then delete ours that are no longer wanted.
 
     Does not wait. Raises Permanent when somebody else changed the route since ``baseline``, and whatever ``put`` raises.
     """
-    seen = place.world(delivery).objects
-    if baseline is not None:
-        _unmoved(baseline, seen)
-    changes: list[Change] = []
-    for resource in sorted(resources, key=lambda r: r.role == "route"):
-        if place.put(resource, dry_run=True).action == "unchanged":
-            continue
-        changes.append(place.put(resource, dry_run=True) if dry_run else _put(place, resource, seen.get(resource.ref)))
-    wanted = {r.ref for r in resources}
-    gone = [
-        o.resource for ref, o in sorted(seen.items()) if o.resource.role in ("release", "route") and ref not in wanted
+    world = place.world(delivery)
+    _unmoved(baseline or {}, world)
+    changes = [
+        _put(place, resource, world.objects.get(resource.ref))
+        for resource in _ordered(resources)
+        if place.put(resource, dry_run=True).action != "unchanged"
     ]
-    gone.sort(key=lambda r: r.role != "route")
-    changes += [Change(old.ref, "deleted") if dry_run else place.delete(delivery, old.ref) for old in gone]
-    return Converged(
-        tuple(changes),
-        {r.ref: {key: r.spec[key] for key in r.spec if key != "bind"} for r in resources if r.role == "route"},
-    )
+    changes += [place.delete(delivery, ref) for ref in _unwanted(world, resources)]
+    return Converged(tuple(changes), _route(place, world, resources, {change.ref for change in changes}))
 
 
-def _unmoved(baseline: RouteMark, seen: Mapping[Ref, Observed]) -> None:
+def changes(place: Place, delivery: str, resources: tuple[Resource, ...]) -> tuple[Change, ...]:
+    """What ``converge`` would change; nothing is touched."""
+    offered = [place.put(resource, dry_run=True) for resource in _ordered(resources)]
+    gone = [Change(ref, "deleted") for ref in _unwanted(place.world(delivery), resources)]
+    return (*(change for change in offered if change.action != "unchanged"), *gone)
+
+
+def _ordered(resources: Iterable[Resource]) -> list[Resource]:
+    return sorted(resources, key=lambda resource: resource.role == "route")
+
+
+def _unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
+    """Ours of a release or the route, the route's first."""
+    wanted = {resource.ref for resource in resources}
+    ours = [
+        seen.resource
+        for ref, seen in sorted(world.objects.items())
+        if seen.resource.role in ("release", "route") and ref not in wanted
+    ]
+    return [resource.ref for resource in sorted(ours, key=lambda resource: resource.role != "route")]
+
+
+def _route(place: Place, world: World, resources: Iterable[Resource], changed: set[Ref]) -> RouteMark:
+    """What we want of it as the place holds it now: a list may have others' entries beside ours."""
+    marks = dict[Ref, Mapping[str, Any]]()
+    for resource in resources:
+        if resource.role == "route":
+            ref = resource.ref
+            seen = place.get(resource.delivery, ref) if ref in changed else world.objects.get(ref)
+            marks |= {ref: _part(seen.resource.spec, resource.spec)} if seen else {}
+    return marks
+
+
+def _part(now: Any, wanted: Any) -> Any:
+    if isinstance(now, Mapping) and isinstance(wanted, Mapping):
+        return {key: _part(now[key], value) for key, value in wanted.items() if key in now}
+    return now
+
+
+def _unmoved(baseline: RouteMark, world: World) -> None:
     for ref, mark in baseline.items():
-        now = seen.get(ref)
-        if now is None or not _stands(now.resource.spec, mark):
+        now = world.objects.get(ref)
+        if now is None or not covers(now.resource.spec, mark):
+            what = f"{ref} was changed by somebody else during this run"
             why = "it is gone" if now is None else f"it now says {dict(now.resource.spec)}"
-            raise Permanent(
-                Finding(
-                    "todo",
-                    f"{ref} was changed by somebody else during this run",
-                    why,
-                    "find out who, then run again: a rerun puts back what is missing",
-                )
-            )
+            fix = "find out who, then run again: a rerun puts back what is missing"
+            raise Permanent(Finding("rollout.route-changed", what, why, fix))
 
 
-def _stands(now: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
-    """A Service that was adopted has ports of its own beside ours."""
-    spec = dict(mark.get("spec", {}))
-    ours, there = spec.pop("ports", ()), now.get("spec", {}).get("ports", ())
-    rest = {**mark, "spec": spec} if "spec" in mark else mark
-    return covers(now, rest) and all(any(covers(one, port) for one in there) for port in ours)
-
-
-def _put(place: Place, resource: Resource, old: Observed | None) -> Change:
+def _put(place: Place, resource: Resource, seen: Observed | None) -> Change:
     if resource.role != "route":
         return place.put(resource)
-    if old is None and resource.spec.get("bind", {}).get("adopted"):
-        old = place.get(resource.delivery, resource.ref)
+    old = seen or place.get(resource.delivery, resource.ref)
     try:
         return place.put(resource, expect=old.version if old else ABSENT)
     except Mismatch:
         new = place.get(resource.delivery, resource.ref)
         if old is None or new is None or new.resource != old.resource:
-            raise Permanent(
-                Finding(
-                    "todo",
-                    f"{resource.ref} was changed by somebody else",
-                    "between reading and writing it",
-                    "run again",
-                )
-            ) from None
+            what, why = f"{resource.ref} was changed by somebody else", "between reading and writing it"
+            raise Permanent(Finding("rollout.route-raced", what, why, "run again")) from None
         return place.put(resource, expect=new.version)

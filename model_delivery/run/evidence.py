@@ -6,18 +6,21 @@ import base64
 import gzip
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from model_delivery.base.findings import Trouble
 from model_delivery.places import Place
-from model_delivery.run.record import Candidate, Ended
+from model_delivery.run.record import Candidate, Ended, Record
 from model_delivery.values.kind import REPORT
+from model_delivery.values.release import ReleaseId
 from model_delivery.values.resources import Ref, Resource
 
 LARGEST = 900 * 1024  # bytes: a ConfigMap holds 1 MiB
 WORTH = ("report.json", "report.html", "engine.log", "metrics.prom", "throughput.png")
 KEPT = 20  # attempts, beside those of the releases that a rollback can want
 PREFIX = "configmap/"
+OBJECT = "model-delivery/object"
 
 
 def where(delivery: str, release: str, attempt: int) -> str:
@@ -52,26 +55,36 @@ def forget(place: Place, delivery: str, ended: Ended) -> Ended:
     if ended.report is None or not ended.report.startswith(PREFIX):
         return ended
     place.delete(delivery, _ref(ended.release, ended.attempt))
-    return ended.model_copy(update={"report": None})
+    return replace(ended, report=None)
 
 
-def engine_log(place: Place, delivery: str, main: Ref) -> bytes:
-    """The end of the engine's log, at most 64 KiB; of the container before, where it has just been restarted. Empty when it cannot be had."""
+def collected(place: Place, delivery: str, record: Record, live: set[ReleaseId]) -> Record:
+    """Only the last attempts, and those of releases that a rollback can want, keep theirs in a cluster."""
+    old = [ended.release not in live for ended in record.ended[:-KEPT]]
+    kept = [forget(place, delivery, e) if gone else e for e, gone in zip(record.ended, old, strict=False)]
+    return replace(record, ended=(*kept, *record.ended[len(old) :]))
+
+
+def engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
+    """The end of the engine's log, at most 64 KiB, where the place does not keep it in files of its own.
+
+    Of the container before, where it has just been restarted. Empty when it cannot be had.
+    """
+    if place.keeps_files:
+        return b""
     try:
-        return _engine_log(place, delivery, main)
+        return _engine_log(place, delivery, release)
     except Trouble:  # whoever asks withdraws a release: that matters more
         return b""
 
 
-def _engine_log(place: Place, delivery: str, main: Ref) -> bytes:
+def _engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
+    name = f"{delivery}-{release}"
     pods = place.world(delivery).beside.get("Pod", ())
-    told = [
-        str(pod["log"])
-        for pod in pods
-        if pod.get("log") and pod["metadata"]["labels"].get("model-delivery/object") == main.name
-    ]
-    lines = told[-1].encode() if told else b"\n".join(deque(place.log(delivery, main, follow=False), maxlen=1000))
-    return lines[-65536:]
+    logs = [str(pod["log"]) for pod in pods if pod.get("log") and pod["metadata"]["labels"].get(OBJECT) == name]
+    if logs:
+        return logs[-1].encode()[-65536:]
+    return b"\n".join(deque(place.engine_log(delivery, release, follow=False), maxlen=1000))[-65536:]
 
 
 def _ref(release: str, attempt: int) -> Ref:

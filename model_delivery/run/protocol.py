@@ -1,4 +1,4 @@
-"""The rules of a release (docs/architecture.md): admit, propose, stage, promote, withdraw, roll back, take down, collect.
+"""The protocol of a release: the rules of ``run/rules.py`` with what each does to the world, in an order that survives a kill.
 
 Every function leaves the record so that a run killed anywhere in it is finished, or undone, by the next one.
 """
@@ -6,101 +6,86 @@ Every function leaves the record so that a run killed anywhere in it is finished
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from model_delivery.base.findings import Finding, GateFailed, NoRoom, Permanent, Refused, Trouble
+from model_delivery.base.findings import Finding, GateFailed, Refused, Trouble
 from model_delivery.base.progress import Progress, report
-from model_delivery.run import evidence
+from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
-from model_delivery.run.record import Candidate, Ended, Wanted
-from model_delivery.run.restore import restore
-from model_delivery.run.session import Session, frozen_releases
+from model_delivery.run.plan import identify, planned
+from model_delivery.run.record import Ended, Outcome, Record
+from model_delivery.run.restore import rebuilt
+from model_delivery.run.rules import Answer
+from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.gates import Gates, Rollout
+from model_delivery.values.gates import Rollout
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.readiness import Current, Failed
-from model_delivery.values.release import AddressKey, Lock, Release, ReleaseId
-from model_delivery.values.resources import digest
-from model_delivery.values.rollout import Stage, stages
+from model_delivery.values.release import Lock, ReleaseId
+from model_delivery.values.resources import Ref
+from model_delivery.values.rollout import Stage, StageKind, Strategy
 
-FETCH = "fetch"
-READY_TIMEOUT = 600.0
+READY_SECONDS = 600.0
+REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What this request comes to: go on with a candidate, or nothing to do for the reason given."""
+    """What this request came to, and the release that it is about; ``ended``: how it had ended before."""
 
-    result: Literal["candidate", "unchanged", "healed", "held", "reported"]
+    answer: Answer
     release: ReleaseId
     ended: Ended | None = None
 
 
-def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
-    """By this a rerun knows a release again: model, serving without replicas, target, storage and lock. Replicas, gates, rollout are not identity."""
-    parts = spec.model_dump(mode="json", include={"model", "serving", "target", "storage"})
-    parts["serving"].pop("replicas")
-    return digest([parts, lock.model_dump(mode="json")], 20)
-
-
-def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseId, Frozen]:
-    """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now."""
-    unchanged = unchanged_digest(spec, lock)
-    known = frozen_releases(session.place.world(session.delivery))
-    tried = {
-        ended.release for ended in session.record.ended
-    }  # an adoption that was killed before its record was written has taken nothing
-    same = [
-        name
-        for name, one in known.items()
-        if one.unchanged == unchanged and ("adopted" not in one.payload or name in tried)
-    ]
-    if same:
-        name = session.record.serving if session.record.serving in same else same[0]
-        return name, known[name]
-    payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
-    frozen = Frozen(
-        payload=payload,
-        lock=lock,
-        unchanged=unchanged,
-        model=spec.model,
-        storage=spec.storage,
-        args=tuple(spec.serving.args),
-        startup_timeout=spec.serving.startup_timeout,
-        address=_address(session, spec),
-        created=session.clock.now(),
-    )
-    return digest(payload), frozen
-
-
 def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) -> Admission:
-    """Rules 1, 2, 3, 6 and 7: finish what was left, then say what this request comes to; a new release is proposed here."""
-    release, frozen = identify(session, spec, lock)
-    restore(session, spec, release, frozen)
+    """Finish what was left, then carry out what the plan says of this request, up to a candidate's proposal."""
+    replicas = spec.serving.replicas.min
+    _restore(session, replicas)
+    release, frozen = identify(session, spec, lock, session.clock.now())
+    _restore_release(session, release, frozen)
     finish_ending(session)
-    before = next((e for e in reversed(session.record.ended) if e.request == session.request), None)
-    if before is not None:
-        return Admission("reported", before.release, before)
-    candidate = session.record.candidate
-    if scheduled and (session.record.held == frozen.unchanged or (candidate and candidate.kind == "rollback")):
+    answer = rules.answer(session.record, release, frozen.unchanged, session.request, scheduled=scheduled)
+    if answer is Answer.REPORTED:
+        return Admission(answer, release, session.record.answered(session.request))
+    if answer is Answer.HELD:
         session.converge()
-        return Admission("held", session.record.serving or release)
+        return Admission(answer, session.record.serving or release)
+    candidate = session.record.candidate
     if candidate is not None and candidate.release != release:
-        withdraw(session, "replaced", 1, f"another release was asked for: {release}")
-        candidate = None
-    session.write(held=None, runner=spec.runner)
+        withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}")
+    session.write(rules.asked_by_hand(session.record, spec.runner))
     healed = session.converge().changes
     collect(session, spec.rollout)
-    _scale(session, spec.serving.replicas.min)
-    if candidate is not None:
-        session.write(candidate=candidate.model_copy(update={"request": session.request}))
-        return Admission("candidate", release)
-    if session.record.serving == release:
-        session.wait_ready(release, READY_TIMEOUT)
-        session.wait_routed()
-        return Admission("healed" if healed else "unchanged", release)
-    _check_room(session, release, frozen, spec)
-    propose(session, release, frozen, spec)
-    return Admission("candidate", release)
+    if replicas != session.record.replicas:
+        session.write(rules.scaled(session.record, replicas))
+        session.converge()
+    if answer is Answer.GOES_ON:
+        session.write(rules.taken_over(session.record, session.request))
+        return Admission(answer, release)
+    if answer is Answer.UNCHANGED:
+        _wait_serving(session)
+        return Admission(Answer.HEALED if healed else answer, release)
+    planned(session, spec, lock, now=session.clock.now(), request=session.request)  # NoRoom before anything is touched
+    session.freeze(release, frozen)
+    address = session.target.address(session.delivery)
+    session.write(rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address))
+    session.converge()
+    return Admission(answer, release)
+
+
+def _restore(session: Session, replicas: int) -> None:
+    """A record that somebody deleted comes back, while one of its releases has all of the traffic."""
+    record = rebuilt(session, replicas)
+    if record != session.record:
+        session.write(record)
+        report(Progress("record", f"it was gone; {record.serving} has all of the traffic, so that is what serves"))
+
+
+def _restore_release(session: Session, release: ReleaseId, frozen: Frozen) -> None:
+    """And the object of a release that is wanted, where its spec makes it again."""
+    wanted = {name for name, _ in session.record.desired.releases} | {session.record.serving}
+    if release in wanted and session.place.get(session.delivery, Ref(RELEASE, release)) is None:
+        session.freeze(release, frozen)
 
 
 def finish_ending(session: Session) -> None:
@@ -108,7 +93,7 @@ def finish_ending(session: Session) -> None:
     candidate = session.record.candidate
     if candidate is not None and candidate.ending is not None:
         session.converge()
-        session.write(candidate=None, ended=_history(session, (candidate.ending,), candidate.rollout))
+        _write_history(session, rules.withdrawn(session.record), candidate.rollout)
 
 
 def look_after(session: Session) -> None:
@@ -118,195 +103,73 @@ def look_after(session: Session) -> None:
         session.converge()
         return
     for resource in session.target.compose(session.desired()):
-        if (
-            resource.release in (None, session.record.serving)
-            and session.place.put(resource, dry_run=True).action != "unchanged"
-        ):
+        serves = resource.release in (None, session.record.serving)
+        if serves and session.place.put(resource, dry_run=True).action != "unchanged":
             session.place.put(resource)
 
 
-def _scale(session: Session, replicas: int) -> None:
-    if replicas == session.record.replicas:
-        return
-    wanted = session.record.desired
-    scaled = tuple((name, replicas) for name, _ in wanted.releases)
-    session.write(replicas=replicas, desired=wanted.model_copy(update={"releases": scaled}))
+def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
+    """Rule 4: write what the stage wants and the phase, then converge."""
+    session.write(rules.entered(session.record, stage, strategy))
     session.converge()
-
-
-def _check_room(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
-    """Refuse before anything is touched, where it is already known that both releases do not fit."""
-    if (
-        session.record.stop_after is not None
-        or spec.rollout.strategy == "recreate"
-        or spec.rollout.when_full == "recreate"
-    ):
-        return
-    new, old = (
-        Release(release, frozen.payload, spec.serving.replicas.min),
-        session.desired(session.record.only_serving()),
-    )
-    first = stages(spec.rollout.strategy, old, new, tuple(spec.rollout.steps), session.target.can)[0]
-    for resource in session.target.compose(first.desired):
-        session.place.put(resource, dry_run=True)
-
-
-def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: DeliverySpec) -> None:
-    """Rule 3: the release object first; then in one write the candidate, which ends a standby; then what was deleted is gone."""
-    session.freeze(release, frozen)
-    candidate = Candidate(
-        release=release,
-        kind="deliver",
-        attempt=session.record.attempt_of(release),
-        phase=FETCH,
-        request=session.request,
-        rollout=spec.rollout,
-        gates=spec.gates,
-    )
-    session.write(
-        candidate=candidate,
-        desired=session.record.only_serving(),
-        stop_after=None,
-        address=session.record.address or _address(session, spec),
-    )
-    session.converge()
-
-
-def _address(session: Session, spec: DeliverySpec) -> AddressKey:
-    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
-    return AddressKey(host=there.host, port=there.port)
-
-
-def plan_stages(session: Session) -> tuple[Stage, ...]:
-    """The candidate's stages from its phase on, by its own strategy; ``recreate`` where both do not fit and the spec allows it."""
-    candidate = candidate_of(session)
-    old = session.desired(session.record.only_serving())
-    new = session.release(candidate.release)
-    rollout = candidate.rollout
-    strategy = "blue-green" if candidate.kind == "rollback" and rollout.strategy == "canary" else rollout.strategy
-    plan = stages(strategy, old, new, tuple(rollout.steps), session.target.can)
-    serving = session.record.serving
-    if candidate.phase == "stop" or (
-        candidate.phase in ("dark", "promote") and serving not in dict(session.record.desired.releases)
-    ):
-        plan = stages("recreate", old, new, (), session.target.can)
-    names = [stage.name for stage in plan]
-    if candidate.phase in names:
-        return plan[names.index(candidate.phase) :]
-    try:
-        for resource in session.target.compose(plan[0].desired):
-            session.place.put(resource, dry_run=True)
-    except NoRoom:
-        if rollout.when_full != "recreate" or not old.releases:
-            raise
-        return stages("recreate", old, new, (), session.target.can)
-    return plan
-
-
-def enter(session: Session, stage: Stage) -> None:
-    """Rule 4: write ``desired`` and the phase, then converge."""
-    want = stage.desired
-    wanted = Wanted(releases=tuple((r.id, r.replicas) for r in want.releases), traffic=tuple(want.shares.items()))
-    candidate = candidate_of(session).model_copy(update={"phase": stage.name})
-    session.write(desired=wanted, candidate=candidate)
-    session.converge()
-
-
-def ready_timeout(session: Session) -> float:
-    """How long the candidate may take to become ready, in seconds."""
-    frozen = session.frozen(candidate_of(session).release)
-    if frozen.startup_timeout is not None:
-        return frozen.startup_timeout.seconds
-    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else float(frozen.payload["startup_seconds"])
 
 
 def watch(session: Session, stage: Stage) -> None:
-    """Look after the candidate while it has traffic: ``rollout.soak`` on a canary's share, ``rollout.watch`` on all of it.
+    """Look after the candidate while it has traffic: ``soak`` on a canary's share, ``watch`` on all of it.
 
     GateFailed when it, or the route to it, does not stay ready.
     """
-    rollout, release = candidate_of(session).rollout, session.release(candidate_of(session).release)
-    shared = 0 < stage.desired.shares.get(release.id, 0) < 100
-    length = rollout.watch.seconds if stage.name == "promote" else rollout.soak.seconds if shared else 0.0
+    release, length = session.release(session.candidate.release), _watch_seconds(session, stage)
     end = session.clock.monotonic() + length
     while (left := end - session.clock.monotonic()) > 0:
-        world = session.place.world(session.delivery)
+        world = session.world()
         for state in (session.target.readiness(release, world), session.target.routed(stage.desired, world)):
             if not isinstance(state, Current):
                 seen = (
-                    state.finding if isinstance(state, Failed) else Finding("todo", "it stopped being ready", state.why)
+                    state.finding
+                    if isinstance(state, Failed)
+                    else Finding("gate.not-ready-while-watched", "it stopped being ready", state.why)
                 )
-                when = Finding(
-                    "todo",
-                    f"release {release.id} failed while it was watched",
-                    f"{left:.0f} s before the end",
-                    "the previous release serves again",
-                )
-                raise GateFailed(seen, when)
+                what, when = f"release {release.id} failed while it was watched", f"{left:.0f} s before the end"
+                raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
         report(Progress("watch", "still ready", done=round(length - left), total=length, unit="s"))
         session.place.hint(session.delivery, left)
 
 
-def judged(session: Session, figures: dict[str, float], report: str) -> None:
-    """Remember what the gates measured: it belongs to the attempt, and a rerun that starts behind them must know it."""
-    session.write(candidate=candidate_of(session).model_copy(update={"figures": figures, "report": report}))
+def _watch_seconds(session: Session, stage: Stage) -> float:
+    rollout = session.candidate.rollout
+    if stage.phase.kind == StageKind.PROMOTE:
+        return rollout.watch.seconds
+    return rollout.soak.seconds if stage.phase.kind == StageKind.CANARY else 0.0
 
 
-def promote(session: Session) -> Ended:
+def promote(session: Session) -> None:
     """Rule 5, in one write; a rollback also holds what it left."""
-    candidate, old = candidate_of(session), session.record.serving
-    outcome = "promoted" if candidate.kind == "deliver" else "rolled back to"
-    ended = _ended(session, outcome, 0, "")
-    more: tuple[Ended, ...] = (ended,)
-    held = session.record.held
-    if candidate.kind == "rollback" and old is not None:
-        left = ended.model_copy(
-            update={
-                "release": old,
-                "outcome": "rolled back from",
-                "request": "",
-                "attempt": 0,
-                "figures": {},
-                **_facts(session, old),
-            }
-        )
-        more, held = (left, ended), session.frozen(old).unchanged
-    standby = candidate.rollout.standby.seconds
-    session.write(
-        serving=candidate.release,
-        previous=old or session.record.previous,
-        candidate=None,
-        stop_after=session.clock.now() + standby if old else None,
-        ended=_history(session, more, candidate.rollout),
-        held=held,
-    )
-    return ended
+    candidate, old = session.candidate, session.record.serving
+    left = session.frozen(old).facts if old and candidate.kind == "rollback" else None
+    facts, now = session.frozen(candidate.release).facts, session.clock.now()
+    _write_history(session, rules.promoted(session.record, now, facts, left), candidate.rollout)
 
 
-def withdraw(session: Session, outcome: str, exit_code: int, message: str) -> None:
+def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str) -> None:
     """End the candidate: what serves keeps (or gets back) all of the traffic, the rest goes."""
-    candidate = candidate_of(session)
-    ended = _ended(session, outcome, exit_code, message)
-    address = session.record.address if session.record.serving else None
-    session.write(
-        candidate=candidate.model_copy(update={"ending": ended}), desired=session.record.only_serving(), address=address
-    )
+    facts, now = session.frozen(session.candidate.release).facts, session.clock.now()
+    session.write(rules.ending(session.record, outcome, exit_code, message, now, facts))
     finish_ending(session)
     if session.record.serving is not None:
-        session.wait_ready(session.record.serving, READY_TIMEOUT)
-        session.wait_routed()
+        _wait_serving(session)
 
 
 def refuse(session: Session, trouble: Trouble) -> None:
     """Withdraw the candidate because of ``trouble``; what cannot be withdrawn (a lost lease) is left to the next run."""
-    if session.record.candidate is None or session.record.candidate.ending is not None:
+    tried = session.record.candidate
+    if tried is None or tried.ending is not None:
         return
-    outcome = {3: "refused", 4: "gate failed"}.get(trouble.exit_code, "failed")
-    tried, main = session.record.candidate, session.target.main(session.delivery, session.record.candidate.release)
-    log = b"" if session.record.target.kind == "process" else evidence.engine_log(session.place, session.delivery, main)
+    log = evidence.engine_log(session.place, session.delivery, tried.release)
     if log and tried.report is None:
-        judged(session, tried.figures, evidence.where(session.delivery, tried.release, tried.attempt))
-    withdraw(session, outcome, trouble.exit_code, trouble.text)
+        where = evidence.where(session.delivery, tried.release, tried.attempt)
+        session.write(rules.judged(session.record, tried.figures, where))
+    withdraw(session, REFUSALS.get(trouble.exit_code, Outcome.FAILED), trouble.exit_code, trouble.text)
     if log:
         there = evidence.files(session.place, session.delivery, tried)
         evidence.keep(session.place, session.delivery, tried.release, tried.attempt, {**there, "engine.log": log})
@@ -314,142 +177,73 @@ def refuse(session: Session, trouble: Trouble) -> None:
 
 def collect(session: Session, rollout: Rollout) -> None:
     """What is due: a standby whose time is over, steps of ended attempts, releases that no rollback can want."""
-    record = session.record
-    if record.candidate is not None:
+    if session.record.candidate is not None:
         return
-    if record.stop_after is not None and session.clock.now() >= record.stop_after:
-        session.write(desired=record.only_serving())
+    if rules.standby_over(session.record, session.clock.now()):
+        session.write(rules.without_standby(session.record))
         session.converge()
-        session.write(stop_after=None)
-    promoted = [e.release for e in reversed(record.ended) if e.exit_code == 0]
-    live = {
-        record.serving,
-        record.previous,
-        *(name for name, _ in session.record.desired.releases),
-        *list(dict.fromkeys(promoted))[: rollout.keep],
-    }
-    _collect_evidence(session, live)
-    for ref, seen in sorted(session.place.world(session.delivery).objects.items()):
-        if seen.resource.role == "step" or (ref.kind.name == "Release" and ref.name not in live):
+        session.write(rules.standby_gone(session.record))
+    live = rules.live(session.record, rollout.keep)
+    session.write(evidence.collected(session.place, session.delivery, session.record, live))
+    for ref, seen in sorted(session.world().objects.items()):
+        if seen.resource.role == "step" or (ref.kind == RELEASE and ref.name not in live):
             session.place.delete(session.delivery, ref)
 
 
-def _history(session: Session, more: tuple[Ended, ...], rollout: Rollout) -> tuple[Ended, ...]:
-    """With ``more``, and without what is older than ``rollout.history`` and its evidence, which goes first: nothing is left without a record of it."""
-    every = (*session.record.ended, *more)
-    for old in every[: -rollout.history]:
-        evidence.forget(session.place, session.delivery, old)
-    return every[-rollout.history :]
-
-
-def _collect_evidence(session: Session, live: set[ReleaseId | None]) -> None:
-    """Only the last attempts, and those of releases that a rollback can want, keep theirs in a cluster."""
-    ended = session.record.ended
-    old = [one for one in ended[: -evidence.KEPT] if one.release not in live]
-    gone = {id(one): evidence.forget(session.place, session.delivery, one) for one in old}
-    session.write(ended=tuple(gone.get(id(one), one) for one in ended))
-
-
 def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> Admission:
-    """Rule 7: a candidate of its own kind, which leaves ``desired`` as it is, so that a standby it goes to stays up."""
+    """Rule 7: the goal is fixed before the first write, and a rerun goes on to it."""
     finish_ending(session)
-    before = next((e for e in reversed(session.record.ended) if e.request == session.request), None)
+    before = session.record.answered(session.request)
     if before is not None:
-        return Admission("reported", before.release, before)
+        return Admission(Answer.REPORTED, before.release, before)
     candidate = session.record.candidate
-    mine = candidate if candidate and candidate.kind == "rollback" and to in (None, candidate.release) else None
-    goal = to or (mine.release if mine else rollback_goal(session))
+    under_way = candidate is not None and candidate.kind == "rollback" and to in (None, candidate.release)
+    goal = to or (candidate.release if candidate and under_way else rollback_goal(session.record, session.delivery))
     frozen = session.frozen(goal)
-    if candidate is not None and mine is None:
-        withdraw(session, "rolled back", 1, "a rollback was asked for")
-    if mine is not None:
-        session.write(candidate=mine.model_copy(update={"request": session.request}))
-        return Admission("candidate", goal)
+    if under_way:
+        session.write(rules.taken_over(session.record, session.request))
+        return Admission(Answer.GOES_ON, goal)
+    if candidate is not None:
+        withdraw(session, Outcome.ROLLED_BACK, 1, "a rollback was asked for")
     if goal == session.record.serving:
         session.converge()
         collect(session, rollout)
-        return Admission("unchanged", goal)
-    number = session.record.attempt_of(goal)
-    gates = Gates(smoke=None, throughput=None)
-    fresh = Candidate(
-        release=goal,
-        kind="rollback",
-        attempt=number,
-        phase=FETCH,
-        request=session.request,
-        rollout=rollout,
-        gates=gates,
-    )
-    session.write(candidate=fresh, address=session.record.address or frozen.address)
-    return Admission("candidate", goal)
+        return Admission(Answer.UNCHANGED, goal)
+    session.write(rules.rollback_proposed(session.record, goal, session.request, rollout, frozen.address))
+    return Admission(Answer.NEW, goal)
 
 
-def rollback_goal(session: Session) -> ReleaseId:
+def rollback_goal(record: Record, delivery: str) -> ReleaseId:
     """The previous release, unless a rollback left it. Refused when there is none."""
-    goal = session.record.previous
-    if goal == session.record.serving:
-        goal = None
-    if goal is None or goal in session.record.rolled_back_from():
-        why = (
-            "there is no release before the one that serves"
-            if goal is None
-            else f"the one before, {goal}, was itself rolled back from"
-        )
-        raise Refused(
-            Finding(
-                "todo",
-                f"{session.delivery} cannot be rolled back",
-                why,
-                "name a release with --to; see `deliver history`",
-            )
-        )
+    goal = None if record.previous == record.serving else record.previous
+    if goal is None or goal in record.rolled_back_from():
+        what, fix = f"{delivery} cannot be rolled back", "name a release with --to; see `deliver history`"
+        if goal is None:
+            why = "there is no release before the one that serves"
+        else:
+            why = f"the one before, {goal}, was itself rolled back from"
+        raise Refused(Finding("release.no-rollback", what, why, fix))
     return goal
 
 
 def take_down(session: Session) -> None:
     """Rule 8, in one write; weights, storage and the record stay."""
-    record = session.record
-    if record.candidate is not None:
-        finish_ending(session)
-    session.write(
-        serving=None,
-        candidate=None,
-        stop_after=None,
-        previous=session.record.serving or record.previous,
-        desired=Wanted(),
-        address=None,
-    )
+    finish_ending(session)
+    session.write(rules.taken_down(session.record))
     session.converge()
-    for ref, seen in session.place.world(session.delivery).objects.items():
+    for ref, seen in session.world().objects.items():
         if seen.resource.role == "step":
             session.place.delete(session.delivery, ref)
 
 
-def candidate_of(session: Session) -> Candidate:
-    """The candidate; Permanent when another run has ended it."""
-    if session.record.candidate is None:
-        raise Permanent(Finding("todo", f"{session.delivery} has no candidate", "another run ended it", "run again"))
-    return session.record.candidate
+def _wait_serving(session: Session) -> None:
+    session.wait_ready(str(session.record.serving), READY_SECONDS)
+    session.wait_routed()
 
 
-def _facts(session: Session, release: ReleaseId) -> dict[str, object]:
-    frozen = session.frozen(release)
-    return {"commit": frozen.lock.snapshot.commit, "args": frozen.args}
-
-
-def _ended(session: Session, outcome: str, code: int, message: str) -> Ended:
-    candidate = candidate_of(session)
-    return Ended.model_validate(
-        {
-            "release": candidate.release,
-            "attempt": candidate.attempt,
-            "outcome": outcome,
-            "request": candidate.request,
-            "exit_code": code,
-            "at": session.clock.now(),
-            "message": message,
-            "figures": candidate.figures,
-            "report": candidate.report,
-            **_facts(session, candidate.release),
-        }
-    )
+def _write_history(session: Session, record: Record, rollout: Rollout) -> None:
+    """Without what is older than ``rollout.history``, whose evidence goes first: nothing is left without a record of it."""
+    shorter, gone = rules.shortened(record, rollout.history)
+    for ended in gone:
+        evidence.forget(session.place, session.delivery, ended)
+    session.write(shorter)

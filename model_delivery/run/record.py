@@ -2,65 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model_delivery.base.findings import Finding, Permanent
 from model_delivery.targets.key import TargetKey
 from model_delivery.values.gates import Gates, Rollout
-from model_delivery.values.release import AddressKey, ReleaseId
+from model_delivery.values.release import Address, ReleaseId
+from model_delivery.values.rollout import StageKind, StoredPhase, Strategy
 from model_delivery.values.serving import Runner
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+STRICT = ConfigDict(extra="forbid")
 
 
-class Wanted(_Part):
+class Outcome(StrEnum):
+    """How an attempt ended; ``ROLLED_BACK_FROM`` is of the release that a rollback left."""
+
+    PROMOTED = "promoted"
+    ADOPTED = "adopted"
+    ROLLED_BACK_TO = "rolled back to"
+    ROLLED_BACK_FROM = "rolled back from"
+    REFUSED = "refused"
+    GATE_FAILED = "gate failed"
+    FAILED = "failed"
+    REPLACED = "replaced"
+    ROLLED_BACK = "rolled back"
+
+
+@dataclass(frozen=True)
+class Wanted:
     """``Desired`` in words that survive a crash: release ids with replicas, and percent of the traffic."""
+
+    __pydantic_config__ = STRICT
 
     releases: tuple[tuple[ReleaseId, int], ...] = ()
     traffic: tuple[tuple[ReleaseId, int], ...] = ()
 
 
-class Candidate(_Part):
-    """The release on its way. ``rollout`` and ``gates`` are those of its start: a rerun goes on with them."""
-
-    release: ReleaseId
-    kind: Literal["deliver", "rollback"]
-    attempt: int
-    phase: str
-    request: str
-    rollout: Rollout
-    gates: Gates
-    figures: dict[str, float] = Field(default_factory=dict)
-    report: str | None = None
-    ending: Ended | None = None
-
-
-class Ended(_Part):
+@dataclass(frozen=True)
+class Ended:
     """How an attempt ended; ``figures`` are metric names with their values, ``at`` seconds since the epoch."""
 
+    __pydantic_config__ = STRICT
+
     release: ReleaseId
     attempt: int
-    outcome: str
+    outcome: Outcome
     request: str
     exit_code: int
     at: float
     commit: str = ""
     args: tuple[str, ...] = ()
     message: str = ""
-    figures: dict[str, float] = Field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
     report: str | None = None
 
 
-class Record(_Part):
-    """Written whole, by compare and swap; every phase of a delivery is one write. ``runner``: of the last request by spec."""
+@dataclass(frozen=True)
+class Candidate:
+    """The release on its way. ``rollout`` and ``gates`` are those of its start: a rerun goes on with them.
 
-    record_version: Literal[1] = 1
+    ``strategy`` is the one that was really chosen, None before its first stage.
+    """
+
+    __pydantic_config__ = STRICT
+
+    release: ReleaseId
+    kind: Literal["deliver", "rollback"]
+    attempt: int
+    phase: StoredPhase
+    request: str
+    rollout: Rollout
+    gates: Gates
+    strategy: Strategy | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    report: str | None = None
+    ending: Ended | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """Written whole, by compare and swap; each change is a rule's (``run/rules.py``).
+
+    ``runner``: of the last request by spec. ``stop_after``: when a standby ends, seconds since the epoch.
+    """
+
+    __pydantic_config__ = STRICT
+
     target: TargetKey
-    address: AddressKey | None = None
+    address: Address | None = None
     serving: ReleaseId | None = None
     previous: ReleaseId | None = None
     candidate: Candidate | None = None
@@ -70,37 +104,78 @@ class Record(_Part):
     ended: tuple[Ended, ...] = ()
     held: str | None = None
     runner: Runner = Runner()
+    record_version: Literal[2] = 2
 
+    @property
+    def active(self) -> bool:
+        """Does anything serve, or is anything on its way?"""
+        return self.serving is not None or self.candidate is not None
+
+    @property
     def only_serving(self) -> Wanted:
         """Nothing but what serves, with all of the traffic."""
-        if self.serving is None:
-            return Wanted()
-        return Wanted(releases=((self.serving, self.replicas),), traffic=((self.serving, 100),))
+        return alone(self.serving, self.replicas) if self.serving else Wanted()
 
     def attempt_of(self, release: ReleaseId) -> int:
         """The next attempt's number: one above the highest that ended."""
         return 1 + max((e.attempt for e in self.ended if e.release == release), default=0)
 
+    def answered(self, request: str) -> Ended | None:
+        """How the request has ended, None when it has not."""
+        return next((e for e in reversed(self.ended) if e.request == request), None)
+
     def rolled_back_from(self) -> set[ReleaseId]:
         """Releases that a rollback left: a bare ``rollback`` never picks them."""
-        return {e.release for e in self.ended if e.outcome == "rolled back from"}
+        return {e.release for e in self.ended if e.outcome == Outcome.ROLLED_BACK_FROM}
 
 
-def load(spec: Any) -> Record:
-    """Read a stored record back. Permanent where this version cannot read it."""
+def alone(release: ReleaseId, replicas: int) -> Wanted:
+    """One release with all of the traffic."""
+    return Wanted(releases=((release, replicas),), traffic=((release, 100),))
+
+
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+_ENDED: TypeAdapter[Ended] = TypeAdapter(Ended)
+
+
+def dump(record: Record) -> dict[str, Any]:
+    """As it is stored: plain JSON."""
+    return dict(_RECORD.dump_python(record, mode="json"))
+
+
+def dump_ended(ended: Ended) -> dict[str, Any]:
+    return dict(_ENDED.dump_python(ended, mode="json"))
+
+
+def load(stored: Mapping[str, Any]) -> Record:
+    """Read a stored record back, an older version's too. Permanent where this version cannot read it."""
     try:
-        return Record.model_validate(spec)
+        return _RECORD.validate_python(_upgraded(stored))
     except ValidationError as error:
         first = error.errors()[0]
         why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise Permanent(
-            Finding(
-                "todo",
-                "the delivery's record cannot be read",
-                why,
-                "use the version of Model Delivery that wrote it, or a newer one",
-            )
-        ) from None
+        fix = "use the version of Model Delivery that wrote it, or a newer one"
+        raise Permanent(Finding("record.unreadable", "the delivery's record cannot be read", why, fix)) from None
 
 
-Candidate.model_rebuild()
+def _upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Version 1 had one bag of fields for the key of every target, and left the strategy to be inferred."""
+    if stored.get("record_version", 1) != 1:
+        return stored
+    target = {name: value for name, value in (stored.get("target") or {}).items() if value is not None}
+    if target.get("kind") == "process" and stored.get("address"):
+        target |= {"port": stored["address"]["port"]}
+    candidate = stored.get("candidate")
+    if candidate and "strategy" not in candidate:
+        candidate = candidate | {"strategy": _inferred(candidate, stored)}
+    return {**stored, "record_version": 2, "target": target, "candidate": candidate}
+
+
+def _inferred(candidate: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:
+    phase, running = candidate["phase"], {name for name, _ in stored["desired"]["releases"]}
+    if phase == StageKind.FETCH:
+        return None
+    if phase == StageKind.STOP or (phase in (StageKind.DARK, StageKind.PROMOTE) and stored["serving"] not in running):
+        return "recreate"
+    wished: str = candidate["rollout"].get("strategy", "blue-green")
+    return "blue-green" if candidate["kind"] == "rollback" and wished == "canary" else wished

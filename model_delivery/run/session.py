@@ -5,216 +5,95 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import BaseModel
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from model_delivery.base.clock import Clock, SystemClock
-from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
+from model_delivery.base.findings import Finding, Permanent
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.guarded import Guarded, Observer, unobserved
+from model_delivery.places.guarded import Guarded
 from model_delivery.run import record as records
+from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.converge import Converged, RouteMark, converge
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
-from model_delivery.run.record import Record, Wanted
+from model_delivery.run.record import Record
 from model_delivery.run.wait import until
-from model_delivery.steps import Step, reading
-from model_delivery.targets import StepRun, Target
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import TargetKey
 from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Desired, Release, ReleaseId
-from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, Version, World
+from model_delivery.values.readiness import Failed, InProgress
+from model_delivery.values.release import ReleaseId
+from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, World
 
-TRIES = 3
 GONE_SECONDS = 300.0
-STEP_START_SECONDS = 1800.0
-O = TypeVar("O", bound=BaseModel)
+ROUTED_SECONDS = 60.0
+R = TypeVar("R")
 _current: ContextVar[Session] = ContextVar("session")
 
 
 @dataclass
-class Session:
-    """Open for one request on one delivery. ``record`` is what was last read or written; every write goes by compare and swap."""
+class Session(Book):
+    """Open for one request on one delivery; the only writer of its record, by compare and swap."""
 
-    place: Place
-    target: Target
-    delivery: str
-    request: str
-    clock: Clock
-    record: Record
-    version: Version
+    request: str = ""
+    clock: Clock = field(default_factory=SystemClock)
     baseline: RouteMark | None = None
 
-    def write(self, **changes: Any) -> None:
-        """Write the record with ``changes``. A doubtful answer is read again: ours, it was applied; else Permanent."""
-        new = Record.model_validate(self.record.model_copy(update=changes).model_dump())
-        if new == self.record and self.version != ABSENT:
+    def write(self, record: Record) -> None:
+        """Store ``record``. A doubtful answer is read again: ours, it was applied; else Permanent."""
+        if record == self.record and self.version != ABSENT:
             return
-        resource = Resource(RECORD_REF, "record", self.delivery, new.model_dump(mode="json"))
+        resource = Resource(RECORD_REF, "record", self.delivery, records.dump(record))
         try:
             version = self.place.put(resource, expect=self.version).version
         except (Mismatch, OSError) as doubt:
             seen = self.place.get(self.delivery, RECORD_REF)
             if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
-                raise Permanent(
-                    Finding(
-                        "todo",
-                        f"the record of {self.delivery} cannot be written",
-                        str(doubt),
-                        "make room, then run again",
-                    )
-                ) from doubt
+                what = f"the record of {self.delivery} cannot be written"
+                raise Permanent(Finding("record.unwritable", what, str(doubt), "make room, then run again")) from doubt
             if seen is None or seen.resource != resource:
-                raise Permanent(
-                    Finding(
-                        "todo", f"the record of {self.delivery} was changed by another run", str(doubt), "run again"
-                    )
-                ) from doubt
+                what = f"the record of {self.delivery} was changed by another run"
+                raise Permanent(Finding("record.raced", what, str(doubt), "run again")) from doubt
             version = seen.version
-        self.record, self.version = new, version or ""
-
-    def frozen(self, release: ReleaseId) -> Frozen:
-        seen = self.place.get(self.delivery, release_ref(release))
-        if seen is None:
-            known = (
-                ", ".join(sorted(r.name for r in self.place.world(self.delivery).objects if r.kind.name == "Release"))
-                or "none"
-            )
-            raise Refused(
-                Finding(
-                    "todo",
-                    f"release {release} is not known",
-                    f"known: {known}",
-                    "see `deliver history`; one that was deleted comes back with its spec",
-                )
-            )
-        return Frozen.model_validate(seen.resource.spec)
+        self.record, self.version = record, version or ""
 
     def freeze(self, release: ReleaseId, frozen: Frozen) -> None:
         """Store what ``release`` was made with."""
-        self.place.put(Resource(release_ref(release), "record", self.delivery, frozen.model_dump(mode="json"), release))
+        self.place.put(Resource(Ref(RELEASE, release), "record", self.delivery, frozen.dump(), release))
 
-    def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
-        return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
-
-    def desired(self, wanted: Wanted | None = None) -> Desired:
-        """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
-        wanted = self.record.desired if wanted is None else wanted
-        releases = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
-        key = self.record.address
-        address = Address(key.host, key.port) if key else None
-        return Desired(self.delivery, releases, dict(wanted.traffic), address)
-
-    def converge(self, *, dry_run: bool = False, wanted: Wanted | None = None) -> Converged:
-        done = converge(
-            self.place, self.delivery, self.target.compose(self.desired(wanted)), self.baseline, dry_run=dry_run
-        )
-        if not dry_run:
-            self.baseline = done.route
-            gone = {change.ref for change in done.changes if change.action == "deleted"}
-            if gone:
-                self._until("what was deleted", lambda world: _all_gone(gone, world), GONE_SECONDS)
+    def converge(self) -> Converged:
+        """Make the place hold what the record wants, and wait until what had to go has gone."""
+        done = converge(self.place, self.delivery, self.target.compose(self.desired()), self.baseline)
+        self.baseline = done.route
+        gone = {change.ref for change in done.changes if change.action == "deleted"}
+        if gone:
+            self.until("what was deleted", lambda world: _left(gone, world), GONE_SECONDS, "gone")
         return done
 
     def wait_ready(self, release: ReleaseId, timeout: float) -> str:
         """The release's own endpoint, once it is ready."""
         wanted = self.release(release)
-        return self._until(f"release {release}", lambda world: self.target.readiness(wanted, world), timeout)
+        ready = self.until(f"release {release}", lambda world: self.target.readiness(wanted, world), timeout)
+        return ready.endpoint
 
-    def wait_routed(self, timeout: float = 60) -> str:
-        """The stable endpoint, once the traffic is where the record wants it."""
+    def wait_routed(self) -> None:
+        """Return once the traffic is where the record wants it."""
         wanted = self.desired()
-        return self._until("the route", lambda world: self.target.routed(wanted, world), timeout)
+        self.until("the route", lambda world: self.target.routed(wanted, world), ROUTED_SECONDS)
 
-    def url(self, world: World) -> str | None:
-        """Where clients find the service: as the target sees it now, else as it was meant; None where it has no address."""
-        key = self.record.address
-        if key is None:
-            return None
-        match self.target.routed(self.desired(), world):
-            case Current(endpoint) if endpoint:
-                return endpoint
-        return Address(key.host, key.port).url
-
-    def _until(self, what: str, judge: Callable[[World], Readiness], timeout: float) -> str:
-        return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock)
-
-    def run_step(self, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None) -> O:
-        """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended in a retryable finding counts.
-
-        For the candidate, or where there is none for ``release``.
-        """
-        candidate = self.record.candidate
-        attempt = candidate.attempt if candidate else 0
-        release = candidate.release if candidate else release
-        frozen = self.frozen(release) if release else None
-        patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else STEP_START_SECONDS
-        world = self.place.world(self.delivery)
-        for number in range(1, TRIES + 1):
-            asked = StepRun(
-                self.delivery,
-                step.name,
-                given.model_dump_json(),
-                stage,
-                attempt,
-                number,
-                frozen.payload if frozen else None,
-                self.record.runner,
-                release,
-            )
-            resources = self.target.step(asked)
-            ref = resources[-1].ref
-            seen = world.objects.get(ref)
-            finished = seen is not None and bool(seen.status.get("finished"))
-            for resource in resources:
-                self.place.put(resource)
-            try:
-                return step.output.model_validate_json(self._followed(step.name, ref, patience))
-            except Retryable:
-                if finished and number < TRIES:
-                    continue
-                raise
-        raise AssertionError("unreachable: the last try returns or raises")
-
-    def _followed(self, name: str, ref: Ref, patience: float) -> str:
-        """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
-        what = f"the {name} step"
-        self._until(what, lambda world: self.target.step_state(ref, world), patience)
-        try:
-            text = reading.read(name, self.place.log(self.delivery, ref))
-        except Retryable:
-            match self.target.step_state(ref, self.place.world(self.delivery)):
-                case Failed(finding, retryable):
-                    raise (Retryable if retryable else Permanent)(finding) from None
-            raise
-        self._until(what, lambda world: _ended(self.target.step_state(ref, world)), patience)
-        return text
+    def until(
+        self, what: str, judge: Callable[[World], R | InProgress | Failed], timeout: float, reached: str = "ready"
+    ) -> R:
+        """Wait for a judgement on the delivery's world, ``timeout`` seconds at most."""
+        return until(
+            self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached
+        )
 
 
-def _all_gone(gone: set[Ref], world: World) -> Readiness:
+def _left(gone: set[Ref], world: World) -> InProgress | None:
     left = sorted(map(str, gone & world.objects.keys()))
-    return InProgress(f"{', '.join(left)} ends") if left else Current("gone")
-
-
-def _ended(state: Readiness) -> Readiness:
-    return InProgress("its other part (the image's pull) goes on") if state == Current("started") else state
-
-
-def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
-    """Every release that the delivery still knows."""
-    return {
-        ref.name: Frozen.model_validate(seen.resource.spec)
-        for ref, seen in world.objects.items()
-        if ref.kind.name == "Release"
-    }
-
-
-def release_ref(release: ReleaseId) -> Ref:
-    return Ref(RELEASE, release)
+    return InProgress(f"{', '.join(left)} ends") if left else None
 
 
 def current() -> Session:
@@ -226,35 +105,21 @@ def current() -> Session:
 def opened(
     place: Place,
     delivery: str,
-    target: Target,
     key: TargetKey,
     *,
     request: str,
     when_busy: str = "wait",
     clock: Clock | None = None,
-    observer: Observer = unobserved,
 ) -> Iterator[Session]:
-    """Hold the lease of ``delivery`` for ``request`` and know its record. Refused when the record is of another target."""
+    """Hold the lease of ``delivery`` for ``request`` and know its record. Refused when one of another target is up."""
     clock = clock or SystemClock()
     lease = Lease(place, delivery, request, clock)
     lease.acquire(when_busy)
     with lease.kept(), from_cluster(place.secret):
-        guarded = Guarded(place, lease.fence, observer)
-        seen = guarded.get(delivery, RECORD_REF)
-        record = records.load(seen.resource.spec) if seen else Record(target=key)
-        active = record.serving is not None or record.candidate is not None
-        if active and record.target != key:
-            why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
-            raise Refused(
-                Finding(
-                    "todo",
-                    f"the target of {delivery} cannot change while it is up",
-                    why,
-                    f"`deliver down {delivery}` first",
-                )
-            )
-        record = record.model_copy(update={"target": key})
-        session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
+        book = read_or_new(Guarded(place, lease.fence), delivery, key)
+        session = Session(
+            book.place, book.target, delivery, book.record, book.version, request=request, clock=clock
+        )
         token = _current.set(session)
         try:
             yield session

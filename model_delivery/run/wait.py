@@ -1,45 +1,50 @@
-"""Waiting: the place is observed, the target judges, a deadline ends it."""
+"""Waiting: the place is observed, a judgement is made, a deadline ends it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from model_delivery.base.clock import Clock
 from model_delivery.base.findings import Finding, Permanent, Retryable
 from model_delivery.base.progress import Progress, report
 from model_delivery.places import Place
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Failed, InProgress
 from model_delivery.values.resources import World
 
-WORDS = ("started", "ended", "gone")  # of what has no endpoint: steps, and what is deleted
+R = TypeVar("R")
 
 
 def until(
-    place: Place, delivery: str, judge: Callable[[World], Readiness], *, what: str, timeout: float, clock: Clock
-) -> str:
-    """Observe until ``judge`` says Current; returns its endpoint.
+    place: Place,
+    delivery: str,
+    judge: Callable[[World], R | InProgress | Failed],
+    *,
+    what: str,
+    timeout: float,
+    clock: Clock,
+    reached: str = "ready",
+) -> R:
+    """Observe until ``judge`` says neither InProgress nor Failed; returns what it says then.
 
-    Raises the finding of Failed at once (Retryable or Permanent as it says), and Permanent after ``timeout`` seconds.
+    Raises the finding of Failed at once (Retryable or Permanent as it says), Permanent after ``timeout`` seconds.
     """
     start = clock.monotonic()
-    said = ""
+    before = ""
     while True:
         state = judge(place.world(delivery))
         spent = clock.monotonic() - start
-        match state:
-            case Current(endpoint):
-                report(Progress(what, f"{endpoint if endpoint in WORDS else 'ready'} after {spent:.1f} s"))
-                return endpoint
-            case Failed(finding, retryable):
-                report(Progress(what, f"failed after {spent:.1f} s: {finding.what}"))
-                raise (Retryable if retryable else Permanent)(finding)
-            case InProgress(why):
-                if why != said:
-                    report(Progress(what, why, done=round(spent, 1), total=timeout, unit="s"))
-                said = why
-                if spent >= timeout:
-                    fix = "raise serving.startup_timeout, or read the log with `deliver logs`"
-                    raise Permanent(
-                        Finding("todo", f"{what} is not ready after {timeout:.0f} s", f"last seen: {why}", fix)
-                    )
+        if isinstance(state, Failed):
+            report(Progress(what, f"failed after {spent:.1f} s: {state.finding.what}"))
+            raise (Retryable if state.retryable else Permanent)(state.finding)
+        if not isinstance(state, InProgress):
+            report(Progress(what, f"{reached} after {spent:.1f} s"))
+            return state
+        if state.why != before:
+            report(Progress(what, state.why, done=round(spent, 1), total=timeout, unit="s"))
+        before = state.why
+        if spent >= timeout:
+            fix = "raise serving.startup_timeout, or read the log with `deliver logs`"
+            late = f"{what} is not ready after {timeout:.0f} s"
+            raise Permanent(Finding("rollout.not-ready-in-time", late, f"last seen: {state.why}", fix))
         place.hint(delivery, max(0.01, timeout - spent))

@@ -12,7 +12,7 @@ class Kind:
     ``stored``: ours alone, written whole by compare and swap. ``foreground``: its end takes its pods with it, and it is
     there until they have gone. ``constant``: once made it never changes. ``steady``: it changes only when we change it.
     ``optional``: its API may be missing, or closed to us. ``eventful``: its controller tells of failures by events.
-    ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them.
+    ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them. ``detail``: one of many, which people need not be told.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Kind:
     optional: bool = False
     eventful: bool = False
     bare: bool = False
+    detail: bool = False
 
     def __str__(self) -> str:
         return self.name

@@ -3,62 +3,104 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.values.release import Capabilities, Desired, Release
 
+Strategy = Literal["canary", "blue-green", "recreate"]
 Gate = Literal["smoke", "throughput"]
 ALL_GATES: tuple[Gate, ...] = ("smoke", "throughput")
+
+
+class StageKind(StrEnum):
+    """In the order in which a candidate meets them; not every strategy has all of them."""
+
+    FETCH = "fetch"
+    STOP = "stop"
+    DARK = "dark"
+    CANARY = "canary"
+    PROMOTE = "promote"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far a candidate is: the stage that it has entered; a canary's with its percent of the traffic."""
+
+    kind: StageKind
+    weight: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind.value if self.weight is None else f"{self.kind}-{self.weight}"
+
+    @classmethod
+    def read(cls, text: Any) -> Any:
+        """``canary-10`` back into a phase; ValueError for what is none."""
+        if not isinstance(text, str):
+            return text
+        kind, _, weight = text.partition("-")
+        return cls(StageKind(kind), int(weight) if weight else None)
+
+
+StoredPhase = Annotated[Phase, BeforeValidator(Phase.read), PlainSerializer(str)]
+FETCH = Phase(StageKind.FETCH)
 
 
 @dataclass(frozen=True)
 class Stage:
     """``desired`` is put in place, waited for, and judged by ``gates`` before the next one."""
 
-    name: str
+    phase: Phase
     desired: Desired
     gates: tuple[Gate, ...] = ()
 
+    def share(self, release: Release) -> int:
+        """Percent of the traffic that ``release`` gets."""
+        return self.desired.shares.get(release.id, 0)
 
-def stages(strategy: str, old: Desired, new: Release, weights: tuple[int, ...], can: Capabilities) -> tuple[Stage, ...]:
+    def words(self, release: Release) -> str:
+        """For people: a gate that is met with all of the traffic is said so."""
+        at_once = self.gates and self.desired.shares == {release.id: 100}
+        return f"{self.phase} (with all of the traffic at once)" if at_once else str(self.phase)
+
+
+def stages(
+    strategy: Strategy, old: Desired, new: Release, weights: tuple[int, ...], can: Capabilities
+) -> tuple[Stage, ...]:
     """The stages from ``old`` (what serves now, alone) to ``new`` with all of the traffic.
 
-    A recreate tests the new release before it gives it traffic, where the target can have a release without any; where it cannot
-    (``dark_first``), the new one takes the place of the old in one write.
+    A recreate tests the new release before it gives it traffic, where the target can have a release
+    without any; where it cannot (``dark_first``), the new one takes the place of the old in one write.
     Refused: canary where traffic cannot be weighed, or where slots of 5 % cannot hold a step.
     """
+    dark, promote = Phase(StageKind.DARK), Phase(StageKind.PROMOTE)
     everything = {new.id: 100}
-    dark = replace(old, releases=(*old.releases, new))
-    promote = Stage("promote", replace(old, releases=(new, *old.releases), traffic=everything))
+    beside = replace(old, releases=(*old.releases, new))
     alone = replace(old, releases=(new,), traffic=everything)
     if not old.releases or strategy == "recreate":
-        first = Stage("dark", replace(alone, traffic={}) if can.dark_first else alone, ALL_GATES)
-        stop = (Stage("stop", replace(old, releases=(), traffic={})),) if old.releases and can.dark_first else ()
-        return (*stop, first, Stage("promote", alone))
+        first = Stage(dark, replace(alone, traffic={}) if can.dark_first else alone, ALL_GATES)
+        stop = Stage(Phase(StageKind.STOP), replace(old, releases=(), traffic={}))
+        return (*((stop,) if old.releases and can.dark_first else ()), first, Stage(promote, alone))
+    last = Stage(promote, replace(old, releases=(new, *old.releases), traffic=everything))
     if strategy == "blue-green":
-        return (Stage("dark", dark, ALL_GATES), promote)
+        return (Stage(dark, beside, ALL_GATES), last)
+    _weighable(weights, can)
+    (serving,) = old.releases
+    canaries = tuple(
+        Stage(Phase(StageKind.CANARY, w), replace(beside, traffic={serving.id: 100 - w, new.id: w}), ALL_GATES)
+        for w in weights
+    )
+    return (Stage(dark, beside, ALL_GATES), *canaries, last)
+
+
+def _weighable(weights: tuple[int, ...], can: Capabilities) -> None:
     if can.weights == "none":
-        raise Refused(
-            Finding(
-                "todo",
-                "rollout.strategy canary is refused",
-                "this target cannot weigh traffic",
-                "use strategy: blue-green",
-            )
-        )
+        what, why = "rollout.strategy canary is refused", "this target cannot weigh traffic"
+        raise Refused(Finding("rollout.cannot-weigh", what, why, "use strategy: blue-green"))
     odd = [w for w in weights if can.weights == "slots" and w % 5]
     if odd:
-        raise Refused(
-            Finding(
-                "todo",
-                f"rollout.steps {odd} are refused",
-                "this target moves traffic in steps of 5 %",
-                "use multiples of 5",
-            )
-        )
-    (serving,) = old.releases
-    middle = tuple(
-        Stage(f"canary-{w}", replace(dark, traffic={serving.id: 100 - w, new.id: w}), ALL_GATES) for w in weights
-    )
-    return (Stage("dark", dark, ALL_GATES), *middle, promote)
+        what, why = f"rollout.steps {odd} are refused", "this target moves traffic in steps of 5 %"
+        raise Refused(Finding("rollout.uneven-steps", what, why, "use multiples of 5"))

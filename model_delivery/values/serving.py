@@ -101,3 +101,13 @@ class Runner(Part):
     image: Text | None = None
     resources: dict[str, Any] = Field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
+
+
+def max_model_len(args: tuple[str, ...]) -> int | None:
+    """What ``--max-model-len`` says among the engine's arguments, None when it says nothing (or no plain number)."""
+    for at, arg in enumerate(args):
+        name, _, value = arg.partition("=")
+        if name == "--max-model-len":
+            value = value or (args[at + 1] if at + 1 < len(args) else "")
+            return int(value) if value.isdigit() else None
+    return None

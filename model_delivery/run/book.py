@@ -1,0 +1,109 @@
+"""What is known of a delivery, for whoever only reads: its place, its target, its record and its releases."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from model_delivery.base.findings import BadInput, Finding, Permanent, Refused
+from model_delivery.places import Place
+from model_delivery.run import frozen as releases
+from model_delivery.run import record as records
+from model_delivery.run.converge import changes
+from model_delivery.run.frozen import Frozen
+from model_delivery.run.record import Candidate, Record, Wanted
+from model_delivery.targets import Target, TargetKey
+from model_delivery.values.kind import RELEASE
+from model_delivery.values.readiness import Current
+from model_delivery.values.release import Desired, Release, ReleaseId
+from model_delivery.values.resources import ABSENT, RECORD_REF, Change, Ref, Version, World
+
+
+@dataclass
+class Book:
+    """``record`` is what was last read. ``supposed``: releases that a plan thinks of, and nobody has stored."""
+
+    place: Place
+    target: Target
+    delivery: str
+    record: Record
+    version: Version = ABSENT
+    supposed: Mapping[ReleaseId, Frozen] = field(default_factory=dict)
+
+    @property
+    def candidate(self) -> Candidate:
+        """Permanent when another run has ended it."""
+        if self.record.candidate is None:
+            why = "another run ended it"
+            raise Permanent(Finding("record.no-candidate", f"{self.delivery} has no candidate", why, "run again"))
+        return self.record.candidate
+
+    def supposing(self, record: Record, supposed: Mapping[ReleaseId, Frozen]) -> Self:
+        """As it would be with another record, and releases that are not stored yet."""
+        return replace(self, record=record, supposed={**self.supposed, **supposed})
+
+    def world(self) -> World:
+        return self.place.world(self.delivery)
+
+    def releases(self) -> dict[ReleaseId, Frozen]:
+        """Every release that the delivery still knows."""
+        return releases.releases(self.world())
+
+    def frozen(self, release: ReleaseId) -> Frozen:
+        """Refused when it is not known (any more)."""
+        if release in self.supposed:
+            return self.supposed[release]
+        seen = self.place.get(self.delivery, Ref(RELEASE, release))
+        if seen is None:
+            known = ", ".join(sorted(self.releases())) or "none"
+            fix = "see `deliver history`; one that was deleted comes back with its spec"
+            raise Refused(Finding("release.unknown", f"release {release} is not known", f"known: {known}", fix))
+        return releases.load(release, seen.resource.spec)
+
+    def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
+        return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
+
+    def desired(self, wanted: Wanted | None = None) -> Desired:
+        """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
+        wanted = self.record.desired if wanted is None else wanted
+        running = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
+        return Desired(self.delivery, running, dict(wanted.traffic), self.record.address)
+
+    def changes(self, want: Desired) -> tuple[Change, ...]:
+        """What putting ``want`` in place would change. NoRoom where the place cannot hold it."""
+        return changes(self.place, self.delivery, self.target.compose(want))
+
+    def url(self, world: World) -> str | None:
+        """Where clients find the service: as the target sees it now, else as meant; None where it has no address."""
+        if self.record.address is None:
+            return None
+        match self.target.routed(self.desired(), world):
+            case Current(endpoint) if endpoint:
+                return endpoint
+        return self.record.address.url
+
+
+def read(place: Place, name: str) -> Book:
+    """The book of a delivery that exists. BadInput with the nearest name when there is none."""
+    known = place.deliveries()
+    seen = place.get(name, RECORD_REF) if name in known else None
+    if seen is None:
+        near = difflib.get_close_matches(name, known, 1)
+        why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+        fix = f"see `deliver list`; {place.elsewhere}"
+        raise BadInput(Finding("record.no-such-delivery", f"no delivery is called {name}", why, fix))
+    record = records.load(seen.resource.spec)
+    return Book(place, record.target.target(), name, record, seen.version)
+
+
+def read_or_new(place: Place, name: str, key: TargetKey) -> Book:
+    """The book of a delivery to ``key``, which may be the first. Refused when one of another target is up."""
+    seen = place.get(name, RECORD_REF)
+    record = records.load(seen.resource.spec) if seen else Record(key)
+    if record.active and record.target != key:
+        what = f"the target of {name} cannot change while it is up"
+        why = f"it is {record.target.words()}, the spec says {key.words()}"
+        raise Refused(Finding("record.other-target", what, why, f"`deliver down {name}` first"))
+    return Book(place, key.target(), name, replace(record, target=key), seen.version if seen else ABSENT)

@@ -1,0 +1,145 @@
+"""The one planner: which release a spec means, what a request for it comes to, by which stages, and what they change.
+
+``plan`` shows it, ``up`` carries it out, ``status`` shows what is left of it. Nothing is touched here: where a rule would
+change the record first, the plan goes on with the changed record in thought.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from model_delivery.base.findings import NoRoom
+from model_delivery.run import rules
+from model_delivery.run.book import Book
+from model_delivery.run.frozen import Frozen
+from model_delivery.run.record import Candidate, Outcome
+from model_delivery.run.restore import rebuilt
+from model_delivery.run.rules import Answer
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.release import Desired, Lock, Release, ReleaseId
+from model_delivery.values.resources import Change, digest
+from model_delivery.values.rollout import Stage, StageKind, Strategy, stages
+
+
+@dataclass(frozen=True)
+class Route:
+    """The stages that a candidate has before it, by the strategy that was chosen; ``changes``: what the first one would change."""
+
+    strategy: Strategy
+    stages: tuple[Stage, ...]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a request for a spec comes to; ``replaces``: the candidate that is withdrawn first."""
+
+    answer: Answer
+    release: ReleaseId
+    frozen: Frozen
+    replaces: ReleaseId | None
+    route: Route | None
+    changes: tuple[Change, ...]
+
+
+def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
+    """By this a rerun knows a release again: model, serving without replicas, target, storage and lock.
+
+    Replicas, gates and rollout are no part of what a release is.
+    """
+    parts = spec.model_dump(mode="json", include={"model", "serving", "target", "storage"})
+    parts["serving"].pop("replicas")
+    return digest([parts, lock.model_dump(mode="json")], 20)
+
+
+def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[ReleaseId, Frozen]:
+    """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now.
+
+    An adoption that was killed before its record was written has taken nothing, and is not known.
+    """
+    unchanged, tried = unchanged_digest(spec, lock), {ended.release for ended in book.record.ended}
+    same = {
+        name: frozen
+        for name, frozen in book.releases().items()
+        if frozen.unchanged == unchanged and (frozen.payload.by_hand is None or name in tried)
+    }
+    if same:
+        name = book.record.serving if book.record.serving in same else next(iter(same))
+        return name, same[name]
+    payload = book.target.payload(spec, lock)
+    frozen = Frozen(
+        payload=payload,
+        lock=lock,
+        unchanged=unchanged,
+        model=spec.model,
+        storage=spec.storage,
+        args=spec.serving.args,
+        startup_timeout=spec.serving.startup_timeout,
+        address=book.target.address(spec.name),
+        created=now,
+    )
+    return digest(payload.content()), frozen
+
+
+def route(book: Book, *, freed: bool = False) -> Route:
+    """The candidate's stages from its phase on; ``recreate`` where both releases do not fit and the spec allows it.
+
+    ``freed``: what runs now makes room before the first stage. NoRoom where it does not fit.
+    """
+    candidate = book.candidate
+    old, new = book.desired(book.record.only_serving), book.release(candidate.release)
+    strategy = candidate.strategy or _wished(candidate)
+    planned = stages(strategy, old, new, candidate.rollout.steps, book.target.can)
+    phases = [stage.phase for stage in planned]
+    if candidate.phase in phases:
+        planned = planned[phases.index(candidate.phase) :]
+        return Route(strategy, planned, book.changes(planned[0].desired))
+    if planned[0].phase.kind == StageKind.STOP:
+        return Route(strategy, planned, _replaced(book, old, new))
+    try:
+        return Route(strategy, planned, book.changes(planned[0].desired))
+    except NoRoom:
+        if candidate.rollout.when_full == "recreate" and old.releases:
+            planned = stages("recreate", old, new, (), book.target.can)
+            return Route("recreate", planned, _replaced(book, old, new))
+        if freed:
+            return Route(strategy, planned, _replaced(book, replace(old, releases=()), new))
+        raise
+
+
+def planned(
+    book: Book, spec: DeliverySpec, lock: Lock, *, now: float, request: str = "", scheduled: bool = False
+) -> Planned:
+    """What an ``up`` of ``spec`` would come to now. NoRoom where it could only be refused for want of room."""
+    replicas = spec.serving.replicas.min
+    book = book.supposing(rules.withdrawn(rebuilt(book, replicas)), {})
+    release, frozen = identify(book, spec, lock, now)
+    answer = rules.answer(book.record, release, frozen.unchanged, request, scheduled=scheduled)
+    book = book.supposing(rules.scaled(book.record, replicas), {release: frozen})
+    if answer is Answer.GOES_ON:
+        way = route(book)
+        return Planned(answer, release, frozen, None, way, way.changes)
+    if answer is not Answer.NEW:
+        changes = book.changes(book.desired()) if answer is Answer.UNCHANGED else ()
+        return Planned(answer, release, frozen, None, None, changes)
+    record, replaced = book.record, book.record.candidate
+    if replaced is not None:
+        ending = rules.ending(record, Outcome.REPLACED, 1, "", now, book.frozen(replaced.release).facts)
+        record = rules.withdrawn(ending)
+    freed = replaced is not None or record.stop_after is not None
+    address = book.target.address(spec.name)
+    record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)
+    way = route(book.supposing(record, {}), freed=freed)
+    return Planned(answer, release, frozen, replaced.release if replaced else None, way, way.changes)
+
+
+def _wished(candidate: Candidate) -> Strategy:
+    """A rollback takes no canary's time."""
+    wished = candidate.rollout.strategy
+    return "blue-green" if candidate.kind == "rollback" and wished == "canary" else wished
+
+
+def _replaced(book: Book, old: Desired, new: Release) -> tuple[Change, ...]:
+    """Where the old release has to go first, the place cannot say yet what the new one will change."""
+    gone = [Change(book.target.main(book.delivery, release.id), "deleted") for release in old.releases]
+    return (*gone, Change(book.target.main(book.delivery, new.id), "created"))

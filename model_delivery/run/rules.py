@@ -1,0 +1,220 @@
+"""The rules of a release (docs/architecture.md) as pure functions: a record and what happened give the next record.
+
+Each is one write. What must happen to the world between two of them is ``run/protocol.py``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from model_delivery.run.record import Candidate, Ended, Outcome, Record, Wanted, alone
+from model_delivery.values.gates import Gates, Rollout
+from model_delivery.values.release import Address, ReleaseId
+from model_delivery.values.rollout import FETCH, Stage, Strategy
+from model_delivery.values.serving import Runner
+
+NO_GATES = Gates(smoke=None, throughput=None)
+
+
+class Answer(StrEnum):
+    """What a request comes to."""
+
+    NEW = "new release"
+    GOES_ON = "goes on"
+    UNCHANGED = "unchanged"
+    HEALED = "healed"
+    HELD = "held"
+    REPORTED = "reported"
+
+    @property
+    def delivers(self) -> bool:
+        """Is there a candidate to bring on its way?"""
+        return self in (Answer.NEW, Answer.GOES_ON)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a release: what history keeps of it (the model's commit, the engine's arguments), and its spec's digest."""
+
+    commit: str
+    args: tuple[str, ...]
+    unchanged: str
+
+
+def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, scheduled: bool) -> Answer:
+    """Rules 1, 2, 6 and 7: a request for ``release``, whose spec and lock have the digest ``unchanged``.
+
+    NEW where another candidate is on its way too: that one is withdrawn first.
+    """
+    if record.answered(request) is not None:
+        return Answer.REPORTED
+    candidate = record.candidate
+    if scheduled and (record.held == unchanged or (candidate and candidate.kind == "rollback")):
+        return Answer.HELD
+    if candidate is not None:
+        return Answer.GOES_ON if candidate.release == release else Answer.NEW
+    return Answer.UNCHANGED if record.serving == release else Answer.NEW
+
+
+def asked_by_hand(record: Record, runner: Runner) -> Record:
+    """A request that is not held takes what a rollback holds, and its runner counts from now on."""
+    return replace(record, held=None, runner=runner)
+
+
+def proposed(
+    record: Record, release: ReleaseId, request: str, rollout: Rollout, gates: Gates, address: Address
+) -> Record:
+    """Rule 3: a candidate, which ends a standby. It is wanted only when its first stage is entered."""
+    candidate = Candidate(release, "deliver", record.attempt_of(release), FETCH, request, rollout, gates)
+    where = record.address or address
+    return replace(record, candidate=candidate, desired=record.only_serving, stop_after=None, address=where)
+
+
+def rollback_proposed(
+    record: Record, release: ReleaseId, request: str, rollout: Rollout, address: Address | None
+) -> Record:
+    """Rule 7: a candidate of its own kind, which leaves ``desired`` as it is, so that a standby it goes to stays up."""
+    candidate = Candidate(release, "rollback", record.attempt_of(release), FETCH, request, rollout, NO_GATES)
+    return replace(record, candidate=candidate, address=record.address or address)
+
+
+def taken_over(record: Record, request: str) -> Record:
+    """Rule 2: the candidate goes on for another request."""
+    return _with(record, replace(_candidate(record), request=request))
+
+
+def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
+    """Rule 4: what the stage wants, by the strategy that was chosen."""
+    releases = tuple((release.id, release.replicas) for release in stage.desired.releases)
+    candidate = replace(_candidate(record), phase=stage.phase, strategy=strategy)
+    return replace(_with(record, candidate), desired=Wanted(releases, tuple(stage.desired.shares.items())))
+
+
+def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
+    """What the gates measured belongs to the attempt, and a rerun that starts behind them must know it."""
+    return _with(record, replace(_candidate(record), figures=figures, report=report))
+
+
+def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:
+    """Rule 5: the candidate serves. A rollback holds what it left (``left``): a scheduled run does not bring it back."""
+    candidate, old = _candidate(record), record.serving
+    by_rollback = candidate.kind == "rollback"
+    ended = _ended(candidate, Outcome.ROLLED_BACK_TO if by_rollback else Outcome.PROMOTED, 0, "", now, facts)
+    endings: tuple[Ended, ...] = (ended,)
+    held = record.held
+    if by_rollback and old is not None and left is not None:
+        gone = replace(ended, release=old, attempt=0, outcome=Outcome.ROLLED_BACK_FROM, request="", figures={})
+        endings, held = (replace(gone, commit=left.commit, args=left.args), ended), left.unchanged
+    return replace(
+        record,
+        serving=candidate.release,
+        previous=old or record.previous,
+        candidate=None,
+        stop_after=now + candidate.rollout.standby.seconds if old else None,
+        ended=(*record.ended, *endings),
+        held=held,
+    )
+
+
+def ending(record: Record, outcome: Outcome, exit_code: int, message: str, now: float, facts: Facts) -> Record:
+    """Withdraw, first: what serves keeps (or gets back) all of the traffic; the candidate says how it ends."""
+    candidate = _candidate(record)
+    ended = _ended(candidate, outcome, exit_code, message, now, facts)
+    address = record.address if record.serving else None
+    return replace(_with(record, replace(candidate, ending=ended)), desired=record.only_serving, address=address)
+
+
+def withdrawn(record: Record) -> Record:
+    """Withdraw, second, where the world has followed: the candidate is history. Without an ending nothing changes."""
+    candidate = record.candidate
+    if candidate is None or candidate.ending is None:
+        return record
+    return replace(record, candidate=None, ended=(*record.ended, candidate.ending))
+
+
+def scaled(record: Record, replicas: int) -> Record:
+    """Replicas are not part of what a release is."""
+    if replicas == record.replicas:
+        return record
+    releases = tuple((name, replicas) for name, _ in record.desired.releases)
+    return replace(record, replicas=replicas, desired=replace(record.desired, releases=releases))
+
+
+def standby_over(record: Record, now: float) -> bool:
+    return record.candidate is None and record.stop_after is not None and now >= record.stop_after
+
+
+def without_standby(record: Record) -> Record:
+    """What is left of a promotion goes; its time is cleared when it has gone."""
+    return replace(record, desired=record.only_serving)
+
+
+def standby_gone(record: Record) -> Record:
+    return replace(record, stop_after=None)
+
+
+def taken_down(record: Record) -> Record:
+    """Rule 8: nothing serves, nothing is on its way; weights, storage and history stay."""
+    previous = record.serving or record.previous
+    return replace(
+        record, serving=None, candidate=None, stop_after=None, previous=previous, desired=Wanted(), address=None
+    )
+
+
+def adopted(record: Record, ended: Ended, replicas: int, address: Address | None, runner: Runner) -> Record:
+    """What was made by hand serves from now on, as it runs; ``ended`` is how its adoption went."""
+    return replace(
+        record,
+        serving=ended.release,
+        desired=alone(ended.release, replicas),
+        address=address,
+        replicas=replicas,
+        ended=(*record.ended, ended),
+        held=None,
+        runner=runner,
+    )
+
+
+def restored(record: Record, release: ReleaseId, replicas: int, address: Address) -> Record:
+    """A record that was gone, rebuilt from the release that has all of the traffic."""
+    return replace(record, serving=release, desired=alone(release, replicas), address=address, replicas=replicas)
+
+
+def live(record: Record, keep: int) -> set[ReleaseId]:
+    """Releases that somebody may yet want: what runs, what was before, and the last ``keep`` that were promoted."""
+    passed = dict.fromkeys(e.release for e in reversed(record.ended) if e.exit_code == 0)
+    named = {record.serving, record.previous, *(name for name, _ in record.desired.releases), *list(passed)[:keep]}
+    return {name for name in named if name is not None}
+
+
+def shortened(record: Record, history: int) -> tuple[Record, tuple[Ended, ...]]:
+    """With the last ``history`` endings, and those that went."""
+    return replace(record, ended=record.ended[-history:]), record.ended[:-history]
+
+
+def _candidate(record: Record) -> Candidate:
+    if record.candidate is None:
+        raise LookupError("a rule of a candidate, and there is none")
+    return record.candidate
+
+
+def _with(record: Record, candidate: Candidate) -> Record:
+    return replace(record, candidate=candidate)
+
+
+def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, facts: Facts) -> Ended:
+    return Ended(
+        release=c.release,
+        attempt=c.attempt,
+        outcome=outcome,
+        request=c.request,
+        exit_code=code,
+        at=now,
+        commit=facts.commit,
+        args=facts.args,
+        message=message,
+        figures=c.figures,
+        report=c.report,
+    )

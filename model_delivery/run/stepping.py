@@ -1,0 +1,67 @@
+"""Steps of a session: each runs near the data, and one that a killed run left is adopted."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from model_delivery.base.findings import Permanent, Retryable
+from model_delivery.run.session import Session
+from model_delivery.steps import Step, reading
+from model_delivery.targets import StepRun
+from model_delivery.values.readiness import Ended, Failed, InProgress, Started, StepState
+from model_delivery.values.release import ReleaseId
+from model_delivery.values.resources import Ref
+
+TRIES = 3
+START_SECONDS = 1800.0
+O = TypeVar("O", bound=BaseModel)
+
+
+def run_step(
+    session: Session, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None
+) -> O:
+    """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended retryably counts.
+
+    For the candidate, or where there is none for ``release``.
+    """
+    candidate = session.record.candidate
+    attempt = candidate.attempt if candidate else 0
+    release = candidate.release if candidate else release
+    frozen = session.frozen(release) if release else None
+    patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else START_SECONDS
+    payload, text, runner = frozen.payload if frozen else None, given.model_dump_json(), session.record.runner
+    world = session.world()
+    for number in range(1, TRIES + 1):
+        asked = StepRun(session.delivery, step.name, text, stage, attempt, number, payload, runner, release)
+        resources = session.target.step(asked)
+        ref = resources[-1].ref
+        seen = world.objects.get(ref)
+        for resource in resources:
+            session.place.put(resource)
+        try:
+            return step.output.model_validate_json(_followed(session, step.name, ref, patience))
+        except Retryable:
+            if seen is None or not seen.status.get("finished") or number == TRIES:
+                raise
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
+    """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
+    what, target = f"the {name} step", session.target
+    session.until(what, lambda world: target.step_state(ref, world), patience, "started")
+    try:
+        text = reading.read(name, session.place.log(session.delivery, ref))
+    except Retryable:
+        match target.step_state(ref, session.world()):
+            case Failed(finding, retryable):
+                raise (Retryable if retryable else Permanent)(finding) from None
+        raise
+    session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended")
+    return text
+
+
+def _over(state: StepState) -> Ended | InProgress | Failed:
+    return InProgress("its other part (the image's pull) goes on") if isinstance(state, Started) else state

@@ -1,0 +1,30 @@
+"""How deliveries ended, and what is kept of each attempt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_delivery.places import Place
+from model_delivery.run import evidence
+from model_delivery.run.book import read
+from model_delivery.run.record import Ended
+
+
+def history(place: Place, name: str) -> tuple[Ended, ...]:
+    """How every attempt ended, newest last."""
+    return read(place, name).record.ended
+
+
+def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
+    """Write what is kept of every attempt of ``name`` (reports, and in a cluster its engine's log) below ``folder``.
+
+    Each attempt has a folder of its own there.
+    """
+    saved = []
+    for ended in history(place, name):
+        for file, content in evidence.files(place, name, ended).items():
+            target = folder / f"{name}-{ended.release}-{ended.attempt}" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            saved.append(target)
+    return tuple(saved)

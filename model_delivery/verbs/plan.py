@@ -1,0 +1,94 @@
+"""What an ``up`` would do, and the objects that it would make: nothing is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from model_delivery.base.clock import SystemClock
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.secrets import from_cluster
+from model_delivery.places import Place
+from model_delivery.places.opening import Location
+from model_delivery.run.book import Book, read_or_new
+from model_delivery.run.plan import planned
+from model_delivery.run.preflight import preflight
+from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.release import Desired, Lock, Release
+from model_delivery.values.resources import digest
+from model_delivery.verbs.status import line
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a delivery of the spec would come to; ``changes`` are lines for people, empty when nothing would change."""
+
+    name: str
+    release: str
+    result: str
+    replaces: str | None
+    commit: str
+    files: int
+    bytes: int
+    fetched: bool
+    stages: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+def plan(place: Place, spec: DeliverySpec) -> Plan:
+    """Resolve and compare."""
+    book = read_or_new(place, spec.name, spec.target.key())
+    preflight(spec, place, book.target)
+    with from_cluster(place.secret):
+        lock = resolve_lock(spec, last_snapshot(spec.model, book.releases().values()))
+    result = planned(book, spec, lock, now=SystemClock().now())
+    new = Release(result.release, result.frozen.payload, spec.serving.replicas.min)
+    return Plan(
+        name=spec.name,
+        release=result.release,
+        result=result.answer,
+        replaces=result.replaces,
+        commit=lock.snapshot.commit,
+        files=len(lock.snapshot.files),
+        bytes=lock.snapshot.size,
+        fetched=_fetched(book, spec, lock),
+        stages=tuple(stage.words(new) for stage in result.route.stages) if result.route else (),
+        changes=tuple(map(line, result.changes)),
+    )
+
+
+def _fetched(book: Book, spec: DeliverySpec, lock: Lock) -> bool:
+    """Where the place cannot look into its store, a promoted release of the same commit tells."""
+    there = book.place.has_model(lock.snapshot, spec.storage.path)
+    if there is not None:
+        return there
+    return any(ended.commit == lock.snapshot.commit and ended.exit_code == 0 for ended in book.record.ended)
+
+
+def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Storage, first release and route as manifests that `kubectl apply` takes, and warnings.
+
+    ``offline``: neither hub nor registry is asked; then branch and tag stand as they are written.
+    """
+    from model_delivery.places.cluster.objects import to_object
+
+    key = spec.target.key()
+    if key.namespace is None:
+        why = f"target {key.kind} lives on a host, not in a cluster"
+        raise Refused(Finding("target.not-in-a-cluster", "there is nothing to render", why, "use `deliver plan`"))
+    if offline:
+        snapshot = spec.model.unresolved()
+        lock = Lock(snapshot=snapshot, image=spec.target.image)
+        what = f"revision {snapshot.commit} and image {lock.image} were not resolved"
+        warnings = (f"{what}: what is applied may change under them",)
+    else:
+        warnings = ()
+        with from_cluster(Location.of(key).open().secret):
+            lock = resolve_lock(spec)
+    target = key.target()
+    payload = target.payload(spec, lock)
+    release = Release(digest(payload.content()), payload, spec.serving.replicas.min)
+    want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name))
+    resources = (*target.storage(spec.name, lock, spec.storage), *target.compose(want))
+    return [to_object(resource, key.namespace) for resource in resources], warnings

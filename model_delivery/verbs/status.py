@@ -1,0 +1,157 @@
+"""What a person asks of a delivery that is there: what serves, its log, how to reach it, and its end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.places import Place
+from model_delivery.run import protocol
+from model_delivery.run.book import Book, read
+from model_delivery.run.plan import route
+from model_delivery.run.session import opened
+from model_delivery.values.readiness import Current, Failed
+from model_delivery.values.release import Release
+from model_delivery.values.resources import Change, World
+from model_delivery.verbs.connect import Connection, connect
+
+UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
+
+
+@dataclass(frozen=True)
+class Running:
+    """One release that runs: its share of the traffic in percent, and how it is.
+
+    ``verified``: its weights are as their source lists them.
+    """
+
+    release: str
+    share: int
+    state: str
+    detail: str
+    pid: int | None
+    cpus: tuple[int, ...]
+    gpus: tuple[int, ...]
+    verified: bool = True
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it lies in the past.
+
+    ``stages``: what a candidate has before it.
+    """
+
+    name: str
+    state: str
+    url: str | None
+    serving: str | None
+    previous: str | None
+    candidate: str | None
+    phase: str | None
+    stages: tuple[str, ...]
+    running: tuple[Running, ...]
+    standby_until: float | None
+    held: bool
+    changes: tuple[str, ...]
+
+
+def status(place: Place, name: str) -> Status:
+    """What serves, what is being tried, what runs, and what a converge would change."""
+    book = read(place, name)
+    record, candidate, world = book.record, book.record.candidate, book.world()
+    running = tuple(_running(book, world, release) for release in book.desired().releases)
+    state = next((row.state for row in running if row.release == record.serving), DOWN)
+    return Status(
+        name=name,
+        state=state,
+        url=book.url(world),
+        serving=record.serving,
+        previous=record.previous,
+        candidate=candidate.release if candidate else None,
+        phase=str(candidate.phase) if candidate else None,
+        stages=_stages(book),
+        running=running,
+        standby_until=record.stop_after,
+        held=record.held is not None,
+        changes=() if candidate else tuple(map(line, book.changes(book.desired()))),
+    )
+
+
+def _running(book: Book, world: World, release: Release) -> Running:
+    seen = world.objects.get(book.target.main(book.delivery, release.id))
+    match book.target.readiness(release, world):
+        case Current(endpoint):
+            state, detail = UP, endpoint
+        case Failed(finding):
+            state, detail = BROKEN, finding.what
+        case waiting:
+            state, detail = STARTING, waiting.why
+    bound = seen.status if seen else {}
+    return Running(
+        release.id,
+        dict(book.record.desired.traffic).get(release.id, 0),
+        state,
+        detail,
+        bound.get("pid"),
+        tuple(bound.get("cpus", ())),
+        tuple(bound.get("gpus", ())),
+        book.frozen(release.id).verified,
+    )
+
+
+def _stages(book: Book) -> tuple[str, ...]:
+    """The planner's words; none where the place cannot say (a candidate that does not fit is refused by its run)."""
+    candidate = book.record.candidate
+    if candidate is None or candidate.ending is not None:
+        return ()
+    try:
+        way = route(book)
+    except Refused:
+        return ()
+    new = book.release(candidate.release)
+    return tuple(stage.words(new) for stage in way.stages)
+
+
+def line(change: Change) -> str:
+    """A change for people."""
+    return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
+
+
+def logs(place: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
+    """Lines of the engine's log: of ``release``, else the candidate's, else what serves, else the last that was tried."""
+    record = read(place, name).record
+    last = record.ended[-1].release if record.ended else ""
+    chosen = release or (record.candidate.release if record.candidate else record.serving) or last
+    return place.engine_log(name, chosen, follow=follow)
+
+
+def down(place: Place, name: str) -> tuple[str, ...]:
+    """Stop everything of ``name`` but its weights and record; returns what was stopped, as lines."""
+    key = read(place, name).record.target
+    with opened(place, name, key, request=uuid.uuid4().hex) as session:
+        before = session.world().objects
+        protocol.take_down(session)
+        stopped = [ref for ref, seen in sorted(before.items()) if seen.resource.role in ("release", "route")]
+        return tuple(str(ref) for ref in stopped if not ref.kind.detail)
+
+
+def connection(place: Place, name: str) -> Connection:
+    """How clients reach ``name``. Refused when nothing serves."""
+    book = read(place, name)
+    record = book.record
+    if record.serving is None or record.address is None:
+        why = "it is down, or its first delivery has not passed"
+        raise Refused(Finding("release.none-serves", f"{name} serves nothing", why, f"see `deliver status {name}`"))
+    payload = book.frozen(record.serving).payload
+    return connect(str(book.url(book.world())), payload.names, payload.api_key, record.target.namespace)
+
+
+def rollback_goal(place: Place, name: str) -> str:
+    """The release that a bare rollback of ``name`` goes to: fixed before the first write. Refused when there is none."""
+    record = read(place, name).record
+    if record.candidate is not None and record.candidate.kind == "rollback":
+        return record.candidate.release
+    return protocol.rollback_goal(record, name)

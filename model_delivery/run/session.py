@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from model_delivery.base.clock import Clock, SystemClock
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.guarded import Guarded, Observer, unobserved
+from model_delivery.places.guarded import Observer, guarded, observed, unobserved
 from model_delivery.run import record as records
 from model_delivery.run.converge import Converged, RouteMark, converge
 from model_delivery.run.frozen import Frozen
@@ -239,8 +239,9 @@ def opened(
     lease = Lease(place, delivery, request, clock)
     lease.acquire(when_busy)
     with lease.kept(), from_cluster(place.secret):
-        guarded = Guarded(place, lease.fence, observer)
-        seen = guarded.get(delivery, RECORD_REF)
+        with observed(observer) if observer is not unobserved else nullcontext():
+            fenced = guarded(place, lease.fence)
+        seen = fenced.get(delivery, RECORD_REF)
         record = records.load(seen.resource.spec) if seen else Record(target=key)
         active = record.serving is not None or record.candidate is not None
         if active and record.target != key:
@@ -254,7 +255,7 @@ def opened(
                 )
             )
         record = record.model_copy(update={"target": key})
-        session = Session(guarded, target, delivery, request, clock, record, seen.version if seen else ABSENT)
+        session = Session(fenced, target, delivery, request, clock, record, seen.version if seen else ABSENT)
         token = _current.set(session)
         try:
             yield session

@@ -13,7 +13,7 @@ from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import BadInput, Finding, NoRoom, Refused
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.host.place import SECRET_REF, Host
+from model_delivery.places.host.engine import SECRET_REF
 from model_delivery.places.opening import open_place
 from model_delivery.run import evidence, protocol
 from model_delivery.run.frozen import Frozen
@@ -108,16 +108,8 @@ def record_of(host: Place, name: str) -> Record:
     if seen is None:
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
-        raise BadInput(Finding("todo", f"no delivery is called {name}", why, f"see `deliver list`; {_looked_up(host)}"))
+        raise BadInput(Finding("todo", f"no delivery is called {name}", why, f"see `deliver list`; {host.elsewhere}"))
     return load(seen.resource.spec)
-
-
-def _looked_up(place: Place) -> str:
-    if isinstance(place, Host):
-        return (
-            f"state is looked up under {place.home}; for a cluster name the spec's file, or --context and --namespace"
-        )
-    return "is it another --namespace or --context?"
 
 
 def names(host: Place) -> tuple[str, ...]:
@@ -203,24 +195,7 @@ def logs(host: Place, name: str, release: str | None = None, *, follow: bool = F
     record = record_of(host, name)
     last = record.ended[-1].release if record.ended else None
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
-    main = of_key(record.target).main(name, str(chosen))
-    if not isinstance(host, Host):
-        yield from host.log(name, main, follow=follow)
-        return
-    files = sorted((host.folder(name) / "logs").glob(f"{chosen}-*.log"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise BadInput(
-            Finding(
-                "todo",
-                f"no log of {name} {chosen or ''}".rstrip(),
-                "no engine of it was ever started here",
-                f"see `deliver history {name}`",
-            )
-        )
-    if follow and host.get(name, main) is not None:
-        yield from host.log(name, main)
-    else:
-        yield from files[-1].read_bytes().splitlines()
+    return host.engine_log(name, chosen or "", follow=follow)
 
 
 def down(host: Place, name: str) -> tuple[str, ...]:
@@ -293,11 +268,8 @@ def _new_release(
 
 def _fetched(place: Place, record: Record, spec: DeliverySpec, snapshot: Any) -> bool:
     """In a cluster only a promoted release of the same commit tells."""
-    from model_delivery.models.store import MANIFEST, model_folder
-
-    if not isinstance(place, Host):
-        return any(e.commit == snapshot.commit and e.exit_code == 0 for e in record.ended)
-    return (model_folder(Path(spec.storage.path or place.home), snapshot) / MANIFEST).exists()
+    there = place.has_model(snapshot, spec.storage.path)
+    return any(e.commit == snapshot.commit and e.exit_code == 0 for e in record.ended) if there is None else there
 
 
 def _line(change: Change) -> str:

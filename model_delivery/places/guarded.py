@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
-from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.places import Place
-from model_delivery.values.resources import ANY, Change, Observed, Ref, Resource, Version, World
+from model_delivery.values.resources import ANY, Change, Ref, Resource, Version
 
 Observer = Callable[[Literal["before", "after"], str, Ref], None]
 
@@ -16,46 +18,48 @@ def unobserved(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
     """Nobody looks."""
 
 
-class Guarded:
-    """A place whose put and delete first ask ``fence`` (which raises when the lease is no longer ours) and tell ``observer``."""
+_observer: ContextVar[Observer] = ContextVar("observer", default=unobserved)
 
-    def __init__(self, place: Place, fence: Callable[[], None], observer: Observer = unobserved) -> None:
-        self._place, self._fence, self._observer = place, fence, observer
 
-    @property
-    def lease_seconds(self) -> float:
-        return self._place.lease_seconds
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Places that are guarded inside tell ``observer`` of every effect."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def guarded(place: Place, fence: Callable[[], None]) -> Place:
+    """``place``, whose put and delete first ask ``fence`` (which raises when the lease is no longer
+    ours) and tell the observer.
+    """
+    return cast("Place", _Guarded(place, fence, _observer.get()))
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """Whatever is no effect passes as it is."""
+
+    _place: Place
+    _fence: Callable[[], None]
+    _observer: Observer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place, name)
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         if dry_run:
             return self._place.put(resource, expect=expect, dry_run=True)
-        self._fence()
-        self._observer("before", "put", resource.ref)
-        change = self._place.put(resource, expect=expect)
-        self._observer("after", "put", resource.ref)
-        return change
+        return self._seen("put", resource.ref, lambda: self._place.put(resource, expect=expect))
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
+        return self._seen("delete", ref, lambda: self._place.delete(delivery, ref, grace=grace))
+
+    def _seen(self, verb: str, ref: Ref, effect: Callable[[], Change]) -> Change:
         self._fence()
-        self._observer("before", "delete", ref)
-        change = self._place.delete(delivery, ref, grace=grace)
-        self._observer("after", "delete", ref)
+        self._observer("before", verb, ref)
+        change = effect()
+        self._observer("after", verb, ref)
         return change
-
-    def world(self, delivery: str) -> World:
-        return self._place.world(delivery)
-
-    def get(self, delivery: str, ref: Ref) -> Observed | None:
-        return self._place.get(delivery, ref)
-
-    def deliveries(self) -> tuple[str, ...]:
-        return self._place.deliveries()
-
-    def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
-        return self._place.log(delivery, ref, follow=follow)
-
-    def hint(self, delivery: str, timeout: float) -> None:
-        self._place.hint(delivery, timeout)
-
-    def secret(self, ref: SecretRef) -> Secret:
-        return self._place.secret(ref)

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,11 @@ from model_delivery.values.resources import (
     covers,
     difference,
 )
+from model_delivery.values.snapshot import Snapshot
 
 GONE_SECONDS = 300.0
 BREAKS = 5  # of a log in a row, before what is there must do
+REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -55,6 +57,8 @@ class Cluster:
     """A place. ``take_over``: values that another field manager holds are taken from it."""
 
     lease_seconds = 60.0
+    keeps_files = False
+    elsewhere = "is it another --namespace or --context?"
 
     def __init__(
         self, context: str | None, namespace: str, *, take_over: bool = False, client: Client | None = None
@@ -179,6 +183,26 @@ class Cluster:
             return str(self.client.call("GET", mine)["spec"]["containers"][0]["image"])
         except (Status, Forbidden):
             return None
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
+        return self.log(delivery, Ref(POD, f"{delivery}-{release}"), follow=follow)
+
+    def has_model(self, snapshot: Snapshot, root: str | None) -> None:
+        """What a claim holds only its pods see."""
+
+    def listening(self, port: int) -> bool:
+        return False
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        try:
+            return self.client.call("GET", path)
+        except Status:
+            return None
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
+        review = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.namespace}})["status"]
+        return None if review.get("incomplete") else review["resourceRules"]
 
     def _live(self, kind: Kind, name: str) -> Object | None:
         try:

@@ -67,6 +67,10 @@ class Processes:
             return state
         return {}
 
+    def binding(self, folder: Path) -> dict[str, Any]:
+        """What the last process there was bound to; empty before the first."""
+        return dict(self.state(folder).get("binding", {}))
+
     def exit_code(self, folder: Path) -> int | None:
         """The exit code (negative: the signal), when it was this process that started it; else None."""
         child = self._children.get(folder)

@@ -102,7 +102,7 @@ def read_or_new(place: Place, name: str, key: TargetKey) -> Book:
     """The book of a delivery to ``key``, which may be the first. Refused when one of another target is up."""
     seen = place.get(name, RECORD_REF)
     record = records.load(seen.resource.spec) if seen else Record(key)
-    if record.active and record.target != key:
+    if record.active and not record.target.admits(key):
         what = f"the target of {name} cannot change while it is up"
         why = f"it is {record.target.words()}, the spec says {key.words()}"
         raise Refused(Finding("record.other-target", what, why, f"`deliver down {name}` first"))

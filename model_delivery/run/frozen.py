@@ -12,7 +12,8 @@ from model_delivery.base.part import Part
 from model_delivery.base.units import Duration
 from model_delivery.models.sources.model import Model
 from model_delivery.run.rules import Facts
-from model_delivery.targets import Payload
+from model_delivery.targets import AnyPayload
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.release import Address, Lock, ReleaseId
 from model_delivery.values.resources import World
 from model_delivery.values.serving import Storage
@@ -25,7 +26,7 @@ class Frozen(Part):
     the source lists it.
     """
 
-    payload: Payload
+    payload: AnyPayload
     lock: Lock
     unchanged: str
     model: Model
@@ -63,7 +64,5 @@ def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:
 
 def releases(world: World) -> dict[ReleaseId, Frozen]:
     """Every release that the delivery still knows."""
-    from model_delivery.values.kind import RELEASE
-
     stored = {ref.name: seen.resource.spec for ref, seen in world.objects.items() if ref.kind == RELEASE}
     return {name: load(name, spec) for name, spec in stored.items()}

@@ -141,5 +141,5 @@ def _wished(candidate: Candidate) -> Strategy:
 
 def _replaced(book: Book, old: Desired, new: Release) -> tuple[Change, ...]:
     """Where the old release has to go first, the place cannot say yet what the new one will change."""
-    gone = [Change(book.target.main(book.delivery, release.id), "deleted") for release in old.releases]
-    return (*gone, Change(book.target.main(book.delivery, new.id), "created"))
+    gone = [Change(book.target.main(book.delivery, release), "deleted") for release in old.releases]
+    return (*gone, Change(book.target.main(book.delivery, new), "created"))

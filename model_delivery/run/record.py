@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model_delivery.base.findings import Finding, Permanent
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import AnyKey
 from model_delivery.values.gates import Gates, Rollout
 from model_delivery.values.release import Address, ReleaseId
 from model_delivery.values.rollout import StageKind, StoredPhase, Strategy
@@ -93,7 +93,7 @@ class Record:
 
     __pydantic_config__ = STRICT
 
-    target: TargetKey
+    target: AnyKey
     address: Address | None = None
     serving: ReleaseId | None = None
     previous: ReleaseId | None = None
@@ -159,16 +159,13 @@ def load(stored: Mapping[str, Any]) -> Record:
 
 
 def _upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Version 1 had one bag of fields for the key of every target, and left the strategy to be inferred."""
+    """Version 1 left the strategy to be inferred."""
     if stored.get("record_version", 1) != 1:
         return stored
-    target = {name: value for name, value in (stored.get("target") or {}).items() if value is not None}
-    if target.get("kind") == "process" and stored.get("address"):
-        target |= {"port": stored["address"]["port"]}
     candidate = stored.get("candidate")
     if candidate and "strategy" not in candidate:
         candidate = candidate | {"strategy": _inferred(candidate, stored)}
-    return {**stored, "record_version": 2, "target": target, "candidate": candidate}
+    return {**stored, "record_version": 2, "candidate": candidate}
 
 
 def _inferred(candidate: Mapping[str, Any], stored: Mapping[str, Any]) -> str | None:

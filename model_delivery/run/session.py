@@ -12,7 +12,7 @@ from model_delivery.base.clock import Clock, SystemClock
 from model_delivery.base.findings import Finding, Permanent
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.guarded import Guarded
+from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
 from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.converge import Converged, RouteMark, converge
@@ -86,9 +86,7 @@ class Session(Book):
         self, what: str, judge: Callable[[World], R | InProgress | Failed], timeout: float, reached: str = "ready"
     ) -> R:
         """Wait for a judgement on the delivery's world, ``timeout`` seconds at most."""
-        return until(
-            self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached
-        )
+        return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached)
 
 
 def _left(gone: set[Ref], world: World) -> InProgress | None:
@@ -116,10 +114,8 @@ def opened(
     lease = Lease(place, delivery, request, clock)
     lease.acquire(when_busy)
     with lease.kept(), from_cluster(place.secret):
-        book = read_or_new(Guarded(place, lease.fence), delivery, key)
-        session = Session(
-            book.place, book.target, delivery, book.record, book.version, request=request, clock=clock
-        )
+        book = read_or_new(guarded(place, lease.fence), delivery, key)
+        session = Session(book.place, book.target, delivery, book.record, book.version, request=request, clock=clock)
         token = _current.set(session)
         try:
             yield session

@@ -19,9 +19,7 @@ START_SECONDS = 1800.0
 O = TypeVar("O", bound=BaseModel)
 
 
-def run_step(
-    session: Session, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None
-) -> O:
+def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None) -> O:
     """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended retryably counts.
 
     For the candidate, or where there is none for ``release``.

@@ -24,14 +24,15 @@ from model_delivery.run.stepping import run_step
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.verify import STEP as VERIFY
 from model_delivery.steps.verify import Verified, VerifyInput
-from model_delivery.targets import Adopted
+from model_delivery.targets import Adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM
+from model_delivery.targets.protocol import nothing_to_adopt
 from model_delivery.values.release import Desired, Lock, Release, ReleaseId
 from model_delivery.values.resources import Change, Resource, digest
 
 
 @dataclass(frozen=True)
-class Adoption:
+class Offer:
     """What was found, before anything is touched.
 
     ``changes``: what taking it changes; ``differs``: what the spec would make of it, with the next release.
@@ -46,14 +47,15 @@ class Adoption:
     differs: tuple[str, ...]
 
 
-def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption:
+def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Offer:
     """Read the object ``named`` (default: as the delivery) and compare; nothing is touched.
 
     Refused with every reason why it cannot be adopted.
     """
     book = read_or_new(place, spec.name, spec.target.key())
     target = book.target
-    target.adoptable()
+    if target.adopts is None:
+        raise nothing_to_adopt(book.record.target.kind)
     preflight(spec, place, target)
     with from_cluster(place.secret):
         lock = resolve_lock(spec)
@@ -67,7 +69,7 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     changes = tuple(line for resource in (*claims, *target.compose(want)) for line in _lines(place, resource))
     replicas = spec.serving.replicas.min
     scaled = (f"replicas: {found.replicas} → {replicas}",) if found.replicas != replicas else ()
-    return Adoption(spec.name, found.what, release, frozen, found.replicas, changes, (*scaled, *found.differs))
+    return Offer(spec.name, found.what, release, frozen, found.replicas, changes, (*scaled, *found.differs))
 
 
 def _lines(place: Place, resource: Resource) -> list[str]:
@@ -77,7 +79,7 @@ def _lines(place: Place, resource: Resource) -> list[str]:
     return [f"{offered.ref} {offered.action}{f': {line}' if line else ''}" for line in offered.diff or ("",)]
 
 
-def _frozen(book: Book, spec: DeliverySpec, lock: Lock, found: Adopted, known: Frozen | None) -> Frozen:
+def _frozen(book: Book, spec: DeliverySpec, lock: Lock, found: Adoption, known: Frozen | None) -> Frozen:
     """As it is known already; until it is verified, a revision that was wrong can be corrected."""
     if known is not None and known.verified:
         return known
@@ -96,7 +98,7 @@ def _frozen(book: Book, spec: DeliverySpec, lock: Lock, found: Adopted, known: F
     )
 
 
-def _known(book: Book, found: Adopted) -> Frozen | None:
+def _known(book: Book, found: Adoption) -> Frozen | None:
     """The release that it is already. Refused where another one is delivered under the name."""
     record = book.record
     if not record.active:
@@ -110,7 +112,7 @@ def _known(book: Book, found: Adopted) -> Frozen | None:
     return frozen
 
 
-def take(place: Place, spec: DeliverySpec, found: Adoption) -> None:
+def take(place: Place, spec: DeliverySpec, found: Offer) -> None:
     """The release's object first, then the record, then the objects: the next `adopt` or `up` finishes a killed one."""
     with _opened(place, spec) as session:
         if not session.record.active:
@@ -125,7 +127,7 @@ def take(place: Place, spec: DeliverySpec, found: Adoption) -> None:
         session.wait_routed()
 
 
-def _ended(session: Session, found: Adoption) -> Ended:
+def _ended(session: Session, found: Offer) -> Ended:
     facts = found.frozen.facts
     return Ended(
         release=found.release,

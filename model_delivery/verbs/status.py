@@ -81,7 +81,7 @@ def status(place: Place, name: str) -> Status:
 
 
 def _running(book: Book, world: World, release: Release) -> Running:
-    seen = world.objects.get(book.target.main(book.delivery, release.id))
+    seen = world.objects.get(book.target.main(book.delivery, release))
     match book.target.readiness(release, world):
         case Current(endpoint):
             state, detail = UP, endpoint

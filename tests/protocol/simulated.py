@@ -1,0 +1,211 @@
+"""A place in memory, and a target with any capabilities: what serves is made, starts, fails and is routed as a world would."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from model_delivery.targets.protocol import StepRun
+
+from model_delivery.base.findings import Finding, NoRoom
+from model_delivery.base.secrets import Secret, SecretRef
+from model_delivery.models.store.commit import Fetched
+from model_delivery.targets.process import Process
+from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, StepState
+from model_delivery.values.release import Capabilities, Desired, Lock, Release
+from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World
+from model_delivery.values.serving import Storage
+from model_delivery.values.snapshot import Snapshot
+
+ENGINE, ROUTE, JOB = Kind("Engine"), Kind("Route"), Kind("Job")
+THE_ROUTE = Ref(ROUTE, "route")
+BROKEN = Finding("engine.test", "the engine failed")
+
+
+class Clock:
+    """Time passes when somebody waits."""
+
+    def __init__(self) -> None:
+        self.time = 1_000_000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@dataclass
+class Target(Process):
+    """``together``: one object is the route and holds the releases, as T9k's MLService does."""
+
+    can: Capabilities = Capabilities(dark_first=True, weights="slots")  # type: ignore[assignment]
+    together: bool = False
+
+    def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
+        return ()
+
+    def compose(self, want: Desired) -> tuple[Resource, ...]:
+        shares = want.shares
+        if self.together:
+            if not want.address or not shares:
+                return ()
+            spec = {"releases": [[r.id, r.replicas, list(r.payload.args)] for r in want.releases], "traffic": shares}
+            return (Resource(THE_ROUTE, "route", want.delivery, spec),)
+        engines = tuple(
+            Resource(
+                Ref(ENGINE, r.id),
+                "release",
+                want.delivery,
+                {"args": list(r.payload.args), "replicas": r.replicas},
+                r.id,
+            )
+            for r in want.releases
+        )
+        return (*engines, Resource(THE_ROUTE, "route", want.delivery, {"traffic": shares})) if want.address else engines
+
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        name = sha256(f"{run.name} {run.input} {run.stage} {run.attempt} {run.try_}".encode()).hexdigest()[:10]
+        return (Resource(Ref(JOB, name), "step", run.delivery, {"step": run.name, "input": run.input}),)
+
+    def step_state(self, ref: Ref, world: World) -> StepState:
+        return Ended()
+
+    def readiness(self, release: Release, world: World) -> Readiness:
+        seen = world.objects.get(THE_ROUTE if self.together else Ref(ENGINE, release.id))
+        state = seen.status.get(release.id) if seen else None
+        if state == "failed":
+            return Failed(BROKEN)
+        return Current(f"http://{release.id}") if state == "ready" else InProgress("it starts")
+
+    def routed(self, want: Desired, world: World) -> Readiness:
+        seen = world.objects.get(THE_ROUTE)
+        if want.address is None or not want.shares:
+            return Current("")
+        if seen is None or seen.resource.spec["traffic"] != want.shares:
+            return InProgress("the traffic has not moved yet")
+        return Current(want.address.url)
+
+
+@dataclass
+class Place:
+    """``room``: how many releases fit. ``failing``: releases by their label (an argument) that never start. ``wait``: what a waiting run does."""
+
+    clock: Clock
+    together: bool
+    room: int
+    failing: Callable[[Sequence[str]], bool]
+    wait: Callable[[], None]
+    alive: Callable[[str], bool]
+    objects: dict[Ref, tuple[Resource, Version]] = field(default_factory=dict)
+    status: dict[Ref, dict[str, str]] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    lease_seconds: float = 60.0
+    keeps_files: bool = True
+    elsewhere: str = ""
+    _versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
+        ref = resource.ref
+        old = self.objects.get(ref)
+        if expect not in (ANY, old[1] if old else ABSENT):
+            raise Mismatch(ref)
+        resource = Resource(
+            ref, resource.role, resource.delivery, json.loads(json.dumps(dict(resource.spec))), resource.release
+        )
+        if old is not None and old[0] == resource and "failed" not in self.status.get(ref, {}).values():
+            return Change(ref, "unchanged", version=old[1])
+        new = self._releases(resource) - (self._releases(old[0]) if old else set())
+        if len(self.running() - self._leaving(resource) | new) > self.room and new:
+            raise NoRoom(Finding("place.test", "no room"))
+        if dry_run:
+            return Change(ref, "updated" if old else "created")
+        version = str(next(self._versions))
+        self.objects[ref] = (resource, version)
+        for release in new or ({ref.name} if ref.kind == ENGINE else set()):
+            self.starts[release] = self.starts.get(release, 0) + 1
+        states = self.status.get(ref, {})
+        kept = {release: states.get(release, "starting") for release in self._releases(resource)}
+        self.status[ref] = {release: "starting" if state == "failed" else state for release, state in kept.items()}
+        return Change(ref, "updated" if old else "created", version=version)
+
+    def _releases(self, resource: Resource) -> set[str]:
+        if resource.ref.kind == ENGINE:
+            self.labels[resource.ref.name] = resource.spec["args"]
+            return {resource.ref.name}
+        self.labels |= {name: args for name, _, args in resource.spec.get("releases", ())}
+        return {name for name, *_ in resource.spec.get("releases", ())}
+
+    def _leaving(self, resource: Resource) -> set[str]:
+        old = self.objects.get(resource.ref)
+        return (self._releases(old[0]) - self._releases(resource)) if old and self.together else set()
+
+    def running(self) -> set[str]:
+        return {release for resource, _ in self.objects.values() for release in self._releases(resource)}
+
+    def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
+        self.status.pop(ref, None)
+        return Change(ref, "deleted" if self.objects.pop(ref, None) else "absent")
+
+    def world(self, delivery: str) -> World:
+        return World(delivery, {ref: self._observed(ref) for ref in self.objects}, self.clock.time)
+
+    def get(self, delivery: str, ref: Ref) -> Observed | None:
+        return self._observed(ref) if ref in self.objects else None
+
+    def _observed(self, ref: Ref) -> Observed:
+        resource, version = self.objects[ref]
+        status: Mapping[str, Any] = self.status.get(ref, {})
+        if ref.kind == JOB:
+            status = {"finished": True}
+        if ref.kind.name == "Lease":
+            status = {"alive": self.alive(resource.spec["holder"])}
+        return Observed(resource, version, status)
+
+    def deliveries(self) -> tuple[str, ...]:
+        return ("m",)
+
+    def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
+        text = Fetched(path="/", files=1, bytes=1, fetched_bytes=1, seconds=0, origins={}).model_dump_json()
+        yield json.dumps({"result": text, "length": len(text), "sha256": sha256(text.encode()).hexdigest()}).encode()
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
+        yield b""
+
+    def hint(self, delivery: str, timeout: float) -> None:
+        """Controllers work, time passes, others act."""
+        self.tick()
+        self.clock.sleep(min(timeout, 20.0))
+        self.wait()
+
+    def tick(self) -> None:
+        for states in self.status.values():
+            for release in states:
+                states[release] = "failed" if self.failing(self.labels.get(release, ())) else "ready"
+
+    def secret(self, ref: SecretRef) -> Secret:
+        return Secret("x")
+
+    def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
+        return None
+
+    def listening(self, port: int) -> bool:
+        return False
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        return None
+
+    def rights(self) -> None:
+        return None
+
+    def own_image(self) -> str | None:
+        return None

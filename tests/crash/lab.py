@@ -14,8 +14,9 @@ import httpx
 import psutil
 
 from model_delivery.base.findings import Trouble
+from model_delivery.places.guarded import observed
 from model_delivery.places.host.place import Host
-from model_delivery.run.record import Record
+from model_delivery.run.record import Record, load
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.values.resources import RECORD_REF, Ref
 
@@ -114,8 +115,6 @@ class Lab:
         return Result(os.waitstatus_to_exitcode(status), said, events)
 
     def _act(self, act: Callable[[], Any], write: int, kill_at: int | None) -> None:
-        from model_delivery.tasks import delivering
-
         os.setpgid(0, 0)
         os.environ["MODEL_DELIVERY_HOME"] = str(self.home)
         count = 0
@@ -127,9 +126,9 @@ class Lab:
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
 
-        delivering.observer = observer
         try:
-            said, code = act(), 0
+            with observed(observer):
+                said, code = act(), 0
         except Trouble as trouble:
             said, code = {"trouble": trouble.text}, trouble.exit_code
         except BaseException as error:  # a forked child must never return into the test
@@ -145,7 +144,7 @@ class Lab:
     def record(self) -> Record:
         seen = self.host.get(NAME, RECORD_REF)
         assert seen is not None
-        return Record.model_validate(seen.resource.spec)
+        return load(seen.resource.spec)
 
     def answers(self) -> dict[str, Any]:
         """What the stable address says of its models."""
@@ -188,7 +187,7 @@ class Lab:
         kept = {o.status["pid"] for o in world.objects.values() if o.status.get("pid")}
         strays = [p.cmdline() for p in self.processes() if p.pid not in kept]
         assert not strays, strays
-        from model_delivery.verbs.service import status
+        from model_delivery.verbs.status import status
 
         assert status(self.host, NAME).changes == ()
         seen = [(e.release, e.attempt, e.outcome) for e in record.ended if e.outcome != "rolled back from"]

@@ -45,7 +45,7 @@ class Story:
 
 def first(lab: Lab) -> object:
     if lab.home.exists():
-        from model_delivery.verbs.service import down
+        from model_delivery.verbs.status import down
 
         down(lab.host, "crash")
     return None

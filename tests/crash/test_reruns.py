@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from model_delivery.base.findings import Retryable
 from model_delivery.base.progress import Progress, sink
+from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.process import ENGINE
 from model_delivery.values.resources import Ref
-from model_delivery.verbs.service import down
+from model_delivery.verbs.status import down
 from tests.crash.lab import NAME, Lab, Result
 from tests.parts.timing_engine import engine_folder
 
@@ -137,17 +138,12 @@ def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
     spec = lab.untested()
 
     def act() -> Any:
-        from model_delivery.tasks import delivering
-
-        told = delivering.observer
-
         def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-            told(when, verb, ref)
             if (when, ref.kind.name) == ("before", "Record"):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
-        delivering.observer = observer
-        return deliver.fn(spec, None)
+        with observed(observer):
+            return deliver.fn(spec, None)
 
     full = lab.run(act)
     assert full.code == 1, full.said

@@ -151,7 +151,7 @@ def test_a_record_of_a_newer_version_is_named_and_left_alone(lab: Lab) -> None:
     spec = lab.untested()
     lab.deliver(spec)
     (path,) = lab.host.home.glob(f"deliveries/{NAME}/objects/Record/*.json")
-    newer = path.read_text().replace('"record_version": 1', '"record_version": 2')
+    newer = path.read_text().replace('"record_version": 2', '"record_version": 3')
     path.write_text(newer)
     again = lab.deliver(spec)
     assert again.code == 1

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from model_delivery.places.host.engines import load_engine, make_environment
 from model_delivery.places.host.place import Host
-from model_delivery.run.record import Record
+from model_delivery.run.record import Record, load
 from model_delivery.values.resources import RECORD_REF
 from tests.parts.ports import free_port
 from tests.parts.prefect_server import Server, client_of, wait_for
@@ -55,7 +55,7 @@ class Service:
     def record(self) -> Record:
         seen = self.host.get(NAME, RECORD_REF)
         assert seen is not None
-        return Record.model_validate(seen.resource.spec)
+        return load(seen.resource.spec)
 
     @property
     def env(self) -> dict[str, str]:

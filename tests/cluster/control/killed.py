@@ -17,7 +17,7 @@ Event = tuple[str, str, str]
 MODULES = [
     "model_delivery.flows.deliver",
     "model_delivery.flows.rollback",
-    "model_delivery.verbs.adopting",
+    "model_delivery.verbs.adopt",
     "model_delivery.places.cluster.place",
     "model_delivery.targets.deployment",
     "model_delivery.targets.kserve",
@@ -83,14 +83,7 @@ def _opened(handed: Any) -> int:
 def _act(
     flow: str, arguments: str, kill_at: int | Event | None, occurrence: int, environ: dict[str, str], write: int
 ) -> None:
-    from model_delivery.flows.deliver import deliver
-    from model_delivery.flows.rollback import rollback
-    from model_delivery.places.opening import open_place
-    from model_delivery.spec import parse_spec
-    from model_delivery.targets import key_of
-    from model_delivery.targets.key import TargetKey
-    from model_delivery.tasks import delivering
-    from model_delivery.verbs import adopting
+    from model_delivery.places.guarded import observed
 
     os.environ.update(environ)
     count = met = 0
@@ -103,19 +96,10 @@ def _act(
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
 
-    delivering.observer = observer
     given = json.loads(arguments)
     try:
-        if flow == "deliver":
-            said: Any = deliver.fn(parse_spec(given["spec"]))
-        elif flow == "adopt":
-            spec = parse_spec(given["spec"])
-            place = open_place(key_of(spec.target))
-            found = adopting.look(place, spec, given["named"])
-            adopting.take(place, spec, found, observer)
-            said = {"release": found.release}
-        else:
-            said = rollback.fn(given["name"], given["to"], where=TargetKey.model_validate(given["where"]))
+        with observed(observer):
+            said = _do(flow, given)
         code = 0
     except Trouble as trouble:
         said, code = {"trouble": trouble.text}, trouble.exit_code
@@ -123,3 +107,21 @@ def _act(
         said, code = {"error": repr(error)}, 99
     os.write(write, json.dumps(said).encode() + b"\n")
     os._exit(code)
+
+
+def _do(flow: str, given: dict[str, Any]) -> Any:
+    from model_delivery.flows.deliver import deliver
+    from model_delivery.flows.rollback import rollback
+    from model_delivery.places.opening import Location
+    from model_delivery.spec import parse_spec
+    from model_delivery.verbs import adopt as adopting
+
+    if flow == "rollback":
+        return rollback.fn(given["name"], given["to"], where=Location.model_validate(given["where"]))
+    spec = parse_spec(given["spec"])
+    if flow == "deliver":
+        return deliver.fn(spec)
+    place = Location.of(spec.target.key()).open()
+    found = adopting.look(place, spec, given["named"])
+    adopting.take(place, spec, found)
+    return {"release": found.release}

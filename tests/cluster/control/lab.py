@@ -15,7 +15,7 @@ import pytest
 from model_delivery.base.findings import Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.cluster.place import Cluster as Place
-from model_delivery.run.record import Record
+from model_delivery.run.record import Record, load
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets.t9k import ML_SERVICE
 from model_delivery.values.resources import RECORD_REF, Ref, World
@@ -104,7 +104,7 @@ class Lab:
     def record(self) -> Record:
         seen = self.place.get(NAME, RECORD_REF)
         assert seen is not None
-        return Record.model_validate(seen.resource.spec)
+        return load(seen.resource.spec)
 
 
 @contextmanager

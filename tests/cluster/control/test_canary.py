@@ -13,11 +13,12 @@ import pytest
 from model_delivery.base.findings import GateFailed, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
+from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
-from model_delivery.tasks import delivering
 from model_delivery.values.resources import Ref
-from model_delivery.verbs import service
+from model_delivery.verbs.status import down, status
+from model_delivery.verbs.where import find
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -68,20 +69,20 @@ def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
             step = ref.name.removeprefix(f"{NAME}-").partition("-")[0]
             shares.setdefault(step, []).append(asked(gateway))
 
-    monkeypatch.setattr(delivering, "observer", measure)
-    promoted = deliver.fn(second)
+    with observed(measure):
+        promoted = deliver.fn(second)
     assert promoted["result"] == "promoted"
     old, new = label(first), label(second)
     steps = [Counter({old: 100}), Counter({old: 90, new: 10}), Counter({old: 50, new: 50})]
     assert shares == {"fetch": steps[:1], "smoke": steps, "load": steps}
     assert asked(gateway) == {new: 100}
-    assert service.status(lab.place, NAME).changes == ()
-    back = rollback.fn(NAME, done["release"], where=service.find(NAME, None, lab.namespace).key)
+    assert status(lab.place, NAME).changes == ()
+    back = rollback.fn(NAME, done["release"], where=find(NAME, None, lab.namespace).location)
     assert back["release"] == done["release"]
     assert asked(gateway) == {old: 100}
-    now = service.status(lab.place, NAME)
+    now = status(lab.place, NAME)
     assert (now.state, now.changes) == ("up", ())
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)
     assert not [ref for ref in lab.place.world(NAME).objects if ref.kind.name in ("Deployment", "HTTPRoute", "Service")]
 
 
@@ -100,7 +101,7 @@ def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> N
     route = world.objects[Ref(HTTP_ROUTE, NAME)].resource.spec["spec"]
     assert [(one["name"], one["weight"]) for one in route["rules"][0]["backendRefs"]] == [(f"{NAME}-{serves}", 100)]
     assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serves}"]
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()
 
 
 def test_without_a_gateway_a_canary_is_refused_before_anything_is_touched(lab: Lab) -> None:

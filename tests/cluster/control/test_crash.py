@@ -15,7 +15,7 @@ import pytest
 
 from model_delivery.run.lease import REF
 from model_delivery.spec import DeliverySpec
-from model_delivery.verbs import service
+from model_delivery.verbs.status import down, status
 from tests.cluster.control.killed import Result, run
 from tests.cluster.control.lab import NAME, Lab
 from tests.parts.cluster.waiting import until
@@ -52,7 +52,7 @@ def converged(lab: Lab, serving: str | None) -> None:
     assert place.get(NAME, REF) is None
     assert not jobs(lab) or record.ended[-1].exit_code != 0
     until(lambda: all(jobs(lab)), 30, "a step's Job does not end")
-    assert service.status(place, NAME).changes == ()
+    assert status(place, NAME).changes == ()
     ended = [(e.release, e.attempt, e.outcome) for e in record.ended if e.outcome != "rolled back from"]
     assert len(ended) == len(set(ended))
 
@@ -81,7 +81,7 @@ class Story:
 
 
 def down(lab: Lab) -> object:
-    return service.down(lab.place, NAME) if NAME in lab.place.deliveries() else None
+    return down(lab.place, NAME) if NAME in lab.place.deliveries() else None
 
 
 def served(lab: Lab) -> object:

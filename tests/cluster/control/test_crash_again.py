@@ -15,7 +15,7 @@ from model_delivery.run.lease import REF
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.values.resources import Ref
-from model_delivery.verbs import service
+from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.cluster.control.test_crash import SEED, converged, deliver, moments, served, spec
 from tests.parts.cluster import Cluster
@@ -43,7 +43,7 @@ def settled(lab: Lab, serving: str) -> None:
     assert [(one["name"], one["weight"]) for one in backends] == [(f"{NAME}-{serving}", 100)]
     assert not [ref for ref in world.objects if ref.kind.name == "Job"]
     assert lab.place.get(NAME, REF) is None
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()
 
 
 @pytest.mark.timeout(3600)

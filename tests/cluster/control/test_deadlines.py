@@ -11,7 +11,7 @@ import pytest
 
 from model_delivery.base.findings import Permanent
 from model_delivery.flows.deliver import deliver
-from model_delivery.tasks import delivering
+from model_delivery.places.guarded import observed
 from model_delivery.values.resources import Ref
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
@@ -73,6 +73,6 @@ def test_a_quota_that_is_used_up(lab: Lab, cluster: Cluster, monkeypatch: pytest
         failures = [one["lastTransitionTime"] for one in conditions if one["type"] == "ReplicaFailure"]
         since.extend(datetime.fromisoformat(stamp).timestamp() for stamp in failures)
 
-    monkeypatch.setattr(delivering, "observer", note)
-    end = ended_at(lab, "quota is used up", serving={"resources": {"limits": {"nvidia.com/gpu": 2}}})
+    with observed(note):
+        end = ended_at(lab, "quota is used up", serving={"resources": {"limits": {"nvidia.com/gpu": 2}}})
     assert 0 <= end - min(since) <= PROMISED

@@ -19,8 +19,8 @@ from model_delivery.base.findings import GateFailed, Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.cluster.rights import ROLE, _rights
-from model_delivery.targets.key import TargetKey
-from model_delivery.verbs import service
+from model_delivery.places.opening import Location
+from model_delivery.verbs.status import connection, down, logs, status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -49,12 +49,12 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     world = place.world(NAME)
     assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{second['release']}"]
     assert not [ref for ref in world.objects if ref.kind.name in ("Job", "HTTPRoute")]
-    status = service.status(place, NAME)
+    status = status(place, NAME)
     assert (status.state, status.changes) == ("up", ())
-    where = TargetKey(kind="deployment", namespace=lab.namespace)
+    where = Location(namespace=lab.namespace)
     back = rollback.fn(NAME, first["release"], where=where)
     assert back["release"] == first["release"]
-    assert service.down(place, NAME)
+    assert down(place, NAME)
     assert not [ref for ref in place.world(NAME).objects if ref.kind.name in ("Deployment", "Service")]
 
 
@@ -63,9 +63,9 @@ def test_what_is_deleted_by_hand_comes_back_with_the_next_run(lab: Lab) -> None:
     release = deliver.fn(spec)["release"]
     for thing in (f"deployment/{NAME}-{release}", f"service/{NAME}-{release}", f"service/{NAME}"):
         lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
-        assert len(service.status(lab.place, NAME).changes) == 1, thing
+        assert len(status(lab.place, NAME).changes) == 1, thing
         assert deliver.fn(spec)["result"] == "healed"
-        now = service.status(lab.place, NAME)
+        now = status(lab.place, NAME)
         assert (now.state, now.changes) == ("up", ())
     again = deliver.fn(spec)
     assert again["result"] == "unchanged"
@@ -83,7 +83,7 @@ def test_our_own_books_come_back_too_while_the_engine_serves_on(lab: Lab) -> Non
         lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
         again = deliver.fn(spec)
         assert (again["release"], lab.record.serving, engines()) == (release, release, before), thing
-        now = service.status(lab.place, NAME)
+        now = status(lab.place, NAME)
         assert (now.state, now.changes) == ("up", ())
 
 
@@ -95,8 +95,8 @@ def test_a_key_reaches_engine_and_tests_and_nothing_else(lab: Lab) -> None:
     everything = lab.cluster.kubectl("get", kinds, "-n", lab.namespace, "-o", "yaml", "--show-managed-fields")
     assert "secretKeyRef" in everything
     assert "s3cret-value" not in everything
-    assert "$(kubectl" in service.connection(lab.place, NAME).curl
-    assert b"s3cret-value" not in b"".join(service.logs(lab.place, NAME))
+    assert "$(kubectl" in connection(lab.place, NAME).curl
+    assert b"s3cret-value" not in b"".join(logs(lab.place, NAME))
 
 
 ODD = 'it\'s "odd"\n{{ .Values }} $(HOME) $$(HOME) $HOME `x` ünï'
@@ -121,7 +121,7 @@ def refused(lab: Lab, serves: str, **more: Any) -> str:
         deliver.fn(lab.spec(gates={"smoke": {"max_tokens": 16}, "throughput": None}, **more))
     assert lab.record.serving == serves
     assert [ref.name for ref in lab.place.world(NAME).objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serves}"]
-    now = service.status(lab.place, NAME)
+    now = status(lab.place, NAME)
     assert (now.state, now.changes) == ("up", ())
     return failed.value.text
 
@@ -147,7 +147,7 @@ def test_a_release_that_answers_wrong_is_withdrawn(lab: Lab) -> None:
     with pytest.raises(GateFailed, match="Atlantis"):
         deliver.fn(lab.spec(gates={"smoke": {"max_tokens": 16, "expect": "Atlantis"}, "throughput": None}))
     assert lab.record.serving == serves
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()
 
 
 def test_two_releases_that_need_all_gpus_are_refused_or_recreated(lab: Lab) -> None:
@@ -202,7 +202,7 @@ def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: py
     assert done["result"] == "promoted"
     again = deliver.fn(lab.spec(gates=gates, serving={"resources": {"limits": {"nvidia.com/gpu": 2}}}))
     assert again["result"] == "promoted", "nodes are unknown: nothing is refused for their sake"
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)
 
 
 def test_an_api_server_that_dies_in_the_middle_of_a_delivery_is_waited_for(lab: Lab) -> None:
@@ -219,4 +219,4 @@ def test_an_api_server_that_dies_in_the_middle_of_a_delivery_is_waited_for(lab: 
         lab.cluster.programs.stop("kube-apiserver", grace=0)
         lab.cluster.start_apiserver()
         assert run.result()["result"] == "promoted"
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()

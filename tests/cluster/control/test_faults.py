@@ -17,11 +17,11 @@ from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import Permanent, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.places.guarded import observed
 from model_delivery.run.lease import Lease
 from model_delivery.spec import DeliverySpec
-from model_delivery.tasks import delivering
 from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
-from model_delivery.verbs import service
+from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.faulty_api import Fault, FaultyApi, faulty_api
@@ -195,7 +195,7 @@ def test_another_manager_of_the_route_is_named_and_taken_from_only_when_asked(la
     with pytest.raises(Permanent, match=r'(?s)another field manager.*selector.* is held by "somebody".*--take-over'):
         deliver.fn(spec)
     assert deliver.fn(spec, take_over=True)["result"] == "healed"
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()
 
 
 def test_a_run_that_holds_the_lease_is_named(lab: Lab) -> None:
@@ -219,9 +219,8 @@ def test_a_record_that_another_changed_stops_the_run_and_the_next_one_goes_on(
             )
 
     spec = lab.spec(gates=SMOKE_ONLY)
-    with monkeypatch.context() as patch:
-        patch.setattr(delivering, "observer", meddle)
-        with pytest.raises(Permanent, match=r"(?s)the record of small was changed by another run.*run again"):
-            deliver.fn(spec)
+    changed = r"(?s)the record of small was changed by another run.*run again"
+    with observed(meddle), pytest.raises(Permanent, match=changed):
+        deliver.fn(spec)
     assert deliver.fn(spec)["result"] == "promoted"
-    assert service.status(lab.place, NAME).changes == ()
+    assert status(lab.place, NAME).changes == ()

@@ -19,15 +19,15 @@ from model_delivery.base.findings import GateFailed, Permanent, Refused, Retryab
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.cluster.rights import ROLE, _rights
+from model_delivery.places.opening import Location
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.key import TargetKey
 from model_delivery.targets.kserve import KServe as Target
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.readiness import Failed, InProgress, Readiness
 from model_delivery.values.release import Release
 from model_delivery.values.resources import Ref
-from model_delivery.verbs import service
+from model_delivery.verbs.status import down, status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import PlayedNode
@@ -88,7 +88,7 @@ def alone(lab: Lab, release: str) -> None:
         f"ServingRuntime/{NAME}-{release}",
     }
     assert (lab.record.serving, lab.routed_to(world)) == (release, release)
-    status = service.status(lab.place, NAME)
+    status = status(lab.place, NAME)
     assert (status.state, status.changes) == ("up", ())
 
 
@@ -121,10 +121,10 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     second = deliver.fn(lab.spec())
     assert second["result"] == "promoted"
     alone(lab, second["release"])
-    back = rollback.fn(NAME, first["release"], where=TargetKey(kind="kserve", namespace=lab.namespace))
+    back = rollback.fn(NAME, first["release"], where=Location(namespace=lab.namespace))
     assert back["release"] == first["release"]
     alone(lab, first["release"])
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)
     assert {ref.kind.name for ref in lab.place.world(NAME).objects} <= {"Record", "Release", "ConfigMap"}
 
 
@@ -165,14 +165,14 @@ def test_what_is_deleted_or_changed_by_hand_is_healed(lab: Lab) -> None:
     main = f"{NAME}-{release}"
     for thing in (f"isvc/{main}", f"servingruntime/{main}", f"service/{NAME}"):
         lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
-        assert len(service.status(lab.place, NAME).changes) == 1, thing
+        assert len(status(lab.place, NAME).changes) == 1, thing
         assert deliver.fn(wanted)["result"] == "healed"
         alone(lab, release)
     theirs = json.dumps({"spec": {"predictor": {"minReplicas": 2, "maxReplicas": 2}}})
     lab.cluster.kubectl(
         "patch", "isvc", main, "-n", lab.namespace, "--type=merge", "-p", theirs, "--field-manager=somebody"
     )
-    assert "somebody" in str(service.status(lab.place, NAME).changes)
+    assert "somebody" in str(status(lab.place, NAME).changes)
     with pytest.raises(Permanent, match=r'(?s)minReplicas is held by "somebody".*--take-over'):
         deliver.fn(wanted)
     assert deliver.fn(wanted, take_over=True)["result"] == "healed"
@@ -217,7 +217,7 @@ def test_a_canary_gets_its_weight_through_a_gateway(lab: Lab) -> None:
         second = run.result()
         one, two = (f"{NAME}-{done['release']}-predictor" for done in (first, second))
         assert {((one, 80, 100),), ((one, 80, 80), (two, 80, 20)), ((two, 80, 100),)} <= weights
-        assert service.status(lab.place, NAME).changes == ()
+        assert status(lab.place, NAME).changes == ()
 
 
 def test_pods_that_are_refused_while_the_service_says_ready_are_told(lab: Lab, kserve: KServe) -> None:
@@ -319,4 +319,4 @@ def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: py
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
     until(lambda: not list(_rights(wanted, lab.place)), 20, "the authorizer follows its watch")
     assert deliver.fn(wanted)["result"] == "promoted"
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)

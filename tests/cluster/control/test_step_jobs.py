@@ -14,8 +14,8 @@ from huggingface_hub import close_session
 
 from model_delivery.base.findings import Finding, Interrupted
 from model_delivery.flows.deliver import deliver
+from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
-from model_delivery.tasks import delivering
 from model_delivery.values.resources import Ref
 from tests.cluster.control.lab import ENGINE, RUNNER, Lab, delivering_lab
 from tests.fetch.test_transfer import Proxy
@@ -42,8 +42,7 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
         if ref.kind.name == "Deployment":
             raise Interrupted(Finding("todo", "enough"))
 
-    monkeypatch.setattr(delivering, "observer", stop)
-    with pytest.raises(Interrupted):
+    with observed(stop), pytest.raises(Interrupted):
         deliver.fn(spec)
 
     def succeeded() -> dict[str, Any] | None:

@@ -19,9 +19,10 @@ from model_delivery.base.findings import GateFailed, Permanent, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.cluster.rights import ROLE, _rights
+from model_delivery.places.opening import Location
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.key import TargetKey
-from model_delivery.verbs import service
+from model_delivery.verbs.plan import plan
+from model_delivery.verbs.status import down, status
 from tests.cluster.control.lab import ALL_GPUS, NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
@@ -58,7 +59,7 @@ def alone(lab: Lab, release: str) -> None:
     assert (now["default"], [one["name"] for one in now["releases"]]) == (release, [release])
     assert lab.record.serving == release
     assert len([ref for ref in lab.place.world(NAME).objects if ref.kind.name == "MLServiceRuntime"]) == 1
-    status = service.status(lab.place, NAME)
+    status = status(lab.place, NAME)
     assert (status.state, status.changes) == ("up", ())
 
 
@@ -95,7 +96,7 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab, t9k: StandIn) -> N
     first = deliver.fn(first_spec)
     one = first["release"]
     assert first["result"] == "promoted"
-    assert first["url"] == live(lab)["status"]["address"]["url"] == service.status(lab.place, NAME).url
+    assert first["url"] == live(lab)["status"]["address"]["url"] == status(lab.place, NAME).url
     assert (again := deliver.fn(first_spec))["result"] == "unchanged", again
     second = deliver.fn(lab.spec(rollout={"strategy": "canary", "steps": [10, 50], "soak": "0s"}))
     two = second["release"]
@@ -109,14 +110,14 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab, t9k: StandIn) -> N
         (two, None, (100,)),
     ]
     alone(lab, two)
-    where = TargetKey(kind="t9k", namespace=lab.namespace)
+    where = Location(namespace=lab.namespace)
     assert rollback.fn(NAME, one, where=where)["release"] == one
     alone(lab, one)
     events = lab.cluster.kubectl(
         "get", "events", "-n", lab.namespace, "--field-selector", f"involvedObject.name={NAME}", "-o", "name"
     )
     assert len(events.split()) >= 2, "Created and Ready"
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)
     until(lambda: nothing(lab), 30, "its pods do not end")
 
 
@@ -138,7 +139,7 @@ def test_a_refused_release_is_withdrawn_and_the_first_is_untouched(lab: Lab, t9k
 
 
 def test_a_refused_first_release_leaves_no_service(lab: Lab) -> None:
-    planned = service.plan(lab.place, spec(lab))
+    planned = plan(lab.place, spec(lab))
     assert planned.stages == ("dark (with all of the traffic at once)", "promote")
     with pytest.raises(GateFailed, match="Atlantis"):
         deliver.fn(spec(lab, expect="Atlantis"))
@@ -149,7 +150,7 @@ def test_a_refused_first_release_leaves_no_service(lab: Lab) -> None:
         deliver.fn(spec(lab, target={"image": absent}))
     until(lambda: nothing(lab), 30, "its pods do not end")
     deliver.fn(spec(lab))
-    assert service.status(lab.place, NAME).state == "up"
+    assert status(lab.place, NAME).state == "up"
 
 
 def test_what_is_deleted_or_changed_by_hand_is_healed(lab: Lab) -> None:
@@ -158,14 +159,14 @@ def test_what_is_deleted_or_changed_by_hand_is_healed(lab: Lab) -> None:
     runtime = live(lab)["spec"]["releases"][0]["predictor"]["model"]["runtime"]
     for thing in (f"mlservice/{NAME}", f"mlserviceruntime/{runtime}"):
         lab.cluster.kubectl("delete", thing, "-n", lab.namespace)
-        assert len(service.status(lab.place, NAME).changes) == 1, thing
+        assert len(status(lab.place, NAME).changes) == 1, thing
         assert deliver.fn(wanted)["result"] == "healed"
         alone(lab, release)
     replicas = [{"op": "replace", "path": "/spec/releases/0/predictor/minReplicas", "value": 0}]
     lab.cluster.kubectl(
         "patch", "mls", NAME, "-n", lab.namespace, "--type=json", "-p", json.dumps(replicas), "--field-manager=somebody"
     )
-    assert "somebody" in str(service.status(lab.place, NAME).changes)
+    assert "somebody" in str(status(lab.place, NAME).changes)
     with pytest.raises(Permanent, match=r'(?s)spec.releases is held by "somebody".*--take-over'):
         deliver.fn(wanted)
     assert deliver.fn(wanted, take_over=True)["result"] == "healed"
@@ -249,7 +250,7 @@ def answered(lab: Lab, url: str) -> str:
 def test_the_notebook_is_made_and_stays(lab: Lab) -> None:
     storage = {"claim": f"{NAME}-models", "size": "1Gi", "storage_class": "late", "notebook": True}
     deliver.fn(spec(lab, storage=storage))
-    service.down(lab.place, NAME)
+    down(lab.place, NAME)
     found = json.loads(lab.cluster.kubectl("get", "notebook", f"{NAME}-models", "-n", lab.namespace, "-o", "json"))
     assert found["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == f"{NAME}-models"
 
@@ -266,7 +267,7 @@ def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: py
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
     until(lambda: not list(_rights(wanted, lab.place)), 20, "the authorizer follows its watch")
     assert deliver.fn(wanted)["result"] == "promoted"
-    assert service.down(lab.place, NAME)
+    assert down(lab.place, NAME)
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from model_delivery.places.cluster.place import Cluster as Place
-from model_delivery.run.record import Record
+from model_delivery.run.record import Record, load
 from model_delivery.values.resources import RECORD_REF
-from model_delivery.verbs import service
+from model_delivery.verbs.status import status
 from tests.parts.cluster.node import ADDRESS, Node
 from tests.parts.gateway import running_gateway
 from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
@@ -88,7 +88,7 @@ class Lab:
     @property
     def url(self) -> str:
         """Of the service, as ``status`` tells it."""
-        found = service.status(self.place, NAME).url
+        found = status(self.place, NAME).url
         assert found
         return found
 
@@ -96,7 +96,7 @@ class Lab:
     def record(self) -> Record:
         seen = self.place.get(NAME, RECORD_REF)
         assert seen is not None
-        return Record.model_validate(seen.resource.spec)
+        return load(seen.resource.spec)
 
 
 @contextmanager

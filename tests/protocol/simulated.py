@@ -47,7 +47,7 @@ class Clock:
 class Target(Process):
     """``together``: one object is the route and holds the releases, as T9k's MLService does."""
 
-    can: Capabilities = Capabilities(dark_first=True, weights="slots")  # type: ignore[assignment]
+    can: Capabilities
     together: bool = False
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:

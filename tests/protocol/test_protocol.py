@@ -157,7 +157,7 @@ class Deliveries(RuleBasedStateMachine):
         lease = Lease(self.place, "m", run.request, self.clock)  # type: ignore[arg-type]
         run.holder = lease.holder
         lease.acquire("wait", timeout=300)
-        with observed(lambda when, verb, ref: self._pause()):
+        with observed(lambda *_: self._pause()):
             place = guarded(self.place, lease.fence)  # type: ignore[arg-type]
         seen = place.get("m", RECORD_REF)
         now = (

@@ -21,7 +21,7 @@ from model_delivery.values.resources import Ref, World
 from model_delivery.values.rollout import stages
 from model_delivery.values.serving import Serving, Storage
 from model_delivery.values.snapshot import Snapshot
-from model_delivery.verbs.plan import render
+from model_delivery.verbs.plan import render as rendered
 from tests.parts.t9k import filled
 
 # The seed's facts: what T9k's vLLM example and its published variants make by hand.
@@ -43,7 +43,7 @@ def without(made: Any, *keys: str) -> Any:
 
 @pytest.mark.parametrize("name", SEED)
 def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
-    made, _ = render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)
+    made, _ = rendered(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)
     claim, runtime, given = made
     assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", "vllm")
     if name == "codellama-7b":
@@ -87,7 +87,7 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
 
 def test_only_a_startup_timeout_of_ones_own_sets_a_variable() -> None:
     made = {
-        name: render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"]
+        name: rendered(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"]
         for name in SEED
     }
     env = {name: one["spec"]["containers"][0].get("env") for name, one in made.items()}
@@ -101,7 +101,7 @@ def test_only_a_startup_timeout_of_ones_own_sets_a_variable() -> None:
 
 def test_the_notebook_lies_on_the_claim_and_is_called_as_it() -> None:
     spec = load_spec(Path("deliveries/codellama-7b.yaml"))
-    made, _ = render(
+    made, _ = rendered(
         spec.model_copy(update={"storage": spec.storage.model_copy(update={"notebook": True})}), offline=True
     )
     (notebook,) = [one for one in made if one["kind"] == "Notebook"]
@@ -119,7 +119,7 @@ def test_a_release_whose_id_looks_like_a_number_stays_text(tmp_path: Path) -> No
 
     def rendered(seed: int) -> str:
         given["serving"]["args"] = [f"--seed={seed}"]
-        made, _ = render(parse_spec(given), offline=True)
+        made, _ = rendered(parse_spec(given), offline=True)
         return str(made[-1]["spec"]["default"])
 
     seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", rendered(seed)))

@@ -15,7 +15,8 @@ import pytest
 
 from model_delivery.run.lease import REF
 from model_delivery.spec import DeliverySpec
-from model_delivery.verbs.status import down, status
+from model_delivery.verbs.status import down as take_down
+from model_delivery.verbs.status import status
 from tests.cluster.control.killed import Result, run
 from tests.cluster.control.lab import NAME, Lab
 from tests.parts.cluster.waiting import until
@@ -81,7 +82,7 @@ class Story:
 
 
 def down(lab: Lab) -> object:
-    return down(lab.place, NAME) if NAME in lab.place.deliveries() else None
+    return take_down(lab.place, NAME) if NAME in lab.place.deliveries() else None
 
 
 def served(lab: Lab) -> object:

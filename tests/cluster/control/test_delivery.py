@@ -49,8 +49,8 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     world = place.world(NAME)
     assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{second['release']}"]
     assert not [ref for ref in world.objects if ref.kind.name in ("Job", "HTTPRoute")]
-    status = status(place, NAME)
-    assert (status.state, status.changes) == ("up", ())
+    seen = status(place, NAME)
+    assert (seen.state, seen.changes) == ("up", ())
     where = Location(namespace=lab.namespace)
     back = rollback.fn(NAME, first["release"], where=where)
     assert back["release"] == first["release"]

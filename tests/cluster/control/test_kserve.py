@@ -88,8 +88,8 @@ def alone(lab: Lab, release: str) -> None:
         f"ServingRuntime/{NAME}-{release}",
     }
     assert (lab.record.serving, lab.routed_to(world)) == (release, release)
-    status = status(lab.place, NAME)
-    assert (status.state, status.changes) == ("up", ())
+    seen = status(lab.place, NAME)
+    assert (seen.state, seen.changes) == ("up", ())
 
 
 def readiness(lab: Lab, release: str) -> Readiness:

@@ -59,8 +59,8 @@ def alone(lab: Lab, release: str) -> None:
     assert (now["default"], [one["name"] for one in now["releases"]]) == (release, [release])
     assert lab.record.serving == release
     assert len([ref for ref in lab.place.world(NAME).objects if ref.kind.name == "MLServiceRuntime"]) == 1
-    status = status(lab.place, NAME)
-    assert (status.state, status.changes) == ("up", ())
+    seen = status(lab.place, NAME)
+    assert (seen.state, seen.changes) == ("up", ())
 
 
 def process(lab: Lab, release: str) -> int:

@@ -256,7 +256,6 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate().release}")
     where = keep(written)
     if not judged.passed:
-        why = [Finding("todo", reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
         main = session.place.world(session.delivery).objects.get(
             session.target.main(session.delivery, candidate().release)
         )
@@ -269,7 +268,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
             "read the report",
             shown,
         )
-        raise GateFailed(*why, end)
+        raise GateFailed(*judged.findings(), end)
 
 
 @step("watch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,6 +16,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.utilities.callables import parameter_schema
 
 from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
 
 if TYPE_CHECKING:
@@ -24,10 +26,19 @@ ENTRYPOINT = "model_delivery.flows.deliver.deliver"
 ANSWER_SECONDS = 5.0
 
 
-def register(spec: DeliverySpec, pool: str) -> str:
-    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool ``pool``; returns its id.
+@dataclass(frozen=True)
+class Registered:
+    """``older``: others on the server that an older version made, and that cannot run any more."""
 
-    Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused when it has no such pool.
+    id: str
+    older: tuple[str, ...]
+
+
+def register(spec: DeliverySpec, pool: str) -> Registered:
+    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool ``pool``.
+
+    Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused when it
+    has no such pool.
     """
     with server() as client:
         _check_pool(client, pool)
@@ -43,26 +54,47 @@ def register(spec: DeliverySpec, pool: str) -> str:
             pull_steps=[],
             description=f"Delivers {spec.name}: made by `deliver register`; register again after the spec has changed.",
         )
-    return str(made)
+        return Registered(str(made), _older(client))
+
+
+def _older(client: SyncPrefectClient) -> tuple[str, ...]:
+    names: list[str] = []
+    seen = 0
+    while page := client.read_deployments(offset=seen):
+        seen += len(page)
+        names += [f"{d.entrypoint.split('.')[-1]}/{d.name}" for d in page if d.entrypoint in older.ENTRYPOINTS]
+    return tuple(sorted(names))
 
 
 @contextmanager
 def server() -> Iterator[SyncPrefectClient]:
-    """A client of the server that Prefect's settings name; Permanent, with what to start, when none is named or none answers within 5 s."""
+    """A client of the server that Prefect's settings name.
+
+    Permanent, with what to start, when none is named or none answers within 5 s.
+    """
     url = PREFECT_API_URL.value()
     if url is None:
         why = "PREFECT_API_URL is set neither in the environment nor in the profile"
-        raise Permanent(Finding("todo", "no Prefect server is named", why, _start("http://127.0.0.1:4200/api")))
+        raise Permanent(
+            Finding("prefect.no-address", "no Prefect server is named", why, _start("http://127.0.0.1:4200/api"))
+        )
     with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}):
         try:
             with get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
                 client.hello()
         except httpx.HTTPStatusError as error:
             what = f"the Prefect server at {url} refused the call"
-            raise Permanent(Finding("todo", what, str(error), "check PREFECT_API_URL and its key")) from error
+            raise Permanent(
+                Finding("prefect.refused", what, str(error), "check PREFECT_API_URL and its key")
+            ) from error
         except httpx.HTTPError as error:
             raise Permanent(
-                Finding("todo", f"no Prefect server answers at {url}", str(error) or type(error).__name__, _start(url))
+                Finding(
+                    "prefect.no-answer",
+                    f"no Prefect server answers at {url}",
+                    str(error) or type(error).__name__,
+                    _start(url),
+                )
             ) from error
     with get_client(sync_client=True) as client:
         yield client
@@ -81,7 +113,9 @@ def _check_pool(client: SyncPrefectClient, pool: str) -> None:
     except ObjectNotFound:
         known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
         fix = f"`prefect worker start --pool {pool} --type process` makes it, and works for it"
-        raise Refused(Finding("todo", f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)) from None
+        raise Refused(
+            Finding("prefect.no-pool", f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)
+        ) from None
 
 
 def _schedules(spec: DeliverySpec) -> list[DeploymentScheduleCreate]:

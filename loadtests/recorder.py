@@ -13,7 +13,7 @@ SECOND = 1_000_000_000
 
 
 class Recorder:
-    """``open_at`` and ``close_at`` bound the measured time in ns; latencies are of the requests that were to start in it."""
+    """``open_at`` and ``close_at`` bound the measured time in ns; latencies are of what was to start in it."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -47,39 +47,37 @@ class Recorder:
         if not measured:
             return
         counts["requests"] += 1
+        part = self.slice(stream.intended)
         if failure is not None:
             tally.errors[failure] += 1
-            self.slice(stream.intended).errors += 1
+            part.counts["errors"] += 1
             return
         counts["good"] += 1
         counts["output"] += tokens
         counts["prompt"] += int((stream.usage or {}).get("prompt_tokens") or 0)
         counts["events"] += len(times)
         counts["coalesced"] += stream.coalesced
-        latencies = {"ttft": stream.first_text - stream.intended, "e2e": stream.end - stream.intended}
+        ends = {"ttft": stream.first_text, "e2e": stream.end, "first_event": times[0], "send_lag": stream.start}
+        latencies = {key: end - stream.intended for key, end in ends.items()}
         if tokens > 1:
             latencies["tpot"] = (times[-1] - times[0]) // (tokens - 1)
         counts["within"] += self._within(latencies, bins)
-        histograms = tally.histograms
-        histograms["itl"].bins.update(bins)
-        histograms["first_event"].add([times[0] - stream.intended])
-        histograms["send_lag"].add([stream.start - stream.intended])
+        tally.histograms["itl"].bins.update(bins)
         for key, ns in latencies.items():
-            histograms[key].add([ns])
-        self.slice(stream.intended).ttft.add([latencies["ttft"]])
+            tally.histograms[key].add([ns])
+            if key in part.histograms:
+                part.histograms[key].add([ns])
 
     def _over_time(self, times: list[int], bins: list[int], share: float, *, good: bool) -> None:
         """Lay the events into the slices in which they came, and into the output rate when that was in the measured time."""
         first, last = bisect_left(times, self.open_at), bisect_left(times, self.close_at)
-        self.tally.tokens_in_time += share * (last - first)
+        self.tally.tokens += share * (last - first)
         while first < last:
-            one = self.slice(times[first])
-            end = min(
-                last, bisect_left(times, times[first] - (times[first] - self.open_at) % self.step + self.step, first)
-            )
-            one.tokens += share * (end - first)
+            part, at = self.slice(times[first]), times[first]
+            end = min(last, bisect_left(times, at - (at - self.open_at) % self.step + self.step, first))
+            part.tokens += share * (end - first)
             if good:
-                one.itl.bins.update(bins[max(0, first - 1) : end - 1])
+                part.histograms["itl"].bins.update(bins[max(0, first - 1) : end - 1])
             first = end
 
     def _within(self, latencies: dict[str, int], bins: list[int]) -> bool:
@@ -96,7 +94,7 @@ class Recorder:
         """The loop was ``lag`` ns late at ``at``: what it cannot read in time it may report as the server's latency."""
         if self.open_at <= at < self.close_at:
             self.tally.histograms["lag"].add([lag])
-            self.slice(at).in_flight = self.running
+            self.slice(at).counts["in_flight"] = self.running
 
     def finished(self, now: int, cpu: float) -> None:
         """The measured time is over, or ends now because enough was asked; ``cpu``: seconds of this process in it."""

@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -104,14 +105,17 @@ def wait_for_server(process: psutil.Popen, server: Server, timeout: float = 120.
     raise RuntimeError("the Prefect server did not start:\n" + "\n".join(log))
 
 
-def start_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> psutil.Popen:
-    """Begin to start a process worker of the pool ``local`` (which it makes where it is missing)."""
+def start_worker(
+    server: Server,
+    extra_env: Mapping[str, str] | None = None,
+    *,
+    pool: str = POOL,
+    prefect: Sequence[str] = (PREFECT,),
+) -> psutil.Popen:
+    """Begin to start a process worker of ``pool`` (which it makes where it is missing)."""
     env = {**server.env, "PREFECT_WORKER_QUERY_SECONDS": "1", **(extra_env or {})}
-    return start(
-        [PREFECT, "worker", "start", "--pool", POOL, "--type", "process", "--name", "here"],
-        env,
-        server.home / "worker.log",
-    )
+    command = [*prefect, "worker", "start", "--pool", pool, "--type", "process", "--name", "here"]
+    return start(command, env, server.home / "worker.log")
 
 
 @contextmanager
@@ -126,9 +130,9 @@ def running_server(home: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def running_worker(server: Server, extra_env: Mapping[str, str] | None = None) -> Iterator[int]:
+def running_worker(server: Server, extra_env: Mapping[str, str] | None = None, **more: Any) -> Iterator[int]:
     """A worker, for the length of the block: stop it before its server. Yields its process id."""
-    process = start_worker(server, extra_env)
+    process = start_worker(server, extra_env, **more)
     try:
         yield process.pid
     finally:

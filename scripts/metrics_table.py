@@ -1,11 +1,11 @@
-"""The table of metrics in docs/loadtest.md, made from delivery/metrics.py: writes it; tests/unit/test_docs.py compares."""
+"""The table of metrics in docs/loadtest.md, made from model_delivery/values/metrics.py: writes it; tests/unit/test_docs.py compares."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from model_delivery.measure.metrics import LATENCIES, RATES
+from model_delivery.values.metrics import METRICS
 
 FILE = Path(__file__).parent.parent / "docs" / "loadtest.md"
 PLACE = re.compile(r"<!-- metrics -->.*?\n\n(?=Percentiles)", re.DOTALL)
@@ -13,7 +13,7 @@ PLACE = re.compile(r"<!-- metrics -->.*?\n\n(?=Percentiles)", re.DOTALL)
 
 def table() -> str:
     lines = ["<!-- metrics -->", "| key | | unit | |", "|---|---|---|---|"]
-    lines += [f"| `{m.key}` | {m.title} | {m.unit or 'share'} | {m.meaning} |" for m in (*LATENCIES, *RATES)]
+    lines += [f"| `{m.key}` | {m.title} | {m.unit or 'share'} | {m.meaning} |" for m in METRICS]
     return "\n".join(lines) + "\n\n"
 
 

@@ -253,14 +253,11 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate.release}")
     where = keep(session, written)
     if not judged.passed:
-        why = [
-            Finding(reason.code, reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed
-        ]
         main = session.world().objects.get(session.target.main(session.delivery, session.release(candidate.release)))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
         what, still = f"the release was refused at stage {stage.phase}", "the previous release, if any, still serves"
-        raise GateFailed(*why, Finding("gate.refused", what, still, "read the report", shown))
+        raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
 
 
 @step("watch")

@@ -233,7 +233,7 @@ def measured(tool: str, url: str, model: Path, users: int, out: Path) -> Row:
     good, rate, told = read(file)
     if not rate:
         tally = Tally(json.loads(file.read_bytes()))
-        rate = tally.tokens_in_time / max(tally.seconds)
+        rate = tally.tokens / max(tally.seconds)
     return Row(users, tool, good, rate, told, server, cpu)
 
 

@@ -19,9 +19,15 @@ def register(file: Path, pool: str, as_json: bool) -> None:
     spec = load_spec(file)
     from model_delivery.flows.registration import register as make
 
-    made = make(spec, pool)
-    text = f"registered deliver/{spec.name} in pool {pool}\nrun it: prefect deployment run 'deliver/{spec.name}'"
-    printing.emit({"deployment": f"deliver/{spec.name}", "id": made, "pool": pool}, machine=as_json, text=text)
+    made, name = make(spec, pool), f"deliver/{spec.name}"
+    lines = [f"registered {name} in pool {pool}", f"run it: prefect deployment run '{name}'"]
+    if made.older:
+        lines.append(
+            f"made by an older version, and refused when run: {', '.join(made.older)}\n"
+            "run `deliver register FILE` (or `prefect deploy --all`) again for each"
+        )
+    value = {"deployment": name, "id": made.id, "pool": pool, "older": made.older}
+    printing.emit(value, machine=as_json, text="\n".join(lines))
 
 
 VERBS = (register,)

@@ -1,7 +1,8 @@
 """Has it become slower than the release before? Welch's t-test on the logarithms of each run's figures; pure.
 
-One-sided, 95 % sure of all metrics together (Bonferroni): a regression is named when the change is beyond the noise *and* larger than allowed.
-The noise bound is what the test could miss or imagine; where it is wider than what is allowed, that is said instead of a verdict.
+One-sided, 95 % sure of all metrics together (Bonferroni): a regression is named when the change is
+beyond the noise *and* larger than allowed. The noise bound is what the test could miss or imagine;
+where it is wider than what is allowed, that is said instead of a verdict.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from statistics import fmean, variance
 from typing import Literal
 
 from model_delivery.measure.metrics import LoadReport
+from model_delivery.values.metrics import HEADLINES, Figure
 
 CONFIDENCE = 0.95
-JUDGED = ("ttft_p95", "itl_p95", "tpot_p95", "output_tokens_per_second")
-LOWER_IS_WORSE = ("output_tokens_per_second",)
+Outcome = Literal["regressed", "no regression", "not resolved"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric: means of the runs, ``worse`` by how much (a share; negative: better), ± ``noise`` (None: one run shows none)."""
+    """Of the runs' means; ``worse`` by a share (negative: better), ± ``noise`` (None: one run shows none)."""
 
-    key: str
+    figure: Figure
     before: float
     after: float
     worse: float
     noise: float | None
-    outcome: Literal["regressed", "no regression", "not resolved"]
+    outcome: Outcome
 
 
 def comparable(new: LoadReport, old: LoadReport) -> str | None:
@@ -43,26 +44,29 @@ def comparable(new: LoadReport, old: LoadReport) -> str | None:
 
 def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Comparison, ...]:
     """Every judged metric that both have; ``allowed``: the share by which a metric may be worse."""
-    keys = [key for key in JUDGED if all(run.get(key, 0) > 0 for run in (*new.runs, *old.runs))]
-    return tuple(_one(key, [r[key] for r in new.runs], [r[key] for r in old.runs], allowed, len(keys)) for key in keys)
+    figures = [
+        f for f in HEADLINES if f.metric.compared and all(run.get(f.name, 0) > 0 for run in (*new.runs, *old.runs))
+    ]
+    runs = [[[run[f.name] for run in load.runs] for load in (new, old)] for f in figures]
+    return tuple(_comparison(f, *both, allowed, len(figures)) for f, both in zip(figures, runs, strict=True))
 
 
-def _one(key: str, new: Sequence[float], old: Sequence[float], allowed: float, tests: int) -> Comparison:
-    sign = -1 if key in LOWER_IS_WORSE else 1
+def _comparison(figure: Figure, new: Sequence[float], old: Sequence[float], allowed: float, tests: int) -> Comparison:
+    sign = -1 if figure.metric.worse == "below" else 1
     logs = [[sign * math.log(value) for value in runs] for runs in (new, old)]
     step = fmean(logs[0]) - fmean(logs[1])
     noise = _noise(logs, 1 - (1 - CONFIDENCE) / tests)
     worse = math.expm1(step)
-    outcome: Literal["regressed", "no regression", "not resolved"] = "no regression"
+    outcome: Outcome = "no regression"
     if noise is None or math.expm1(noise) > allowed:
         outcome = "not resolved"
     if noise is not None and step > noise and worse > allowed:
         outcome = "regressed"
-    return Comparison(key, fmean(old), fmean(new), worse, None if noise is None else math.expm1(noise), outcome)
+    return Comparison(figure, fmean(old), fmean(new), worse, None if noise is None else math.expm1(noise), outcome)
 
 
 def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:
-    """The half-width of the one-sided interval of the difference of two means (Welch, Satterthwaite's degrees of freedom)."""
+    """Half the one-sided interval of the difference of two means (Welch, Satterthwaite's degrees of freedom)."""
     if min(map(len, logs)) < 2:
         return None
     parts = [variance(values) / len(values) for values in logs]

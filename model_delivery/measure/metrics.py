@@ -1,70 +1,30 @@
-"""What a load test measures: one table that SLO keys, reports and docs read; histograms and tallies that add up exactly."""
+"""A load test's counts and histograms, which add up exactly, and the report that is made of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
-PERCENTILES = (50, 90, 95, 99)
+from model_delivery.values.metrics import HEADLINES, LATENCIES, PERCENTILES, Figure
+
 MANTISSA = 11
-
-
-@dataclass(frozen=True)
-class Metric:
-    """``unit`` is ms, 1/s or a share; ``worse`` says on which side of a bound it fails."""
-
-    key: str
-    title: str
-    unit: Literal["ms", "tok/s", "req/s", ""]
-    meaning: str
-    worse: Literal["above", "below"] = "above"
-
-
-LATENCIES = (
-    Metric("ttft", "TTFT", "ms", "time to first token: from the (intended) start of a request to its first text"),
-    Metric("itl", "ITL", "ms", "inter-token latency: between two stream events of one request, each counted"),
-    Metric("tpot", "TPOT", "ms", "time per output token after the first, by request: (last − first) / (tokens − 1)"),
-    Metric("e2e", "end-to-end", "ms", "from the (intended) start of a request to its end"),
-    Metric(
-        "first_event",
-        "first event",
-        "ms",
-        "to the first token event, where that had no text (half a character) and so is not TTFT",
-    ),
-)
-RATES = (
-    Metric(
-        "output_tokens_per_second",
-        "output rate",
-        "tok/s",
-        "output tokens (by the server's usage) that arrived in the measured time",
-        "below",
-    ),
-    Metric("requests_per_second", "request rate", "req/s", "good requests started in the measured time", "below"),
-    Metric("goodput", "goodput", "req/s", "good requests that themselves kept every latency bound of the SLO", "below"),
-    Metric(
-        "error_rate",
-        "error rate",
-        "",
-        "share of requests that did not end with a finish reason, usage and without an error",
-    ),
-)
+PLOTTED = tuple(metric.key for metric in LATENCIES if metric.plotted)
+SPREAD = (50, 95)
 
 
 class Histogram:
-    """Counts of ns in bins of a floating width: 0.1 % of the value or finer, everywhere. Two of them add up exactly."""
+    """Counts of ns in bins of a floating width: 0.1 % of the value or finer. Two of them add up exactly."""
 
     def __init__(self, flat: Sequence[int] = ()) -> None:
         self.bins: Counter[int] = Counter(dict(zip(flat[::2], flat[1::2], strict=True)))
 
     def add(self, nanoseconds: Iterable[int]) -> None:
         """Negative values count as 0."""
-        self.bins.update([bin_of(ns) for ns in nanoseconds])
+        self.bins.update(map(bin_of, nanoseconds))
 
     def merge(self, other: Histogram) -> None:
         self.bins.update(other.bins)
@@ -85,40 +45,30 @@ class Histogram:
         """Several in one pass; ``percents`` ascend."""
         if not self.bins:
             raise ValueError("an empty histogram has no percentile")
-        total, found, seen = self.count, list[float](), 0
-        wanted = iter([max(1, -(-total * percent // 100)) for percent in percents])
+        values, seen = list[float](), 0
+        wanted = iter([max(1, -(-self.count * percent // 100)) for percent in percents])
         rank = next(wanted, None)
         for key in sorted(self.bins):
             seen += self.bins[key]
             while rank is not None and seen >= rank:
-                found.append(value_of(key) / 1e6)
+                values.append(round(value_of(key) / 1e6, 3))
                 rank = next(wanted, None)
-        return found
-
-    def total_ms(self) -> float:
-        return sum(value_of(key) * n for key, n in self.bins.items()) / 1e6
+        return values
 
     def summary(self) -> Summary:
-        figures = dict(
-            zip(
-                (f"p{percent}" for percent in PERCENTILES),
-                (round(v, 3) for v in self.percentiles(PERCENTILES)),
-                strict=True,
-            )
-        )
+        percentiles = zip(PERCENTILES, self.percentiles(PERCENTILES), strict=True)
         return Summary(
             count=self.count,
-            mean=round(self.total_ms() / self.count, 3),
+            mean=round(sum(value_of(key) * n for key, n in self.bins.items()) / 1e6 / self.count, 3),
             max=round(value_of(max(self.bins)) / 1e6, 3),
-            **figures,
+            **{f"p{percent}": value for percent, value in percentiles},
         )
 
     def curve(self, points: int = 60) -> list[tuple[float, float]]:
         """The distribution for a plot: (value in ms, share of values not above it)."""
-        steps = [100 * (n + 1) / points for n in range(points)]
-        return [
-            (round(value, 3), round(step / 100, 4)) for value, step in zip(self.percentiles(steps), steps, strict=True)
-        ]
+        shares = [(n + 1) / points for n in range(points)]
+        values = self.percentiles([100 * share for share in shares])
+        return [(value, round(share, 4)) for value, share in zip(values, shares, strict=True)]
 
 
 def bin_of(ns: int) -> int:
@@ -135,78 +85,67 @@ def value_of(key: int) -> float:
     return ((key & ((1 << MANTISSA) - 1)) + 0.5) * (1 << shift) if shift else float(key)
 
 
-class Slice:
-    """A part of the measured time: token events, errors, requests in flight at its end, and latencies of what happened in it."""
+class _Sums:
+    """What adds up: ``tokens`` that arrived, counters, histograms. ``dump`` is JSON, from which an equal one is made."""
 
-    def __init__(self, told: Mapping[str, Any] | None = None) -> None:
-        told = told or {}
-        self.tokens: float = told.get("tokens", 0.0)
-        self.errors: int = told.get("errors", 0)
-        self.in_flight: int = told.get("in_flight", 0)
-        self.ttft, self.itl = Histogram(told.get("ttft", ())), Histogram(told.get("itl", ()))
+    keys: ClassVar[tuple[str, ...]]
 
-    def merge(self, other: Slice) -> None:
-        self.tokens, self.errors, self.in_flight = (
-            self.tokens + other.tokens,
-            self.errors + other.errors,
-            self.in_flight + other.in_flight,
-        )
-        self.ttft.merge(other.ttft)
-        self.itl.merge(other.itl)
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        stored = stored or {}
+        self.tokens: float = stored.get("tokens", 0.0)
+        self.counts: Counter[str] = Counter(stored.get("counts", {}))
+        self.histograms = {key: Histogram(stored.get("histograms", {}).get(key, ())) for key in self.keys}
 
-    def dump(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "errors": self.errors,
-            "in_flight": self.in_flight,
-            "ttft": self.ttft.flat(),
-            "itl": self.itl.flat(),
-        }
-
-
-class Tally:
-    """What was counted, by one process or in one run; two of them add up. ``counts``:
-
-    ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO, their ``output`` and ``prompt`` tokens, ``events``,
-    ``coalesced`` events; ``sent`` requests and ``generated`` tokens of the whole run, warm-up too; ``stamped`` and ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
-    """
-
-    def __init__(self, told: Mapping[str, Any] | None = None) -> None:
-        told = told or {}
-        self.counts: Counter[str] = Counter(told.get("counts", {}))
-        self.errors: Counter[str] = Counter(told.get("errors", {}))
-        self.tokens_in_time: float = told.get("tokens_in_time", 0.0)
-        keys = [*(metric.key for metric in LATENCIES), "lag", "send_lag"]
-        self.histograms = {key: Histogram(told.get("histograms", {}).get(key, ())) for key in keys}
-        self.slices: dict[int, Slice] = {int(at): Slice(one) for at, one in told.get("slices", {}).items()}
-        self.cpu: list[float] = list(told.get("cpu", ()))
-        self.seconds: list[float] = list(told.get("seconds", ()))
-        self.exact: bool = told.get("exact", True)
-
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: Self) -> None:
+        self.tokens += other.tokens
         self.counts.update(other.counts)
-        self.errors.update(other.errors)
-        self.tokens_in_time += other.tokens_in_time
         for key, histogram in other.histograms.items():
             self.histograms[key].merge(histogram)
-        for at, one in other.slices.items():
-            self.slices.setdefault(at, Slice()).merge(one)
+
+    def dump(self) -> dict[str, Any]:
+        full = {key: histogram.flat() for key, histogram in self.histograms.items() if histogram.bins}
+        return {"tokens": self.tokens, "counts": dict(self.counts), "histograms": full}
+
+
+class Slice(_Sums):
+    """A part of the measured time: tokens, ``errors``, requests ``in_flight`` at its end, latencies of what was in it."""
+
+    keys = PLOTTED
+
+
+class Tally(_Sums):
+    """What was counted, by one process or in one run. ``tokens`` are those of the measured time. ``counts``:
+
+    ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO, their
+    ``output`` and ``prompt`` tokens, ``events``, ``coalesced`` events; ``sent`` requests and
+    ``generated`` tokens of the whole run, warm-up too; ``stamped`` and ``reads``.
+    ``cpu`` and ``seconds``: of each process, in the measured time.
+    """
+
+    keys = (*(metric.key for metric in LATENCIES), "lag", "send_lag")
+
+    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
+        super().__init__(stored)
+        stored = stored or {}
+        self.errors: Counter[str] = Counter(stored.get("errors", {}))
+        self.slices = {int(at): Slice(part) for at, part in stored.get("slices", {}).items()}
+        self.cpu: list[float] = list(stored.get("cpu", ()))
+        self.seconds: list[float] = list(stored.get("seconds", ()))
+        self.exact: bool = stored.get("exact", True)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self.errors.update(other.errors)
+        for at, part in other.slices.items():
+            self.slices.setdefault(at, Slice()).merge(part)
         self.cpu += other.cpu
         self.seconds += other.seconds
         self.exact &= other.exact
 
     def dump(self) -> dict[str, Any]:
-        """Plain JSON, from which ``Tally(…)`` makes an equal one."""
-        return {
-            "counts": dict(self.counts),
-            "errors": dict(self.errors),
-            "tokens_in_time": self.tokens_in_time,
-            "histograms": {key: h.flat() for key, h in self.histograms.items() if h.bins},
-            "slices": {str(at): one.dump() for at, one in self.slices.items()},
-            "cpu": self.cpu,
-            "seconds": self.seconds,
-            "exact": self.exact,
-        }
+        slices = {str(at): part.dump() for at, part in self.slices.items()}
+        own = {key: getattr(self, key) for key in ("errors", "cpu", "seconds", "exact")}
+        return super().dump() | own | {"slices": slices}
 
 
 class _Model(BaseModel):
@@ -226,8 +165,9 @@ class Summary(_Model):
 
 
 class Client(_Model):
-    """Was the load generator itself the limit? How late its loop (p99) and its sending (p95) were, in ms, the share of events that were read together
-    with another one, CPU in s and, of its busiest process, as a share of a core; ``stamped``: share of reads that the kernel timed.
+    """Was the load generator itself the limit? How late its loop (p99) and its sending (p95) were, in ms,
+    the share of events that were read together with another one, CPU in s and, of its busiest
+    process, as a share of a core; ``stamped``: share of reads that the kernel timed.
     """
 
     lag_p99: float
@@ -239,17 +179,25 @@ class Client(_Model):
     stamped: float = 0.0
 
 
-class Moment(_Model):
-    """A slice of the measured time: ``at`` in s from its begin; latencies in ms, None where nothing happened."""
-
+class _Moment(_Model):
     at: float
     tokens_per_second: float
     in_flight: int
     errors: int
-    ttft_p50: float | None = None
-    ttft_p95: float | None = None
-    itl_p50: float | None = None
-    itl_p95: float | None = None
+
+
+if TYPE_CHECKING:
+
+    class Moment(_Moment):
+        def __init__(self, **values: Any) -> None: ...
+else:
+    Moment = create_model(
+        "Moment",
+        __base__=_Moment,
+        __module__=__name__,
+        __doc__="A slice of the measured time: ``at`` in s from its begin; latencies in ms, None where nothing happened.",
+        **{f"{key}_p{percent}": (float | None, None) for key in PLOTTED for percent in SPREAD},
+    )
 
 
 class Gauges(_Model):
@@ -288,8 +236,9 @@ class Validity(_Model):
 class LoadReport(_Model):
     """One load test. ``latencies`` by metric key; ``errors`` by kind; ``curves`` and ``timeline`` are for plots.
 
-    ``runs``: the figures of each repetition, by ``figures``' names; all else is of all of them together. ``sent`` and ``generated`` count the
-    whole test with its warm-ups. ``exact``: every prompt had the asked number of tokens by the server's tokenizer.
+    ``runs``: the figures of each repetition, by ``figures``' names; all else is of all of them
+    together. ``sent`` and ``generated`` count the whole test with its warm-ups. ``exact``: every
+    prompt had the asked number of tokens by the server's tokenizer.
     """
 
     model: str
@@ -316,21 +265,20 @@ class LoadReport(_Model):
     curves: dict[str, list[tuple[float, float]]]
     timeline: tuple[Moment, ...]
 
-    def figure(self, key: str) -> float | None:
-        """The figure that an SLO key such as ``ttft_p95_max`` or ``error_rate_max`` bounds: ms, per second or a share. None: not measured."""
-        name = key.rsplit("_", 1)[0]
-        if any(metric.key == name for metric in RATES):
-            figure = getattr(self, name)
-            return None if figure is None else float(figure)
-        metric, _, percentile = name.rpartition("_")
-        summary = self.latencies.get(metric)
-        return None if summary is None else float(getattr(summary, percentile))
+    def value(self, figure: Figure) -> float | None:
+        """In the metric's unit; None: not measured."""
+        if not figure.percentile:
+            rate: float | None = getattr(self, figure.name)
+            return rate
+        summary = self.latencies.get(figure.metric.key)
+        return None if summary is None else float(getattr(summary, figure.percentile))
+
+    def error_kinds(self) -> str:
+        return ", ".join(f"{count} × {kind}" for kind, count in sorted(self.errors.items()))
 
     def figures(self) -> dict[str, float]:
         """What history keeps."""
-        kept = {f"{metric}_p95": summary.p95 for metric, summary in self.latencies.items() if metric != "first_event"}
-        rates = {m.key: round(float(getattr(self, m.key)), 4) for m in RATES if getattr(self, m.key) is not None}
-        return kept | rates
+        return {f.name: round(value, 4) for f in HEADLINES if (value := self.value(f)) is not None}
 
 
 def measured(
@@ -344,11 +292,13 @@ def measured(
     repeats: int = 1,
     bounded: bool = False,
 ) -> LoadReport:
-    """The report of ``tally``: ``repeats`` runs that took ``seconds`` together, in slices of ``step`` s; ``bounded``: it knows a goodput."""
-    counts, told = tally.counts, {metric.key: tally.histograms[metric.key] for metric in LATENCIES}
-    if told["first_event"].bins == told["ttft"].bins:
-        del told["first_event"]
-    told = {key: h for key, h in told.items() if h.bins}
+    """The report of ``tally``: ``repeats`` runs that took ``seconds`` together, in slices of ``step`` s.
+
+    ``bounded``: it knows a goodput.
+    """
+    counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key]).bins}
+    if filled.keys() >= {"ttft", "first_event"} and filled["first_event"].bins == filled["ttft"].bins:
+        del filled["first_event"]
     requests, good = counts["requests"], counts["good"]
     return LoadReport(
         model=model,
@@ -360,8 +310,8 @@ def measured(
         output_tokens=counts["output"],
         prompt_tokens=counts["prompt"],
         errors=dict(tally.errors),
-        latencies={key: h.summary() for key, h in told.items()},
-        output_tokens_per_second=round(tally.tokens_in_time / seconds, 3),
+        latencies={key: h.summary() for key, h in filled.items()},
+        output_tokens_per_second=round(tally.tokens / seconds, 3),
         requests_per_second=round(good / seconds, 3),
         error_rate=round((requests - good) / requests, 5) if requests else 1.0,
         goodput=round(counts["within"] / seconds, 3) if bounded else None,
@@ -369,16 +319,16 @@ def measured(
         sent=counts["sent"],
         generated=counts["generated"],
         exact=tally.exact,
-        curves={key: h.curve() for key, h in told.items()},
-        timeline=tuple(_moment(at * step, one, step, repeats) for at, one in sorted(tally.slices.items())),
+        curves={key: h.curve() for key, h in filled.items()},
+        timeline=tuple(_moment(at * step, part, step, repeats) for at, part in sorted(tally.slices.items())),
     )
 
 
 def _client(tally: Tally, seconds: float, repeats: int) -> Client:
     counts, lag, send = tally.counts, tally.histograms["lag"], tally.histograms["send_lag"]
     return Client(
-        lag_p99=round(lag.percentile(99), 3) if lag.bins else 0.0,
-        send_lag_p95=round(send.percentile(95), 3) if send.bins else 0.0,
+        lag_p99=lag.percentile(99) if lag.bins else 0.0,
+        send_lag_p95=send.percentile(95) if send.bins else 0.0,
         coalesced=round(counts["coalesced"] / max(1, counts["events"]), 5),
         cpu_seconds=round(sum(tally.cpu), 3),
         cpu_share=round(max(tally.cpu, default=0.0) / seconds, 3),
@@ -387,11 +337,17 @@ def _client(tally: Tally, seconds: float, repeats: int) -> Client:
     )
 
 
-def _moment(at: float, one: Slice, step: float, repeats: int) -> Moment:
-    spread: dict[str, float] = {}
-    for key, histogram in (("ttft", one.ttft), ("itl", one.itl)):
-        if histogram.bins:
-            p50, p95 = histogram.percentiles((50, 95))
-            spread |= {f"{key}_p50": round(p50, 3), f"{key}_p95": round(p95, 3)}
-    rate, running = one.tokens / step / repeats, round(one.in_flight / repeats)
-    return Moment(at=at, tokens_per_second=round(rate, 2), in_flight=running, errors=one.errors, **spread)
+def _moment(at: float, part: Slice, step: float, repeats: int) -> Moment:
+    spread = {
+        f"{key}_p{percent}": value
+        for key, histogram in part.histograms.items()
+        if histogram.bins
+        for percent, value in zip(SPREAD, histogram.percentiles(SPREAD), strict=True)
+    }
+    return Moment(
+        at=at,
+        tokens_per_second=round(part.tokens / step / repeats, 2),
+        in_flight=round(part.counts["in_flight"] / repeats),
+        errors=part.counts["errors"],
+        **spread,
+    )

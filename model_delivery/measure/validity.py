@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_delivery.measure.metrics import LATENCIES, LoadReport, Validity
+from model_delivery.measure.metrics import LoadReport, Validity
 from model_delivery.values.gates import Slo
 
 LAG_MS = 10.0
@@ -12,33 +12,28 @@ COALESCED = 0.01
 STAMPED = 0.99
 OTHERS = 0.01
 MINIMUM = {"p50": 5, "p90": 10, "p95": 20, "p99": 100}
-PER_REQUEST = ("ttft", "tpot", "e2e")
 
 
 def needed(slo: Slo) -> int:
-    """The least number of requests: below it a bounded percentile of the requests is only their worst, or says nothing."""
-    bounded = [key.rsplit("_", 1)[0].rpartition("_") for key, value in slo if value is not None]
-    return max([MINIMUM.get(percentile, 1) for metric, _, percentile in bounded if metric in PER_REQUEST], default=1)
+    """The least number of requests: below it a bounded percentile of theirs is only their worst, or says nothing."""
+    return max(
+        [MINIMUM.get(figure.percentile, 1) for figure, _ in slo.bounds() if figure.metric.per_request], default=1
+    )
 
 
 def bounds(slo: Slo) -> dict[str, float]:
     """The tightest latency bound of each metric in ms: what one request must keep to count for goodput."""
-    names = [metric.key for metric in LATENCIES]
-    told = {
-        key: round(value.seconds * 1000, 6)
-        for key, value in slo
-        if value is not None and key.partition("_")[0] in names
-    }
-    return {
-        name: min(v for k, v in told.items() if k.startswith(f"{name}_"))
-        for name in names
-        if any(k.startswith(f"{name}_") for k in told)
-    }
+    tightest: dict[str, float] = {}
+    for figure, bound in slo.bounds():
+        if figure.percentile:
+            key = figure.metric.key
+            tightest[key] = min(bound, tightest.get(key, bound))
+    return tightest
 
 
 def timed(slo: Slo) -> bool:
-    """Whether anything is bounded that a slow load generator could falsify: an error rate needs no exact clock."""
-    return any(value is not None for key, value in slo if key != "error_rate_max")
+    """Whether anything is bounded that a slow load generator could falsify: a share needs no exact clock."""
+    return any(figure.metric.unit for figure, _ in slo.bounds())
 
 
 def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
@@ -46,17 +41,15 @@ def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
     for pod in load.server:
         if pod.changed:
             return Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
-    if not shared and (said := _others(load)):
-        return Validity(kind="contaminated", why=said)
-    if timed(slo) and (said := _limited(load)):
-        return Validity(kind="client-limited", why=said)
+    if not shared and (why := _others(load)):
+        return Validity(kind="contaminated", why=why)
+    if timed(slo) and (why := _limited(load)):
+        return Validity(kind="client-limited", why=why)
     least = needed(slo)
     if load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
-        return Validity(
-            kind="too short",
-            why=f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded",
-        )
+        why = f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
+        return Validity(kind="too short", why=why)
     return Validity()
 
 

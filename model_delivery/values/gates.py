@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from model_delivery.base.part import Part, Text
 from model_delivery.base.units import Duration, Rate
+from model_delivery.values.metrics import FIGURES, LATENCIES, Figure, Metric
 
 
 class SmokeGate(Part):
@@ -16,36 +18,39 @@ class SmokeGate(Part):
     max_tokens: int = Field(64, ge=1)
 
 
-Bound = Annotated[float, Field(ge=0)]
+class _Slo(Part):
+    def bounds(self) -> Iterator[tuple[Figure, float]]:
+        """Every figure that is bounded, and its bound in the metric's unit."""
+        for figure in FIGURES.values():
+            value = getattr(self, figure.bound, None)
+            if value is not None:
+                yield figure, round(value.seconds * 1000, 6) if isinstance(value, Duration) else float(value)
 
 
-class Slo(Part):
-    """Bounds on what the load test measures; a key is metric, percentile and direction (docs: metrics)."""
+def _field(metric: Metric) -> tuple[Any, float | None]:
+    kind: Any = Annotated[float, Field(ge=0)] if metric.unit else Annotated[float, Field(ge=0, le=1)]
+    return (Duration if metric in LATENCIES else kind) | None, metric.default
 
-    error_rate_max: Annotated[float, Field(ge=0, le=1)] | None = 0.0
-    ttft_p50_max: Duration | None = None
-    ttft_p90_max: Duration | None = None
-    ttft_p95_max: Duration | None = None
-    ttft_p99_max: Duration | None = None
-    itl_p50_max: Duration | None = None
-    itl_p90_max: Duration | None = None
-    itl_p95_max: Duration | None = None
-    itl_p99_max: Duration | None = None
-    tpot_p50_max: Duration | None = None
-    tpot_p90_max: Duration | None = None
-    tpot_p95_max: Duration | None = None
-    tpot_p99_max: Duration | None = None
-    e2e_p50_max: Duration | None = None
-    e2e_p90_max: Duration | None = None
-    e2e_p95_max: Duration | None = None
-    e2e_p99_max: Duration | None = None
-    output_tokens_per_second_min: Bound | None = None
-    requests_per_second_min: Bound | None = None
-    goodput_min: Bound | None = None
+
+if TYPE_CHECKING:
+
+    class Slo(_Slo):
+        def __init__(self, **bounds: Any) -> None: ...
+else:
+    Slo = create_model(
+        "Slo",
+        __base__=_Slo,
+        __module__=__name__,
+        __doc__="Bounds on what the load test measures; a key is metric, percentile and direction (docs: metrics).",
+        **{figure.bound: _field(figure.metric) for figure in FIGURES.values() if figure.metric.bounded},
+    )
 
 
 class ThroughputGate(Part):
-    """``profile``: a name, or (once loaded) a profile's content. ``users``: a closed loop; ``rate``: an open one."""
+    """``profile``: a name, or (once loaded) a profile's content.
+
+    ``users``: a closed loop; ``rate``: an open one.
+    """
 
     profile: str | dict[str, Any] = "chat"
     users: int | None = Field(None, ge=1, le=4096)

@@ -33,7 +33,7 @@ def test_registering_again_updates_the_one_deployment(server: parts.Server, work
         nightly = {"cron": "0 3 * * *", "timezone": "Europe/Berlin"}
         first = register(spec(tmp_path, schedule=nightly), parts.POOL)
         made = client.read_deployment_by_name("deliver/tiny")
-        assert str(made.id) == first
+        assert str(made.id) == first.id
         assert (made.entrypoint, made.pull_steps, made.work_pool_name) == (
             "model_delivery.flows.deliver.deliver",
             [],
@@ -50,7 +50,7 @@ def test_registering_again_updates_the_one_deployment(server: parts.Server, work
 
         again = register(spec(tmp_path, concurrency="refuse"), parts.POOL)
         now = client.read_deployment_by_name("deliver/tiny")
-        assert (again, now.schedules, now.parameters["spec"]["concurrency"]) == (first, [], "refuse")
+        assert (again.id, now.schedules, now.parameters["spec"]["concurrency"]) == (first.id, [], "refuse")
         assert len(client.read_deployments()) == len({deployment.name for deployment in client.read_deployments()})
 
 

@@ -56,15 +56,18 @@ def client_of(server: Server) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def deploy(client: SyncPrefectClient, flow: Flow[..., Any], name: str, entrypoint: str) -> Any:
+def deploy(
+    client: SyncPrefectClient, flow: Flow[..., Any], name: str, entrypoint: str, pool: str = POOL, **variables: Any
+) -> Any:
     """Register ``flow`` (importable by the worker as ``entrypoint``) as a deployment; returns its id."""
     return client.create_deployment(
         flow_id=client.create_flow(flow),
         name=name,
-        work_pool_name=POOL,
+        work_pool_name=pool,
         entrypoint=entrypoint,
         pull_steps=[],
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+        job_variables=variables,
     )
 
 
@@ -102,11 +105,11 @@ def tasks_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, TaskRun]:
     return {task.name.rsplit("-", 1)[0]: task for task in found}
 
 
-def wait_for_pool(client: SyncPrefectClient, timeout: float = 60.0) -> None:
+def wait_for_pool(client: SyncPrefectClient, timeout: float = 60.0, name: str = POOL) -> None:
     """Return when the worker has made its pool."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if POOL in {pool.name for pool in client.read_work_pools()}:
+        if name in {pool.name for pool in client.read_work_pools()}:
             return
         time.sleep(0.2)
-    raise TimeoutError(f"no work pool {POOL}: the worker did not start")
+    raise TimeoutError(f"no work pool {name}: the worker did not start")

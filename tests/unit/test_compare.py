@@ -33,7 +33,7 @@ def test_a_regression_is_named_with_its_size_noise_and_confidence() -> None:
 
 
 def test_a_lower_rate_is_worse() -> None:
-    found = {one.key: one for one in compare(of_runs(100, 100, rate=80), of_runs(100, 100, rate=100), 0.1)}
+    found = {one.figure.name: one for one in compare(of_runs(100, 100, rate=80), of_runs(100, 100, rate=100), 0.1)}
     assert found["output_tokens_per_second"].outcome == "regressed"
     assert found["output_tokens_per_second"].worse == pytest.approx(0.25)
     assert found["ttft_p95"].outcome == "no regression"

@@ -1,0 +1,14 @@
+"""``rollback`` as an older version's deployments call it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from model_delivery.flows.older import ENTRYPOINTS, refusal
+
+
+@flow(persist_result=False, validate_parameters=False)
+def rollback(name: Any = None, to: Any = None, request: Any = None, where: Any = None) -> None:
+    raise refusal(ENTRYPOINTS[1])

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base.units import Duration
-from model_delivery.models.sources.model import Model
+from model_delivery.models.sources import Model
 from model_delivery.values.release import AddressKey, Lock
 from model_delivery.values.serving import Storage
 

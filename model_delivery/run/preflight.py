@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.secrets import KubeSecret, SecretRef, read_secret
-from model_delivery.models.sources.origin import fallbacks, token_of
 from model_delivery.places import Place
 from model_delivery.places.host.binding import listening
 from model_delivery.places.host.engines import load_engine
@@ -44,8 +43,8 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
 
 def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:
     """Every reference to a secret, by the spec's field."""
-    refs = {"model.token": token_of(spec.model), "serving.api_key": spec.serving.api_key}
-    refs |= {f"model.fallback.{n}.token": token_of(other) for n, other in enumerate(fallbacks(spec.model))}
+    refs = {"model.token": spec.model.token, "serving.api_key": spec.serving.api_key}
+    refs |= {f"model.fallback.{n}.token": other.token for n, other in enumerate(spec.model.fallbacks())}
     refs |= {f"serving.env.{name}": value for name, value in spec.serving.env.items() if not isinstance(value, str)}
     return {field: ref for field, ref in refs.items() if ref is not None}
 

@@ -341,7 +341,6 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
     ``offline``: neither hub nor registry is asked; then branch and tag stand as they are written.
     """
     from model_delivery.places.cluster.objects import to_object
-    from model_delivery.values.snapshot import Snapshot
 
     key = key_of(spec.target)
     if key.kind == "process" or key.namespace is None:
@@ -355,11 +354,9 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         )
     target, warnings = choose(spec.target), tuple[str, ...]()
     if offline:
-        repo, revision = getattr(spec.model, "repo", "local"), getattr(spec.model, "revision", "unknown")
-        snapshot = Snapshot(source=spec.model.source, key=repo.replace("/", "--"), commit=revision, files=())
-        lock = Lock(snapshot=snapshot, image=getattr(spec.target, "image", None))
+        lock = Lock(snapshot=spec.model.unresolved(), image=spec.target.image)
         warnings = (
-            f"revision {revision} and image {lock.image} were not resolved: what is applied may change under them",
+            f"revision {lock.snapshot.commit} and image {lock.image} were not resolved: what is applied may change under them",
         )
     else:
         place = open_place(key)

@@ -68,34 +68,31 @@ def from_cluster(read: Callable[[KubeSecret], Secret]) -> Iterator[None]:
 
 
 def read_secret(ref: SecretRef) -> Secret:
-    """The value that ``ref`` names. Refused when it is absent or empty, or only a cluster has it; a step's pod has it mounted below ``$MODEL_DELIVERY_SECRETS``. Names the reference, never a value."""
-    value = where = fix = ""
-    match ref:
-        case EnvSecret(env=name):
-            value, where, fix = (
-                os.environ.get(name, ""),
-                f"the environment variable {name}",
-                f"set {name} where the run starts (a worker's environment)",
-            )
-        case FileSecret(file=path):
-            where, fix = f"the file {path}", "write the secret into it, readable for the user who runs this"
-            try:
-                value = Path(path).read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise Refused(Finding("todo", f"{where} cannot be read", type(error).__name__, fix)) from error
-        case KubeSecret() if (folder := os.environ.get(FOLDER)) is not None:
-            return read_secret(FileSecret(file=str(Path(folder) / ref.kube.name / ref.kube.key)))
-        case KubeSecret() if (read := _cluster.get()) is not None:
-            return read(ref)
-        case KubeSecret():
-            raise Refused(
-                Finding(
-                    "todo",
-                    f"the secret {ref.kube.name} is Kubernetes'",
-                    "this is a host",
-                    "use {env: NAME} or {file: PATH}",
-                )
-            )
+    """The value that ``ref`` names; a step's pod has it mounted below ``$MODEL_DELIVERY_SECRETS``.
+
+    Refused when it is absent or empty, or only a cluster has it. Names the reference, never a value.
+    """
+    if isinstance(ref, KubeSecret):
+        return _of_kubernetes(ref)
+    if isinstance(ref, EnvSecret):
+        value, where = os.environ.get(ref.env, ""), f"the environment variable {ref.env}"
+        fix = f"set {ref.env} where the run starts (a worker's environment)"
+    else:
+        where, fix = f"the file {ref.file}", "write the secret into it, readable for the user who runs this"
+        try:
+            value = Path(ref.file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            what = f"{where} cannot be read"
+            raise Refused(Finding("secret.not-readable", what, type(error).__name__, fix)) from error
     if not value.strip():
-        raise Refused(Finding("todo", f"{where} holds no secret", "it is not set or empty", fix))
+        raise Refused(Finding("secret.empty", f"{where} holds no secret", "it is not set or empty", fix))
     return Secret(value.strip())
+
+
+def _of_kubernetes(ref: KubeSecret) -> Secret:
+    if (folder := os.environ.get(FOLDER)) is not None:
+        return read_secret(FileSecret(file=str(Path(folder) / ref.kube.name / ref.kube.key)))
+    if (read := _cluster.get()) is not None:
+        return read(ref)
+    what, fix = f"the secret {ref.kube.name} is Kubernetes'", "use {env: NAME} or {file: PATH}"
+    raise Refused(Finding("secret.not-on-a-host", what, "this is a host", fix))

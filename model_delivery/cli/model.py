@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from pydantic import TypeAdapter, ValidationError
@@ -13,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from model_delivery.base.findings import BadInput, Finding, Permanent
 from model_delivery.base.home import default_home
 from model_delivery.cli import printing
-from model_delivery.models.sources.model import Model
+from model_delivery.models.sources import SOURCES, Model
+from model_delivery.models.sources.spec import Permission
 from model_delivery.verbs import models
 
-SOURCES = ("huggingface", "modelscope", "git", "local")
-FORM = "write SOURCE:REPO[@REVISION], as huggingface:org/model@main, git:https://host/x.git@main or local:FOLDER"
+FORM = f"write SOURCE:REPO[@REVISION], as {', '.join(f'{name}:{room.example}' for name, room in SOURCES.items())}"
 MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 
@@ -27,7 +26,7 @@ MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 @click.option("--token-env", metavar="NAME", help="The environment variable that holds the hub's token.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Files to fetch; default: what an engine needs.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Files to leave out.")
-@click.option("--allow", multiple=True, type=click.Choice(["pickle", "remote-code"]), help="Take files that run code.")
+@click.option("--allow", multiple=True, type=click.Choice(get_args(Permission)), help="Take files that run code.")
 @click.option(
     "--fallback",
     multiple=True,
@@ -41,9 +40,9 @@ def fetch(model: str, folder: Path, as_json: bool, **more: Any) -> None:
     wanted = _model(model, more)
     with printing.progress_lines():
         done = models.fetch(wanted, folder.absolute())
-    lines = f"{done.path}: {done.files} files, {done.bytes:,} bytes, verified; {done.fetched_bytes:,} bytes moved in {done.seconds:.1f} s"
-    origins = "".join(f"\n  {count} from {origin}" for origin, count in sorted(done.origins.items()))
-    printing.emit(done.model_dump(mode="json"), machine=as_json, text=lines + origins)
+    text = f"{done.path}: {done.files} files, {done.bytes:,} bytes, verified; {done.fetched_bytes:,} bytes moved in {done.seconds:.1f} s"
+    text += "".join(f"\n  {count} from {origin}" for origin, count in sorted(done.origins.items()))
+    printing.emit(done.model_dump(mode="json"), machine=as_json, text=text)
 
 
 @click.command()
@@ -53,11 +52,11 @@ def fetch(model: str, folder: Path, as_json: bool, **more: Any) -> None:
 def verify(folder: Path, deep: bool, as_json: bool) -> None:
     """Does DIR hold what its manifest says? Offline, from the manifest alone."""
     with printing.progress_lines():
-        manifest, found = models.verified(folder.absolute(), deep=deep)
+        manifest, faults = models.verified(folder.absolute(), deep=deep)
     if as_json:
-        printing.emit({"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in found]}, machine=True)
-    if found:
-        raise Permanent(*([] if as_json else found))
+        printing.emit({"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in faults]}, machine=True)
+    if faults:
+        raise Permanent(*([] if as_json else faults))
     if manifest is not None and not as_json:
         size = sum(entry.size for entry in manifest.files)
         checked = "every byte" if deep else "names and sizes; --deep reads every byte"
@@ -71,17 +70,11 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
 @printing.as_json
 def gc(dry_run: bool, as_json: bool) -> None:
     """Remove models that no release needs any more, and what dead fetches left. What a rollback could want stays."""
-    found = models.collect(default_home(), dry_run=dry_run)
-    if as_json:
-        printing.emit([asdict(one) for one in found], machine=True)
-        return
-    for one in found:
-        click.echo(f"{'would remove' if dry_run else 'removed'} {one.path}: {one.bytes:,} bytes, {one.why}")
-    click.echo(
-        f"{sum(one.bytes for one in found):,} bytes {'would be ' if dry_run else ''}freed"
-        if found
-        else "nothing to remove"
-    )
+    items = models.collect(default_home(), dry_run=dry_run)
+    verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
+    lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
+    lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")
+    printing.emit([asdict(item) for item in items], machine=as_json, text="\n".join(lines))
 
 
 def _model(text: str, more: dict[str, Any]) -> Model:
@@ -89,31 +82,24 @@ def _model(text: str, more: dict[str, Any]) -> Model:
     if more["token_env"]:
         given["token"] = {"env": more["token_env"]}
     if more["fallback"]:
-        others = [_address(other) for other in more["fallback"]]
-        given["fallback"] = [
-            {"revision": "master" if one["source"] == "modelscope" else "main"} | one for one in others
-        ]
+        given["fallback"] = [_address(other) for other in more["fallback"]]
     if more["pin"]:
         given["pins"] = dict(pin.partition("=")[::2] for pin in more["pin"])
     try:
         return MODEL.validate_python(given)
     except ValidationError as error:
-        findings = [
-            Finding("todo", f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}", f"in {text}", FORM)
-            for e in error.errors()
-        ]
-        raise BadInput(*findings) from None
+        problems = ((".".join(map(str, e["loc"][1:])), e["msg"]) for e in error.errors())
+        raise BadInput(
+            *(Finding("cli.wrong-model", f"{at}: {msg}", f"in {text}", FORM) for at, msg in problems)
+        ) from None
 
 
 def _address(text: str) -> dict[str, Any]:
-    source, colon, repo = text.partition(":")
-    if source not in SOURCES or not colon or not repo:
-        raise BadInput(Finding("todo", f"{text!r} names no model", f"known sources: {', '.join(SOURCES)}", FORM))
-    if source == "local":
-        return {"source": source, "path": str(Path(repo).expanduser().absolute())}
-    pattern = r"(.+?\.git|.*/[^/@]+)@(.+)" if source == "git" else r"([^@]+)@(.+)"
-    found = re.fullmatch(pattern, repo)
-    return {"source": source, "repo": found[1], "revision": found[2]} if found else {"source": source, "repo": repo}
+    source, _, address = text.partition(":")
+    if source not in SOURCES or not address:
+        what, why = f"{text!r} names no model", f"known sources: {', '.join(SOURCES)}"
+        raise BadInput(Finding("cli.no-model", what, why, FORM))
+    return {"source": source} | SOURCES[source].from_address(address)
 
 
 VERBS = (fetch, verify, gc)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from model_delivery.base.findings import Finding, Permanent
 from model_delivery.base.part import Part
 from model_delivery.base.units import Duration
-from model_delivery.models.sources.model import Model
+from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
 from model_delivery.values.kind import RELEASE

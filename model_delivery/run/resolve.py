@@ -6,86 +6,72 @@ from collections.abc import Iterable
 
 from model_delivery.base.findings import Finding, Retryable, Trouble
 from model_delivery.base.progress import Progress, report
-from model_delivery.base.secrets import read_secret
-from model_delivery.models.sources import open_source
+from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
-from model_delivery.models.sources.listing import is_weights
-from model_delivery.models.sources.model import LocalModel, Model
-from model_delivery.models.sources.origin import fallbacks, token_of
+from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
 from model_delivery.places.registry import pin
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.spec import ProcessTarget
 from model_delivery.values.release import Lock
 from model_delivery.values.snapshot import Snapshot
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
-    """The lock of ``spec`` as of now. Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no."""
-    engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
-    image = (
-        None if isinstance(spec.target, ProcessTarget) else pin(spec.target.image, spec.serving.pod.image_pull_secrets)
-    )
+    """The lock of ``spec`` as of now.
+
+    Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no.
+    """
+    target = spec.target
+    engine = load_engine(target.engine) if target.engine else None
+    image = pin(target.image, spec.serving.pod.image_pull_secrets) if target.image else None
     return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
 
 
-def resolve_model(model: Model, last: Snapshot | None = None) -> Snapshot:
-    """What ``model.source`` says. When it says nothing and there is a fallback: ``last`` (the snapshot of the last record), else the fallback's list.
+def resolve_model(model: ModelSpec, last: Snapshot | None = None) -> Snapshot:
+    """What the source says.
 
-    A fallback's list is taken only where ``model.pins`` holds the sha256 of each weights file: nobody else has stated them.
+    When it says nothing and there is a fallback: ``last`` (the snapshot of the last record), else the fallback's list,
+    which is taken only where ``model.pins`` holds the sha256 of each weights file: nobody else has stated them.
     """
     try:
-        return _resolve(model)
+        return model.open().resolve()
     except (Retryable, NotGiven) as trouble:
-        if isinstance(model, LocalModel) or not model.fallback:
+        others = model.fallbacks()
+        if not others:
             raise
-        said = trouble.findings[0].what
-        if last is not None:
-            report(Progress("resolve", f"{said}: the model stays at commit {last.commit} of the last record"))
-            return last
-        return _first_of(fallbacks(model), trouble)
+        if last is None:
+            return _first_of(others, trouble)
+        what = trouble.findings[0].what
+        report(Progress("resolve", f"{what}: the model stays at commit {last.commit} of the last record"))
+        return last
 
 
-def last_snapshot(model: Model, releases: Iterable[Frozen]) -> Snapshot | None:
+def last_snapshot(model: ModelSpec, releases: Iterable[Frozen]) -> Snapshot | None:
     """The newest snapshot that this very model was resolved to, from its own source; None when there is none."""
     same = [f for f in releases if _place(f.model) == _place(model) and f.lock.snapshot.source == model.source]
     return max(same, key=lambda frozen: frozen.created).lock.snapshot if same else None
 
 
-def _place(model: Model) -> object:
+def _place(model: ModelSpec) -> object:
     return model.model_dump(include={"source", "repo", "revision", "include", "exclude", "pins"})
 
 
-def _first_of(others: Iterable[Model], trouble: Trouble) -> Snapshot:
+def _first_of(others: Iterable[RemoteModel], trouble: Trouble) -> Snapshot:
     findings = list(trouble.findings)
     for other in others:
-        name = open_source(other).name
         try:
-            snapshot = _resolve(other)
+            snapshot = other.open().resolve()
         except Trouble as bad:
             findings += bad.findings
             continue
-        unknown = [f.path for f in snapshot.files if is_weights(f.path) and f.path not in getattr(other, "pins", {})]
+        unknown = [f.path for f in snapshot.files if is_weights(f.path) and f.path not in other.pins]
         if not unknown:
-            report(
-                Progress(
-                    "resolve", f"{trouble.findings[0].what}: the model is taken from {name}, by the sums of model.pins"
-                )
-            )
+            note = f"{trouble.findings[0].what}: the model is taken from {other.name}, by the sums of model.pins"
+            report(Progress("resolve", note))
             return snapshot
-        why = f"nobody but {name} states the sha256 of {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}"
-        findings.append(
-            Finding(
-                "todo",
-                f"the weights of {name} are refused",
-                why,
-                "pin their sums in model.pins, or wait for the first source",
-            )
-        )
+        names = ", ".join(unknown[:5]) + (" …" if len(unknown) > 5 else "")
+        what, why = f"the weights of {other.name} are refused", f"nobody but {other.name} states the sha256 of {names}"
+        fix = "pin their sums in model.pins, or wait for the first source"
+        findings.append(Finding("source.no-hash", what, why, fix))
     raise type(trouble)(*findings)
-
-
-def _resolve(model: Model) -> Snapshot:
-    token = token_of(model)
-    return open_source(model).resolve(None if token is None else read_secret(token))

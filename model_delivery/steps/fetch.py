@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from model_delivery.models.sources.model import Model
-from model_delivery.models.store import model_folder
+from model_delivery.base.part import Part
+from model_delivery.models.manifest import model_folder
+from model_delivery.models.sources import Model
 from model_delivery.models.store.commit import Fetched, fetch
 from model_delivery.steps import Step
 from model_delivery.values.snapshot import Snapshot
 
 
-class FetchInput(BaseModel):
+class FetchInput(Part):
     """``root`` is the store's folder; tokens are read here, where they are needed, by their names in ``model``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Model
     snapshot: Snapshot

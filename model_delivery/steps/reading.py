@@ -14,28 +14,21 @@ from model_delivery.steps.run import KINDS
 def read(name: str, lines: Iterable[bytes]) -> str:
     """The result's JSON text of the step ``name``; progress is passed on.
 
-    Raises the step's own findings as the Trouble they were, and Retryable when the result is missing, cut or changed on the way.
+    Raises the step's own findings as the Trouble they were, and Retryable when the result is missing, cut or changed on
+    the way.
     """
     for line in lines:
         try:
-            said = json.loads(line)
+            news = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(said, dict):
-            continue
-        if "progress" in said:
-            report(Progress(**said["progress"]))
-        elif "findings" in said:
-            raise KINDS[said["kind"]](*(Finding.from_json(f) for f in said["findings"]))
-        elif "result" in said:
-            text: str = said["result"]
-            if len(text) == said["length"] and hashlib.sha256(text.encode()).hexdigest() == said["sha256"]:
-                return text
-    raise Retryable(
-        Finding(
-            "todo",
-            f"the {name} step ended without a result",
-            "its process was killed or its output was cut",
-            "run again; its log says more",
-        )
-    )
+        match news:
+            case {"progress": progress}:
+                report(Progress(**progress))
+            case {"findings": findings, "kind": kind}:
+                raise KINDS[kind](*map(Finding.from_json, findings))
+            case {"result": str(text), "length": length, "sha256": total}:
+                if len(text) == length and hashlib.sha256(text.encode()).hexdigest() == total:
+                    return text
+    what, why = f"the {name} step ended without a result", "its process was killed or its output was cut"
+    raise Retryable(Finding("step.no-result", what, why, "run again; its log says more"))

@@ -2,7 +2,7 @@
 
 The output is JSON lines: ``{"progress": {…}}`` any number of times, then exactly one of
 ``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the output's JSON) or
-``{"finding": {…}, "kind": retryable | permanent | bad-input | refused | gate}``. The exit code is 0 for a result.
+``{"findings": [{…}, …], "kind": retryable | permanent | bad-input | refused | gate}``. The exit code is 0 for a result.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from model_delivery.base.findings import BadInput, Finding, GateFailed, Permanen
 from model_delivery.base.progress import sink
 from model_delivery.steps import Step
 
+STEPS = ("fetch", "verify", "smoke", "load")
 KINDS: dict[str, type[Trouble]] = {
     "retryable": Retryable,
     "bad-input": BadInput,
@@ -31,25 +33,10 @@ KINDS: dict[str, type[Trouble]] = {
 
 def find(name: str) -> Step[Any, Any]:
     """The step called ``name``; only its own module is imported. KeyError for another name."""
-    match name:
-        case "fetch":
-            from model_delivery.steps.fetch import STEP as fetch
-
-            return fetch
-        case "verify":
-            from model_delivery.steps.verify import STEP as verify
-
-            return verify
-        case "smoke":
-            from model_delivery.steps.smoke import STEP as smoke
-
-            return smoke
-        case "load":
-            from model_delivery.steps.load import STEP as load
-
-            return load
-        case _:
-            raise KeyError(name)
+    if name not in STEPS:
+        raise KeyError(name)
+    step: Step[Any, Any] = import_module(f"model_delivery.steps.{name}").STEP
+    return step
 
 
 def say(out: TextIO, line: dict[str, Any]) -> None:
@@ -65,29 +52,29 @@ def outcome(name: str, text: str, out: TextIO) -> int:
             result = step.run(step.input.model_validate_json(text)).model_dump_json()
     except Trouble as trouble:
         kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
-        say(out, {"findings": [f.to_json() for f in trouble.findings], "kind": kind})
-        return trouble.exit_code
+        return _failed(out, kind, trouble)
     except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
         traceback.print_exc()
-        what = Finding(
-            "todo",
-            f"the {name} step broke",
-            f"{type(error).__name__}: {error}",
-            "this is a fault of Model Delivery: report it with the step's log",
-        )
-        say(out, {"findings": [what.to_json()], "kind": "permanent"})
-        return 1
+        what, why = f"the {name} step broke", f"{type(error).__name__}: {error}"
+        fix = "this is a fault of Model Delivery: report it with the step's log"
+        return _failed(out, "permanent", Permanent(Finding("step.broke", what, why, fix)))
     say(out, {"result": result, "length": len(result), "sha256": hashlib.sha256(result.encode()).hexdigest()})
     return 0
+
+
+def _failed(out: TextIO, kind: str, trouble: Trouble) -> int:
+    say(out, {"findings": [f.to_json() for f in trouble.findings], "kind": kind})
+    return trouble.exit_code
 
 
 def main() -> int:
     name, given, output = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    text = Path(given).read_text(encoding="utf-8")
     if output == "-":
-        return outcome(name, Path(given).read_text(encoding="utf-8"), sys.stdout)
+        return outcome(name, text, sys.stdout)
     with Path(output).open("a", encoding="utf-8") as out:
-        return outcome(name, Path(given).read_text(encoding="utf-8"), out)
+        return outcome(name, text, out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from model_delivery.base.part import DnsLabel, Part
-from model_delivery.models.sources.model import Model
+from model_delivery.models.sources import Model
 from model_delivery.values.gates import Gates, Rollout, Schedule
 from model_delivery.values.serving import Runner, Serving, Storage
 

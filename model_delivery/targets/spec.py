@@ -16,11 +16,19 @@ class ProcessTarget(Part):
     engine: Text
     port: int = Field(8000, ge=1, le=65535, strict=True)
 
+    @property
+    def image(self) -> None:
+        """None: the engine is this host's."""
+
 
 class _ClusterTarget(Part):
     context: Text | None = None
     namespace: Text = "default"
     image: Text = "vllm/vllm-openai:v0.33.0"
+
+    @property
+    def engine(self) -> None:
+        """None: it is in the image."""
 
 
 class T9kTarget(_ClusterTarget):

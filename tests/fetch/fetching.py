@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from model_delivery.models.sources.model import Model
+from model_delivery.models.sources import Model
 from model_delivery.models.store import MANIFEST, verify
 from model_delivery.models.store.commit import Fetched
 from model_delivery.run.resolve import resolve_model

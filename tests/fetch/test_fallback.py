@@ -10,7 +10,7 @@ import pytest
 
 from model_delivery.base.findings import Permanent, Refused, Retryable
 from model_delivery.base.progress import Progress, sink
-from model_delivery.models.sources.model import HuggingFaceModel
+from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store import read_manifest
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch

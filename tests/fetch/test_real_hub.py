@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_delivery.base.findings import Refused, Retryable
-from model_delivery.models.sources.model import HuggingFaceModel
+from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import fetch as fetch_into
 from model_delivery.models.store.part import CHUNK

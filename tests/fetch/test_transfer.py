@@ -15,7 +15,8 @@ from huggingface_hub import close_session
 
 from model_delivery.base.findings import Permanent, Retryable
 from model_delivery.models.sources import http
-from model_delivery.models.sources.model import HuggingFaceModel, ModelScopeModel
+from model_delivery.models.sources.huggingface import HuggingFaceModel
+from model_delivery.models.sources.modelscope import ModelScopeModel
 from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into

@@ -191,7 +191,7 @@ def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
 
 
 def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> None:
-    from model_delivery.models.sources.model import HuggingFaceModel
+    from model_delivery.models.sources.huggingface import HuggingFaceModel
     from model_delivery.run.frozen import Frozen
 
     payload = dict(release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload)

@@ -15,6 +15,7 @@ import urllib3
 from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
 
 LONGEST_WAIT = 120.0
+NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
 
 
 class NotGiven(Refused):
@@ -30,25 +31,31 @@ class Busy(Retryable):
 def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:
     """What an HTTP status of a hub means; ``asked`` says what was asked for, ``retry_after`` is that header."""
     if status == 429 or status >= 500:
-        what = "the hub says: too many requests" if status == 429 else f"the hub failed with status {status}"
         busy = Busy(
-            Finding("todo", what, asked, "wait, or name a token in model.token" if status == 429 else "run again later")
+            Finding("source.too-many-requests", "the hub says: too many requests", asked, f"wait, or {NAME_A_TOKEN}")
+            if status == 429
+            else Finding("source.broken", f"the hub failed with status {status}", asked, "run again later")
         )
         busy.after = seconds(retry_after)
         return busy
     if status in (401, 403):
-        return NotGiven(
-            Finding(
-                "todo", f"the hub refuses with status {status}", asked, "name a token that may read it in model.token"
-            )
-        )
-    return NotGiven(
-        Finding("todo", f"the hub answers with status {status}", asked, "check model.repo and model.revision")
-    )
+        return NotGiven(Finding("source.not-allowed", f"the hub refuses with status {status}", asked, NAME_A_TOKEN))
+    fix = "check model.repo and model.revision"
+    return NotGiven(Finding("source.not-found", f"the hub answers with status {status}", asked, fix))
+
+
+def unreachable(server: str, asked: str, error: Exception | None = None, settings: str = "HTTPS_PROXY") -> Retryable:
+    """``settings``: the variables that say how ``server`` is reached."""
+    why = asked if error is None else f"{asked}: {type(error).__name__}"
+    fix = f"check the network, and {settings}"
+    return Retryable(Finding("source.unreachable", f"{server} cannot be reached", why, fix))
 
 
 def seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most two minutes; None when it says nothing."""
+    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most two minutes.
+
+    None when it says nothing.
+    """
     if retry_after.isdigit():
         return min(float(retry_after), LONGEST_WAIT)
     try:
@@ -64,9 +71,10 @@ def authorities() -> str | None:
 
 
 def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
-    """The connections to ``url``'s host, by the environment's proxy if it names one; ``read_timeout`` in seconds.
+    """The connections to ``url``'s host, by the environment's proxy if it names one.
 
-    A redirect to another host loses the token: urllib3 removes Authorization and Cookie there.
+    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3 removes
+    Authorization and Cookie there.
     """
     at = urlsplit(url)
     proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)

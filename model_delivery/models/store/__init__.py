@@ -1,6 +1,6 @@
 """The store: one folder a commit, made whole or not at all; its manifest is written last."""
 
-from model_delivery.models.store.layout import MANIFEST, Manifest, folder_name, model_folder, read_manifest
-from model_delivery.models.store.verify import verify
+from model_delivery.models.manifest import MANIFEST, Manifest, folder_name, model_folder, read_manifest
+from model_delivery.models.verify import verify
 
 __all__ = ["MANIFEST", "Manifest", "folder_name", "model_folder", "read_manifest", "verify"]

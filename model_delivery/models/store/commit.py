@@ -9,25 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
+from model_delivery.base.part import Part
 from model_delivery.base.progress import Progress, report
-from model_delivery.models.sources.model import Model
-from model_delivery.models.sources.origin import origins
+from model_delivery.models.manifest import MANIFEST, read_manifest, write_manifest
+from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store.filling import Filling
-from model_delivery.models.store.layout import MANIFEST, read_manifest, write_manifest
 from model_delivery.models.store.lock import alone
-from model_delivery.models.store.part import chunk_size, noted, notes_of, part_of
+from model_delivery.models.store.origin import origins
+from model_delivery.models.store.part import noted, size_of, with_parts
 from model_delivery.models.store.transfer import Patience
-from model_delivery.models.store.verify import verify
+from model_delivery.models.verify import verify
 from model_delivery.values.snapshot import File, Snapshot
 
 
-class Fetched(BaseModel):
-    """A verified model: its folder, its size in files and bytes, how many bytes were moved now (0: it was there), and files by their source."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Fetched(Part):
+    """A verified model. ``fetched_bytes``: moved now (0: it was there); ``origins``: how many files came from which source."""
 
     path: str
     files: int
@@ -47,7 +44,7 @@ def scratch_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.scratch")
 
 
-def fetch(model: Model, snapshot: Snapshot, folder: Path, patience: Patience | None = None) -> Fetched:
+def fetch(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience | None = None) -> Fetched:
     """One fetcher at a time for each folder; the others wait and adopt.
 
     Refused when the disk is too small or the model is not whole, Retryable when nothing more comes from any source, Permanent when what
@@ -61,9 +58,8 @@ def fetch(model: Model, snapshot: Snapshot, folder: Path, patience: Patience | N
                     moved = _fill(model, snapshot, folder, patience or Patience(), ours)
     manifest = read_manifest(folder)
     if manifest is None:
-        raise Retryable(
-            Finding("todo", f"{folder} has lost its manifest", "somebody removed it meanwhile", "run again")
-        )
+        what = f"{folder} has lost its manifest"
+        raise Retryable(Finding("store.no-manifest", what, "somebody removed it meanwhile", "run again"))
     return Fetched(
         path=str(folder),
         files=len(snapshot.files),
@@ -85,7 +81,7 @@ def _readable_refusals(folder: Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.filename or folder} cannot be written"
         fix = "make room, or give this user the right to write there, then run again: it goes on where it was"
-        raise Permanent(Finding("todo", what, error.strerror or type(error).__name__, fix)) from error
+        raise Permanent(Finding("store.not-writable", what, error.strerror or type(error).__name__, fix)) from error
 
 
 def _whole(folder: Path, snapshot: Snapshot) -> bool:
@@ -97,7 +93,7 @@ def _whole(folder: Path, snapshot: Snapshot) -> bool:
     )
 
 
-def _fill(model: Model, snapshot: Snapshot, folder: Path, patience: Patience, ours: Callable[[], bool]) -> int:
+def _fill(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience, ours: Callable[[], bool]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = scratch_of(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -106,9 +102,8 @@ def _fill(model: Model, snapshot: Snapshot, folder: Path, patience: Patience, ou
     filling = Filling(snapshot, origins(model, snapshot, scratch), folder, model.allow, patience)
     filling.run()
     if not ours():
-        raise Retryable(
-            Finding("todo", f"another fetch has taken {folder} over", "this one did not answer for 15 s", "run again")
-        )
+        what, why = f"another fetch has taken {folder} over", "this one did not answer for 15 s"
+        raise Retryable(Finding("store.taken-over", what, why, "run again"))
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         path.chmod(0o755)
     write_manifest(folder, snapshot, filling.entries)
@@ -118,8 +113,7 @@ def _fill(model: Model, snapshot: Snapshot, folder: Path, patience: Patience, ou
 
 def _sweep(snapshot: Snapshot, folder: Path) -> None:
     """Only what is listed stays, and what was begun of it: anything else was left by a dead run, or would be served unverified."""
-    targets = [folder / file.path for file in snapshot.files]
-    wanted = {path for target in targets for path in (target, part_of(target), notes_of(target))}
+    wanted = with_parts(folder, (file.path for file in snapshot.files))
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_symlink() or (not path.is_dir() and path not in wanted):
             path.unlink()
@@ -135,12 +129,11 @@ def _room(snapshot: Snapshot, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if missing > free:
         why = f"{missing} bytes are still to come, {free} are free in {folder}"
-        raise Refused(
-            Finding("todo", "the disk is too small for the model", why, "make room, or use another storage.path")
-        )
+        fix = "make room, or use another storage.path"
+        raise Refused(Finding("store.disk-full", "the disk is too small for the model", why, fix))
 
 
 def _there(file: File, target: Path) -> int:
     if target.is_file() and target.stat().st_size == file.size:
         return file.size
-    return sum(chunk_size(file, number) for number in noted(file, target))
+    return size_of(file, noted(file, target))

@@ -9,14 +9,14 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from pathlib import Path
 
-from model_delivery.base.findings import Finding, Permanent, Refused, Retryable, Trouble
+from model_delivery.base.findings import Refused, Retryable, Trouble
 from model_delivery.base.progress import Progress, report
-from model_delivery.models.sources.listing import check_config
-from model_delivery.models.sources.origin import Origin
-from model_delivery.models.store.layout import Entry
-from model_delivery.models.store.part import Part, chunk_size, chunks_in
-from model_delivery.models.store.safetensors import check_header
-from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped
+from model_delivery.models.listing import check_config
+from model_delivery.models.manifest import Entry
+from model_delivery.models.safetensors import check_header
+from model_delivery.models.store.origin import Origin
+from model_delivery.models.store.part import Part, chunks_in, size_of
+from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped, unlisted
 from model_delivery.values.snapshot import Snapshot
 
 ROW = 8
@@ -72,7 +72,7 @@ class Filling:
         for file in sorted(self.snapshot.files, key=lambda file: (file.size > SMALL, file.path)):
             part = Part(file, self.folder / file.path)
             self.parts.append(part)
-            self.there += sum(chunk_size(file, number) for number in part.done)
+            self.there += size_of(file, part.done)
             left -= len(part.done)
             missing = [number for number in range(part.count) if number not in part.done]
             if not missing:
@@ -109,43 +109,35 @@ class Filling:
         with self.lock:
             part.troubles += (trouble,)
             if tried + 1 >= len(self.origins):
-                raise type(trouble)(*(finding for one in part.troubles for finding in one.findings)) from trouble
+                raise type(trouble)(*(finding for each in part.troubles for finding in each.findings)) from trouble
             if isinstance(trouble, Retryable):
                 self.first = max(self.first, tried + 1)
             if part.tried != tried:
                 return
             part.tried = tried + 1
-        report(
-            Progress(
-                "fetch", f"{trouble.findings[0].what}: {part.file.path} is taken from {self.origins[tried + 1].name}"
-            )
-        )
+        after = self.origins[tried + 1].name
+        report(Progress("fetch", f"{trouble.findings[0].what}: {part.file.path} is taken from {after}"))
 
     def _finish(self, part: Part) -> None:
         """Its bytes are all there: compare, look inside, give it its name. What is not as listed is fetched again, from the next source if it came now."""
         while fault := part.fault():
             if not part.resumed:
-                what = f"{part.file.path} is not what was listed"
-                bad = Permanent(
-                    Finding("todo", what, fault, "run again; if it stays so, the source or what lies between is broken")
-                )
                 part.discard_bytes()
-                self._next_origin(part, part.tried, bad)
+                self._next_origin(part, part.tried, unlisted(part.file, fault))
             part.restart()
             self._bring(part, range(part.count))
             part.advance()
         self._look_inside(part)
         part.keep()
-        entry = Entry(
-            path=part.file.path, size=part.file.size, sha256=part.sha256, origin="+".join(sorted(part.origins))
-        )
+        origin = "+".join(sorted(part.origins))
+        entry = Entry(path=part.file.path, size=part.file.size, sha256=part.sha256, origin=origin)
         with self.lock:
             self.entries.append(entry)
 
     def _look_inside(self, part: Part) -> None:
         if part.file.path == "config.json":
             check_config(part.path.read_bytes(), self.allow)
-        if part.file.path.endswith(".safetensors") and (fault := check_header(part.path, part.file.path)):
+        if fault := check_header(part.path, part.file.path):
             raise Refused(fault)
 
     def _count(self, size: int) -> None:
@@ -159,8 +151,5 @@ class Filling:
         since, moved = self.seen[0]
         rate = (self.moved - moved) / max(now - since, 1e-6)
         left = max(0.0, self.snapshot.size - done) / rate if rate else None
-        report(
-            Progress(
-                "fetch", "", done=min(done, self.snapshot.size), total=self.snapshot.size, unit="B", rate=rate, eta=left
-            )
-        )
+        size = self.snapshot.size
+        report(Progress("fetch", "", done=min(done, size), total=size, unit="B", rate=rate, eta=left))

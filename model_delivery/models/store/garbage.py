@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_delivery.models.manifest import MODELS, read_manifest
 from model_delivery.models.store.commit import lock_of
-from model_delivery.models.store.layout import MODELS, read_manifest
 from model_delivery.models.store.lock import held
 
 DOOMED = ".doomed"
@@ -26,12 +26,12 @@ class Garbage:
 def find(roots: Iterable[Path], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
     """What lies in the stores under ``roots`` and is neither in ``wanted`` nor being fetched now."""
     kept = wanted()
-    return tuple(one for root in sorted(set(roots)) for one in _in_store(root / MODELS, kept))
+    return tuple(item for root in sorted(set(roots)) for item in _in_store(root / MODELS, kept))
 
 
 def remove(garbage: Iterable[Garbage], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
     """Remove it, and say what went. A folder that somebody has come to want meanwhile, or fetches now, stays."""
-    return tuple(one for one in garbage if _removed(one.path, wanted))
+    return tuple(item for item in garbage if _removed(item.path, wanted))
 
 
 def _removed(path: Path, wanted: Callable[[], set[Path]]) -> bool:

@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from model_delivery.base.durable import sync
 from model_delivery.base.findings import Trouble
+from model_delivery.models.verify import blob
 from model_delivery.values.snapshot import File
 
 CHUNK = 8 << 20
@@ -25,6 +27,11 @@ def part_of(target: Path) -> Path:
 
 def notes_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.chunks")
+
+
+def with_parts(folder: Path, names: Iterable[str]) -> set[Path]:
+    """These files of a folder, and what is there of each while it is filled."""
+    return {path for name in names for path in (folder / name, part_of(folder / name), notes_of(folder / name))}
 
 
 def noted(file: File, target: Path) -> set[int]:
@@ -51,6 +58,11 @@ def chunks_in(file: File) -> int:
 def chunk_size(file: File, number: int) -> int:
     """In bytes; the last one may be shorter."""
     return min(CHUNK, file.size - number * CHUNK)
+
+
+def size_of(file: File, numbers: Iterable[int]) -> int:
+    """What these chunks have together, in bytes."""
+    return sum(chunk_size(file, number) for number in numbers)
 
 
 def _origins(target: Path) -> set[str]:
@@ -91,8 +103,7 @@ class Part:
 
     def _open(self) -> None:
         if not self.done:
-            for old in (self.path, notes_of(self.target)):
-                old.unlink(missing_ok=True)
+            self._unlink()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.ftruncate(self._fd, self.file.size)
         self._notes = os.open(
@@ -102,7 +113,7 @@ class Part:
             os.write(self._notes, _title(self.file).encode() + b"\n")
         sync(self.path.parent)
         self._sha256 = hashlib.sha256()
-        self._blob = None if self.file.sha256 else hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
+        self._blob = None if self.file.sha256 else blob(self.file.size)
         self._frontier, self._hashing = 0, False
 
     def close(self) -> None:
@@ -210,5 +221,8 @@ class Part:
     def discard_bytes(self) -> None:
         """Nothing of it stays on the disk."""
         self.close()
+        self._unlink()
+
+    def _unlink(self) -> None:
         for path in (self.path, notes_of(self.target)):
             path.unlink(missing_ok=True)

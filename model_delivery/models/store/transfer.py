@@ -15,15 +15,16 @@ import tenacity
 import urllib3
 
 from model_delivery.base.findings import Finding, Permanent, Retryable, Trouble
-from model_delivery.models.sources import Local, Remote
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
-from model_delivery.models.sources.origin import Origin
+from model_delivery.models.sources.spec import Local, Remote
+from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
 from model_delivery.values.snapshot import File
 
 STREAMS = 16
 SLOWEST = 64 * 1024
 EXPIRED = (401, 403, 404, 410)
+GOES_ON = "it goes on where it was cut"
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ class Link:
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
         ranged = not part.alone and (at, end) != (0, part.file.size)
-        headers = {**where.headers, "Accept-Encoding": "identity"} | (
-            {"Range": f"bytes={at}-{end - 1}"} if ranged else {}
-        )
+        headers = {**where.headers, "Accept-Encoding": "identity"}
+        if ranged:
+            headers["Range"] = f"bytes={at}-{end - 1}"
         start, watch = at, _Watch(self.patience.stall)
         try:
             with self._asked(where.url, headers) as answer:
@@ -139,24 +140,20 @@ class Link:
     ) -> None:
         known, address = (origin.name, part.file.path), asked.url.partition("?")[0]
         if answer.status in EXPIRED and self.direct.pop(known, None) is not None:
-            raise Retryable(Finding("todo", f"the address of {part.file.path} has expired", address, "run again"))
+            raise Retryable(
+                Finding("fetch.address-expired", f"the address of {part.file.path} has expired", address, "run again")
+            )
         if answer.status not in (200, 206):
             raise http_trouble(answer.status, address, answer.headers.get("Retry-After", ""))
         if ranged and answer.status == 200:
             raise NoRanges
         span, _, total = answer.headers.get("Content-Range", "").rpartition("/")
         if ranged and not span.startswith(f"bytes {at}-"):
-            raise NotGiven(
-                Finding(
-                    "todo",
-                    f"{part.file.path} comes from another place than was asked for",
-                    span or "no Content-Range",
-                    "use another source",
-                )
-            )
+            what = f"{part.file.path} comes from another place than was asked for"
+            raise NotGiven(Finding("fetch.wrong-range", what, span or "no Content-Range", "use another source"))
         length = total if ranged else answer.headers.get("Content-Length", "")
         if length.isdigit() and int(length) != part.file.size:
-            raise Permanent(_unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}"))
+            raise unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}")
         final = urljoin(asked.url, answer.geturl() or "")
         if final != asked.url:
             same = urlsplit(final).netloc == urlsplit(asked.url).netloc
@@ -165,7 +162,7 @@ class Link:
     def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> None:
         after = at + len(data)
         if after > end:
-            raise Permanent(_unlisted(part.file, "more bytes came than are listed"))
+            raise unlisted(part.file, "more bytes came than are listed")
         part.comes_from(origin.name)
         part.write(at, data)
         self.count(len(data))
@@ -184,7 +181,7 @@ class Link:
             while at < end and not self.stop.is_set():
                 data = opened.read(min(BUFFER, end - at))
                 if not data:
-                    raise Permanent(_unlisted(part.file, f"{source} is only {at} bytes long"))
+                    raise unlisted(part.file, f"{source} is only {at} bytes long")
                 try:
                     self._take(part, at, data, end, origin)
                 except OSError as error:
@@ -206,25 +203,18 @@ class _Watch:
             self.since, self.came = now, 0
 
 
-def _unlisted(file: File, why: str) -> Finding:
-    return Finding(
-        "todo",
-        f"{file.path} is not what was listed",
-        why,
-        "run again; if it stays so, the source or what lies between is broken",
-    )
+def unlisted(file: File, why: str) -> Permanent:
+    fix = "run again; if it stays so, the source or what lies between is broken"
+    return Permanent(Finding("fetch.sum-differs", f"{file.path} is not what was listed", why, fix))
 
 
 def _broken(error: Exception, file: File, where: Remote) -> Trouble:
     why = f"{type(error).__name__} from {where.url.partition('?')[0]}"
-    return Retryable(Finding("todo", f"{file.path} broke off", why, "run again: it goes on where it was cut"))
+    return Retryable(Finding("fetch.broke-off", f"{file.path} broke off", why, f"run again: {GOES_ON}"))
 
 
 def _unwritable(error: OSError, part: Part) -> Trouble:
     free = shutil.disk_usage(part.path.parent).free
     why = f"{error.strerror}; {free} bytes are free in {part.path.parent}"
-    return Permanent(
-        Finding(
-            "todo", f"{part.file.path} cannot be written", why, "make room, then run again: it goes on where it was cut"
-        )
-    )
+    what, fix = f"{part.file.path} cannot be written", f"make room, then run again: {GOES_ON}"
+    return Permanent(Finding("store.not-writable", what, why, fix))

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from model_delivery.models.sources import ENDPOINTS
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object
 from model_delivery.values.resources import Resource
 
 PASSED_ON = (
-    "HF_ENDPOINT",
-    "MODELSCOPE_ENDPOINT",
+    *ENDPOINTS,
     "HTTPS_PROXY",
     "HTTP_PROXY",
     "NO_PROXY",

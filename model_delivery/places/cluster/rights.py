@@ -13,7 +13,6 @@ import yaml
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.home import packaged
 from model_delivery.base.secrets import KubeSecret, SecretRef
-from model_delivery.models.sources.model import LocalModel
 from model_delivery.places.cluster.client import Forbidden, Status
 from model_delivery.places.cluster.jobs import PASSED_ON
 from model_delivery.places.cluster.place import Cluster
@@ -59,10 +58,10 @@ def preflight_cluster(spec: DeliverySpec, place: Cluster, secrets: Mapping[str, 
 
 
 def _fields(spec: DeliverySpec, place: Cluster) -> Iterator[Finding]:
-    if isinstance(spec.model, LocalModel):
+    if not spec.model.in_cluster:
         yield Finding(
             "todo",
-            "model.source local is not there yet in a cluster",
+            f"model.source {spec.model.source} is not there yet in a cluster",
             "a claim's folder is not listed yet",
             "use a hub",
         )

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from model_delivery.base.durable import replace_file, sync
+from model_delivery.base.part import Part
 from model_delivery.values.resources import digest
 from model_delivery.values.snapshot import Snapshot
 
@@ -17,10 +18,8 @@ MANIFEST = ".model-delivery.json"
 MODELS = "models"
 
 
-class Entry(BaseModel):
+class Entry(Part):
     """A file as it was verified: size in bytes, sha256 in hex, and which source gave its bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     size: int
@@ -28,10 +27,8 @@ class Entry(BaseModel):
     origin: str = ""
 
 
-class Manifest(BaseModel):
+class Manifest(Part):
     """Written last: a folder without one is not a model. ``digest`` is of everything else in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     manifest_version: Literal[1] = 1
     source: str

@@ -1,0 +1,46 @@
+"""Is a file whole, as safetensors? Its header says how long it must be."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from model_delivery.base.findings import Finding
+
+MAX_HEADER = 100_000_000
+POINTER = b"version https://git-lfs"
+AGAIN = "fetch it again"
+
+
+def check_header(path: Path, name: str) -> Finding | None:
+    """What is wrong with a safetensors file (called ``name``).
+
+    None when its header is sound and covers the file exactly, and for a file of another name.
+
+    The format: 8 bytes little-endian length, that much JSON, then the tensors' bytes without a gap.
+    """
+    if not name.endswith(".safetensors"):
+        return None
+    size = path.stat().st_size
+    broken = f"{name} is no safetensors file"
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            fix = "run `git lfs pull` in that folder"
+            return Finding("source.lfs-pointer", f"{name} is a git-LFS pointer", "the real file was never fetched", fix)
+        file.seek(0)
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
+        if length > min(MAX_HEADER, size):
+            why = f"its header would be {length} bytes long, the file has {size}"
+            return Finding("source.broken-weights", broken, why, AGAIN)
+        try:
+            header = json.loads(file.read(length))
+            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return Finding("source.broken-weights", broken, "its header cannot be read", AGAIN)
+    expected = 8 + length + max(ends, default=0)
+    if expected == size:
+        return None
+    what = f"{name} is {'cut short' if size < expected else 'too long'}"
+    return Finding("source.broken-weights", what, f"it has {size} bytes, its header says {expected}", AGAIN)

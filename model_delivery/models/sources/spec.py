@@ -1,0 +1,165 @@
+"""What a spec says of a model, whatever its source; each source has a room of its own beside this module."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from model_delivery.base.part import Part, Text
+from model_delivery.base.secrets import Secret, SecretRef, read_secret
+from model_delivery.models.listing import hashed, pinned, select
+from model_delivery.values.resources import digest
+from model_delivery.values.snapshot import File, Snapshot
+
+if TYPE_CHECKING:
+    Remotes = str  # the names of the sources that can be a fallback: a Literal, once all rooms are known
+
+Revision = Annotated[str, Field(strict=True)]
+Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Permission = Literal["pickle", "remote-code"]
+INCLUDE = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.tiktoken")
+EXCLUDE = ("original/*", "consolidated*", "onnx/*")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Bytes behind HTTP, ranges allowed; the headers go to this URL's host only."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Bytes in a file of this machine."""
+
+    path: Path
+
+
+class Source(Protocol):
+    """Where a model comes from. Tokens are read when they are needed."""
+
+    def resolve(self) -> Snapshot:
+        """List first: the commit and its files, names and kinds checked. Retryable or Refused otherwise."""
+
+    def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
+        """Where a file's bytes are, as of now; what must be unpacked first goes to ``scratch``, a folder of this fetch's own."""
+
+
+class ModelSpec(Part):
+    """What every source has. ``files``: fields that name a file or folder, made absolute when a spec is loaded.
+
+    ``texts``: fields that name a file whose content takes their place then. ``endpoint_variable`` is what a step's Job must be
+    passed. ``example``: an address on the command line.
+    """
+
+    include: tuple[Text, ...] = INCLUDE
+    exclude: tuple[Text, ...] = EXCLUDE
+    allow: tuple[Permission, ...] = ()
+
+    files: ClassVar[tuple[str, ...]] = ()
+    texts: ClassVar[tuple[str, ...]] = ()
+    endpoint_variable: ClassVar[str | None] = None
+    in_cluster: ClassVar[bool] = True
+    example: ClassVar[str]
+
+    if TYPE_CHECKING:
+        source: str
+
+    @classmethod
+    @abstractmethod
+    def from_address(cls, text: str) -> dict[str, Any]:
+        """The fields that the command line's ``SOURCE:text`` stands for."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What people and manifests call it: ``huggingface org/model``."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """``Snapshot.key`` of what it resolves to."""
+
+    @abstractmethod
+    def open(self) -> Source: ...
+
+    def fallbacks(self) -> tuple[RemoteModel, ...]:
+        """Who is asked, in turn, for what this source does not give."""
+        return ()
+
+    def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
+        """The wanted files. Refused names every fault of the list."""
+        return select(listed, self.include, self.exclude, self.allow)
+
+    def snapshot(self, files: tuple[File, ...], commit: str = "") -> Snapshot:
+        """Where there are no commits, the digest of the list stands for one."""
+        commit = commit or digest([[f.path, f.size, f.sha256] for f in files], 40)
+        return Snapshot(source=self.source, key=self.key, commit=commit, files=files)
+
+    def unresolved(self) -> Snapshot:
+        """As it is written, nobody asked."""
+        return self.snapshot((), "unknown")
+
+
+class Fallback(Part):
+    """Another source of the same files; ``token`` is its own, ``model.token`` is never sent to it."""
+
+    source: Remotes
+    repo: Text
+    revision: Revision
+    token: SecretRef | None = None
+
+
+class RemoteModel(ModelSpec):
+    """A source that can be a fallback, and has fallbacks."""
+
+    repo: Text
+    token: SecretRef | None = None
+    fallback: tuple[Fallback, ...] = ()
+    pins: dict[Text, Sum] = Field(default_factory=dict)
+
+    files: ClassVar[tuple[str, ...]] = ("token.file", "fallback.*.token.file")
+    address: ClassVar[str] = r"([^@]+)@(.+)"
+
+    if TYPE_CHECKING:
+        revision: str
+
+    @classmethod
+    def from_address(cls, text: str) -> dict[str, Any]:
+        """``REPO[@REVISION]``."""
+        parts = re.fullmatch(cls.address, text)
+        repo, revision = parts.groups() if parts else (text, cls.model_fields["revision"].default)
+        return {"repo": repo, "revision": revision}
+
+    @property
+    def name(self) -> str:
+        return f"{self.source} {self.repo}"
+
+    @property
+    def key(self) -> str:
+        return self.repo.replace("/", "--")
+
+    @property
+    def secret(self) -> Secret | None:
+        return None if self.token is None else read_secret(self.token)
+
+    def fallbacks(self) -> tuple[RemoteModel, ...]:
+        """Each entry of ``fallback`` as a model of its own, with the files and permissions of this one."""
+        ours = self.model_dump(include={"include", "exclude", "allow", "pins"})
+        return tuple(REMOTES[other.source].model_validate(ours | other.model_dump()) for other in self.fallback)
+
+    def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
+        return hashed(super().chosen(pinned(listed, self.pins)))
+
+    def unresolved(self) -> Snapshot:
+        return self.snapshot((), self.revision)
+
+
+REMOTES: dict[str, type[RemoteModel]] = {}

@@ -1,0 +1,90 @@
+"""Does a folder hold what its manifest says? Offline, from the manifest alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_delivery.base.findings import Finding
+from model_delivery.base.progress import Progress, report
+from model_delivery.models.manifest import MANIFEST, read_manifest
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+CHUNK = 1 << 20
+
+
+def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
+    """What is wrong, empty when nothing is. ``deep`` reads every byte; else names and sizes are compared."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        broken = (folder / MANIFEST).exists()
+        why = "it was changed or cut" if broken else "it was never fetched to its end"
+        what = f"{folder} has {'a broken' if broken else 'no'} manifest"
+        return [Finding("store.no-manifest", what, why, "fetch it again")]
+    faults = list[Finding]()
+    for entry in manifest.files:
+        path, fix = folder / entry.path, "fetch the model again"
+        if path.is_symlink():
+            what = f"{entry.path} is a symbolic link"
+            faults.append(Finding("store.link", what, "what it leads to may change", fix))
+        elif fault := misfit(path, entry.path, entry.size, fix):
+            faults.append(fault)
+        elif deep and hash_file(path, entry.path) != entry.sha256:
+            why = "its sha256 is another one than the manifest's"
+            faults.append(Finding("store.sum-differs", f"{entry.path} was changed", why, fix))
+    named = {MANIFEST, *(entry.path for entry in manifest.files)}
+    why, fix = "it would be served unverified", "remove it, or fetch the model again"
+    return faults + [
+        Finding("store.file-too-many", f"{name} is not in the manifest", why, fix)
+        for name in names_in(folder)
+        if name not in named
+    ]
+
+
+def names_in(folder: Path) -> list[str]:
+    """All files below ``folder``, links too, sorted."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+
+
+def misfit(path: Path, name: str, size: int, fix: str) -> Finding | None:
+    """What is wrong with a file (called ``name``) before a byte is read."""
+    why = f"it should have {size} bytes"
+    if not path.is_file():
+        return Finding("store.file-missing", f"{name} is missing", why, fix)
+    if (now := path.stat().st_size) != size:
+        return Finding("store.size-differs", f"{name} is {now} bytes long", why, fix)
+    return None
+
+
+def hash_file(path: Path, name: str = "") -> str:
+    """The sha256 of a file, with progress for large ones."""
+    sha, done, size = hashlib.sha256(), 0, path.stat().st_size
+    for chunk in _chunks(path):
+        sha.update(chunk)
+        done += len(chunk)
+        if done % (CHUNK * 256) == 0:
+            report(Progress("verify", f"hashing {name or path.name}", done=done, total=size, unit="B"))
+    return sha.hexdigest()
+
+
+def hash_git(path: Path) -> str:
+    """The sha1 by which git knows a file's content."""
+    sha = blob(path.stat().st_size)
+    for chunk in _chunks(path):
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def blob(size: int) -> _Hash:
+    """Git's sum of a file of ``size`` bytes, before its first one."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Demand = Mapping[str, tuple[int, Mapping[str, int]]]
 
 
 @dataclass(frozen=True, order=True)
@@ -13,6 +17,8 @@ class Kind:
     there until they have gone. ``constant``: once made it never changes. ``steady``: it changes only when we change it.
     ``optional``: its API may be missing, or closed to us. ``eventful``: its controller tells of failures by events.
     ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them.
+    ``demand``: of an object's manifest, by the name of each release in it: its replicas, and the devices that one of them
+    asks for. Only kinds whose pods serve have it.
     """
 
     name: str
@@ -26,6 +32,7 @@ class Kind:
     optional: bool = False
     eventful: bool = False
     bare: bool = False
+    demand: Callable[[Mapping[str, Any]], Demand] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.name

@@ -11,15 +11,21 @@ from model_delivery.diagnosis import pods
 from model_delivery.targets.kubernetes.kinds import SERVICE
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
-from model_delivery.targets.kubernetes.pod import PORT, pod_labels, serve, startup_seconds
+from model_delivery.targets.kubernetes.pod import PORT, devices, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import owned, pods_of, selector
-from model_delivery.values.kind import Kind
+from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
 from model_delivery.values.serving import Serving, Storage
 
-DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", foreground=True)
+
+def _demand(body: Mapping[str, Any]) -> Demand:
+    spec = body["spec"]
+    return {body["metadata"]["name"]: (spec["replicas"], devices(spec["template"]["spec"]["containers"]))}
+
+
+DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", foreground=True, demand=_demand)
 FILE = "deployment.yaml"
 MARGIN_SECONDS = 60
 

@@ -13,13 +13,20 @@ from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
 from model_delivery.targets.kubernetes.manifests import manifest
 from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
-from model_delivery.targets.kubernetes.pod import PORT, claim_name, serve, verbatim
+from model_delivery.targets.kubernetes.pod import PORT, claim_name, devices, serve, verbatim
 from model_delivery.targets.kubernetes.route import owned, pods_of
-from model_delivery.values.kind import Kind
+from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World
 from model_delivery.values.serving import Serving, Storage
+
+
+def _demand(body: Mapping[str, Any]) -> Demand:
+    predictor = body["spec"]["predictor"]
+    containers = [predictor["model"]] if "model" in predictor else predictor["containers"]
+    return {body["metadata"]["name"]: (int(predictor.get("minReplicas", 1)), devices(containers))}
+
 
 INFERENCE_SERVICE = Kind(
     "InferenceService",
@@ -30,6 +37,7 @@ INFERENCE_SERVICE = Kind(
     optional=True,
     eventful=True,
     bare=True,
+    demand=_demand,
 )
 SERVING_RUNTIME = Kind("ServingRuntime", "serving.kserve.io", "v1alpha1", "servingruntimes", steady=True, optional=True)
 KINDS = (INFERENCE_SERVICE, SERVING_RUNTIME)

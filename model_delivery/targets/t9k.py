@@ -18,6 +18,7 @@ from model_delivery.targets.kubernetes.pod import (
     CONFIG,
     MOUNT,
     claim_name,
+    devices,
     environment,
     literal,
     pod_labels,
@@ -26,14 +27,30 @@ from model_delivery.targets.kubernetes.pod import (
     verbatim,
 )
 from model_delivery.targets.kubernetes.route import owned_route, pods_of
-from model_delivery.values.kind import Kind
+from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
 from model_delivery.values.serving import Serving, Storage
 
+
+def _demand(body: Mapping[str, Any]) -> Demand:
+    predictors = {entry["name"]: entry["predictor"] for entry in body["spec"]["releases"]}
+    return {
+        name: (int(predictor.get("minReplicas", 1)), devices(predictor.get("containersResources", ())))
+        for name, predictor in predictors.items()
+    }
+
+
 ML_SERVICE = Kind(
-    "MLService", "tensorstack.dev", "v1beta1", "mlservices", foreground=True, optional=True, eventful=True
+    "MLService",
+    "tensorstack.dev",
+    "v1beta1",
+    "mlservices",
+    foreground=True,
+    optional=True,
+    eventful=True,
+    demand=_demand,
 )
 ML_SERVICE_RUNTIME = Kind(
     "MLServiceRuntime", "tensorstack.dev", "v1beta1", "mlserviceruntimes", steady=True, optional=True

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Demand = Mapping[str, tuple[int, Mapping[str, int]]]
 
 
 @dataclass(frozen=True, order=True)
@@ -12,7 +16,10 @@ class Kind:
     ``stored``: ours alone, written whole by compare and swap. ``foreground``: its end takes its pods with it, and it is
     there until they have gone. ``constant``: once made it never changes. ``steady``: it changes only when we change it.
     ``optional``: its API may be missing, or closed to us. ``eventful``: its controller tells of failures by events.
-    ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them. ``detail``: one of many, which people need not be told.
+    ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them.
+    ``demand``: of an object's manifest, by the name of each release in it: its replicas, and the devices that one of them
+    asks for. Only kinds whose pods serve have it.
+    ``detail``: one of many, which people need not be told.
     """
 
     name: str
@@ -27,6 +34,7 @@ class Kind:
     eventful: bool = False
     bare: bool = False
     detail: bool = False
+    demand: Callable[[Mapping[str, Any]], Demand] | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.name

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from model_delivery.places.cluster import look as looking
-from model_delivery.places.cluster.look import Pace
+from model_delivery.places.cluster import pace as pacing
+from model_delivery.places.cluster.pace import Pace
 
 MINUTE, WAIT = 60.0, 1800.0
 
@@ -22,7 +22,7 @@ class World:
     def __init__(self, changes: float) -> None:
         self.now, self.asked, self.rate = 1000.0, deque[float](maxlen=1000), changes
         self.client = SimpleNamespace(asked=self.asked)
-        self.look = SimpleNamespace(waited=False, changes=self.changes, price=1)
+        self.look = SimpleNamespace(changes=self.changes, price=1)
         self.random = random.Random(20261126)
 
     def monotonic(self) -> float:
@@ -51,10 +51,10 @@ def test_a_waiting_run_looks_again_and_again_within_its_budget(
 ) -> None:
     """``cost``: the requests of a look; ``before``: those of the effects before the wait."""
     world = World(changes)
-    monkeypatch.setattr(looking, "time", world)
+    monkeypatch.setattr(pacing, "time", world)
     pace: Any = Pace(world.client, world.look)  # type: ignore[arg-type]
     world.ask(before)
-    pace.restart(acted=True)
+    pace.restart()
     start, looks = world.now, list[float]()
     while world.now < start + WAIT:
         world.ask(cost)

@@ -1,15 +1,21 @@
-"""What a cluster binds of a step's Job when it is put: the nodes near which it must run, and how this machine reaches the hub."""
+"""What a cluster binds of a step's Job when it is put: the nodes near which it must run, and how this
+machine reaches the hub.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model_delivery.models.sources import ENDPOINTS
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object
+from model_delivery.places.cluster.room import allocatable
+from model_delivery.places.cluster.space import own_image
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB
 from model_delivery.values.resources import Resource
 
 PASSED_ON = (
@@ -26,52 +32,51 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def bound(resource: Resource, body: Object, look: Look) -> Object:
-    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``: endpoint, proxy and CA of this environment.
-
-    ``bind.servers``: a release; the step's ``metrics`` are the addresses of its pods.
+    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``:
+    endpoint, proxy and CA of this environment. ``bind.servers``: a release; the step's ``metrics``
+    are the addresses of its pods. A step without an image runs in ours.
     """
     needs = resource.spec.get("bind", {})
-    if needs.get("servers") and body["kind"] == "ConfigMap":
-        given = json.loads(body["data"]["input.json"])
-        body["data"]["input.json"] = json.dumps(
-            given | {"metrics": list(look.servers(resource.delivery, needs["servers"]))}
-        )
-    if needs.get("near") and body["kind"] == "Job":
-        _near(body["spec"]["template"]["spec"], needs["near"], look)
-    if needs.get("hub") and body["kind"] == "ConfigMap":
-        body["data"] |= {"ca.crt": text} if (text := _certificates()) else {}
-    elif needs.get("hub"):
-        env = body["spec"]["template"]["spec"]["containers"][0]["env"]
-        env += [
-            {"name": name, "value": os.environ[name].replace("$", "$$")} for name in PASSED_ON if os.environ.get(name)
-        ]
-        if _certificates():
-            env += [{"name": name, "value": f"{needs['hub']}/ca.crt"} for name in CERTIFICATES]
+    if resource.ref.kind == CONFIG_MAP:
+        _bind_input(body["data"], needs, resource.delivery, look)
+    elif resource.ref.kind == JOB:
+        _bind_pod(body["spec"]["template"]["spec"], needs, look)
     return body
 
 
-def _near(pod: dict[str, Any], wanted: dict[str, int], look: Look) -> None:
-    nodes = [
-        n
-        for n in look.nodes()
-        if all(int(n["status"].get("allocatable", {}).get(k, 0)) >= v for k, v in wanted.items())
-    ]
+def _bind_input(data: Object, needs: Mapping[str, Any], delivery: str, look: Look) -> None:
+    if needs.get("servers"):
+        metrics = list(look.servers(delivery, needs["servers"]))
+        data["input.json"] = json.dumps(json.loads(data["input.json"]) | {"metrics": metrics})
+    if needs.get("hub") and (text := _certificates()):
+        data["ca.crt"] = text
+
+
+def _bind_pod(pod: Object, needs: Mapping[str, Any], look: Look) -> None:
+    step = pod["containers"][0]
+    if needs.get("near"):
+        _near(pod, needs["near"], look)
+    if needs.get("hub"):
+        given = {name: os.environ[name].replace("$", "$$") for name in PASSED_ON if os.environ.get(name)}
+        given |= dict.fromkeys(CERTIFICATES, f"{needs['hub']}/ca.crt") if _certificates() else {}
+        step["env"] += [{"name": name, "value": value} for name, value in given.items()]
+    if step["image"] is None:
+        step["image"] = own_image(look.space.client)
+
+
+def _near(pod: Object, wanted: Mapping[str, int], look: Look) -> None:
+    nodes = [node for node in look.nodes() if all(allocatable(node, key) >= least for key, least in wanted.items())]
     if not nodes:
         return
-    names = sorted(n["metadata"].get("labels", {}).get(HOSTNAME, n["metadata"]["name"]) for n in nodes)
-    rule = {"key": HOSTNAME, "operator": "In", "values": names}
-    required = (
-        pod.setdefault("affinity", {})
-        .setdefault("nodeAffinity", {})
-        .setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": [{}]})
-    )
+    names = sorted(node["metadata"].get("labels", {}).get(HOSTNAME, node["metadata"]["name"]) for node in nodes)
+    affinity = pod.setdefault("affinity", {}).setdefault("nodeAffinity", {})
+    required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": [{}]})
     for term in required["nodeSelectorTerms"]:
+        rule = {"key": HOSTNAME, "operator": "In", "values": names}
         term["matchExpressions"] = [*term.get("matchExpressions", ()), rule]
-    taints = {(t["key"], t["effect"]) for n in nodes for t in n["spec"].get("taints", ()) if t["key"] in wanted}
-    pod["tolerations"] = [
-        *pod.get("tolerations", ()),
-        *({"key": k, "operator": "Exists", "effect": e} for k, e in sorted(taints)),
-    ]
+    taints = {(t["key"], t["effect"]) for node in nodes for t in node["spec"].get("taints", ()) if t["key"] in wanted}
+    tolerated = [{"key": key, "operator": "Exists", "effect": effect} for key, effect in sorted(taints)]
+    pod["tolerations"] = [*pod.get("tolerations", ()), *tolerated]
 
 
 def _certificates() -> str:

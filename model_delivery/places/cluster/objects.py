@@ -22,107 +22,97 @@ LARGEST = 900 * 1024
 NOISE = ("managedFields", "resourceVersion", "generation", "creationTimestamp", "uid", "selfLink")
 
 
-def place_of(delivery: str, ref: Ref) -> tuple[Kind, str]:
-    """The kind and name of the object that holds the resource ``ref``."""
+def object_ref(delivery: str, ref: Ref) -> Ref:
+    """The object that holds the resource ``ref``."""
     if ref.kind == LEASE:
-        return LEASE, delivery
+        return Ref(LEASE, delivery)
     if ref.kind == RECORD:
-        return CONFIG_MAP, f"{delivery}-record"
-    if ref.kind.stored:
-        return CONFIG_MAP, f"{delivery}-{ref.kind.name.lower()}-{ref.name}"
-    return ref.kind, ref.name
+        return Ref(CONFIG_MAP, f"{delivery}-record")
+    return Ref(CONFIG_MAP, f"{delivery}-{ref.kind.name.lower()}-{ref.name}") if ref.kind.stored else ref
 
 
 def to_object(resource: Resource, namespace: str) -> Object:
     """The whole manifest, labels included. Permanent when it cannot be stored."""
-    kind, name = place_of(resource.delivery, resource.ref)
-    made: Object = {"apiVersion": kind.api, "kind": kind.name}
+    ref = object_ref(resource.delivery, resource.ref)
+    made: Object = {"apiVersion": ref.kind.api, "kind": ref.kind.name}
     if resource.ref.kind == REPORT:
         made["binaryData"] = dict(resource.spec)
     elif resource.ref.kind.stored:
         text = json.dumps(dict(resource.spec), sort_keys=True)
         if len(text) > LARGEST:
-            what = f"{resource.ref} is too large for a cluster"
-            raise Permanent(
-                Finding(
-                    "todo",
-                    what,
-                    f"{len(text)} bytes, a ConfigMap holds {LARGEST}",
-                    "lower rollout.history, or the model's file count",
-                )
-            )
-        made |= {"data": {"content": text}} if kind == CONFIG_MAP else _lease(resource.spec, text)
+            what, why = f"{resource.ref} is too large for a cluster", f"{len(text)} bytes, a ConfigMap holds {LARGEST}"
+            raise Permanent(Finding("record.too-large", what, why, "lower rollout.history, or the model's file count"))
+        made |= _lease(resource.spec, text) if ref.kind == LEASE else {"data": {"content": text}}
     else:
         made |= copy.deepcopy({key: value for key, value in resource.spec.items() if key != "bind"})
     meta = made.setdefault("metadata", {})
-    meta |= {"name": name, "namespace": namespace}
+    meta |= {"name": ref.name, "namespace": namespace}
     meta["labels"] = meta.get("labels", {}) | labels(resource)
     return made
 
 
 def labels(resource: Resource) -> dict[str, str]:
-    said = {
+    ours = {"delivery": resource.delivery, "role": resource.role}
+    ours |= {"kind": resource.ref.kind.name} if resource.ref.kind.stored else {}
+    ours |= {"release": resource.release} if resource.release else {}
+    return {
         "app.kubernetes.io/name": resource.delivery,
         "app.kubernetes.io/instance": resource.release or resource.delivery,
         "app.kubernetes.io/managed-by": MANAGER,
-        "model-delivery/delivery": resource.delivery,
-        "model-delivery/role": resource.role,
+        **{f"model-delivery/{name}": value for name, value in ours.items()},
     }
-    said |= {"model-delivery/kind": resource.ref.kind.name} if resource.ref.kind.stored else {}
-    return said | ({"model-delivery/release": resource.release} if resource.release else {})
 
 
 def _lease(spec: Mapping[str, Any], text: str) -> Object:
-    until = datetime.fromtimestamp(spec["expires"], tz=UTC)
-    now = datetime.now(UTC)
-    said = {
+    until, now = datetime.fromtimestamp(spec["expires"], tz=UTC), datetime.now(UTC)
+    lease = {
         "holderIdentity": f"{spec['host']} process {spec['pid']} request {spec['request']}",
         "leaseDurationSeconds": max(1, int((until - now).total_seconds())),
         "renewTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
     }
-    return {"metadata": {"annotations": {CONTENT: text}}, "spec": said}
+    return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}
 
 
-def delivery_of(found: Mapping[str, Any]) -> str | None:
-    """The delivery that an object belongs to, None when it is not ours."""
-    return (found["metadata"].get("labels") or {}).get("model-delivery/delivery")
-
-
-def adoption_of(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What the ConfigMap of a release says of the object that was adopted as it."""
-    if (stored["metadata"].get("labels") or {}).get("model-delivery/kind") != "Release":
-        return None
-    said: Mapping[str, Any] | None = json.loads(stored["data"]["content"]).get("payload", {}).get("adopted")
-    return said
+def label(found: Mapping[str, Any], name: str) -> str | None:
+    """A label of ours; none where an object is not ours."""
+    return (found["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
 
 
 def is_made_by_controller(found: Mapping[str, Any]) -> bool:
-    """Labels of ours reach what a controller makes of our object (Knative's Deployments, KServe's): they make it no object of ours."""
+    """Labels of ours reach what a controller makes of our object (Knative's Deployments, KServe's):
+    they make it no object of ours.
+    """
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 
 def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
-    """An object of ours as a resource: what is stored is read back, of the rest ``spec`` is the manifest without what the server adds."""
-    meta = found["metadata"]
-    said = meta.get("labels") or {}
-    role, release = said.get("model-delivery/role", "storage"), said.get("model-delivery/release")
-    kind = KINDS.get(said.get("model-delivery/kind", ""), kind)
-    version, delivery = str(meta["resourceVersion"]), said.get("model-delivery/delivery", "")
+    """An object as a resource: what is stored is read back, of the rest ``spec`` is the manifest
+    without what the server adds.
+    """
+    meta, kind = found["metadata"], KINDS.get(label(found, "kind") or "", kind)
+    delivery, release, name = label(found, "delivery") or "", label(found, "release"), meta["name"]
+    role: Any = label(found, "role") or "storage"
+    status: Object = {}
     if kind == REPORT:
-        name = meta["name"].removeprefix(f"{delivery}-report-")
-        return Observed(Resource(Ref(kind, name), role, delivery, found.get("binaryData") or {}, release), version)
-    if kind.stored:
-        content = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
-        name = release if kind == RELEASE else kind.name.lower()
-        return Observed(Resource(Ref(kind, str(name)), role, delivery, content, release), version)
-    status = {**(found.get("status") or {}), "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
-    if "deletionTimestamp" in meta:
-        status["deleting"] = meta["deletionTimestamp"]
-    if kind == JOB:
-        status["finished"] = any(
-            c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in status.get("conditions", ())
-        )
-    return Observed(Resource(Ref(kind, meta["name"]), role, delivery, shown(found), release), version, status)
+        name, spec = name.removeprefix(f"{delivery}-report-"), found.get("binaryData") or {}
+    elif kind.stored:
+        name = str(release) if kind == RELEASE else kind.name.lower()
+        spec = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
+    else:
+        spec, status = shown(found), _status(found, kind)
+    return Observed(Resource(Ref(kind, name), role, delivery, spec, release), str(meta["resourceVersion"]), status)
+
+
+def _status(found: Mapping[str, Any], kind: Kind) -> Object:
+    meta, status = found["metadata"], found.get("status") or {}
+    ended = [c for c in status.get("conditions", ()) if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
+    return {
+        **status,
+        "generation": meta.get("generation", 0),
+        "uid": meta.get("uid", ""),
+        **({"deleting": meta["deletionTimestamp"]} if "deletionTimestamp" in meta else {}),
+        **({"finished": bool(ended)} if kind == JOB else {}),
+    }
 
 
 def shown(found: Mapping[str, Any]) -> Object:

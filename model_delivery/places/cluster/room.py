@@ -1,78 +1,49 @@
-"""Can the cluster hold another release beside those that run? Only devices are counted: CPUs and memory are the scheduler's to judge."""
+"""Can the cluster hold another release beside those that run? Only devices are counted: CPUs and
+memory are the scheduler's to judge.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from model_delivery.base.findings import Finding, NoRoom
 from model_delivery.places.cluster.look import Look
-from model_delivery.places.cluster.objects import Object
+from model_delivery.places.cluster.objects import Object, label
+from model_delivery.targets.kubernetes.pod import devices
 from model_delivery.values.resources import Resource
 
 
 def check(look: Look, resource: Resource, body: Object, live: Object | None) -> None:
-    """NoRoom (exit code 3) names the devices that are missing. Nothing is refused where nodes or pods may not be seen, or where none has such devices yet."""
-    wanted = [(replicas, device, count) for replicas, asked in _new(body, live) for device, count in asked.items()]
-    if not wanted:
+    """NoRoom (exit code 3) names the devices that are missing.
+
+    Nothing is refused where nodes or pods may not be seen, or where none has such devices yet.
+    """
+    demand = resource.ref.kind.demand
+    asked, there = (demand(found) if demand and found else {} for found in (body, live))
+    new = [release for name, release in asked.items() if name not in there and release[1]]
+    pods = look.everybodys_pods() if new else None
+    if pods is None or not any(label(pod, "delivery") == resource.delivery for pod in pods):
         return
-    pods = look.everybodys_pods()
-    nodes = look.nodes()
-    if pods is None or not any(_label(pod, "delivery") == resource.delivery for pod in pods):
-        return
-    if body["kind"] == "MLService":  # releases that leave it make room
-        stay = {one["name"] for one in body["spec"]["releases"]}
-        pods = [pod for pod in pods if _label(pod, "delivery") != resource.delivery or _label(pod, "release") in stay]
-    for replicas, device, count in wanted:
-        free = sum(_free(node, pods, device) // count for node in nodes)
-        if any(_allocatable(node, device) for node in nodes) and free < replicas:
-            total = sum(_allocatable(node, device) for node in nodes)
-            left = sum(_free(node, pods, device) for node in nodes)
-            why = f"{count * replicas} × {device} wanted, {left} of {total} free"
-            fix = "use rollout.when_full: recreate (stops the old release first), or add nodes"
-            raise NoRoom(Finding("todo", "the cluster cannot hold both releases", why, fix))
+    if resource.release is None:  # it holds every release: those that leave it make room
+        pods = [pod for pod in pods if label(pod, "delivery") != resource.delivery or label(pod, "release") in asked]
+    for replicas, wanted in new:
+        for device, count in wanted.items():
+            _fits(look.nodes(), pods, replicas, device, count)
 
 
-def _new(body: Object, live: Object | None) -> Iterator[tuple[int, dict[str, int]]]:
-    """Replicas and devices of each release that ``body`` would add to what is live."""
-    match body["kind"]:
-        case "Deployment" if live is None:
-            yield body["spec"]["replicas"], devices(body["spec"]["template"]["spec"])
-        case "InferenceService" if live is None:
-            predictor = body["spec"]["predictor"]
-            yield (
-                int(predictor.get("minReplicas", 1)),
-                devices({"containers": [predictor["model"]] if "model" in predictor else predictor["containers"]}),
-            )
-        case "MLService":
-            known = {one["name"] for one in live["spec"]["releases"]} if live else set()
-            for one in body["spec"]["releases"]:
-                if one["name"] not in known:
-                    yield (
-                        int(one["predictor"].get("minReplicas", 1)),
-                        devices({"containers": one["predictor"].get("containersResources", ())}),
-                    )
+def _fits(nodes: Sequence[Object], pods: list[Object], replicas: int, device: str, count: int) -> None:
+    total = sum(allocatable(node, device) for node in nodes)
+    free = [_free(node, pods, device) for node in nodes]
+    if total and sum(left // count for left in free) < replicas:
+        why = f"{count * replicas} × {device} wanted, {sum(free)} of {total} free"
+        fix = "use rollout.when_full: recreate (stops the old release first), or add nodes"
+        raise NoRoom(Finding("cluster.no-room", "the cluster cannot hold both releases", why, fix))
 
 
-def _label(pod: Mapping[str, Any], name: str) -> str | None:
-    said: str | None = (pod["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
-    return said
-
-
-def devices(pod: Mapping[str, Any]) -> dict[str, int]:
-    """The extended resources (``vendor/device``) that a pod asks for."""
-    asked: dict[str, int] = {}
-    for container in pod["containers"]:
-        for name, count in container.get("resources", {}).get("limits", {}).items():
-            if "/" in name:
-                asked[name] = asked.get(name, 0) + int(count)
-    return asked
-
-
-def _allocatable(node: Mapping[str, Any], device: str) -> int:
+def allocatable(node: Object, device: str) -> int:
     return int(node["status"].get("allocatable", {}).get(device, 0))
 
 
-def _free(node: Mapping[str, Any], pods: list[Object], device: str) -> int:
-    here = (p for p in pods if p["spec"].get("nodeName") == node["metadata"]["name"])
-    return max(0, _allocatable(node, device) - sum(devices(p["spec"]).get(device, 0) for p in here))
+def _free(node: Object, pods: list[Object], device: str) -> int:
+    here = (pod["spec"] for pod in pods if pod["spec"].get("nodeName") == node["metadata"]["name"])
+    return max(0, allocatable(node, device) - sum(devices(pod["containers"]).get(device, 0) for pod in here))

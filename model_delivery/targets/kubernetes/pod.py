@@ -49,6 +49,16 @@ def pod_labels(delivery: str, release: str) -> dict[str, str]:
     }
 
 
+def devices(containers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """The extended resources (``vendor/device``) that a pod of these containers asks for."""
+    asked: dict[str, int] = {}
+    for container in containers:
+        for name, count in container.get("resources", {}).get("limits", {}).items():
+            if "/" in name:
+                asked[name] = asked.get(name, 0) + int(count)
+    return asked
+
+
 def claim_name(name: str, storage: Storage) -> str:
     return storage.claim or f"{name}-models"
 

@@ -15,7 +15,7 @@ from model_delivery.models.store.part import with_parts
 from model_delivery.models.verify import names_in, verify
 from model_delivery.places.host.place import Host
 from model_delivery.run.resolve import resolve_model
-from model_delivery.run.session import frozen_releases
+from model_delivery.run.frozen import releases
 
 
 def fetch(model: ModelSpec, folder: Path) -> Fetched:
@@ -48,7 +48,7 @@ def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
     host = Host(home)
 
     def known() -> list[tuple[Path, Path]]:
-        releases = (r for name in host.deliveries() for r in frozen_releases(host.world(name)).values())
+        releases = (r for name in host.deliveries() for r in releases(host.world(name)).values())
         roots = ((Path(r.storage.path or home), r.lock.snapshot) for r in releases)
         return [(root, model_folder(root, snapshot)) for root, snapshot in roots]
 

@@ -77,13 +77,13 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
     if key.namespace is None:
         why = f"target {key.kind} lives on a host, not in a cluster"
         raise Refused(Finding("target.not-in-a-cluster", "there is nothing to render", why, "use `deliver plan`"))
+    warnings = tuple[str, ...]()
     if offline:
         snapshot = spec.model.unresolved()
         lock = Lock(snapshot=snapshot, image=spec.target.image)
         what = f"revision {snapshot.commit} and image {lock.image} were not resolved"
         warnings = (f"{what}: what is applied may change under them",)
     else:
-        warnings = ()
         with from_cluster(Location.of(key).open().secret):
             lock = resolve_lock(spec)
     target = key.target()

@@ -6,10 +6,11 @@ import pytest
 
 from model_delivery.base.findings import Refused
 from model_delivery.targets.process import whole_cpus
-from model_delivery.values.release import Address, Capabilities, Desired, Release
-from model_delivery.values.rollout import stages
+from model_delivery.values.release import Address, Capabilities, Desired, Payload, Release
+from model_delivery.values.rollout import Strategy, stages
 
-OLD, NEW = Release("old", {}), Release("new", {})
+NOTHING = Payload(names=(), args=())
+OLD, NEW = Release("old", NOTHING), Release("new", NOTHING)
 EMPTY = Desired("m", address=Address("127.0.0.1", 8000))
 SERVING = Desired("m", (OLD,), {"old": 100}, EMPTY.address)
 SLOTS = Capabilities(dark_first=True, weights="slots")
@@ -17,10 +18,10 @@ LIGHT = Capabilities(dark_first=False, weights="none")
 
 
 def told(
-    strategy: str, old: Desired, weights: tuple[int, ...] = (), can: Capabilities = SLOTS
+    strategy: Strategy, old: Desired, weights: tuple[int, ...] = (), can: Capabilities = SLOTS
 ) -> list[tuple[str, tuple[str, ...], dict[str, int], bool]]:
     return [
-        (s.name, tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates))
+        (str(s.phase), tuple(r.id for r in s.desired.releases), s.desired.shares, bool(s.gates))
         for s in stages(strategy, old, NEW, weights, can)
     ]
 

@@ -117,16 +117,16 @@ def test_a_release_whose_id_looks_like_a_number_stays_text(tmp_path: Path) -> No
     given = yaml.safe_load(Path("deliveries/mistral-7b.yaml").read_text())
     file = tmp_path / "spec.yaml"
 
-    def rendered(seed: int) -> str:
+    def release(seed: int) -> str:
         given["serving"]["args"] = [f"--seed={seed}"]
         made, _ = rendered(parse_spec(given), offline=True)
         return str(made[-1]["spec"]["default"])
 
-    seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", rendered(seed)))
+    seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", release(seed)))
     given["serving"]["args"] = [f"--seed={seed}"]
     file.write_text(yaml.safe_dump(given))
     printed = CliRunner().invoke(render, ["--offline", str(file)])
-    assert f"default: '{rendered(seed)}'" in printed.output
+    assert f"default: '{release(seed)}'" in printed.output
 
 
 LOCK = Lock(
@@ -224,9 +224,9 @@ def test_a_first_release_is_default_at_once_and_a_recreate_is_one_write() -> Non
     assert TARGET.can == can
     address = Address("m.ns", 80)
     first = stages("canary", Desired("m", (), {}, address), Release("a", {}), (10,), can)
-    assert [(stage.name, stage.desired.shares) for stage in first] == [("dark", {"a": 100}), ("promote", {"a": 100})]
+    assert [(str(stage.phase), stage.desired.shares) for stage in first] == [("dark", {"a": 100}), ("promote", {"a": 100})]
     again = stages("recreate", Desired("m", (Release("a", {}),), {"a": 100}, address), Release("b", {}), (), can)
-    assert [(stage.name, [one.id for one in stage.desired.releases]) for stage in again] == [
+    assert [(str(stage.phase), [one.id for one in stage.desired.releases]) for stage in again] == [
         ("dark", ["b"]),
         ("promote", ["b"]),
     ]

@@ -19,7 +19,7 @@ from model_delivery.base.findings import GateFailed, Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.measure.report import load_test
 from model_delivery.run import evidence
-from model_delivery.run.record import Ended
+from model_delivery.run.record import Ended, Outcome
 from model_delivery.spec import DeliverySpec
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
@@ -110,7 +110,7 @@ def test_what_a_config_map_cannot_hold_is_left_out_by_its_worth(lab: Lab) -> Non
     given = {name: os.urandom(size * 1024) for name, size in sizes.items()}
     evidence.keep(lab.place, NAME, "r1", 1, given)
     tried = Ended(
-        release="r1", attempt=1, outcome="", request="", exit_code=0, at=0, report=evidence.where(NAME, "r1", 1)
+        release="r1", attempt=1, outcome=Outcome.REFUSED, request="", exit_code=0, at=0, report=evidence.where(NAME, "r1", 1)
     )  # fmt: skip
     assert evidence.files(lab.place, NAME, tried) == {
         name: given[name] for name in ("report.json", "report.html", "engine.log")

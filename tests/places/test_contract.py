@@ -6,7 +6,7 @@ import pytest
 
 from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import Permanent, Refused
-from model_delivery.run.converge import converge
+from model_delivery.run.converge import changes, converge
 from model_delivery.run.lease import REF, Lease
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.resources import ABSENT, ANY, RECORD_REF, Mismatch, Ref, Resource
@@ -97,8 +97,8 @@ def test_converge_makes_what_is_missing_and_removes_what_is_not_wanted(given: Gi
     place.delete(NAME, given.way(1).ref)
     healed = converge(given.open(), NAME, wanted)
     assert [(c.ref, c.action) for c in healed.changes] == [(given.way(1).ref, "created")]
-    gone = converge(place, NAME, (), dry_run=True)
-    assert {c.ref for c in gone.changes} == {r.ref for r in wanted}
+    gone = changes(place, NAME, ())
+    assert {change.ref for change in gone} == {r.ref for r in wanted}
     converge(place, NAME, ())
     assert set(place.world(NAME).objects) == {RECORD_REF}
 

@@ -54,10 +54,11 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
     """Does DIR hold what its manifest says? Offline, from the manifest alone."""
     with printing.progress_lines():
         manifest, found = models.verified(folder.absolute(), deep=deep)
-    if as_json:
-        printing.emit({"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in found]}, machine=True)
+    value = {"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in found]}
     if found:
-        raise Permanent(*([] if as_json else found))
+        raise printing.Unhappy(Permanent(*found), value)
+    if as_json:
+        printing.emit(value, machine=True)
     if manifest is not None and not as_json:
         size = sum(entry.size for entry in manifest.files)
         checked = "every byte" if deep else "names and sizes; --deep reads every byte"

@@ -8,6 +8,7 @@ from itertools import pairwise
 from model_delivery.loadtests.arrivals import Plan
 from model_delivery.loadtests.reader import Stream
 from model_delivery.measure.metrics import Slice, Tally, bin_of
+from model_delivery.measure.profile import slice_seconds
 
 SECOND = 1_000_000_000
 
@@ -20,7 +21,7 @@ class Recorder:
         self.tally = Tally()
         self.open_at = self.close_at = 0
         self.running = 0
-        self.step = int(plan.step * SECOND)
+        self.step = int(slice_seconds(plan.duration) * SECOND)
         self.sent = 0
 
     def measure(self, start: int, end: int) -> None:

@@ -19,7 +19,10 @@ UNKNOWN = "unknown.older-version"
 
 @dataclass(frozen=True)
 class Finding:
-    """What happened, why, what to do next, and the lines that show it; ``code``: stable words, ``AREA.WHAT``, listed in docs/findings.md."""
+    """What happened, why, what to do next, and the lines that show it.
+
+    ``code``: stable words, ``AREA.WHAT``, listed in docs/findings.md.
+    """
 
     code: str
     what: str
@@ -30,7 +33,7 @@ class Finding:
     def __str__(self) -> str:
         text = self.what + (f": {self.why}" if self.why else "")
         shown = "".join(f"\n    {line}" for line in self.evidence)
-        return text + shown + (f"\n  fix: {self.fix}" if self.fix else "")
+        return f"{text} [{self.code}]{shown}" + (f"\n  fix: {self.fix}" if self.fix else "")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"evidence": list(self.evidence)}

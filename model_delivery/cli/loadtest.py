@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import httpx
 from pydantic import ValidationError
 
 from model_delivery.base.findings import BadInput, Finding, GateFailed, Permanent
-from model_delivery.base.secrets import read_secret
 from model_delivery.base.units import Duration, Rate
 from model_delivery.cli import printing
 from model_delivery.measure import capacity, report
@@ -20,7 +20,7 @@ from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.validity import needed
 from model_delivery.measure.verdict import Verdict, judge
 from model_delivery.spec.loading import read_profile
-from model_delivery.steps.load import LoadInput, profile, run
+from model_delivery.steps.load import LoadInput, problems, profile, run
 from model_delivery.values.gates import Slo
 
 FIX = "see `deliver loadtest --help`"
@@ -99,54 +99,62 @@ def loadtest(
 ) -> None:
     """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound of --slo is broken or the test is not valid."""
     given, before = _given(url.rstrip("/").removesuffix("/v1"), named, more), _baseline(more["baseline"])
-    given = given if given.model else given.model_copy(update={"model": _first_model(given)})
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
-    given = given.model_copy(update={"folder": str(target / "locust")})
-    found = None
+    model = given.model or _first_model(given)
+    given = given.model_copy(update={"model": model, "folder": str(target / "locust")})
+    search = None
     with printing.progress_lines():
         if find_capacity or demand:
-            found = _capacity(given, steps)
-            held = [point.report for point in found.points if point.holds]
-            load = held[-1] if held else found.points[0].report
+            search = _capacity(given, steps)
+            held = [point.report for point in search.points if point.holds]
+            load = held[-1] if held else search.points[0].report
         else:
             load = run(given)
     verdict = judge(None, load, given.slo, baseline=before, max_regression=more["max_regression"])
-    subject = report.Subject(given.url, given.model, 1, "load test", "", "", "", (), time.time())
-    written = report.write(target, subject, None, load, verdict, found)
-    _tell(load, verdict, found, demand, written.html, as_json=as_json)
+    subject = report.Subject(given.url, model, 1, "load test", "", "", "", (), time.time())
+    page = report.write(target, subject, None, load, verdict, search).html
+    value = {
+        "passed": verdict.passed,
+        "validity": load.validity.model_dump(),
+        "figures": load.figures(),
+        "report": str(page),
+        "reasons": [asdict(reason) for reason in verdict.reasons],
+    }
+    if search is not None:
+        tried = [{"rate": point.rate, "holds": point.holds, "why": point.why} for point in search.points]
+        needs = search.replicas(demand.per_second) if demand else None
+        value["capacity"] = {"rate": search.rate, "limit": search.limit, "tried": tried, "replicas": needs}
+    if not as_json:
+        printing.table(*report.load_table(load))
+        click.echo("\n".join(_lines(load, verdict, search, demand, page)))
     if not verdict.passed:
-        raise GateFailed(*(Finding("todo", reason.text, "", "") for reason in verdict.reasons if not reason.passed))
+        raise printing.Unhappy(GateFailed(*verdict.findings()), value)
+    if as_json:
+        printing.emit(value, machine=True)
 
 
 def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
     """Every wrong argument is told before anything is asked of the server."""
     if more["users"] and more["rate"]:
-        raise BadInput(
-            Finding("todo", "--users and --rate exclude each other", "users is a closed loop, rate an open one", FIX)
-        )
+        what, why = "--users and --rate exclude each other", "users is a closed loop, rate an open one"
+        raise BadInput(Finding("cli.users-and-rate", what, why, FIX))
     if more["max_regression"] and (more["repeats"] < 2 or not more["baseline"]):
-        raise BadInput(
-            Finding(
-                "todo", "--max-regression needs --baseline and --repeats of 2 at least", "one run shows no noise", FIX
-            )
-        )
-    key = {"env": more["api_key_env"]} if more["api_key_env"] else None
+        what = "--max-regression needs --baseline and --repeats of 2 at least"
+        raise BadInput(Finding("cli.no-baseline", what, "one run shows no noise", FIX))
     content = read_profile(Path(named).absolute()) if named.endswith((".yaml", ".yml")) else named
     profile(content)
+    bounds = {
+        key: float(bound) if _plain(bound) else bound for key, _, bound in (s.partition("=") for s in more["slos"])
+    }
+    facts = {key: more[key] for key in ("users", "rate", "warmup", "duration", "repeats", "processes", "seed")}
+    facts |= {"model": more["model"] or "", "metrics": more["pods"], "profile": content}
+    if more["api_key_env"]:
+        facts["api_key"] = {"env": more["api_key_env"]}
     try:
-        slo = Slo.model_validate(
-            {k: float(v) if _plain(v) else v for k, _, v in (text.partition("=") for text in more["slos"])}
-        )
-        facts = {name: more[name] for name in ("users", "rate", "warmup", "duration", "repeats", "processes", "seed")}
-        given = LoadInput(
-            url=url, model=more["model"] or "", profile=content, api_key=key, metrics=more["pods"], slo=slo, **facts
-        )
+        return LoadInput(url=url, slo=Slo.model_validate(bounds), **facts)
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
-        raise BadInput(
-            *(Finding("todo", text, "", f"{FIX}; bounds are {', '.join(Slo.model_fields)}") for text in told)
-        ) from None
-    return given
+        fix = f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
+        raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None
 
 
 def _plain(text: str) -> bool:
@@ -154,34 +162,27 @@ def _plain(text: str) -> bool:
 
 
 def _first_model(given: LoadInput) -> str:
-    headers = {"Authorization": f"Bearer {read_secret(given.api_key).reveal()}"} if given.api_key else {}
     try:
-        answer = httpx.get(f"{given.url}/v1/models", headers=headers, timeout=30, trust_env=False)
+        answer = httpx.get(f"{given.url}/v1/models", headers=given.headers(), timeout=30, trust_env=False)
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
+        what, why = f"{given.url}/v1/models does not list a model", str(error).split("\n")[0]
         fix = "is the service up, and URL its base address (without /v1)? a key is named with --api-key-env"
-        raise Permanent(
-            Finding("todo", f"{given.url}/v1/models does not list a model", str(error).split("\n")[0], fix)
-        ) from None
+        raise Permanent(Finding("load.no-model", what, why, fix)) from None
 
 
 def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
     """Start at what one client alone gets, and measure each rate long enough for the percentiles that are bounded."""
     alone = run(given.model_copy(update={"users": 1, "rate": None, "repeats": 1, "slo": Slo(error_rate_max=None)}))
     if not alone.good:
-        why = ", ".join(f"{count} × {kind}" for kind, count in alone.errors.items())
-        raise Permanent(
-            Finding("todo", "one client alone gets no good answer", why, "try `deliver loadtest URL --users 1`")
-        )
+        what, fix = "one client alone gets no good answer", "try `deliver loadtest URL --users 1`"
+        raise Permanent(Finding("load.no-good-answer", what, alone.error_kinds(), fix))
 
     def measure(rate: float) -> LoadReport:
         seconds = min(LONGEST, max(given.duration.seconds, 1.5 * needed(given.slo) / rate))
-        return run(
-            given.model_copy(
-                update={"users": None, "rate": Rate(f"{rate:.6f}/s"), "duration": Duration(f"{seconds:.3f}s")}
-            )
-        )
+        load = {"users": None, "rate": Rate(f"{rate:.6f}/s"), "duration": Duration(f"{seconds:.3f}s")}
+        return run(given.model_copy(update=load))
 
     return capacity.find(measure, given.slo, start=1000 / alone.latencies["e2e"].mean, steps=steps)
 
@@ -189,58 +190,27 @@ def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
 def _baseline(folder: Path | None) -> LoadReport | None:
     if folder is None:
         return None
-    found = report.read(folder / "report.html")
-    if found is None:
-        raise BadInput(
-            Finding(
-                "todo",
-                f"{folder} holds no load report",
-                "there is no report.json of this version",
-                "name an earlier --report folder",
-            )
-        )
-    return found
+    load = report.read(folder / "report.html")
+    if load is None:
+        what, why = f"{folder} holds no load report", "there is no report.json of this version"
+        raise BadInput(Finding("cli.no-report", what, why, "name an earlier --report folder"))
+    return load
 
 
-def _tell(
-    load: LoadReport,
-    verdict: Verdict,
-    found: capacity.Capacity | None,
-    demand: Rate | None,
-    page: Path,
-    *,
-    as_json: bool,
-) -> None:
-    needs = found.replicas(demand.per_second) if found and demand else None
-    said: dict[str, Any] = {
-        "passed": verdict.passed,
-        "validity": load.validity.model_dump(),
-        "figures": load.figures(),
-        "report": str(page),
-    }
-    said |= {"reasons": [asdict(reason) for reason in verdict.reasons]}
-    if found is not None:
-        tried = [{"rate": point.rate, "holds": point.holds, "why": point.why} for point in found.points]
-        said |= {"capacity": {"rate": found.rate, "limit": found.limit, "tried": tried, "replicas": needs}}
-    if as_json:
-        printing.emit(said, machine=True)
-        return
-    head, rows = report.load_table(load)
-    printing.table(head, rows)
-    lines = [
-        report.summary(load),
-        f"validity: {load.validity.kind} {load.validity.why}".rstrip(),
-        *(r.text for r in verdict.reasons),
-    ]
-    if found is not None:
-        lines.append(
-            f"capacity: {f'{found.rate:.3g} requests/s' if found.rate else 'no rate that was tried holds'} ({found.limit})"
-        )
-    if demand is not None:
-        lines.append(
-            f"{demand} needs {needs} replicas" if needs else f"{demand} cannot be held by any number of replicas"
-        )
-    click.echo("\n".join([*lines, f"report: {page}"]))
+def _lines(
+    load: LoadReport, verdict: Verdict, search: capacity.Capacity | None, demand: Rate | None, page: Path
+) -> Iterator[str]:
+    yield report.summary(load)
+    yield f"validity: {load.validity.kind} {load.validity.why}".rstrip()
+    yield from (reason.text for reason in verdict.reasons)
+    if search is not None:
+        rate = f"{search.rate:.3g} requests/s" if search.rate else "no rate that was tried holds"
+        yield f"capacity: {rate} ({search.limit})"
+        if demand is not None:
+            needs = search.replicas(demand.per_second)
+            replicas = f"needs {needs} replicas" if needs else "cannot be held by any number of replicas"
+            yield f"{demand} {replicas}"
+    yield f"report: {page}"
 
 
 VERBS = (loadtest,)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base.findings import Finding, Interrupted, Permanent, Trouble
+from model_delivery.base.findings import Finding, Interrupted, Permanent, Trouble, trouble
 from model_delivery.base.home import default_home
 from model_delivery.cli import deployments, loadtest, model, printing, release, service
 
@@ -35,58 +35,50 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         deliver(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        interrupted = Interrupted(
-            Finding("todo", "interrupted", "stopped from outside", "run it again: it goes on where it was")
-        )
-        sys.exit(printing.bad_news(interrupted))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except Trouble as trouble:
-        sys.exit(printing.bad_news(trouble))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(printing.bad_news(_usage(error), shown=True))
+    except printing.Unhappy as unhappy:
+        sys.exit(printing.bad_news(unhappy.trouble, value=unhappy.value))
+    except (KeyboardInterrupt, click.Abort):
+        fix = "run it again: it goes on where it was"
+        sys.exit(printing.bad_news(Interrupted(Finding("cli.interrupted", "interrupted", "stopped from outside", fix))))
+    except Trouble as bad:
+        sys.exit(printing.bad_news(bad))
     except Exception as error:  # noqa: BLE001 - the last frame: a user gets a message, the traceback goes to a file
-        sys.exit(printing.bad_news(unexpected(error)))
+        sys.exit(printing.bad_news(Permanent(unexpected(error))))
 
 
-def unexpected(error: Exception) -> Permanent:
-    """A state folder that cannot be used, or a fault of ours, as a finding that says where its traceback was written."""
-    home, text = default_home(), "".join(traceback.format_exception(error))
+def _usage(error: click.ClickException) -> Trouble:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "deliver"
+    return trouble(error.exit_code, Finding("cli.usage", error.format_message(), "", f"see `{command} --help`"))
+
+
+def unexpected(error: Exception) -> Finding:
+    """A state folder that cannot be used, or a fault of ours and where its traceback was written."""
+    home = default_home()
     if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
-        why = f"{error.strerror}: {error.filename}"
-        return Permanent(
-            Finding(
-                "todo",
-                f"the state folder {home} cannot be used",
-                why,
-                "make it writable, or name another in MODEL_DELIVERY_HOME",
-            )
+        return Finding(
+            "host.no-state-folder",
+            f"the state folder {home} cannot be used",
+            f"{error.strerror}: {error.filename}",
+            "make it writable, or name another in MODEL_DELIVERY_HOME",
         )
-    why, name = f"{type(error).__name__}: {str(error)[:300]}", f"fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    text = "".join(traceback.format_exception(error))
+    fix, evidence = "this is a fault of ours: please report it", tuple(text.splitlines()[-8:])
     for folder in (home, Path(tempfile.gettempdir())):
+        file = folder / f"fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8")
-            return Permanent(
-                Finding(
-                    "todo",
-                    "Model Delivery broke",
-                    why,
-                    f"this is a fault of ours: please report it with {folder / name}",
-                )
-            )
-    return Permanent(
-        Finding(
-            "todo",
-            "Model Delivery broke",
-            why,
-            "this is a fault of ours: please report it",
-            tuple(text.splitlines()[-8:]),
-        )
-    )
+            file.write_text(text, encoding="utf-8")
+            fix, evidence = f"{fix} with {file}", ()
+            break
+    why = f"{type(error).__name__}: {str(error)[:300]}"
+    return Finding("cli.fault", "Model Delivery broke", why, fix, evidence)
 
 
 if __name__ == "__main__":

@@ -53,10 +53,11 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
     """Does DIR hold what its manifest says? Offline, from the manifest alone."""
     with printing.progress_lines():
         manifest, faults = models.verified(folder.absolute(), deep=deep)
-    if as_json:
-        printing.emit({"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in faults]}, machine=True)
+    value = {"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in faults]}
     if faults:
-        raise Permanent(*([] if as_json else faults))
+        raise printing.Unhappy(Permanent(*faults), value)
+    if as_json:
+        printing.emit(value, machine=True)
     if manifest is not None and not as_json:
         size = sum(entry.size for entry in manifest.files)
         checked = "every byte" if deep else "names and sizes; --deep reads every byte"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -54,31 +54,45 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     console.print(grid)
 
 
-def bad_news(trouble: Trouble) -> int:
-    """Tell it on standard error; returns the exit code."""
-    for finding in trouble.findings:
+class Unhappy(Exception):
+    """A failure whose command found something all the same: in JSON, ``value`` stands beside the error."""
+
+    def __init__(self, trouble: Trouble, value: dict[str, Any]) -> None:
+        super().__init__(trouble)
+        self.trouble, self.value = trouble, value
+
+
+def bad_news(trouble: Trouble, *, value: Mapping[str, Any] | None = None, shown: bool = False) -> int:
+    """Tell it on standard error (unless it is ``shown`` there already), and in JSON where that was asked for.
+
+    Returns the exit code.
+    """
+    for finding in () if shown else trouble.findings:
         click.echo(f"{click.style('✗', fg='red')} {finding}", err=True)
+    if "--json" in sys.argv[1:]:
+        first, *others = [finding.to_json() for finding in trouble.findings]
+        error = {"error": first, "exit_code": trouble.exit_code, "others": others}
+        emit({**(value or {}), **error}, machine=True)
     return trouble.exit_code
 
 
 @contextmanager
 def progress_lines() -> Iterator[None]:
     """Progress on standard error: one line that is rewritten at a terminal, a line per piece of news elsewhere."""
-    terminal = sys.stderr.isatty()
-    told: tuple[tuple[str, str], float] = (("", ""), 0.0)
+    terminal, last, shown = sys.stderr.isatty(), ("", ""), 0.0
 
     def show(news: Progress) -> None:
-        nonlocal told
-        counting, now, same = (
+        nonlocal last, shown
+        counting, now, this = (
             news.done is not None and news.done != news.total,
             time.monotonic(),
-            told[0] == (news.step, news.note),
+            (news.step, news.note),
         )
         if terminal:
             click.echo(f"\r\x1b[K{news.line()[:150]}", err=True, nl=not counting)
-        elif not (counting and same) or now - told[1] >= QUIET_SECONDS:
+        elif not counting or last != this or now - shown >= QUIET_SECONDS:
             click.echo(news.line(), err=True)
-            told = ((news.step, news.note), now)
+            last, shown = this, now
 
     with sink(show):
         yield

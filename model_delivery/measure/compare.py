@@ -44,16 +44,15 @@ def comparable(new: LoadReport, old: LoadReport) -> str | None:
 
 def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Comparison, ...]:
     """Every judged metric that both have; ``allowed``: the share by which a metric may be worse."""
-    figures = [
-        f for f in HEADLINES if f.metric.compared and all(run.get(f.name, 0) > 0 for run in (*new.runs, *old.runs))
-    ]
-    runs = [[[run[f.name] for run in load.runs] for load in (new, old)] for f in figures]
-    return tuple(_comparison(f, *both, allowed, len(figures)) for f, both in zip(figures, runs, strict=True))
+    every = (*new.runs, *old.runs)
+    figures = [f for f in HEADLINES if f.metric.compared and all(run.get(f.name, 0) > 0 for run in every)]
+    return tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
 
 
-def _comparison(figure: Figure, new: Sequence[float], old: Sequence[float], allowed: float, tests: int) -> Comparison:
+def _comparison(figure: Figure, new: LoadReport, old: LoadReport, allowed: float, tests: int) -> Comparison:
+    after, before = ([run[figure.name] for run in load.runs] for load in (new, old))
     sign = -1 if figure.metric.worse == "below" else 1
-    logs = [[sign * math.log(value) for value in runs] for runs in (new, old)]
+    logs = [[sign * math.log(value) for value in runs] for runs in (after, before)]
     step = fmean(logs[0]) - fmean(logs[1])
     noise = _noise(logs, 1 - (1 - CONFIDENCE) / tests)
     worse = math.expm1(step)
@@ -62,7 +61,7 @@ def _comparison(figure: Figure, new: Sequence[float], old: Sequence[float], allo
         outcome = "not resolved"
     if noise is not None and step > noise and worse > allowed:
         outcome = "regressed"
-    return Comparison(figure, fmean(old), fmean(new), worse, None if noise is None else math.expm1(noise), outcome)
+    return Comparison(figure, fmean(before), fmean(after), worse, None if noise is None else math.expm1(noise), outcome)
 
 
 def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:

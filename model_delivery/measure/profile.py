@@ -1,10 +1,13 @@
-"""What a load test asks: profiles are small YAML files, bounded in time and in requests. The load generator reads this too."""
+"""What a load test asks: profiles are small YAML files, bounded in time and in requests."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SLICES = 120
 
 
 class Profile(BaseModel):
@@ -34,12 +37,8 @@ class Profile(BaseModel):
     def _lengths(cls, given: Any) -> Any:
         """Both lengths are to be said, unless the prompts are the user's."""
         if isinstance(given, dict):
-            missing = [
-                key
-                for key in ("prompt_tokens", "output_tokens")
-                if key not in given and not (key == "prompt_tokens" and given.get("prompts"))
-            ]
-            if missing:
+            needed = {"output_tokens"} if given.get("prompts") else {"prompt_tokens", "output_tokens"}
+            if missing := sorted(needed - given.keys(), reverse=True):
                 raise ValueError(f"the load profile has no {' and no '.join(missing)}")
         return given
 
@@ -49,10 +48,14 @@ class Profile(BaseModel):
             raise ValueError("shared_prefix must be shorter than prompt_tokens")
         return self
 
-    def said(self) -> str:
-        """In words: ``chat, 256 tokens in (128 of them shared), 256 out``."""
+    def words(self) -> str:
+        """As ``chat, 256 tokens in (128 of them shared), 256 out``."""
         shared = f" ({self.shared_prefix} of them shared)" if self.shared_prefix else ""
-        asked = (
-            f"{len(self.prompts)} prompts of the user's" if self.prompts else f"{self.prompt_tokens} tokens in{shared}"
-        )
-        return f"{self.endpoint}, {asked}, {self.output_tokens} out"
+        own = f"{len(self.prompts)} prompts of the user's"
+        prompts = own if self.prompts else f"{self.prompt_tokens} tokens in{shared}"
+        return f"{self.endpoint}, {prompts}, {self.output_tokens} out"
+
+
+def slice_seconds(duration: float) -> float:
+    """How wide the slices of time are that a report shows of ``duration`` s."""
+    return max(1.0, math.ceil(duration / SLICES))

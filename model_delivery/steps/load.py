@@ -1,6 +1,7 @@
-"""The throughput test as a step: Locust runs as a child process (importing it changes sockets), its tally is read back.
+"""The throughput test as a step: Locust runs as a child process (importing it changes sockets).
 
-A run that cannot be judged is made once more, longer or with more processes; then it is what it is, and the verdict refuses it by name.
+A run that cannot be judged is made once more, longer or with more processes; then it is what it is,
+and the verdict refuses it by name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base.findings import BadInput, Finding, Permanent
+from model_delivery.base.home import packaged
 from model_delivery.base.progress import Progress, report
 from model_delivery.base.secrets import SecretRef, read_secret
 from model_delivery.base.units import Duration, Rate
 from model_delivery.measure.metrics import LoadReport, Tally, measured
-from model_delivery.measure.profile import Profile
+from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
 from model_delivery.steps import Step
 from model_delivery.steps.pods import Watch
 from model_delivery.values.gates import Slo
 
+FOLDER = packaged("loadtests")
 DEFAULT_USERS = 16
 DRAIN_SECONDS = 120
 LOOK_SECONDS = 1.0
@@ -38,9 +40,10 @@ LONGER = 10.0
 
 
 class LoadInput(BaseModel):
-    """``profile``: a name under loadtests/profiles, or a profile's content. ``folder`` is where Locust's own output goes.
+    """``profile``: a name under loadtests/profiles, or a profile's content.
 
-    ``metrics``: the base address of each server behind ``url`` (none: it is one server). ``slo`` says what is to be judged, and so how much must be
+    ``folder`` is where Locust's own output goes. ``metrics``: the base address of each server behind
+    ``url`` (none: it is one server). ``slo`` says what is to be judged, and so how much must be
     measured. ``shared``: others' traffic is expected there, as on a canary.
     """
 
@@ -62,48 +65,36 @@ class LoadInput(BaseModel):
     slo: Slo = Slo()
     shared: bool = False
 
+    def key(self) -> str:
+        return read_secret(self.api_key).reveal() if self.api_key else ""
 
-def loadtests() -> Path:
-    """The folder of the load generator, found without importing it."""
-    spec = find_spec("model_delivery.loadtests")
-    if spec is None or spec.origin is None:
-        raise Permanent(
-            Finding(
-                "todo",
-                "the load generator is not installed",
-                "there is no package model_delivery.loadtests",
-                "install Model Delivery again",
-            )
-        )
-    return Path(spec.origin).parent
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key()}"} if self.api_key else {}
 
 
 def profile(named: str | dict[str, Any]) -> Profile:
     """A profile by name or content. BadInput names the profiles that there are, or what is wrong in it."""
     content: Any = named
     if isinstance(named, str):
-        file = loadtests() / "profiles" / f"{named}.yaml"
+        file = FOLDER / "profiles" / f"{named}.yaml"
         if not file.exists():
             known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-            raise BadInput(
-                Finding(
-                    "todo",
-                    f"there is no load profile {named}",
-                    f"known: {known}; or a FILE.yaml of that form",
-                    "correct gates.throughput.profile",
-                )
-            )
+            why = f"known: {known}; or a FILE.yaml of that form"
+            fix = "correct gates.throughput.profile"
+            raise BadInput(Finding("load.no-profile", f"there is no load profile {named}", why, fix))
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        found = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}".lstrip(": ").removeprefix("Value error, ")
-            for e in error.errors()
-        ]
-        raise BadInput(
-            *(Finding("todo", "the load profile is wrong", text, "see loadtests/profiles/chat.yaml") for text in found)
-        ) from None
+        fix = "see loadtests/profiles/chat.yaml"
+        wrong = (Finding("load.bad-profile", "the load profile is wrong", text, fix) for text in problems(error))
+        raise BadInput(*wrong) from None
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line for each, as ``field: what is wrong``."""
+    lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+    return [line.lstrip(": ") for line in lines]
 
 
 def run(given: LoadInput) -> LoadReport:
@@ -113,8 +104,8 @@ def run(given: LoadInput) -> LoadReport:
     if first.validity.valid:
         return first
     again = better(given, asked, first)
-    kind, why = first.validity.kind, first.validity.why
-    report(Progress("throughput", f"{kind}: {why}; once more, {again.duration} with {again.processes} process(es)"))
+    why = f"{first.validity.kind}: {first.validity.why}"
+    report(Progress("throughput", f"{why}; once more, {again.duration} with {again.processes} process(es)"))
     return _test(again, asked, "again")
 
 
@@ -132,30 +123,24 @@ def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:
 
 def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
     """All repeats, their tallies added up."""
-    headers = {"Authorization": f"Bearer {read_secret(given.api_key).reveal()}"} if given.api_key else {}
-    watch, whole, runs = Watch(given.metrics or (given.url,), headers), Tally(), []
-    plans = [_plan(given, asked, number) for number in range(given.repeats)]
-    for number, plan in enumerate(plans):
-        tally = _once(given, plan, Path(given.folder).absolute() / f"{name}-{number}", watch)
-        runs.append(_report(given, asked, plan, tally, max(tally.seconds, default=0.0)))
-        whole.merge(tally)
-    together = _report(given, asked, plans[0], whole, sum(one.seconds for one in runs), given.repeats)
-    if together.requests == 0:
-        why = f"no request started within {given.duration}"
-        raise Permanent(
-            Finding(
-                "todo",
-                "the load test asked nothing",
-                why,
-                "raise gates.throughput.duration, or users",
-                tuple(together.errors),
-            )
+    watch, whole, runs = Watch(given.metrics or (given.url,), given.headers()), Tally(), list[LoadReport]()
+    plan = _plan(given, asked)
+    for number in range(given.repeats):
+        tally = _once(
+            given, plan | {"seed": given.seed + number}, Path(given.folder).absolute() / f"{name}-{number}", watch
         )
-    done = together.model_copy(update={"server": watch.told(), "runs": tuple(one.figures() for one in runs)})
-    return done.model_copy(update={"validity": validity(done, given.slo, shared=given.shared)})
+        runs.append(_report(asked, plan, tally, max(tally.seconds, default=0.0)))
+        whole.merge(tally)
+    load = _report(asked, plan, whole, sum(each.seconds for each in runs), given.repeats)
+    if load.requests == 0:
+        what, why = "the load test asked nothing", f"no request started within {given.duration}"
+        fix = "raise gates.throughput.duration, or users"
+        raise Permanent(Finding("load.nothing-asked", what, why, fix, tuple(load.errors)))
+    load = load.model_copy(update={"server": watch.pods(), "runs": tuple(each.figures() for each in runs)})
+    return load.model_copy(update={"validity": validity(load, given.slo, shared=given.shared)})
 
 
-def _plan(given: LoadInput, asked: Profile, number: int) -> dict[str, Any]:
+def _plan(given: LoadInput, asked: Profile) -> dict[str, Any]:
     return {
         "model": given.model,
         "profile": asked.model_dump(),
@@ -163,28 +148,20 @@ def _plan(given: LoadInput, asked: Profile, number: int) -> dict[str, Any]:
         "rate": given.rate.per_second if given.rate else None,
         "warmup": given.warmup.seconds,
         "duration": min(given.duration.seconds, asked.max_seconds),
-        "seed": given.seed + number,
         "processes": given.processes,
         "within": bounds(given.slo),
     }
 
 
-def _report(
-    given: LoadInput, asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, repeats: int = 1
-) -> LoadReport:
-    load = (
-        f"{plan['users']} users"
-        if plan["users"]
-        else f"{plan['rate']:.4g} requests/s, {'Poisson' if asked.arrivals == 'poisson' else 'constant'}"
-    )
-    step = max(1.0, -(-plan["duration"] // 120))
+def _report(asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, repeats: int = 1) -> LoadReport:
+    arrivals = "Poisson" if asked.arrivals == "poisson" else "constant"
     return measured(
         tally,
-        model=given.model,
-        load=load,
-        profile=asked.said(),
+        model=plan["model"],
+        load=f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}",
+        profile=asked.words(),
         seconds=seconds,
-        step=step,
+        step=slice_seconds(plan["duration"]),
         repeats=repeats,
         bounded=bool(plan["within"]),
     )
@@ -193,68 +170,45 @@ def _report(
 def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) -> Tally:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    target = folder / "tally.json"
+    target, log = folder / "tally.json", folder / "locust.log"
     target.unlink(missing_ok=True)
-    users = str(plan["users"] or plan["processes"])
+    users, processes = plan["users"] or plan["processes"], plan["processes"]
+    options = {"host": given.url, "users": users, "spawn-rate": users, "plan": folder / "plan.json", "tally": target}
+    if processes > 1:
+        port = free_port()
+        options |= {"processes": processes, "master-bind-host": "127.0.0.1"}
+        options |= {"master-bind-port": port, "master-port": port}
     command = [
         sys.executable,
         "-m",
         "locust",
         "-f",
-        str(loadtests() / "user.py"),
+        FOLDER / "user.py",
         "--headless",
         "--only-summary",
         "--skip-log-setup",
     ]
-    command += [
-        "--host",
-        given.url,
-        "--users",
-        users,
-        "--spawn-rate",
-        users,
-        "--plan",
-        str(folder / "plan.json"),
-        "--tally",
-        str(target),
-    ]
-    if plan["processes"] > 1:
-        port = str(free_port())
-        command += [
-            "--processes",
-            str(plan["processes"]),
-            "--master-bind-host",
-            "127.0.0.1",
-            "--master-bind-port",
-            port,
-            "--master-port",
-            port,
-        ]
+    command += [f"--{name}={value}" for name, value in options.items()]
     environ = os.environ | {"LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP": "0"}
-    if given.api_key:
-        environ["MODEL_DELIVERY_API_KEY"] = read_secret(given.api_key).reveal()
-    _conduct(command, environ, folder, plan, watch)
+    environ |= {"MODEL_DELIVERY_API_KEY": given.key()} if given.api_key else {}
+    _conduct(list(map(str, command)), environ, log, plan, watch)
     try:
         return Tally(json.loads(target.read_bytes()))
     except (OSError, ValueError) as error:
-        last = tuple((folder / "locust.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
-        raise Permanent(
-            Finding(
-                "todo",
-                "the load generator ended without a tally",
-                type(error).__name__,
-                f"read {folder / 'locust.log'}",
-                last,
-            )
-        ) from None
+        last = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+        what, why = "the load generator ended without a tally", type(error).__name__
+        raise Permanent(Finding("load.no-tally", what, why, f"read {log}", last)) from None
 
 
-def _conduct(command: list[str], environ: dict[str, str], folder: Path, plan: dict[str, Any], watch: Watch) -> None:
-    """Run Locust to its end, which is killed here at the latest; it keeps our lock, so that nobody starts a second load beside an orphan."""
+def _conduct(command: list[str], environ: dict[str, str], output: Path, plan: dict[str, Any], watch: Watch) -> None:
+    """Run Locust to its end, which is killed here at the latest.
+
+    It keeps our lock, so that nobody starts a second load beside an orphan.
+    """
     lock = os.environ.get("MODEL_DELIVERY_LOCK_FD")
     length = plan["warmup"] + plan["duration"]
     start = time.monotonic()
-    with (folder / "locust.log").open("wb") as log:
+    with output.open("wb") as log:
         child = subprocess.Popen(
             command,
             env=environ,
@@ -270,7 +224,8 @@ def _conduct(command: list[str], environ: dict[str, str], folder: Path, plan: di
                     break
                 phase = "warm-up" if spent < plan["warmup"] else "measuring" if spent < length else "draining"
                 report(Progress("throughput", phase, done=round(min(spent, length), 1), total=length, unit="s"))
-                _wait(child, LOOK_SECONDS)
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(LOOK_SECONDS)
                 watch.look()
         finally:
             _end(child)
@@ -279,18 +234,11 @@ def _conduct(command: list[str], environ: dict[str, str], folder: Path, plan: di
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Nothing of it stays: Locust's workers are children of its own."""
     with suppress(psutil.NoSuchProcess):
-        for one in psutil.Process(child.pid).children(recursive=True):
+        for worker in psutil.Process(child.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                one.kill()
+                worker.kill()
     child.kill()
     child.wait()
-
-
-def _wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
-        child.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
 
 
 STEP = Step("load", LoadInput, LoadReport, run)

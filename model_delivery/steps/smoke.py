@@ -1,4 +1,4 @@
-"""The smoke test as a step: does it answer, streamed and not, as the model that was meant? Health only says that a process lives."""
+"""The smoke test as a step: does it answer, streamed and not, as the model that was meant?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -43,36 +44,30 @@ class _Smoke:
     given: SmokeInput
     client: httpx.Client
     answer: str = ""
-    tokens: int = 0
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        first, *_ = names = self.given.model_names
         yield "health", self.health
         yield "models", self.models
-        for name in self.given.model_names:
-            suffix = "" if name == self.given.model_names[0] else f" ({name})"
-            yield f"chat{suffix}", lambda name=name: self.chat(name)  # type: ignore[misc]
-            yield f"chat stream{suffix}", lambda name=name: self.stream("chat/completions", name)  # type: ignore[misc]
-            yield f"completions{suffix}", lambda name=name: self.completions(name)  # type: ignore[misc]
-            yield f"completions stream{suffix}", lambda name=name: self.stream("completions", name)  # type: ignore[misc]
-        yield "usage", self.usage
+        for name in names:
+            suffix = "" if name == first else f" ({name})"
+            yield f"chat{suffix}", partial(self.chat, name)
+            yield f"chat stream{suffix}", partial(self.stream, "chat/completions", name)
+            yield f"completions{suffix}", partial(self.completions, name)
+            yield f"completions stream{suffix}", partial(self.stream, "completions", name)
+        yield "usage", partial(self.usage, first)
         yield "known answer", self.known_answer
-        yield "max_model_len", self.max_model_len
+        yield "max_model_len", partial(self.max_model_len, first)
         yield "unknown model", self.unknown_model
 
     def body(self, path: str, name: str, **more: Any) -> dict[str, Any]:
-        asked = (
-            {"messages": [{"role": "user", "content": self.given.prompt}]}
-            if path.startswith("chat")
-            else {"prompt": self.given.prompt}
-        )
+        prompt = self.given.prompt
+        asked = {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
         return {"model": name, "max_tokens": self.given.max_tokens, "temperature": 0, **asked, **more}
 
     def post(self, path: str, name: str) -> dict[str, Any]:
         answer = self.client.post(f"/v1/{path}", json=self.body(path, name))
-        if answer.status_code != OK:
-            raise Wrong(f"status {answer.status_code}: {answer.text[:200]}")
-        said: dict[str, Any] = answer.json()
-        return said
+        return dict(checked(answer).json())
 
     def health(self) -> str:
         status = self.client.get("/health").status_code
@@ -81,33 +76,32 @@ class _Smoke:
         return "/health answers 200"
 
     def listed(self) -> dict[str, Any]:
-        answer = self.client.get("/v1/models")
-        if answer.status_code != OK:
-            raise Wrong(f"/v1/models answers {answer.status_code}: {answer.text[:200]}")
-        return {model["id"]: model for model in answer.json()["data"]}
+        models = checked(self.client.get("/v1/models"), "/v1/models answers ").json()["data"]
+        return {model["id"]: model for model in models}
 
     def models(self) -> str:
-        listed = self.listed()
-        missing = [name for name in self.given.model_names if name not in listed]
+        served = self.listed()
+        missing = [name for name in self.given.model_names if name not in served]
         if missing:
-            raise Wrong(f"{', '.join(missing)} not served; served: {', '.join(listed)}")
-        return ", ".join(listed)
+            raise Wrong(f"{', '.join(missing)} not served; served: {', '.join(served)}")
+        return ", ".join(served)
 
     def chat(self, name: str) -> str:
-        said = self.post("chat/completions", name)
-        choice = said["choices"][0]
-        text = str(choice["message"]["content"] or "")
-        if not text.strip() or not choice["finish_reason"]:
-            raise Wrong(f"text {text!r}, finish reason {choice['finish_reason']!r}")
-        self.answer, self.tokens = text.strip(), counted(said)
-        return f"{text.strip()[:120]!r}, {choice['finish_reason']}"
+        answer = self.post("chat/completions", name)
+        choice = answer["choices"][0]
+        text, reason = str(choice["message"]["content"] or "").strip(), choice["finish_reason"]
+        if not text or not reason:
+            raise Wrong(f"text {text!r}, finish reason {reason!r}")
+        counted(answer)
+        self.answer = text
+        return f"{text[:120]!r}, {reason}"
 
     def completions(self, name: str) -> str:
-        said = self.post("completions", name)
-        choice = said["choices"][0]
-        if not choice["finish_reason"]:
+        answer = self.post("completions", name)
+        reason = answer["choices"][0]["finish_reason"]
+        if not reason:
             raise Wrong("no finish reason")
-        return f"{counted(said)} tokens, {choice['finish_reason']}"
+        return f"{counted(answer)} tokens, {reason}"
 
     def stream(self, path: str, name: str) -> str:
         """[DONE] proves nothing: it also ends a stream that failed. A finish reason, a usage chunk and no error do.
@@ -118,59 +112,66 @@ class _Smoke:
         body = self.body(path, name, stream=True, stream_options={"include_usage": True})
         with self.client.stream("POST", f"/v1/{path}", json=body) as answer:
             if answer.status_code != OK:
-                raise Wrong(f"status {answer.status_code}: {answer.read().decode()[:200]}")
-            for line in answer.iter_lines():
-                event = line.removeprefix("data:").strip()
+                answer.read()
+            for line in checked(answer).iter_lines():
                 if not line.startswith("data:") or done:
                     continue
-                if event == "[DONE]":
+                text = line.removeprefix("data:").strip()
+                if text == "[DONE]":
                     done = True
                     continue
-                said = json.loads(event)
-                if "error" in said:
-                    raise Wrong(f"an error in the stream: {str(said['error'])[:200]}")
-                usage = said.get("usage") or usage
-                for choice in said["choices"]:
+                event = json.loads(text)
+                if "error" in event:
+                    raise Wrong(f"an error in the stream: {str(event['error'])[:200]}")
+                usage = event.get("usage") or usage
+                for choice in event["choices"]:
                     pieces += bool(choice.get("text") or choice.get("delta", {}).get("content"))
                     reason = choice.get("finish_reason") or reason
-        text = pieces or not path.startswith("chat")
-        wrong = [
-            what
-            for what, there in (("text", text), ("finish reason", reason), ("usage", usage), ("[DONE]", done))
-            if not there
-        ]
-        if wrong:
-            raise Wrong(f"the stream had no {' and no '.join(wrong)}")
+        parts = {
+            "text": pieces or not path.startswith("chat"),
+            "finish reason": reason,
+            "usage": usage,
+            "[DONE]": done,
+        }
+        if missing := [part for part, there in parts.items() if not there]:
+            raise Wrong(f"the stream had no {' and no '.join(missing)}")
         return f"{pieces} pieces, {reason}, {counted({'usage': usage})} tokens"
 
-    def usage(self) -> str:
-        said = self.post("chat/completions", self.given.model_names[0])["usage"]
-        total = said["prompt_tokens"] + said["completion_tokens"]
-        if min(said["prompt_tokens"], said["completion_tokens"]) < 1 or said["total_tokens"] != total:
-            raise Wrong(f"usage is {said}")
-        return f"{said['prompt_tokens']} + {said['completion_tokens']} = {total}"
+    def usage(self, name: str) -> str:
+        usage = self.post("chat/completions", name)["usage"]
+        prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+        if min(prompt, completion) < 1 or usage["total_tokens"] != prompt + completion:
+            raise Wrong(f"usage is {usage}")
+        return f"{prompt} + {completion} = {prompt + completion}"
 
     def known_answer(self) -> str:
-        if self.given.expect.casefold() not in self.answer.casefold():
-            raise Wrong(f"{self.given.expect!r} is not in {self.answer[:200]!r}")
-        return f"{self.given.expect!r} is in {self.answer[:120]!r}"
+        expected = self.given.expect
+        if expected.casefold() not in self.answer.casefold():
+            raise Wrong(f"{expected!r} is not in {self.answer[:200]!r}")
+        return f"{expected!r} is in {self.answer[:120]!r}"
 
-    def max_model_len(self) -> str:
-        said = self.listed().get(self.given.model_names[0], {}).get("max_model_len")
-        if self.given.max_model_len is not None and said != self.given.max_model_len:
-            raise Wrong(f"the server says {said}, asked was {self.given.max_model_len}")
-        return str(said)
+    def max_model_len(self, name: str) -> str:
+        asked, length = self.given.max_model_len, self.listed().get(name, {}).get("max_model_len")
+        if asked is not None and length != asked:
+            raise Wrong(f"the server says {length}, asked was {asked}")
+        return str(length)
 
     def unknown_model(self) -> str:
-        name = "model-delivery-unknown"
-        status = self.client.post("/v1/chat/completions", json=self.body("chat/completions", name)).status_code
+        body = self.body("chat/completions", "model-delivery-unknown")
+        status = self.client.post("/v1/chat/completions", json=body).status_code
         if status != httpx.codes.NOT_FOUND:
             raise Wrong(f"a model that is not served gets status {status}, not 404")
         return "404"
 
 
-def counted(said: dict[str, Any]) -> int:
-    tokens = (said.get("usage") or {}).get("completion_tokens")
+def checked(answer: httpx.Response, what: str = "status ") -> httpx.Response:
+    if answer.status_code != OK:
+        raise Wrong(f"{what}{answer.status_code}: {answer.text[:200]}")
+    return answer
+
+
+def counted(answer: dict[str, Any]) -> int:
+    tokens = (answer.get("usage") or {}).get("completion_tokens")
     if not tokens:
         raise Wrong("no usage counts")
     return int(tokens)
@@ -179,7 +180,7 @@ def counted(said: dict[str, Any]) -> int:
 def run(given: SmokeInput) -> SmokeReport:
     """Every check runs; a failed one is in the report, never an exception."""
     headers = {"Authorization": f"Bearer {read_secret(given.api_key).reveal()}"} if given.api_key else {}
-    done = []
+    checks = []
     with httpx.Client(base_url=given.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
         smoke = _Smoke(given, client)
         for name, check in smoke.checks():
@@ -191,8 +192,8 @@ def run(given: SmokeInput) -> SmokeReport:
             except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
                 passed, detail = False, f"{type(error).__name__}: {error}"[:300]
             report(Progress("smoke", f"{name}: {'ok' if passed else 'FAILED'}: {detail}"))
-            done.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
-    return SmokeReport(checks=tuple(done), answer=smoke.answer)
+            checks.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
+    return SmokeReport(checks=tuple(checks), answer=smoke.answer)
 
 
 STEP = Step("smoke", SmokeInput, SmokeReport, run)

@@ -87,8 +87,8 @@ def test_a_server_that_was_restarted_or_serves_another_model_is_seen(model: Path
         watch = Watch((first.url,), {})
         port = first.port
     with TimingServer(model, names=("other",), port=port):
-        assert watch.told()[0].changed == "was restarted during the test"
+        assert watch.pods()[0].changed == "was restarted during the test"
 
 
 def test_a_server_that_tells_nothing_is_left_out() -> None:
-    assert Watch(("http://127.0.0.1:9",), {}).told() == ()
+    assert Watch(("http://127.0.0.1:9",), {}).pods() == ()

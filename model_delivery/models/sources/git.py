@@ -41,6 +41,7 @@ NO_SUCH = re.compile("not found|couldn't find remote ref|does not exist|does not
 NOT_ALLOWED = re.compile("Authentication failed|could not read Username|Permission denied|returned error: 40[13]")
 UNREACHABLE = re.compile(
     "Could not resolve host|Failed to connect|Connection refused|timed out|unable to access|early EOF|reset by peer"
+    "|hung up unexpectedly|Network is unreachable|No route to host|RPC failed"
 )
 
 

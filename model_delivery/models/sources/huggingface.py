@@ -46,7 +46,7 @@ class HuggingFace:
         try:
             commit = api.model_info(model.repo, revision=model.revision, timeout=30).sha
             tree = list(api.list_repo_tree(model.repo, revision=commit, recursive=True))
-        except (errors.HfHubHTTPError, errors.HFValidationError, httpx2.HTTPError, OSError) as error:
+        except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
         if commit is None:
             what = f"{model.endpoint} did not say which commit {model.revision} is"

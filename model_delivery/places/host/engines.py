@@ -42,32 +42,25 @@ def load_engine(name: str) -> Engine:
         known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
         near = difflib.get_close_matches(name, known, 1)
         why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
-        raise BadInput(
-            Finding(
-                "todo",
-                f"target.engine: there is no engine {name}",
-                f"{file} does not exist; {why}",
-                "correct target.engine",
-            )
-        )
+        what, why = f"target.engine: there is no engine {name}", f"{file} does not exist; {why}"
+        raise BadInput(Finding("spec.no-engine", what, why, "correct target.engine"))
     try:
-        said = tomllib.loads(file.read_text(encoding="utf-8"))
-        if isinstance(said.get("environment"), dict):
-            said["environment"]["key"] = _key(folder)
-        return Engine.model_validate(said | {"folder": str(folder) if "/" in name else name})
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content.get("environment"), dict):
+            content["environment"]["key"] = _key(folder)
+        return Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
     except FileNotFoundError as error:
-        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
-        raise BadInput(
-            Finding("todo", what, f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]")
-        ) from None
+        what, why = (
+            f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it",
+            f"{error.filename} does not exist",
+        )
+        fix = "make it with `uv lock`, or remove [environment]"
+        raise BadInput(Finding("engine.no-lock", what, why, fix)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(Finding("todo", f"{file}: not valid TOML", str(error), "correct it there")) from None
+        raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), "correct it there")) from None
     except ValidationError as error:
-        found = [
-            Finding("todo", f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}", "", "correct it there")
-            for e in error.errors(include_url=False)
-        ]
-        raise BadInput(*found) from None
+        faults = (f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise BadInput(*(Finding("engine.wrong-value", what, "", "correct it there") for what in faults)) from None
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
@@ -91,15 +84,9 @@ def make_environment(engine: Engine, home: Path) -> Path:
         if (folder / DONE).exists():
             return folder
         if _key(engine.location) != made.key:
+            what = f"the environment of {engine.name} cannot be made"
             why = f"{engine.location} holds another lock than the release was made with, and its environment was never made here"
-            raise Permanent(
-                Finding(
-                    "todo",
-                    f"the environment of {engine.name} cannot be made",
-                    why,
-                    "deliver again, or put the folder back",
-                )
-            )
+            raise Permanent(Finding("engine.lock-changed", what, why, "deliver again, or put the folder back"))
         if folder.exists():
             shutil.rmtree(folder)
         _Maker(engine.name, made, engine.location, folder, lock).make()
@@ -120,9 +107,8 @@ def _alone(path: Path) -> Iterator[int]:
 
 def _key(folder: Path) -> str:
     """The digest of all that an environment is made from."""
-    return hashlib.sha256(b"".join((folder / file).read_bytes() for file in ("pyproject.toml", "uv.lock"))).hexdigest()[
-        :12
-    ]
+    content = b"".join((folder / file).read_bytes() for file in ("pyproject.toml", "uv.lock"))
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -146,23 +132,12 @@ class _Maker:
     def _torch(self) -> bool:
         """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
         (torch,) = (p for p in self._packages() if p["name"] == "torch")
-        options = [
-            "--no-deps",
-            "--python",
-            self._python,
-            "--torch-backend",
-            str(self.made.torch_backend),
-            f"torch=={torch['version']}",
-        ]
+        backend = str(self.made.torch_backend)
+        options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={torch['version']}"]
         try:
             self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
-            report(
-                Progress(
-                    "environment",
-                    f"PyTorch's {self.made.torch_backend} index does not answer: its larger build is used",
-                )
-            )
+            report(Progress("environment", f"PyTorch's {backend} index does not answer: its larger build is used"))
             return False
         self._uv("pip", "install", *options, timeout=3600)
         return True
@@ -170,21 +145,15 @@ class _Maker:
     def _install(self, *without: str) -> None:
         """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
         options = [option for name in without for option in ("--no-emit-package", name)]
+        options += ["--project", str(self.source)]
         wanted = self.folder / "requirements.txt"
-        wanted.write_text(
-            self._uv("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source), timeout=120),
-            encoding="utf-8",
-        )
+        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120), encoding="utf-8")
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
         """Else each of vLLM's processes compiles for itself at every start. Files in a newer syntax are skipped, and that is fine."""
-        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
-        self._run(
-            "compiling its bytecode",
-            [self._python, "-m", "compileall", *options, str(self.folder / "lib")],
-            timeout=1200,
-        )
+        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
+        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
 
     def _packages(self) -> list[dict[str, str]]:
         packages: list[dict[str, str]] = tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"]
@@ -198,22 +167,14 @@ class _Maker:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        code, out, said = self._run(
-            f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"], timeout=timeout, retries=retries
-        )
+        argv = [uv.find_uv_bin(), *args, "--quiet"]
+        code, out, err = self._run(f"uv {' '.join(args[:2])}", argv, timeout=timeout, retries=retries)
         if code == 0:
             return out
-        kind = Retryable if NETWORK.search(said) else Permanent
-        last = tuple(line for line in said.splitlines() if line.strip())[:5]
-        raise kind(
-            Finding(
-                "todo",
-                f"the environment of {self.name} could not be made",
-                f"uv {args[0]} failed",
-                "see what uv says, then run again",
-                last,
-            )
-        )
+        kind = Retryable if NETWORK.search(err) else Permanent
+        what, why = f"the environment of {self.name} could not be made", f"uv {args[0]} failed"
+        lines = tuple(line for line in err.splitlines() if line.strip())[:5]
+        raise kind(Finding("engine.no-environment", what, why, "see what uv says, then run again", lines))
 
     def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
         """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
@@ -232,14 +193,9 @@ class _Maker:
                     passed = time.monotonic() - started
                     report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
                     if passed >= timeout:
-                        raise Retryable(
-                            Finding(
-                                "todo",
-                                f"{note} took longer than {timeout:g} s",
-                                "an index may not answer",
-                                "look at the network, then run again",
-                            )
-                        )
+                        what, why = f"{note} took longer than {timeout:g} s", "an index may not answer"
+                        fix = "look at the network, then run again"
+                        raise Retryable(Finding("engine.no-environment", what, why, fix))
                     try:
                         code = child.wait(min(2, timeout - passed))
                     except subprocess.TimeoutExpired:

@@ -70,7 +70,8 @@ def _engine_log(place: Place, delivery: str, main: Ref) -> bytes:
         for pod in pods
         if pod.get("log") and pod["metadata"]["labels"].get("model-delivery/object") == main.name
     ]
-    lines = told[-1].encode() if told else b"\n".join(deque(place.log(delivery, main, follow=False), maxlen=1000))
+    log = place.engine_log(delivery, main.name.removeprefix(f"{delivery}-"))
+    lines = told[-1].encode() if told else b"\n".join(deque(log, maxlen=1000))
     return lines[-65536:]
 
 

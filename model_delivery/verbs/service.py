@@ -13,7 +13,7 @@ from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import BadInput, Finding, NoRoom, Refused
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.host.engine import SECRET_REF
+from model_delivery.places.host.kinds import SECRET_REF
 from model_delivery.places.opening import open_place
 from model_delivery.run import evidence, protocol
 from model_delivery.run.frozen import Frozen

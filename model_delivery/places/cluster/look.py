@@ -11,9 +11,8 @@ from typing import Any
 
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.adopted import Adopted, adoptions, marked
-from model_delivery.places.cluster.client import Broken, Forbidden, Status
+from model_delivery.places.cluster.client import Broken, Forbidden, Space, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
-from model_delivery.places.cluster.space import Space
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.values.kind import Kind
 from model_delivery.values.resources import ENGINES, Observed, Ref, World

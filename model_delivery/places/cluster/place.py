@@ -14,13 +14,12 @@ import psutil
 
 from model_delivery.base.findings import Finding, Permanent, Refused
 from model_delivery.base.secrets import KubeSecret, Secret, SecretRef, read_secret
-from model_delivery.places.cluster import claims, pods, taking
+from model_delivery.places.cluster import claims, jobs, pods, taking
 from model_delivery.places.cluster.apply import Apply
-from model_delivery.places.cluster.client import Broken, Client, Status
+from model_delivery.places.cluster.client import Broken, Client, Space, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.places.cluster.space import Space, own_image
 from model_delivery.places.cluster.swap import swap
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
@@ -179,7 +178,7 @@ class Cluster:
         return None if review.get("incomplete") else review["resourceRules"]
 
     def own_image(self) -> str | None:
-        return own_image(self.client)
+        return jobs.own_image(self.client)
 
     def _is_ours(self, live: Object, delivery: str) -> bool:
         """Does it carry our label, or was it somebody's, and is a release of ours since?"""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 
 from model_delivery.base.findings import Finding, Retryable
-from model_delivery.places.cluster.client import Doubt, Status
+from model_delivery.places.cluster.client import Doubt, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, WRITE, Object, from_object, object_ref, to_object
-from model_delivery.places.cluster.space import Space
 from model_delivery.values.resources import Change, Mismatch, Ref, Resource
 
 TRIES = 5

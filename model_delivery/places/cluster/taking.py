@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model_delivery.places.cluster.client import APPLY, MERGE, Status
+from model_delivery.places.cluster.client import APPLY, MERGE, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, Object, label
-from model_delivery.places.cluster.space import Space
 from model_delivery.values.resources import Ref, Resource, Version
 
 

@@ -1,4 +1,6 @@
-"""A tag becomes a digest: what is pulled later is what was meant when the release was made."""
+"""A tag becomes a digest: what is pulled later is what was meant when the release was
+made.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ FIX = "correct target.image, or name its digest: NAME@sha256:…"
 
 
 def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
-    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``: names of
-    docker-registry Secrets.
+    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``:
+    names of docker-registry Secrets.
 
     Refused when the registry says no, Retryable when it is busy or away.
     """
@@ -56,8 +58,8 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
 
 
 def parts(image: str) -> tuple[str, str, str]:
-    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker Hub's, ``x``
-    its library's.
+    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker
+    Hub's, ``x`` its library's.
     """
     host, slash, name = image.partition("/")
     if not slash or (host != "localhost" and not re.search(r"[.:]", host)):
@@ -80,8 +82,8 @@ def _login(host: str, pull_secrets: Iterable[str]) -> str | None:
 
 
 def _authorization(client: httpx.Client, challenge: str, login: str | None) -> dict[str, str]:
-    """The header that the registry's challenge asks for: a token (anonymous without a login), or the
-    login itself.
+    """The header that the registry's challenge asks for: a token (anonymous without a
+    login), or the login itself.
     """
     basic = {"Authorization": f"Basic {login}"} if login else {}
     if not challenge.lower().startswith("bearer"):

@@ -1,5 +1,5 @@
-"""The only module that talks to an API server: every request has a deadline, retries are bounded,
-credentials are read again when refused.
+"""The only module that talks to an API server: every request has a deadline, retries are
+bounded, credentials are read again when refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 
 @dataclass
 class Status(Exception):
-    """The API server said no, for good: 404, 409, 410, 422 and the like; ``causes`` as in the answer's details."""
+    """The API server said no, for good: 404, 409, 410, 422 and the like; ``causes`` as in
+    the answer's details.
+    """
 
     code: int
     reason: str
@@ -45,7 +47,9 @@ class Forbidden(Permanent):
 
 
 class Doubt(Exception):
-    """Nobody knows whether the request was carried out: it was sent, and no answer of worth came back."""
+    """Nobody knows whether the request was carried out: it was sent, and no answer of
+    worth came back.
+    """
 
 
 class Broken(Exception):
@@ -54,7 +58,9 @@ class Broken(Exception):
 
 @dataclass
 class _Busy(Exception):
-    """``sent``: the request may have been carried out. ``after``: the seconds that the server asked us to wait."""
+    """``sent``: the request may have been carried out. ``after``: the seconds that the
+    server asked us to wait.
+    """
 
     why: str
     sent: bool
@@ -72,8 +78,8 @@ class _Request:
 
 
 class Client:
-    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``: when requests were
-    sent, on the monotonic clock.
+    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``:
+    when requests were sent, on the monotonic clock.
     """
 
     def __init__(self, context: str | None = None) -> None:
@@ -95,10 +101,11 @@ class Client:
         media: str = "",
         once: bool = False,
     ) -> dict[str, Any]:
-        """The answer's JSON. Tried for up to 60 s while the server is busy, away or restarting.
+        """The answer's JSON. Tried for up to 60 s while the server is busy, away or
+        restarting.
 
-        ``once``: never repeated when it may have been carried out (Doubt instead). Raises Status,
-        Forbidden, or Retryable after 60 s.
+        ``once``: never repeated when it may have been carried out (Doubt instead). Raises
+        Status, Forbidden, or Retryable after 60 s.
         """
 
         def again(error: Exception) -> bool | float:
@@ -125,8 +132,8 @@ class Client:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:
-        """Whole lines of a stream (a log, a watch) until it ends. Raises Status when there is none,
-        Broken when it breaks, or is silent for ``seconds``.
+        """Whole lines of a stream (a log, a watch) until it ends. Raises Status when
+        there is none, Broken when it breaks, or is silent for ``seconds``.
         """
         try:
             answer = self._send(_Request("GET", path, query, stream=seconds))
@@ -191,7 +198,9 @@ class Client:
         return Status(code, str(words.get("reason", "")), message, tuple(causes))
 
     def _load(self) -> None:
-        """Read the credentials (again): a kubeconfig's command is run for a new token, a mounted token's file is read."""
+        """Read the credentials (again): a kubeconfig's command is run for a new token, a
+        mounted token's file is read.
+        """
         configuration = Configuration()
         try:
             if self.context is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:

@@ -1,5 +1,5 @@
-"""What a cluster binds of a step's Job when it is put: the nodes near which it must run, and how this
-machine reaches the hub.
+"""What a cluster binds of a step's Job when it is put: the nodes near which it must run,
+and how this machine reaches the hub.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 def bound(resource: Resource, body: Object, look: Look) -> Object:
-    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``:
-    endpoint, proxy and CA of this environment. ``bind.servers``: a release; the step's ``metrics``
-    are the addresses of its pods. A step without an image runs in ours.
+    """``bind.near``: only nodes that have these resources, their taints tolerated.
+    ``bind.hub``: endpoint, proxy and CA of this environment. ``bind.servers``: a release;
+    the step's ``metrics`` are the addresses of its pods. A step without an image runs in
+    ours.
     """
     needs = resource.spec.get("bind", {})
     if resource.ref.kind == CONFIG_MAP:
@@ -88,7 +89,9 @@ def _certificates() -> str:
 
 
 def own_image(client: Client) -> str | None:
-    """The image of the pod that this runs in; None outside of a cluster, or where we may not see it."""
+    """The image of the pod that this runs in; None outside of a cluster, or where we may
+    not see it.
+    """
     if not ACCOUNT.exists():
         return None
     namespace, name = ACCOUNT.read_text(encoding="utf-8").strip(), os.environ.get("HOSTNAME", socket.gethostname())

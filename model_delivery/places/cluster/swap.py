@@ -21,7 +21,9 @@ def swap(space: Space, resource: Resource, live: Object | None, *, dry_run: bool
 
 
 def _written(space: Space, resource: Resource, old: str | None) -> str:
-    """Its new version. A doubtful answer is read again: ours is known by its write's id."""
+    """Its new version. A doubtful answer is read again: ours is known by its write's
+    id.
+    """
     body, mark, ref = to_object(resource, space.name), uuid.uuid4().hex, object_ref(resource.delivery, resource.ref)
     meta = body["metadata"]
     meta["annotations"] = meta.get("annotations", {}) | {WRITE: mark}

@@ -1,4 +1,6 @@
-"""What there is on a host: each kind has a handler. Of what is not named here, a file is all."""
+"""What there is on a host: each kind has a handler. Of what is not named here, a file is
+all.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,9 @@ class Folder(Handler):
 
 
 class PythonEnvironment(Handler):
-    """An engine's own, in a folder that says what it was made from: no file tells of it."""
+    """An engine's own, in a folder that says what it was made from: no file tells of
+    it.
+    """
 
     stored = False
 

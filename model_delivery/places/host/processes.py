@@ -1,5 +1,5 @@
-"""Processes that outlive the run that started them: each has a folder with its lock, its state and
-the launcher's word.
+"""Processes that outlive the run that started them: each has a folder with its lock, its
+state and the launcher's word.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ TAIL = 64 * 1024
 
 @dataclass(frozen=True)
 class Run:
-    """What to start: its arguments, environment and CPUs, what it was bound to, where it writes, and
-    whether in a session of its own.
+    """What to start: its arguments, environment and CPUs, what it was bound to, where it
+    writes, and whether in a session of its own.
     """
 
     argv: tuple[str, ...]
@@ -43,7 +43,9 @@ class Run:
 
 
 class Processes:
-    """Children are remembered only for their exit codes; everything else is on disk and in the kernel."""
+    """Children are remembered only for their exit codes; everything else is on disk and
+    in the kernel.
+    """
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
@@ -65,7 +67,9 @@ class Processes:
         return self.alive(folder) and identified(self.state(folder)) is not None
 
     def state(self, folder: Path) -> dict[str, Any]:
-        """What the last process there wrote of itself: pid, start, token, binding. Empty before the first."""
+        """What the last process there wrote of itself: pid, start, token, binding. Empty
+        before the first.
+        """
         with suppress(FileNotFoundError):
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
             return state
@@ -76,7 +80,9 @@ class Processes:
         return dict(self.state(folder).get("binding", {}))
 
     def exit_code(self, folder: Path) -> int | None:
-        """The exit code (negative: the signal), when it was this process that started it; else None."""
+        """The exit code (negative: the signal), when it was this process that started it;
+        else None.
+        """
         child = self._children.get(folder)
         if child is not None and (code := child.poll()) is not None:
             self._codes[folder] = code
@@ -84,12 +90,12 @@ class Processes:
         return self._codes.get(folder)
 
     def start(self, folder: Path, run: Run) -> None:
-        """Start it, and return when it has become what it shall be. One that is there already is left
-        alone.
+        """Start it, and return when it has become what it shall be. One that is there
+        already is left alone.
 
-        Its working folder is ``folder``: the starter's own may be gone before it. A launcher that dies
-        before its exec is started again. What an earlier one left of its session is killed first.
-        Raises Permanent when the program cannot be executed.
+        Its working folder is ``folder``: the starter's own may be gone before it. A
+        launcher that dies before its exec is started again. What an earlier one left of
+        its session is killed first. Raises Permanent when the program cannot be executed.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if run.session and not self.running(folder):
@@ -140,8 +146,8 @@ class Processes:
             return errors.read().decode()
 
     def stop(self, folder: Path, grace: float) -> None:
-        """SIGTERM to the process, ``grace`` seconds, then SIGKILL of whatever is left of its session or
-        of its children.
+        """SIGTERM to the process, ``grace`` seconds, then SIGKILL of whatever is left of
+        its session or of its children.
         """
         state = self.state(folder)
         if not state:
@@ -162,7 +168,9 @@ class Processes:
         self.exit_code(folder)
 
     def wait(self, folders: list[Path], timeout: float) -> None:
-        """Return when one of the processes has ended, after ``timeout`` seconds at the latest."""
+        """Return when one of the processes has ended, after ``timeout`` seconds at the
+        latest.
+        """
         watched: list[int] = []
         try:
             for process in filter(None, (identified(self.state(folder)) for folder in folders)):
@@ -184,8 +192,8 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def identified(state: Mapping[str, Any]) -> psutil.Process | None:
-    """The process that wrote ``state``, None when it has ended (or is a zombie, or another has its
-    number).
+    """The process that wrote ``state``, None when it has ended (or is a zombie, or
+    another has its number).
     """
     with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         if state and launcher.start_time(state["pid"]) == state["start"]:
@@ -195,8 +203,8 @@ def identified(state: Mapping[str, Any]) -> psutil.Process | None:
 
 
 def session_of(state: Mapping[str, Any]) -> list[psutil.Process]:
-    """Whoever is left of the session that the process of ``state`` led; empty when its number has
-    another owner by now.
+    """Whoever is left of the session that the process of ``state`` led; empty when its
+    number has another owner by now.
     """
     if not state:
         return []

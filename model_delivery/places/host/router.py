@@ -1,5 +1,5 @@
-"""Caddy as a router that never drops a stream: twenty upstreams whose addresses are files, replaced
-by rename; it is never reloaded.
+"""Caddy as a router that never drops a stream: twenty upstreams whose addresses are
+files, replaced by rename; it is never reloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def caddy() -> Path:
 
 
 def configuration(host: str, port: int, slots: Path) -> str:
-    """Its JSON: no admin endpoint, no certificates, streams passed on at once, slots in turn."""
+    """Its JSON: no admin endpoint, no certificates, streams passed on at once, slots in
+    turn.
+    """
     proxy = {
         "handler": "reverse_proxy",
         "flush_interval": -1,

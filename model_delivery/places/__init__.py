@@ -15,9 +15,9 @@ from model_delivery.values.snapshot import Snapshot
 class Place(Protocol):
     """Where objects live.
 
-    ``lease_seconds``: how long a lease holds unless it is renewed. ``keeps_files``: what a run writes
-    below the state folder is there for the next one. ``elsewhere``: where else a delivery that is
-    not here may be, for people.
+    ``lease_seconds``: how long a lease holds unless it is renewed. ``keeps_files``: what
+    a run writes below the state folder is there for the next one. ``elsewhere``: where
+    else a delivery that is not here may be, for people.
     """
 
     @property
@@ -30,13 +30,13 @@ class Place(Protocol):
     def elsewhere(self) -> str: ...
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
-        """Make it so. Raises Mismatch when another version than ``expect`` is there, Trouble when it
-        cannot be.
+        """Make it so. Raises Mismatch when another version than ``expect`` is there,
+        Trouble when it cannot be.
         """
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
-        """Make it gone, or begin its end (then it is in the world until it is gone); a process gets
-        ``grace`` seconds after SIGTERM (none: its own setting).
+        """Make it gone, or begin its end (then it is in the world until it is gone); a
+        process gets ``grace`` seconds after SIGTERM (none: its own setting).
         """
 
     def world(self, delivery: str) -> World: ...
@@ -49,32 +49,34 @@ class Place(Protocol):
         """Lines of what a step wrote; with ``follow`` until it has ended."""
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
-        """Lines of the log of a release's engine, of the newest where there were several; with
-        ``follow`` until it has ended. BadInput where it is known that there is none.
+        """Lines of the log of a release's engine, of the newest where there were several;
+        with ``follow`` until it has ended. BadInput where it is known that there is none.
         """
 
     def hint(self, delivery: str, timeout: float) -> None:
-        """Return when it is time to look again: something may have changed; after ``timeout`` seconds
-        at the latest.
+        """Return when it is time to look again: something may have changed; after
+        ``timeout`` seconds at the latest.
         """
 
     def secret(self, ref: SecretRef) -> Secret: ...
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
-        """Is its whole folder in the store at ``root`` (none: the state folder)? None: that cannot be
-        seen from here.
+        """Is its whole folder in the store at ``root`` (none: the state folder)? None:
+        that cannot be seen from here.
         """
 
     def listening(self, port: int) -> bool:
         """Does anybody listen there, where clients will look for the service?"""
 
     def look_up(self, path: str) -> dict[str, Any] | None:
-        """What the API says at ``path``; None: there is no such thing. Forbidden (Permanent) where we
-        may not see it.
+        """What the API says at ``path``; None: there is no such thing. Forbidden
+        (Permanent) where we may not see it.
         """
 
     def rights(self) -> Sequence[Mapping[str, Any]] | None:
-        """The rules of what we may do, as an RBAC Role lists them; None: they are not fully known."""
+        """The rules of what we may do, as an RBAC Role lists them; None: they are not
+        fully known.
+        """
 
     def own_image(self) -> str | None:
         """The image of the pod that this runs in; None outside of a cluster."""

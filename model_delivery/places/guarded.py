@@ -1,4 +1,6 @@
-"""The one seam for crashes: every effect is fenced by the lease, and seen before and after."""
+"""The one seam for crashes: every effect is fenced by the lease, and seen before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 def guarded(place: Place, fence: Callable[[], None]) -> Place:
-    """``place``, whose put and delete first ask ``fence`` (which raises when the lease is no longer
-    ours) and tell the observer.
+    """``place``, whose put and delete first ask ``fence`` (which raises when the lease is
+    no longer ours) and tell the observer.
     """
     return cast("Place", _Guarded(place, fence, _observer.get()))
 

@@ -1,4 +1,6 @@
-"""A tag becomes a digest: what is pulled later is what was meant when the release was made."""
+"""A tag becomes a digest: what is pulled later is what was meant when the release was
+made.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,21 @@ from collections.abc import Iterable
 
 import httpx
 
-from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
+from model_delivery.base.findings import Finding, Refused, Retryable
 from model_delivery.base.secrets import KubeSecret, read_secret
 
 HUB = "registry-1.docker.io"
-KINDS = "oci.image.index.v1 docker.distribution.manifest.list.v2 oci.image.manifest.v1 docker.distribution.manifest.v2"
-ACCEPT = ", ".join(f"application/vnd.{kind}+json" for kind in KINDS.split())
+DOCKER, OCI = "docker.distribution.manifest", "oci.image"
+FORMS = (f"{OCI}.index.v1", f"{DOCKER}.list.v2", f"{OCI}.manifest.v1", f"{DOCKER}.v2")
+ACCEPT = ", ".join(f"application/vnd.{form}+json" for form in FORMS)
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
 FIX = "correct target.image, or name its digest: NAME@sha256:…"
 
 
 def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
-    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``: names of docker-registry Secrets.
+    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``:
+    names of docker-registry Secrets.
 
     Refused when the registry says no, Retryable when it is busy or away.
     """
@@ -37,36 +41,29 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
                 answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
     except httpx.HTTPError as error:
         why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
-        raise Retryable(Finding("image.registry-away", f"the registry {host} does not answer", why, FIX)) from None
-    total = answer.headers.get("Docker-Content-Digest", "")
-    if answer.is_success and total:
-        return f"{image.removesuffix(f':{tag}')}@{total}"
-    raise _trouble(answer.status_code, image, host, f"{repository}:{tag}")
-
-
-def _trouble(status: int, image: str, host: str, name: str) -> Trouble:
-    if status == httpx.codes.NOT_FOUND:
-        why = f"the registry {host} does not know {name}"
-        return Refused(Finding("image.not-found", f"there is no image {image}", why, FIX))
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
+    status = f"status {answer.status_code}"
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        why = f"the registry {host} does not know {repository}:{tag}"
+        raise Refused(Finding("image.not-found", f"there is no image {image}", why, FIX))
+    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         what = f"the registry {host} does not let us see {image}"
         fix = "name a pull secret in serving.pod.image_pull_secrets, or correct it"
-        return Refused(Finding("image.not-allowed", what, f"status {status}", fix))
-    what = f"the registry {host} cannot say what {image} is"
-    if _busy(status):
-        return Retryable(Finding("image.registry-busy", what, f"status {status}", "run again"))
-    return Refused(Finding("image.no-digest", what, f"status {status}", FIX))
-
-
-def _busy(status: int) -> bool:
-    return status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
+        raise Refused(Finding("image.not-allowed", what, status, fix))
+    digest = answer.headers.get("Docker-Content-Digest", "")
+    if not answer.is_success or not digest:
+        what = f"the registry {host} cannot say what {image} is"
+        raise Retryable(Finding("image.no-digest", what, status, "run again"))
+    return f"{image.removesuffix(f':{tag}')}@{digest}"
 
 
 def parts(image: str) -> tuple[str, str, str]:
-    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker Hub's, ``x`` its library's."""
-    first, slash, rest = image.partition("/")
-    named = slash and (re.search(r"[.:]", first) or first == "localhost")
-    host, name = (first, rest) if named else ("docker.io", image)
+    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker
+    Hub's, ``x`` its library's.
+    """
+    host, slash, name = image.partition("/")
+    if not slash or (host != "localhost" and not re.search(r"[.:]", host)):
+        host, name = "docker.io", image
     name, _, tag = name.partition(":")
     if host in ("docker.io", "index.docker.io"):
         host, name = HUB, name if "/" in name else f"library/{name}"
@@ -76,26 +73,22 @@ def parts(image: str) -> tuple[str, str, str]:
 def _login(host: str, pull_secrets: Iterable[str]) -> str | None:
     """The Basic credentials for ``host`` in the first pull secret that has some."""
     for name in pull_secrets:
-        text = read_secret(KubeSecret.model_validate({"kube": {"name": name, "key": ".dockerconfigjson"}})).reveal()
-        for server, login in json.loads(text).get("auths", {}).items():
+        ref = KubeSecret.model_validate({"kube": {"name": name, "key": ".dockerconfigjson"}})
+        for server, login in json.loads(read_secret(ref).reveal()).get("auths", {}).items():
             if host in server or (host == HUB and "docker.io" in server):
-                return str(login.get("auth") or _basic(login["username"], login["password"]))
+                words = f"{login.get('username')}:{login.get('password')}"
+                return str(login.get("auth") or base64.b64encode(words.encode()).decode())
     return None
 
 
-def _basic(user: str, password: str) -> str:
-    return base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
 def _authorization(client: httpx.Client, challenge: str, login: str | None) -> dict[str, str]:
-    """The header that the registry's challenge asks for: a token (anonymous without a login), or the login itself."""
+    """The header that the registry's challenge asks for: a token (anonymous without a
+    login), or the login itself.
+    """
     basic = {"Authorization": f"Basic {login}"} if login else {}
     if not challenge.lower().startswith("bearer"):
         return basic
-    asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    answer = client.get(asked.pop("realm"), params=asked, headers=basic)
-    if _busy(answer.status_code):
-        what, why = f"{answer.url.host} gives no token for the registry", f"status {answer.status_code}"
-        raise Retryable(Finding("image.registry-busy", what, why, "run again"))
+    query = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    answer = client.get(query.pop("realm"), params=query, headers=basic)
     token = answer.json() if answer.is_success else {}
     return {"Authorization": f"Bearer {token.get('token') or token.get('access_token') or ''}"}

@@ -1,4 +1,6 @@
-"""The sorts of objects as values: where a cluster's API keeps one, and how a place treats it. A target declares its own."""
+"""The sorts of objects as values: where a cluster's API keeps one, and how a place treats
+it. A target declares its own.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,18 @@ Demand = Mapping[str, tuple[int, Mapping[str, int]]]
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """``name`` as a manifest says it; ``group``, ``version`` and ``plural`` as an API has them (empty where none has it).
+    """``name`` as a manifest says it; ``group``, ``version`` and ``plural`` as an API has
+    them (empty where none has it).
 
-    ``stored``: ours alone, written whole by compare and swap. ``foreground``: its end takes its pods with it, and it is
-    there until they have gone. ``constant``: once made it never changes. ``steady``: it changes only when we change it.
-    ``optional``: its API may be missing, or closed to us. ``eventful``: its controller tells of failures by events.
-    ``bare``: its controller hands labels down to its pods, so that a label of ours on somebody's would restart them.
-    ``demand``: of an object's manifest, by the name of each release in it: its replicas, and the devices that one of them
-    asks for. Only kinds whose pods serve have it.
-    ``detail``: one of many, which people need not be told.
+    ``stored``: ours alone, written whole by compare and swap. ``foreground``: its end
+    takes its pods with it, and it is there until they have gone. ``constant``: once made
+    it never changes. ``steady``: it changes only when we change it. ``optional``: its API
+    may be missing, or closed to us. ``eventful``: its controller tells of failures by
+    events. ``bare``: its controller hands labels down to its pods, so that a label of
+    ours on somebody's would restart them. ``demand``: of an object's manifest, by the
+    name of each release in it: its replicas, and the devices that one of them asks for.
+    Only kinds whose pods serve have it. ``detail``: one of many, which people need not
+    be told.
     """
 
     name: str

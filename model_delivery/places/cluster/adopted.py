@@ -1,5 +1,5 @@
-"""What somebody made by hand and is a release of ours since: its object and its pods carry no label of
-ours, and are known by what the release says of them.
+"""What somebody made by hand and is a release of ours since: its object and its pods
+carry no label of ours, and are known by what the release says of them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from model_delivery.targets.kubernetes.pod import pod_labels
 
 @dataclass(frozen=True)
 class Adopted:
-    """The object's kind, name and uid; of its pods the labels, or where there are none the prefix of
-    their names.
+    """The object's kind, name and uid; of its pods the labels, or where there are none
+    the prefix of their names.
     """
 
     kind: str
@@ -32,7 +32,9 @@ class Adopted:
 
 
 def adoptions(stored: Iterable[Object]) -> dict[str, Adopted]:
-    """Those among the ConfigMaps ``stored``, by release. The one place that reads a payload's words."""
+    """Those among the ConfigMaps ``stored``, by release. The one place that reads a
+    payload's words.
+    """
     found = {}
     for release in stored:
         if label(release, "kind") == "Release":
@@ -47,7 +49,9 @@ def adoptions(stored: Iterable[Object]) -> dict[str, Adopted]:
 
 
 def marked(pod: Object, delivery: str, adopted: Mapping[str, Adopted]) -> Object:
-    """A pod of an adopted release, with the labels that the pods of ours carry; any other as it is."""
+    """A pod of an adopted release, with the labels that the pods of ours carry; any other
+    as it is.
+    """
     meta = pod["metadata"]
     for release, one in adopted.items():
         if one.has(pod):

@@ -1,4 +1,6 @@
-"""Server-side apply: what is wanted is bound, counted, taken where it was somebody's, sent, compared."""
+"""Server-side apply: what is wanted is bound, counted, taken where it was somebody's,
+sent, compared.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Resou
 
 @dataclass(frozen=True)
 class Apply:
-    """Of one resource over what is ``live``. ``take_over``: values that another field manager holds
-    are taken from it.
+    """Of one resource over what is ``live``. ``take_over``: values that another field
+    manager holds are taken from it.
     """
 
     look: Look
@@ -53,7 +55,9 @@ class Apply:
         return body
 
     def _sent(self, body: Object) -> Object:
-        """The object as it is now. A retry of our own write, whose answer was lost, meets its own version."""
+        """The object as it is now. A retry of our own write, whose answer was lost, meets
+        its own version.
+        """
         force = str(self.take_over or self._takes).lower()
         query = {"fieldManager": MANAGER, "force": force} | ({"dryRun": "All"} if self.dry_run else {})
         try:

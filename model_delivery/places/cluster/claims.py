@@ -1,4 +1,6 @@
-"""The claim that holds the models: made, adopted, grown; never shrunk, never owned when a user made it."""
+"""The claim that holds the models: made, adopted, grown; never shrunk, never owned when a
+user made it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ ANOTHER = "name another claim in storage.claim"
 
 
 def settle(client: Client, resource: Resource, live: Object | None) -> Change | None:
-    """None: apply it (make or grow it). A Change: it is as it should be, and it may be a user's.
-    Refused: it would have to shrink or move.
+    """None: apply it (make or grow it). A Change: it is as it should be, and it may be a
+    user's. Refused: it would have to shrink or move.
     """
     want = resource.spec["spec"]
     if live is None:

@@ -1,4 +1,6 @@
-"""The only module that talks to an API server: every request has a deadline, retries are bounded, credentials are read again when refused."""
+"""The only module that talks to an API server: every request has a deadline, retries are
+bounded, credentials are read again when refused.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
+from model_delivery.values.resources import Ref
 
 PATIENCE = 60.0
 CONNECT, READ = 5.0, 30.0
@@ -26,7 +29,9 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 
 @dataclass
 class Status(Exception):
-    """The API server said no, for good: 404, 409, 410, 422 and the like; ``causes`` as in the answer's details."""
+    """The API server said no, for good: 404, 409, 410, 422 and the like; ``causes`` as in
+    the answer's details.
+    """
 
     code: int
     reason: str
@@ -42,7 +47,9 @@ class Forbidden(Permanent):
 
 
 class Doubt(Exception):
-    """Nobody knows whether the request was carried out: it was sent, and no answer of worth came back."""
+    """Nobody knows whether the request was carried out: it was sent, and no answer of
+    worth came back.
+    """
 
 
 class Broken(Exception):
@@ -51,15 +58,29 @@ class Broken(Exception):
 
 @dataclass
 class _Busy(Exception):
-    """``sent``: the request may have been carried out. ``after``: the seconds that the server asked us to wait."""
+    """``sent``: the request may have been carried out. ``after``: the seconds that the
+    server asked us to wait.
+    """
 
     why: str
     sent: bool
     after: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Request:
+    method: str
+    path: str
+    query: Mapping[str, Any] | None
+    body: Any = None
+    media: str = ""
+    stream: float | None = None
+
+
 class Client:
-    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``: when requests were sent, on the monotonic clock."""
+    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``:
+    when requests were sent, on the monotonic clock.
+    """
 
     def __init__(self, context: str | None = None) -> None:
         self.context = context
@@ -80,36 +101,42 @@ class Client:
         media: str = "",
         once: bool = False,
     ) -> dict[str, Any]:
-        """The answer's JSON. Tried for up to 60 s while the server is busy, away or restarting.
+        """The answer's JSON. Tried for up to 60 s while the server is busy, away or
+        restarting.
 
-        ``once``: never repeated when it may have been carried out (Doubt instead). Raises Status, Forbidden, or Retryable after 60 s.
+        ``once``: never repeated when it may have been carried out (Doubt instead). Raises
+        Status, Forbidden, or Retryable after 60 s.
         """
 
         def again(error: Exception) -> bool | float:
-            if not isinstance(error, _Busy) or (once and error.sent):
-                return False
-            return error.after or True
+            return isinstance(error, _Busy) and not (once and error.sent) and (error.after or True)
 
         try:
             for attempt in stamina.retry_context(
                 on=again, attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5
             ):
                 with attempt:
-                    answer = self._send(method, path, query, body, media)
+                    answer = self._send(_Request(method, path, query, body, media))
                     return dict(json.loads(answer.data or b"{}"))
         except _Busy as busy:
             if once and busy.sent:
                 raise Doubt(busy.why) from None
-            hook = "failed calling webhook" in busy.why
-            what = f"the API server at {self.url} " + ("cannot call a webhook" if hook else "does not answer")
-            fix = f"see whether {'what serves the webhook' if hook else 'it'} is up, then run again"
-            raise Retryable(Finding("todo", what, f"tried for {PATIENCE:.0f} s: {busy.why}", fix)) from None
+            hook, why = "failed calling webhook" in busy.why, f"tried for {PATIENCE:.0f} s: {busy.why}"
+            if hook:
+                what, fix = "cannot call a webhook", "see whether what serves the webhook is up, then run again"
+                raise Retryable(
+                    Finding("cluster.no-webhook", f"the API server at {self.url} {what}", why, fix)
+                ) from None
+            what, fix = f"the API server at {self.url} does not answer", "see whether it is up, then run again"
+            raise Retryable(Finding("cluster.no-answer", what, why, fix)) from None
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:
-        """Whole lines of a stream (a log, a watch) until it ends. Raises Status when there is none, Broken when it breaks, or is silent for ``seconds``."""
+        """Whole lines of a stream (a log, a watch) until it ends. Raises Status when
+        there is none, Broken when it breaks, or is silent for ``seconds``.
+        """
         try:
-            answer = self._send("GET", path, query, None, "", stream=seconds)
+            answer = self._send(_Request("GET", path, query, stream=seconds))
         except _Busy as busy:
             raise Broken(busy.why) from None
         rest = b""
@@ -124,74 +151,56 @@ class Client:
         if rest:
             yield rest
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None,
-        body: Any,
-        media: str,
-        *,
-        stream: float | None = None,
-    ) -> urllib3.BaseHTTPResponse:
+    def _send(self, request: _Request) -> urllib3.BaseHTTPResponse:
         for renewed in (False, True):
-            answer = self._once(method, path, query, body, media, stream)
+            answer = self._once(request)
             if answer.status < 300:
                 return answer
-            said = _said(answer)
+            words = _words(answer)
             if answer.status != 401:
-                raise self._refusal(answer, said)
+                raise self._refusal(answer, words)
             if not renewed:
                 self._load()
+        what, why = f"the API server at {self.url} does not know us", "the credentials are refused or have expired"
         fix = "log in again, or give the worker credentials that last; nothing is lost, run again"
-        raise Permanent(
-            Finding(
-                "todo",
-                f"the API server at {self.url} does not know us",
-                "the credentials are refused or have expired",
-                fix,
-            )
-        )
+        raise Permanent(Finding("cluster.unknown-user", what, why, fix))
 
-    def _once(
-        self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, media: str, stream: float | None
-    ) -> urllib3.BaseHTTPResponse:
+    def _once(self, request: _Request) -> urllib3.BaseHTTPResponse:
         headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
         token = self._configuration.get_api_key_with_prefix("BearerToken")
         headers |= {"Authorization": token} if token else {}
-        headers |= {"Content-Type": media or "application/json"} if body is not None else {}
-        url = self.url + path + ("?" + urlencode(query) if query else "")
+        body = None if request.body is None else json.dumps(request.body).encode()
+        headers |= {"Content-Type": request.media or "application/json"} if body else {}
         self.asked.append(time.monotonic())
         try:
             return self._pool.request(
-                method,
-                url,
-                body=None if body is None else json.dumps(body).encode(),
+                request.method,
+                self.url + request.path + ("?" + urlencode(request.query) if request.query else ""),
+                body=body,
                 headers=headers,
-                preload_content=stream is None,
+                preload_content=request.stream is None,
                 retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT, read=READ if stream is None else stream),
+                timeout=urllib3.Timeout(connect=CONNECT, read=request.stream or READ),
             )
         except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
             raise _Busy(_short(error), sent=False) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Busy(_short(error), sent=True) from None
 
-    def _refusal(self, answer: urllib3.BaseHTTPResponse, said: Mapping[str, Any]) -> Exception:
-        reason, message = str(said.get("reason", "")), str(said.get("message", "")) or f"status {answer.status}"
-        if answer.status == SLOW_DOWN or answer.status >= 500:
+    def _refusal(self, answer: urllib3.BaseHTTPResponse, words: Mapping[str, Any]) -> Exception:
+        code, message = answer.status, str(words.get("message", "")) or f"status {answer.status}"
+        if code == SLOW_DOWN or code >= 500:
             after = answer.headers.get("Retry-After", "")
-            return _Busy(
-                f"{answer.status}: {message}",
-                answer.status != SLOW_DOWN,
-                min(30.0, float(after)) if after.isdigit() else 0.0,
-            )
-        if answer.status == 403:
+            return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
+        if code == 403:
             return Forbidden(_forbidden(message))
-        return Status(answer.status, reason, message, tuple((said.get("details") or {}).get("causes") or ()))
+        causes = (words.get("details") or {}).get("causes") or ()
+        return Status(code, str(words.get("reason", "")), message, tuple(causes))
 
     def _load(self) -> None:
-        """Read the credentials (again): a kubeconfig's command is run for a new token, a mounted token's file is read."""
+        """Read the credentials (again): a kubeconfig's command is run for a new token, a
+        mounted token's file is read.
+        """
         configuration = Configuration()
         try:
             if self.context is None and "KUBECONFIG" not in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
@@ -201,41 +210,64 @@ class Client:
                     config_file=os.environ.get("KUBECONFIG"), context=self.context, client_configuration=configuration
                 )
         except (ConfigException, OSError, ValueError) as error:
-            raise Refused(
-                Finding(
-                    "todo",
-                    "no cluster is known",
-                    f"{error}; {_contexts()}",
-                    "set KUBECONFIG, or correct target.context",
-                )
-            ) from None
+            why, fix = f"{error}; {_contexts()}", "set KUBECONFIG, or correct target.context"
+            raise Refused(Finding("cluster.none-known", "no cluster is known", why, fix)) from None
         self._configuration = configuration
         self._pool: urllib3.PoolManager = ApiClient(configuration).rest_client.pool_manager
 
 
-def _said(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Space:
+    """One namespace: its objects by kind and name."""
+
+    client: Client
+    name: str
+
+    def get(self, ref: Ref) -> dict[str, Any] | None:
+        try:
+            return self.send("GET", ref)
+        except Status as status:
+            if status.code == 404:
+                return None
+            raise self.refusal(ref, status) from None
+
+    def send(
+        self, method: str, ref: Ref, query: Mapping[str, Any] | None = None, body: Any = None, **how: Any
+    ) -> dict[str, Any]:
+        """The answer's JSON; ``how``: as Client.call has it. Raises what that raises."""
+        return self.client.call(method, ref.kind.path(self.name, ref.name), query, body, **how)
+
+    def refusal(self, ref: Ref, status: Status) -> Permanent:
+        """Of a request that should have succeeded."""
+        what = f"the API server refuses {ref}"
+        if status.code == 422:
+            fix = "correct the spec's field that the message names"
+            return Permanent(Finding("cluster.invalid", what, status.message, fix))
+        if status.code == 404:
+            why = f"{status.message} (namespace {self.name})"
+            fix = "does the namespace exist, and is the API of this kind installed?"
+            return Permanent(Finding("cluster.no-such-api", f"{ref} cannot be made", why, fix))
+        why = f"{status.code} {status.reason}: {status.message}"
+        return Permanent(Finding("cluster.refused", what, why, "see the message"))
+
+
+def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
     try:
-        said = json.loads(answer.data)
+        words = json.loads(answer.data)
     except ValueError:
         return {"message": answer.data.decode(errors="replace")[:300]}
-    return said if isinstance(said, dict) else {}
+    return words if isinstance(words, dict) else {}
 
 
 def _forbidden(message: str) -> Finding:
     if "cannot" in message and " resource " in message:
-        return Finding(
-            "todo", "the API server does not let us", message, "ask for the rights that manifests/rbac/role.yaml lists"
-        )
+        fix = "ask for the rights that manifests/rbac/role.yaml lists"
+        return Finding("cluster.forbidden", "the API server does not let us", message, fix)
     if "exceeded quota" in message:
-        return Finding(
-            "todo", "the namespace's quota is used up", message, "ask for a higher quota, or for less in the spec"
-        )
-    return Finding(
-        "todo",
-        "the cluster's rules refuse an object",
-        message,
-        "change what the message names, or ask whoever sets the rule",
-    )
+        fix = "ask for a higher quota, or for less in the spec"
+        return Finding("cluster.over-quota", "the namespace's quota is used up", message, fix)
+    fix = "change what the message names, or ask whoever sets the rule"
+    return Finding("cluster.not-admitted", "the cluster's rules refuse an object", message, fix)
 
 
 def _contexts() -> str:

@@ -1,21 +1,22 @@
-"""What a cluster binds of a step's Job when it is put: the nodes near which it must run, and how this
-machine reaches the hub.
+"""What a cluster binds of a step's Job when it is put: the nodes near which it must run,
+and how this machine reaches the hub.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from model_delivery.models.sources import ENDPOINTS
+from model_delivery.places.cluster.client import Client, Forbidden, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object
 from model_delivery.places.cluster.room import allocatable
-from model_delivery.places.cluster.space import own_image
-from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB, POD
 from model_delivery.values.resources import Resource
 
 PASSED_ON = (
@@ -27,14 +28,16 @@ PASSED_ON = (
     "http_proxy",
     "no_proxy",
 )
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 HOSTNAME = "kubernetes.io/hostname"
 
 
 def bound(resource: Resource, body: Object, look: Look) -> Object:
-    """``bind.near``: only nodes that have these resources, their taints tolerated. ``bind.hub``:
-    endpoint, proxy and CA of this environment. ``bind.servers``: a release; the step's ``metrics``
-    are the addresses of its pods. A step without an image runs in ours.
+    """``bind.near``: only nodes that have these resources, their taints tolerated.
+    ``bind.hub``: endpoint, proxy and CA of this environment. ``bind.servers``: a release;
+    the step's ``metrics`` are the addresses of its pods. A step without an image runs in
+    ours.
     """
     needs = resource.spec.get("bind", {})
     if resource.ref.kind == CONFIG_MAP:
@@ -83,3 +86,16 @@ def _certificates() -> str:
     """The text of the CA file that the environment names; empty when it names none."""
     named = next((os.environ[name] for name in CERTIFICATES if os.environ.get(name)), "")
     return Path(named).read_text(encoding="utf-8") if named and Path(named).is_file() else ""
+
+
+def own_image(client: Client) -> str | None:
+    """The image of the pod that this runs in; None outside of a cluster, or where we may
+    not see it.
+    """
+    if not ACCOUNT.exists():
+        return None
+    namespace, name = ACCOUNT.read_text(encoding="utf-8").strip(), os.environ.get("HOSTNAME", socket.gethostname())
+    try:
+        return str(client.call("GET", POD.path(namespace, name))["spec"]["containers"][0]["image"])
+    except (Status, Forbidden):
+        return None

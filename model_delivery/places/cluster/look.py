@@ -11,9 +11,8 @@ from typing import Any
 
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.adopted import Adopted, adoptions, marked
-from model_delivery.places.cluster.client import Broken, Forbidden, Status
+from model_delivery.places.cluster.client import Broken, Forbidden, Space, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
-from model_delivery.places.cluster.space import Space
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.values.kind import Kind
 from model_delivery.values.resources import ENGINES, Observed, Ref, World
@@ -26,7 +25,8 @@ Query = Mapping[str, Any]
 
 
 class Look:
-    """Reads of one namespace. What we may not see, or what the cluster does not have, is not there.
+    """Reads of one namespace. What we may not see, or what the cluster does not have, is
+    not there.
 
     ``price``: the requests of the last look at the world.
     """
@@ -42,7 +42,9 @@ class Look:
         self._known_at = -math.inf
 
     def listed(self, kind: Kind, query: Query | None = None) -> list[Object]:
-        """All pages; once more from the start when the first page has become too old meanwhile."""
+        """All pages; once more from the start when the first page has become too old
+        meanwhile.
+        """
         found: list[Object] = []
         for _ in range(3):
             found.clear()
@@ -119,8 +121,8 @@ class Look:
                     )
 
     def _events_tell(self, listed: list[Object]) -> bool:
-        """Are there kinds that tell by them, no pod yet, or one that neither runs well nor has ended,
-        or a Job at work (whose pods may be refused)?
+        """Are there kinds that tell by them, no pod yet, or one that neither runs well
+        nor has ended, or a Job at work (whose pods may be refused)?
         """
         return (
             any(self._known[kind] for kind in self.kinds if kind.eventful)
@@ -166,7 +168,9 @@ class Look:
         ]
 
     def servers(self, delivery: str, release: str) -> Iterator[str]:
-        """The base address of each engine of a release: a pod's own, never a balancer's."""
+        """The base address of each engine of a release: a pod's own, never a
+        balancer's.
+        """
         for pod in self.listed(POD, _of(delivery, f"release={release}", "role=release")):
             ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
             address = pod["status"].get("podIP", "")
@@ -196,7 +200,9 @@ class Look:
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
 
     def changes(self, delivery: str, seconds: float) -> bool:
-        """Wait for ``seconds``, or until a pod of ours is in another state than at the last look: True."""
+        """Wait for ``seconds``, or until a pod of ours is in another state than at the
+        last look: True.
+        """
         end = time.monotonic() + seconds
         try:
             for event in self._watched(delivery, seconds) if self._since else ():

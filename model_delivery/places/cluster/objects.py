@@ -1,4 +1,6 @@
-"""Between our resources and Kubernetes' objects: pure, so that `render` shows what `put` sends."""
+"""Between our resources and Kubernetes' objects: pure, so that `render` shows what `put`
+sends.
+"""
 
 from __future__ import annotations
 
@@ -79,15 +81,15 @@ def label(found: Mapping[str, Any], name: str) -> str | None:
 
 
 def is_made_by_controller(found: Mapping[str, Any]) -> bool:
-    """Labels of ours reach what a controller makes of our object (Knative's Deployments, KServe's):
-    they make it no object of ours.
+    """Labels of ours reach what a controller makes of our object (Knative's Deployments,
+    KServe's): they make it no object of ours.
     """
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 
 def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
-    """An object as a resource: what is stored is read back, of the rest ``spec`` is the manifest
-    without what the server adds.
+    """An object as a resource: what is stored is read back, of the rest ``spec`` is the
+    manifest without what the server adds.
     """
     meta, kind = found["metadata"], KINDS.get(label(found, "kind") or "", kind)
     delivery, release, name = label(found, "delivery") or "", label(found, "release"), meta["name"]

@@ -1,5 +1,5 @@
-"""One namespace of a cluster: manifests by server-side apply; record, releases and lease by compare and
-swap.
+"""One namespace of a cluster: manifests by server-side apply; record, releases and lease
+by compare and swap.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import psutil
 
 from model_delivery.base.findings import Finding, Permanent, Refused
 from model_delivery.base.secrets import KubeSecret, Secret, SecretRef, read_secret
-from model_delivery.places.cluster import claims, pods, taking
+from model_delivery.places.cluster import claims, jobs, pods, taking
 from model_delivery.places.cluster.apply import Apply
-from model_delivery.places.cluster.client import Broken, Client, Status
+from model_delivery.places.cluster.client import Broken, Client, Space, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.places.cluster.space import Space, own_image
 from model_delivery.places.cluster.swap import swap
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
@@ -34,7 +33,9 @@ REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
 
 class Cluster:
-    """A place. ``take_over``: values that another field manager holds are taken from it."""
+    """A place. ``take_over``: values that another field manager holds are taken from
+    it.
+    """
 
     lease_seconds = 60.0
     keeps_files = False
@@ -72,7 +73,9 @@ class Cluster:
         return Apply(self._look, resource, live, self.take_over, dry_run).apply(expect)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
-        """Begin its end; pods end as their own grace says. An object that is not ours is left alone."""
+        """Begin its end; pods end as their own grace says. An object that is not ours is
+        left alone.
+        """
         self._pace.restart()
         there = object_ref(delivery, ref)
         live = self._space.get(there)
@@ -123,8 +126,8 @@ class Cluster:
     def _lines(
         self, delivery: str, look: Callable[[], list[Object]], over: Callable[[], bool], *, follow: bool
     ) -> Iterator[bytes]:
-        """Of the newest pod that ``look`` finds; a stream that breaks goes on where it was. ``over``:
-        no pod will come any more.
+        """Of the newest pod that ``look`` finds; a stream that breaks goes on where it
+        was. ``over``: no pod will come any more.
         """
         yielded = breaks = 0
         while True:
@@ -179,10 +182,12 @@ class Cluster:
         return None if review.get("incomplete") else review["resourceRules"]
 
     def own_image(self) -> str | None:
-        return own_image(self.client)
+        return jobs.own_image(self.client)
 
     def _is_ours(self, live: Object, delivery: str) -> bool:
-        """Does it carry our label, or was it somebody's, and is a release of ours since?"""
+        """Does it carry our label, or was it somebody's, and is a release of ours
+        since?
+        """
         uid = live["metadata"]["uid"]
         return label(live, "delivery") == delivery or uid in {a.uid for a in self._look.adopted(delivery).values()}
 
@@ -196,7 +201,9 @@ class Cluster:
         raise Refused(Finding("cluster.not-ours", what, f"it belongs to {owner or 'somebody else'}", fix))
 
     def _wait_gone(self, ref: Ref) -> None:
-        """An object that is on its way out cannot be kept: it must be gone before it can be made anew."""
+        """An object that is on its way out cannot be kept: it must be gone before it can
+        be made anew.
+        """
         end = time.monotonic() + GONE_SECONDS
         while self._space.get(ref) is not None:
             if time.monotonic() > end:

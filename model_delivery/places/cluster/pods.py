@@ -13,8 +13,8 @@ COMING_UP = (None, "ContainerCreating", "PodInitializing")  # what a container w
 
 
 def main(pod: Object) -> str:
-    """The container that the pod is for: in one that somebody else made, the first where none has a
-    name that we know.
+    """The container that the pod is for: in one that somebody else made, the first where
+    none has a name that we know.
     """
     names = [str(container["name"]) for container in pod["spec"]["containers"]]
     return next((name for name in names if name in (STEP, *ENGINES)), names[0])
@@ -36,8 +36,8 @@ def newest(pods: list[Object]) -> tuple[Object | None, Object]:
 
 
 def log_query(pod: Object) -> Object | None:
-    """Of the engine's log, where the engine is not ready: of the container before, where it has just
-    been restarted. None: there is nothing to tell.
+    """Of the engine's log, where the engine is not ready: of the container before, where
+    it has just been restarted. None: there is nothing to tell.
     """
     status = next((status for status in containers(pod) if status["name"] == main(pod)), None)
     if status is None or status["name"] == STEP or status["ready"] or "deletionTimestamp" in pod["metadata"]:
@@ -59,8 +59,8 @@ def settled(pod: Object) -> bool:
 
 
 def turn(pod: Object) -> Any:
-    """What of a pod a wait can turn on. That it is only coming up is told with the next look: each one
-    costs requests.
+    """What of a pod a wait can turn on. That it is only coming up is told with the next
+    look: each one costs requests.
     """
     status = pod["status"]
     known = [(c["name"], c["ready"], at) for c in containers(pod) if (at := _turn(c)) or c["ready"]]

@@ -1,5 +1,5 @@
-"""Can the cluster hold another release beside those that run? Only devices are counted: CPUs and
-memory are the scheduler's to judge.
+"""Can the cluster hold another release beside those that run? Only devices are counted:
+CPUs and memory are the scheduler's to judge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from model_delivery.values.resources import Resource
 def check(look: Look, resource: Resource, body: Object, live: Object | None) -> None:
     """NoRoom (exit code 3) names the devices that are missing.
 
-    Nothing is refused where nodes or pods may not be seen, or where none has such devices yet.
+    Nothing is refused where nodes or pods may not be seen, or where none has such devices
+    yet.
     """
     demand = resource.ref.kind.demand
     asked, there = (demand(found) if demand and found else {} for found in (body, live))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 
 from model_delivery.base.findings import Finding, Retryable
-from model_delivery.places.cluster.client import Doubt, Status
+from model_delivery.places.cluster.client import Doubt, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, WRITE, Object, from_object, object_ref, to_object
-from model_delivery.places.cluster.space import Space
 from model_delivery.values.resources import Change, Mismatch, Ref, Resource
 
 TRIES = 5
@@ -22,7 +21,9 @@ def swap(space: Space, resource: Resource, live: Object | None, *, dry_run: bool
 
 
 def _written(space: Space, resource: Resource, old: str | None) -> str:
-    """Its new version. A doubtful answer is read again: ours is known by its write's id."""
+    """Its new version. A doubtful answer is read again: ours is known by its write's
+    id.
+    """
     body, mark, ref = to_object(resource, space.name), uuid.uuid4().hex, object_ref(resource.delivery, resource.ref)
     meta = body["metadata"]
     meta["annotations"] = meta.get("annotations", {}) | {WRITE: mark}

@@ -1,19 +1,20 @@
-"""Somebody's object becomes ours: the fields that others hold are given up in one write, so that none
-of them is in the way of a later change.
+"""Somebody's object becomes ours: the fields that others hold are given up in one write,
+so that none of them is in the way of a later change.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model_delivery.places.cluster.client import APPLY, MERGE, Status
+from model_delivery.places.cluster.client import APPLY, MERGE, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, Object, label
-from model_delivery.places.cluster.space import Space
 from model_delivery.values.resources import Ref, Resource, Version
 
 
 def may_take(resource: Resource, live: Object) -> bool:
-    """Is ``live`` the very object that ``resource`` was adopted from, and of no other delivery?"""
+    """Is ``live`` the very object that ``resource`` was adopted from, and of no other
+    delivery?
+    """
     uid = resource.spec.get("bind", {}).get("adopted")
     return bool(uid) and live["metadata"]["uid"] == uid and label(live, "delivery") in (None, resource.delivery)
 
@@ -43,11 +44,11 @@ def take(space: Space, ref: Ref, live: Object, body: Object) -> Version:
 
 
 def _transfer(live: Object, applied: Object) -> Object:
-    """A merge patch of this very version after which we are its only manager, but for what others
-    write into its status or scale.
+    """A merge patch of this very version after which we are its only manager, but for
+    what others write into its status or scale.
 
-    ``applied``: as it would be with our fields applied, whose entry says what we hold then. Of the
-    object's other fields nothing changes.
+    ``applied``: as it would be with our fields applied, whose entry says what we hold
+    then. Of the object's other fields nothing changes.
     """
     (ours,) = filter(_is_ours, _managers(applied))
     kept = [entry for entry in _managers(live) if entry.get("subresource")]

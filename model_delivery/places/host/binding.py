@@ -1,4 +1,6 @@
-"""Binding needs to this machine: ports, CPUs, GPUs and memory that no other engine of ours has."""
+"""Binding needs to this machine: ports, CPUs, GPUs and memory that no other engine of
+ours has.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from model_delivery.base.findings import Finding, NoRoom
 
 
 def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes), apart from what is ``taken``.
+    """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes),
+    apart from what is ``taken``.
 
     NoRoom (exit code 3) names what is missing.
     """
@@ -33,10 +36,9 @@ def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[s
         missing.append(f"{needs['memory'] / 2**30:.1f} GiB of memory wanted, {room / 2**30:.1f} free")
     if missing:
         beside = f" beside {len(others)} running" if others else ""
-        fix = (
-            "use rollout.when_full: recreate (stops the old release first), or ask for less in serving.resources.limits"
-        )
-        raise NoRoom(Finding("todo", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
+        fix = "use rollout.when_full: recreate (stops the old release first), or ask for less in "
+        fix += "serving.resources.limits"
+        raise NoRoom(Finding("host.no-room", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
     return bound
 
 
@@ -47,7 +49,9 @@ def free_port() -> int:
 
 
 def gpus() -> list[int]:
-    """The NVIDIA GPUs' indexes, as the driver numbers them; empty where there are none."""
+    """The NVIDIA GPUs' indexes, as the driver numbers them; empty where there are
+    none.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -1,4 +1,6 @@
-"""Engines on this host: a folder with an ``engine.toml`` is read, and its Python environment is made."""
+"""Engines on this host: a folder with an ``engine.toml`` is read, and its Python
+environment is made.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -35,43 +37,49 @@ NETWORK = re.compile(
 
 
 def load_engine(name: str) -> Engine:
-    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names file and key, or the nearest name."""
+    """The engine called ``name``, or the one in the folder ``name`` (it has a slash).
+    BadInput names file and key, or the nearest name.
+    """
     folder = Path(name).absolute() if "/" in name else packaged("engines") / name
-    file = folder / "engine.toml"
+    file, fix = folder / "engine.toml", "correct it there"
     if not file.is_file():
-        known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
-        near = difflib.get_close_matches(name, known, 1)
-        why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
-        what, why = f"target.engine: there is no engine {name}", f"{file} does not exist; {why}"
-        raise BadInput(Finding("spec.no-engine", what, why, "correct target.engine"))
+        raise BadInput(_no_engine(name, file))
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         if isinstance(content.get("environment"), dict):
             content["environment"]["key"] = _key(folder)
         return Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
     except FileNotFoundError as error:
-        what, why = (
-            f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it",
-            f"{error.filename} does not exist",
-        )
-        fix = "make it with `uv lock`, or remove [environment]"
+        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
+        why, fix = f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]"
         raise BadInput(Finding("engine.no-lock", what, why, fix)) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), "correct it there")) from None
+        raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
-        faults = (f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
-        raise BadInput(*(Finding("engine.wrong-value", what, "", "correct it there") for what in faults)) from None
+        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)]
+        raise BadInput(*(Finding("engine.invalid", f"{file}: {key}: {why}", "", fix) for key, why in wrong)) from None
+
+
+def _no_engine(name: str, file: Path) -> Finding:
+    known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
+    near = difflib.get_close_matches(name, known, 1)
+    why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
+    what = f"target.engine: there is no engine {name}"
+    return Finding("engine.not-found", what, f"{file} does not exist; {why}", "correct target.engine")
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
-    """Where the engine's environment is (or will be); the name says what it was made from."""
+    """Where the engine's environment is (or will be); the name says what it was made
+    from.
+    """
     if engine.environment is None:
         return engine.location
     return home / "engines" / f"{engine.name}-{engine.environment.key}"
 
 
 def make_environment(engine: Engine, home: Path) -> Path:
-    """Make the environment unless it is there; one maker at a time, and a killed one's half is made again.
+    """Make the environment unless it is there; one maker at a time, and a killed one's
+    half is made again.
 
     Retryable when an index does not answer, Permanent when uv cannot otherwise.
     """
@@ -84,9 +92,9 @@ def make_environment(engine: Engine, home: Path) -> Path:
         if (folder / DONE).exists():
             return folder
         if _key(engine.location) != made.key:
-            what = f"the environment of {engine.name} cannot be made"
-            why = f"{engine.location} holds another lock than the release was made with, and its environment was never made here"
-            raise Permanent(Finding("engine.lock-changed", what, why, "deliver again, or put the folder back"))
+            what, fix = f"the environment of {engine.name} cannot be made", "deliver again, or put the folder back"
+            why = f"{engine.location} holds another lock than the release was made with, and its environment "
+            raise Permanent(Finding("engine.other-lock", what, why + "was never made here", fix))
         if folder.exists():
             shutil.rmtree(folder)
         _Maker(engine.name, made, engine.location, folder, lock).make()
@@ -113,7 +121,9 @@ def _key(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Maker:
-    """``lock`` is inherited by every child: after a kill -9 of this process the next maker waits until uv has ended, too."""
+    """``lock`` is inherited by every child: after a kill -9 of this process the next
+    maker waits until uv has ended, too.
+    """
 
     name: str
     made: Environment
@@ -130,28 +140,36 @@ class _Maker:
         self._compile()
 
     def _torch(self) -> bool:
-        """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
-        (torch,) = (p for p in self._packages() if p["name"] == "torch")
+        """Install torch from PyTorch's own index for ``torch_backend``, which saves
+        gigabytes; False where it does not answer.
+        """
         backend = str(self.made.torch_backend)
-        options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={torch['version']}"]
+        (version,) = (p["version"] for p in self._packages() if p["name"] == "torch")
+        options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}"]
         try:
             self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
-            report(Progress("environment", f"PyTorch's {backend} index does not answer: its larger build is used"))
+            note = f"PyTorch's {backend} index does not answer: its larger build is used"
+            report(Progress("environment", note))
             return False
         self._uv("pip", "install", *options, timeout=3600)
         return True
 
     def _install(self, *without: str) -> None:
-        """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
+        """The locked versions, each file checked against the lock's hash, by way of
+        whatever index uv is configured for.
+        """
         options = [option for name in without for option in ("--no-emit-package", name)]
         options += ["--project", str(self.source)]
         wanted = self.folder / "requirements.txt"
-        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120), encoding="utf-8")
+        locked = self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120)
+        wanted.write_text(locked, encoding="utf-8")
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
-        """Else each of vLLM's processes compiles for itself at every start. Files in a newer syntax are skipped, and that is fine."""
+        """Else each of vLLM's processes compiles for itself at every start. Files in a
+        newer syntax are skipped, and that is fine.
+        """
         options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
         self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
 
@@ -167,17 +185,19 @@ class _Maker:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        argv = [uv.find_uv_bin(), *args, "--quiet"]
-        code, out, err = self._run(f"uv {' '.join(args[:2])}", argv, timeout=timeout, retries=retries)
+        note, argv = f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"]
+        code, out, errors = self._run(note, argv, timeout=timeout, retries=retries)
         if code == 0:
             return out
-        kind = Retryable if NETWORK.search(err) else Permanent
-        what, why = f"the environment of {self.name} could not be made", f"uv {args[0]} failed"
-        lines = tuple(line for line in err.splitlines() if line.strip())[:5]
-        raise kind(Finding("engine.no-environment", what, why, "see what uv says, then run again", lines))
+        kind = Retryable if NETWORK.search(errors) else Permanent
+        last = tuple(line for line in errors.splitlines() if line.strip())[:5]
+        what, fix = f"the environment of {self.name} could not be made", "see what uv says, then run again"
+        raise kind(Finding("engine.no-environment", what, f"uv {args[0]} failed", fix, last))
 
     def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
+        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress
+        every two.
+        """
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
         started = time.monotonic()
@@ -189,21 +209,17 @@ class _Maker:
             ) as child,
         ):
             try:
-                while True:
+                while child.returncode is None:
                     passed = time.monotonic() - started
                     report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
                     if passed >= timeout:
-                        what, why = f"{note} took longer than {timeout:g} s", "an index may not answer"
-                        fix = "look at the network, then run again"
-                        raise Retryable(Finding("engine.no-environment", what, why, fix))
-                    try:
-                        code = child.wait(min(2, timeout - passed))
-                    except subprocess.TimeoutExpired:
-                        continue
-                    break
+                        what, fix = f"{note} took longer than {timeout:g} s", "look at the network, then run again"
+                        raise Retryable(Finding("engine.no-index", what, "an index may not answer", fix))
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(min(2, timeout - passed))
             finally:
                 child.kill()
-            return code, _text(out), _text(err)
+            return child.returncode, _text(out), _text(err)
 
 
 def _text(file: IO[bytes]) -> str:

@@ -1,4 +1,6 @@
-"""What a resource on this host is beside its file: each kind has a handler, made for one resource."""
+"""What a resource on this host is beside its file: each kind has a handler, made for one
+resource.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ PASSED_ON = (
 
 @dataclass(frozen=True)
 class StateFolder:
-    """``$MODEL_DELIVERY_HOME``: where everything lies, and the processes that are known by it."""
+    """``$MODEL_DELIVERY_HOME``: where everything lies, and the processes that are known
+    by it.
+    """
 
     home: Path
     processes: Processes = field(default_factory=Processes)
@@ -50,7 +54,9 @@ class StateFolder:
 
 @dataclass(frozen=True)
 class Handler:
-    """Of a kind that is no more than its file. ``gone``: why one that is as it was is put again."""
+    """Of a kind that is no more than its file. ``gone``: why one that is as it was is put
+    again.
+    """
 
     host: StateFolder
     resource: Resource

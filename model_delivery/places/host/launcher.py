@@ -1,8 +1,11 @@
-"""Runs as a script, on the standard library alone: locks its own record, then becomes the process that the record is of.
+"""Runs as a script, on the standard library alone: locks its own record, then becomes the
+process that the record is of.
 
-Standard input is one JSON object: lock, state and log are paths; argv, cpus (a list or null), token, binding and error_fd.
-The lock lives as long as the process (and the children that it hands the descriptor to), whoever started it, so that "is it
-running?" has one answer that survives a kill -9 of anybody. error_fd closes at exec; text on it says why there was none.
+Standard input is one JSON object: lock, state and log are paths; argv, cpus (a list or
+null), token, binding and error_fd. The lock lives as long as the process (and the
+children that it hands the descriptor to), whoever started it, so that "is it running?"
+has one answer that survives a kill -9 of anybody. error_fd closes at exec; text on it
+says why there was none.
 """
 
 import fcntl
@@ -16,7 +19,9 @@ BUSY = "busy"
 
 
 def locked(path: str) -> int | None:
-    """A descriptor that holds the lock, None when another process does. Retries over the short looks of observers."""
+    """A descriptor that holds the lock, None when another process does. Retries over the
+    short looks of observers.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(50):
         try:
@@ -29,7 +34,9 @@ def locked(path: str) -> int | None:
 
 
 def start_time(pid: int) -> str:
-    """The kernel's start time of ``pid`` in clock ticks since boot: with the boot's id it tells a process from its number's next owner."""
+    """The kernel's start time of ``pid`` in clock ticks since boot: with the boot's id it
+    tells a process from its number's next owner.
+    """
     with open(f"/proc/{pid}/stat") as stat, open("/proc/sys/kernel/random/boot_id") as boot:  # noqa: PTH123
         return stat.read().rpartition(")")[2].split()[19] + "@" + boot.read().strip()
 

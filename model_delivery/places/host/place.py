@@ -1,5 +1,5 @@
-"""One machine: objects are files under ``$MODEL_DELIVERY_HOME``, engines and the router are processes,
-the lease ends with its holder.
+"""One machine: objects are files under ``$MODEL_DELIVERY_HOME``, engines and the router
+are processes, the lease ends with its holder.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ LOOK_SECONDS = 0.5
 
 
 class Host(StateFolder):
-    """A place. Every object is one JSON file; what else it is, its kind's handler knows."""
+    """A place. Every object is one JSON file; what else it is, its kind's handler
+    knows.
+    """
 
     lease_seconds = 24 * 3600.0  # it ends with its process; this bounds it where nobody can see that
     keeps_files = True

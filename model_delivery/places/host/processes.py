@@ -1,4 +1,6 @@
-"""Processes that outlive the run that started them: each has a folder with its lock, its state and the launcher's word."""
+"""Processes that outlive the run that started them: each has a folder with its lock, its
+state and the launcher's word.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ TAIL = 64 * 1024
 
 @dataclass(frozen=True)
 class Run:
-    """What to start: its arguments, environment and CPUs, what it was bound to, where it writes, and whether in a session of its own."""
+    """What to start: its arguments, environment and CPUs, what it was bound to, where it
+    writes, and whether in a session of its own.
+    """
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
@@ -39,7 +43,9 @@ class Run:
 
 
 class Processes:
-    """Children are remembered only for their exit codes; everything else is on disk and in the kernel."""
+    """Children are remembered only for their exit codes; everything else is on disk and
+    in the kernel.
+    """
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
@@ -61,7 +67,9 @@ class Processes:
         return self.alive(folder) and identified(self.state(folder)) is not None
 
     def state(self, folder: Path) -> dict[str, Any]:
-        """What the last process there wrote of itself: pid, start, token, binding. Empty before the first."""
+        """What the last process there wrote of itself: pid, start, token, binding. Empty
+        before the first.
+        """
         with suppress(FileNotFoundError):
             state: dict[str, Any] = json.loads((folder / "state.json").read_text())
             return state
@@ -72,7 +80,9 @@ class Processes:
         return dict(self.state(folder).get("binding", {}))
 
     def exit_code(self, folder: Path) -> int | None:
-        """The exit code (negative: the signal), when it was this process that started it; else None."""
+        """The exit code (negative: the signal), when it was this process that started it;
+        else None.
+        """
         child = self._children.get(folder)
         if child is not None and (code := child.poll()) is not None:
             self._codes[folder] = code
@@ -80,10 +90,12 @@ class Processes:
         return self._codes.get(folder)
 
     def start(self, folder: Path, run: Run) -> None:
-        """Start it, and return when it has become what it shall be. One that is there already is left alone.
+        """Start it, and return when it has become what it shall be. One that is there
+        already is left alone.
 
-        Its working folder is ``folder``: the starter's own may be gone before it. A launcher that dies before its exec is started
-        again. What an earlier one left of its session is killed first. Raises Permanent when the program cannot be executed.
+        Its working folder is ``folder``: the starter's own may be gone before it. A
+        launcher that dies before its exec is started again. What an earlier one left of
+        its session is killed first. Raises Permanent when the program cannot be executed.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if run.session and not self.running(folder):
@@ -95,21 +107,12 @@ class Processes:
             if error == launcher.BUSY:
                 return
             if error:
-                raise Permanent(
-                    Finding(
-                        "todo", f"{run.argv[0]} cannot be started", error, "is it installed, and may it be executed?"
-                    )
-                )
+                fix = "is it installed, and may it be executed?"
+                raise Permanent(Finding("host.no-program", f"{run.argv[0]} cannot be started", error, fix))
             if self.state(folder).get("token") == token and self.exit_code(folder) != -signal.SIGKILL:
                 return
-        raise Permanent(
-            Finding(
-                "todo",
-                f"{run.argv[0]} could not be started",
-                "its launcher was killed three times",
-                "look for what kills processes here",
-            )
-        )
+        what, why = f"{run.argv[0]} could not be started", "its launcher was killed three times"
+        raise Permanent(Finding("host.launcher-killed", what, why, "look for what kills processes here"))
 
     def _launch(self, folder: Path, run: Run, token: str) -> str:
         read, write = os.pipe()
@@ -143,7 +146,9 @@ class Processes:
             return errors.read().decode()
 
     def stop(self, folder: Path, grace: float) -> None:
-        """SIGTERM to the process, ``grace`` seconds, then SIGKILL of whatever is left of its session or of its children."""
+        """SIGTERM to the process, ``grace`` seconds, then SIGKILL of whatever is left of
+        its session or of its children.
+        """
         state = self.state(folder)
         if not state:
             return
@@ -157,26 +162,20 @@ class Processes:
         deadline = time.monotonic() + 10
         while self.alive(folder):
             if time.monotonic() > deadline:
-                raise Permanent(
-                    Finding(
-                        "todo",
-                        f"process {state['pid']} does not end",
-                        "SIGKILL did not end it within 10 s",
-                        "it may hang in the kernel: see dmesg",
-                    )
-                )
+                what, why = f"process {state['pid']} does not end", "SIGKILL did not end it within 10 s"
+                raise Permanent(Finding("host.does-not-end", what, why, "it may hang in the kernel: see dmesg"))
             self.wait([folder], 0.05)
         self.exit_code(folder)
 
     def wait(self, folders: list[Path], timeout: float) -> None:
-        """Return when one of the processes has ended, after ``timeout`` seconds at the latest."""
+        """Return when one of the processes has ended, after ``timeout`` seconds at the
+        latest.
+        """
         watched: list[int] = []
         try:
-            for folder in folders:
-                process = identified(self.state(folder))
-                if process is not None:
-                    with suppress(ProcessLookupError):
-                        watched.append(os.pidfd_open(process.pid))
+            for process in filter(None, (identified(self.state(folder)) for folder in folders)):
+                with suppress(ProcessLookupError):
+                    watched.append(os.pidfd_open(process.pid))
             if watched:
                 select.select(watched, [], [], timeout)
             else:
@@ -193,18 +192,20 @@ def _kill(processes: list[psutil.Process]) -> None:
 
 
 def identified(state: Mapping[str, Any]) -> psutil.Process | None:
-    """The process that wrote ``state``, None when it has ended (or is a zombie, or another has its number)."""
-    try:
-        if not state or launcher.start_time(state["pid"]) != state["start"]:
-            return None
-        process = psutil.Process(state["pid"])
-        return None if process.status() == psutil.STATUS_ZOMBIE else process
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        return None
+    """The process that wrote ``state``, None when it has ended (or is a zombie, or
+    another has its number).
+    """
+    with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        if state and launcher.start_time(state["pid"]) == state["start"]:
+            process = psutil.Process(state["pid"])
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+    return None
 
 
 def session_of(state: Mapping[str, Any]) -> list[psutil.Process]:
-    """Whoever is left of the session that the process of ``state`` led; empty when its number has another owner by now."""
+    """Whoever is left of the session that the process of ``state`` led; empty when its
+    number has another owner by now.
+    """
     if not state:
         return []
     pid = state["pid"]

@@ -33,9 +33,8 @@ from model_delivery.base.progress import Progress, sink
 from model_delivery.places.host.engines import load_engine, make_environment
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Ended
-from model_delivery.verbs.status import down
 from model_delivery.verbs.history import history
-from model_delivery.verbs.status import status
+from model_delivery.verbs.status import down, status
 from scripts.following import follow, last_verdict, wait_for_pool
 from scripts.local_prefect import POOL, PREFECT, Server, start_server, start_worker, stop, wait_for_server
 
@@ -181,9 +180,7 @@ class Shown:
 def show(what: Shown) -> None:
     host = Host(STATE)
     status = status(host, NAME)
-    served = next(
-        (e for e in reversed(history(host, NAME)) if e.release == status.serving and e.exit_code == 0), None
-    )
+    served = next((e for e in reversed(history(host, NAME)) if e.release == status.serving and e.exit_code == 0), None)
     if status.url is None or served is None:
         raise RuntimeError(f"the run ended well and nothing serves: {status}")
     table = last_verdict(what.client, what.run)

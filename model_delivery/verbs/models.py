@@ -14,8 +14,8 @@ from model_delivery.models.store.garbage import Garbage
 from model_delivery.models.store.part import with_parts
 from model_delivery.models.verify import names_in, verify
 from model_delivery.places.host.place import Host
-from model_delivery.run.resolve import resolve_model
 from model_delivery.run.frozen import releases
+from model_delivery.run.resolve import resolve_model
 
 
 def fetch(model: ModelSpec, folder: Path) -> Fetched:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from model_delivery.targets.protocol import StepRun
-
 from model_delivery.base.findings import Finding, NoRoom
 from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.models.store.commit import Fetched
 from model_delivery.targets.process import Process
+from model_delivery.targets.protocol import StepRun
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, StepState
 from model_delivery.values.release import Capabilities, Desired, Lock, Release

@@ -179,17 +179,17 @@ class Shown:
 
 def show(what: Shown) -> None:
     host = Host(STATE)
-    status = status(host, NAME)
-    served = next((e for e in reversed(history(host, NAME)) if e.release == status.serving and e.exit_code == 0), None)
-    if status.url is None or served is None:
-        raise RuntimeError(f"the run ended well and nothing serves: {status}")
+    now = status(host, NAME)
+    served = next((e for e in reversed(history(host, NAME)) if e.release == now.serving and e.exit_code == 0), None)
+    if now.url is None or served is None:
+        raise RuntimeError(f"the run ended well and nothing serves: {now}")
     table = last_verdict(what.client, what.run)
     console = Console()
     console.rule("the load test" if table else "nothing had changed: the figures of the release that serves")
     console.print(Markdown(table or figures(served)))
     console.rule()
-    print(f"question  {QUESTION}\nanswer    {answer(status.url)}")
-    print(f"endpoint  {status.url}/v1   (model name {NAME})")
+    print(f"question  {QUESTION}\nanswer    {answer(now.url)}")
+    print(f"endpoint  {now.url}/v1   (model name {NAME})")
     print(f"report    {served.report}")
     print(f"run       {what.server.ui}/v2/runs/flow-run/{what.run}")
     print(
@@ -234,7 +234,7 @@ def stop_prefect() -> None:
 
 def stop_service() -> None:
     host = Host(STATE)
-    if NAME in service.names(host):
+    if NAME in host.deliveries():
         say("stopping the service")
         down(host, NAME)
 

@@ -218,10 +218,8 @@ def rollback_goal(record: Record, delivery: str) -> ReleaseId:
     goal = None if record.previous == record.serving else record.previous
     if goal is None or goal in record.rolled_back_from():
         what, fix = f"{delivery} cannot be rolled back", "name a release with --to; see `deliver history`"
-        if goal is None:
-            why = "there is no release before the one that serves"
-        else:
-            why = f"the one before, {goal}, was itself rolled back from"
+        left = f"the one before, {goal}, was itself rolled back from"
+        why = left if goal else "there is no release before the one that serves"
         raise Refused(Finding("release.no-rollback", what, why, fix))
     return goal
 

@@ -103,7 +103,7 @@ class Record:
     stop_after: float | None = None
     ended: tuple[Ended, ...] = ()
     held: str | None = None
-    runner: Runner = Runner()
+    runner: Runner = field(default_factory=Runner)
     record_version: Literal[2] = 2
 
     @property

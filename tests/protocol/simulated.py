@@ -42,12 +42,14 @@ class Clock:
         self.time += seconds
 
 
-@dataclass
 class Target(Process):
     """``together``: one object is the route and holds the releases, as T9k's MLService does."""
 
-    can: Capabilities
-    together: bool = False
+    together: bool
+
+    def __init__(self, can: Capabilities, together: bool) -> None:
+        object.__setattr__(self, "can", can)
+        object.__setattr__(self, "together", together)
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
         return ()

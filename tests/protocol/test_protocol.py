@@ -154,11 +154,11 @@ class Deliveries(RuleBasedStateMachine):
             run.outcome = "killed"
 
     def _run(self, run: Run, body: Callable[[Session], Any]) -> Any:
-        lease = Lease(self.place, "m", run.request, self.clock)  # type: ignore[arg-type]
+        lease = Lease(self.place, "m", run.request, self.clock)
         run.holder = lease.holder
         lease.acquire("wait", timeout=300)
         with observed(lambda *_: self._pause()):
-            place = guarded(self.place, lease.fence)  # type: ignore[arg-type]
+            place = guarded(self.place, lease.fence)
         seen = place.get("m", RECORD_REF)
         now = (
             record.load(seen.resource.spec) if seen else Record(spec("a", "blue-green", "refuse", 1, "0s").target.key())
@@ -391,7 +391,7 @@ class Deliveries(RuleBasedStateMachine):
         wanted = {name for name, _ in now.desired.releases}
         assert self.place.running() == (wanted if now.address else set()), (self.place.running(), now)
         assert self._shares() == ({now.serving: 100} if now.serving else {}), (self._shares(), now)
-        session = Session(self.place, self.target, "m", now, "", clock=self.clock)  # type: ignore[arg-type]
+        session = Session(self.place, self.target, "m", now, "", clock=self.clock)
         assert session.changes(session.desired()) == ()
         if now.serving and self.last and now.serving == planned(session, self.last, lock(), now=0).release:
             assert planned(session, self.last, lock(), now=0).answer is rules.Answer.UNCHANGED

@@ -20,7 +20,8 @@ from model_delivery.values.release import Address, Capabilities, Desired, Lock, 
 from model_delivery.values.resources import Ref, World
 from model_delivery.values.rollout import stages
 from model_delivery.values.snapshot import Snapshot
-from model_delivery.verbs.plan import render as rendered
+from model_delivery.verbs import plan as plans
+from tests.parts.asked import asked
 from tests.parts.t9k import filled
 
 # The seed's facts: what T9k's vLLM example and its published variants make by hand.
@@ -42,7 +43,7 @@ def without(made: Any, *keys: str) -> Any:
 
 @pytest.mark.parametrize("name", SEED)
 def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
-    made, _ = rendered(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)
+    made, _ = plans.render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)
     claim, runtime, given = made
     assert (claim["kind"], claim["metadata"]["name"]) == ("PersistentVolumeClaim", "vllm")
     if name == "codellama-7b":
@@ -86,7 +87,7 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
 
 def test_only_a_startup_timeout_of_ones_own_sets_a_variable() -> None:
     made = {
-        name: rendered(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"]
+        name: plans.render(load_spec(Path(f"deliveries/{name}.yaml")), offline=True)[0][1]["spec"]["template"]
         for name in SEED
     }
     env = {name: one["spec"]["containers"][0].get("env") for name, one in made.items()}
@@ -100,7 +101,7 @@ def test_only_a_startup_timeout_of_ones_own_sets_a_variable() -> None:
 
 def test_the_notebook_lies_on_the_claim_and_is_called_as_it() -> None:
     spec = load_spec(Path("deliveries/codellama-7b.yaml"))
-    made, _ = rendered(
+    made, _ = plans.render(
         spec.model_copy(update={"storage": spec.storage.model_copy(update={"notebook": True})}), offline=True
     )
     (notebook,) = [one for one in made if one["kind"] == "Notebook"]
@@ -116,16 +117,16 @@ def test_a_release_whose_id_looks_like_a_number_stays_text(tmp_path: Path) -> No
     given = yaml.safe_load(Path("deliveries/mistral-7b.yaml").read_text())
     file = tmp_path / "spec.yaml"
 
-    def release(seed: int) -> str:
+    def rendered(seed: int) -> str:
         given["serving"]["args"] = [f"--seed={seed}"]
-        made, _ = rendered(parse_spec(given), offline=True)
+        made, _ = plans.render(parse_spec(given), offline=True)
         return str(made[-1]["spec"]["default"])
 
-    seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", release(seed)))
+    seed = next(seed for seed in range(10**4) if re.fullmatch(r"\d+e\d+", rendered(seed)))
     given["serving"]["args"] = [f"--seed={seed}"]
     file.write_text(yaml.safe_dump(given))
     printed = CliRunner().invoke(render, ["--offline", str(file)])
-    assert f"default: '{release(seed)}'" in printed.output
+    assert f"default: '{rendered(seed)}'" in printed.output
 
 
 LOCK = Lock(
@@ -223,12 +224,14 @@ def test_a_first_release_is_default_at_once_and_a_recreate_is_one_write() -> Non
     can = Capabilities(dark_first=False, weights="percent")
     assert TARGET.can == can
     address = Address("m.ns", 80)
-    first = stages("canary", Desired("m", (), {}, address), Release("a", {}), (10,), can)
+    first = stages("canary", Desired("m", (), {}, address), Release("a", NOTHING), (10,), can)
     assert [(str(stage.phase), stage.desired.shares) for stage in first] == [
         ("dark", {"a": 100}),
         ("promote", {"a": 100}),
     ]
-    again = stages("recreate", Desired("m", (Release("a", {}),), {"a": 100}, address), Release("b", {}), (), can)
+    again = stages(
+        "recreate", Desired("m", (Release("a", NOTHING),), {"a": 100}, address), Release("b", NOTHING), (), can
+    )
     assert [(str(stage.phase), [one.id for one in stage.desired.releases]) for stage in again] == [
         ("dark", ["b"]),
         ("promote", ["b"]),

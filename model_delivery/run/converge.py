@@ -35,14 +35,14 @@ def converge(
         for resource in _ordered(resources)
         if place.put(resource, dry_run=True).action != "unchanged"
     ]
-    changes += [place.delete(delivery, ref) for ref in _unwanted(world, resources)]
+    changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
     return Converged(tuple(changes), _route(place, world, resources, {change.ref for change in changes}))
 
 
 def changes(place: Place, delivery: str, resources: tuple[Resource, ...]) -> tuple[Change, ...]:
     """What ``converge`` would change; nothing is touched."""
     offered = [place.put(resource, dry_run=True) for resource in _ordered(resources)]
-    gone = [Change(ref, "deleted") for ref in _unwanted(place.world(delivery), resources)]
+    gone = [Change(ref, "deleted") for ref in unwanted(place.world(delivery), resources)]
     return (*(change for change in offered if change.action != "unchanged"), *gone)
 
 
@@ -50,8 +50,8 @@ def _ordered(resources: Iterable[Resource]) -> list[Resource]:
     return sorted(resources, key=lambda resource: resource.role == "route")
 
 
-def _unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
-    """Ours of a release or the route, the route's first."""
+def unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
+    """Ours of a release or the route that are not among ``resources``, the route's first."""
     wanted = {resource.ref for resource in resources}
     ours = [
         seen.resource

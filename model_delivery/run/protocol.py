@@ -52,7 +52,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         return Admission(answer, session.record.serving or release)
     candidate = session.record.candidate
     if candidate is not None and candidate.release != release:
-        withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}")
+        withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}", by=session.request)
     session.write(rules.asked_by_hand(session.record, spec.runner))
     healed = session.converge().changes
     collect(session, spec.rollout)
@@ -151,10 +151,10 @@ def promote(session: Session) -> None:
     _write_history(session, rules.promoted(session.record, now, facts, left), candidate.rollout)
 
 
-def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str) -> None:
+def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str, *, by: str = "") -> None:
     """End the candidate: what serves keeps (or gets back) all of the traffic, the rest goes."""
     facts, now = session.frozen(session.candidate.release).facts, session.clock.now()
-    session.write(rules.ending(session.record, outcome, exit_code, message, now, facts))
+    session.write(rules.ending(session.record, outcome, exit_code, message, now, facts, by=by))
     finish_ending(session)
     if session.record.serving is not None:
         _wait_serving(session)
@@ -204,7 +204,7 @@ def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> 
         session.write(rules.taken_over(session.record, session.request))
         return Admission(Answer.GOES_ON, goal)
     if candidate is not None:
-        withdraw(session, Outcome.ROLLED_BACK, 1, "a rollback was asked for")
+        withdraw(session, Outcome.ROLLED_BACK, 1, "a rollback was asked for", by=session.request)
     if goal == session.record.serving:
         session.converge()
         collect(session, rollout)

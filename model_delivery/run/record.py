@@ -122,7 +122,7 @@ class Record:
 
     def answered(self, request: str) -> Ended | None:
         """How the request has ended, None when it has not."""
-        return next((e for e in reversed(self.ended) if e.request == request), None)
+        return next((e for e in reversed(self.ended) if request and e.request == request), None)
 
     def rolled_back_from(self) -> set[ReleaseId]:
         """Releases that a rollback left: a bare ``rollback`` never picks them."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from model_delivery.base.clock import Clock, SystemClock
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base.findings import Finding, NoRoom, Permanent
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
 from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
 from model_delivery.run.book import Book, read_or_new
-from model_delivery.run.converge import Converged, RouteMark, converge
+from model_delivery.run.converge import Converged, RouteMark, converge, unwanted
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
 from model_delivery.run.record import Record
@@ -63,13 +63,26 @@ class Session(Book):
         self.place.put(Resource(Ref(RELEASE, release), "record", self.delivery, frozen.dump(), release))
 
     def converge(self) -> Converged:
-        """Make the place hold what the record wants, and wait until what had to go has gone."""
-        done = converge(self.place, self.delivery, self.target.compose(self.desired()), self.baseline)
+        """Make the place hold what the record wants, and wait until what had to go has gone.
+
+        Where what is wanted has no room, the releases that are no longer wanted go first.
+        """
+        resources = self.target.compose(self.desired())
+        try:
+            done = converge(self.place, self.delivery, resources, self.baseline)
+        except NoRoom:
+            ends = [ref for ref in unwanted(self.world(), resources) if ref.kind.foreground]
+            if not ends:
+                raise
+            self._wait_gone({self.place.delete(self.delivery, ref).ref for ref in ends})
+            done = converge(self.place, self.delivery, resources, self.baseline)
         self.baseline = done.route
-        gone = {change.ref for change in done.changes if change.action == "deleted"}
-        if gone:
-            self.until("what was deleted", lambda world: _left(gone, world), GONE_SECONDS, "gone")
+        self._wait_gone({change.ref for change in done.changes if change.action == "deleted"})
         return done
+
+    def _wait_gone(self, refs: set[Ref]) -> None:
+        if refs:
+            self.until("what was deleted", lambda world: _left(refs, world), GONE_SECONDS, "gone")
 
     def wait_ready(self, release: ReleaseId, timeout: float) -> str:
         """The release's own endpoint, once it is ready."""

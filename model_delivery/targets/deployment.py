@@ -1,24 +1,24 @@
-"""Plain Kubernetes: a Deployment and a Service a release; a stable Service, or a gateway's HTTPRoute, in front."""
+"""Plain Kubernetes: a Deployment and a Service a release; a stable Service, or a
+gateway's HTTPRoute, in front.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from model_delivery.base.manifests import Object, manifest
-from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, pods_of
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common
 from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, devices, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Get, Target
 from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
@@ -43,7 +43,7 @@ class DeploymentKey(RoutedKey):
 class DeploymentTarget(RoutedTarget):
     """A plain Deployment and Service; without ``gateway`` traffic cannot be weighed."""
 
-    keyed: ClassVar[type[TargetKey]] = DeploymentKey
+    keyed = DeploymentKey
     kind: Literal["deployment"]
 
 
@@ -64,7 +64,8 @@ class DeploymentPayload(ClusterPayload):
 
 
 def _service_before() -> Object:
-    """What an older version, which did not keep it, put before an adopted Deployment's pods.
+    """What an older version, which did not keep it, put before an adopted Deployment's
+    pods.
 
     A later manifest must not change it: it is part of releases that serve.
     """
@@ -75,7 +76,7 @@ def _service_before() -> Object:
 class DeploymentAdopted(AdoptedPayload):
     """Somebody's Deployment as it is, and a Service of ours before its pods."""
 
-    adopts: ClassVar[Kind] = DEPLOYMENT
+    adopts = DEPLOYMENT
     service: Object = Field(default_factory=_service_before)
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
@@ -92,15 +93,10 @@ def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Rele
 
 
 class Deployment(Routed):
-    """Without a gateway a Service selects one release, so that traffic cannot be weighed."""
+    """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
-    kind: ClassVar[str] = "deployment"
-    spec: ClassVar[type[TargetSpec]] = DeploymentTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (DeploymentPayload, DeploymentAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (DEPLOYMENT,)
-    adopts: ClassVar[Kind | None] = DEPLOYMENT
-    former: ClassVar[type[AdoptedPayload]] = DeploymentAdopted
-    engine_port: ClassVar[int] = PORT
+    kind, spec, kinds, engine_port = "deployment", DeploymentTarget, (DEPLOYMENT,), PORT
+    payloads, former, adopts = (DeploymentPayload, DeploymentAdopted), DeploymentAdopted, DEPLOYMENT
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
         made = manifest(FILE, "Deployment")
@@ -119,8 +115,7 @@ class Deployment(Routed):
         enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
         if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
             return Current(f"http://{name}.{self.namespace}.svc:{PORT}")
-        events, nodes = world.beside["Event"], world.beside["Node"]
-        return pods.engine(pods_of(world, name), events, nodes, status, claim_status(release, world), name)
+        return self.pending(release, world, name, status)
 
     def read(self, live: Observed, get: Get) -> Found:
         ref, spec = live.resource.ref, live.resource.spec["spec"]

@@ -1,11 +1,13 @@
-"""KServe in Standard mode: a ServingRuntime and an InferenceService a release; its Deployment and Service are made by KServe."""
+"""KServe in Standard mode: a ServingRuntime and an InferenceService a release; its
+Deployment and Service are made by KServe.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from model_delivery.base.findings import Finding
@@ -22,12 +24,11 @@ from model_delivery.targets.kubernetes.adoption import (
     on_a_claim,
     refusal,
 )
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
 from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, verbatim
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Site, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Get, Site, Target
 from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
@@ -75,7 +76,7 @@ class KServeKey(RoutedKey):
 class KServeTarget(RoutedTarget):
     """A KServe InferenceService; without ``gateway`` traffic cannot be weighed."""
 
-    keyed: ClassVar[type[TargetKey]] = KServeKey
+    keyed = KServeKey
     kind: Literal["kserve"]
 
 
@@ -95,7 +96,7 @@ class KServePayload(ClusterPayload):
 
 
 class KServeAdopted(AdoptedPayload):
-    adopts: ClassVar[Kind] = INFERENCE_SERVICE
+    adopts = INFERENCE_SERVICE
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         live = copy.deepcopy(self.live)
@@ -107,18 +108,14 @@ class KServeAdopted(AdoptedPayload):
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    kind: ClassVar[str] = "kserve"
-    spec: ClassVar[type[TargetSpec]] = KServeTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (KServePayload, KServeAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (INFERENCE_SERVICE, SERVING_RUNTIME)
-    adopts: ClassVar[Kind | None] = INFERENCE_SERVICE
-    former: ClassVar[type[AdoptedPayload]] = KServeAdopted
-    engine_port: ClassVar[int] = 8080
-    backend: ClassVar[str] = BACKEND
-    port: ClassVar[int] = 80
+    kind, spec, kinds, engine_port = "kserve", KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
+    payloads, former, adopts = (KServePayload, KServeAdopted), KServeAdopted, INFERENCE_SERVICE
+    backend, port = BACKEND, 80
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
-        """The pod's containers and volumes stand in the runtime, the rest of it in the service's predictor."""
+        """The pod's containers and volumes stand in the runtime, the rest of it in the
+        service's predictor.
+        """
         runtime, service = manifest(FILE, "ServingRuntime"), manifest(FILE, "InferenceService")
         predictor = service["spec"]["predictor"]
         template: Object = {"metadata": {}, "spec": runtime["spec"] | predictor}
@@ -132,34 +129,37 @@ class KServe(Routed):
         return KServePayload(runtime=runtime, service=service, **common(asked, lock))
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying Ready while its pods are refused: so the pods are counted."""
+        """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying
+        Ready while its pods are refused: so the pods are counted.
+        """
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
         if seen is None:
             return InProgress("the InferenceService is not there yet")
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = pods.living(pods_of(world, f"{world.delivery}-{release.id}"))
+        its = pods.living(pods_of(world, release))
         ready = pods.condition(seen.status, "PredictorReady")
         told, few = pods.reason_of(ready), len(its) < release.replicas
         if not few and all(map(pods.is_ready, its)):
             if ready.get("status") == "True":
                 return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
             return InProgress(f"its pods are ready, KServe is not: {told}")
-        events = [event for event in world.beside["Event"] if event.get("reason") not in NOISE]
-        failure = _failure(ready, events, ref) if few else {}
-        state = pods.engine(its, events, world.beside["Node"], failure, claim_status(release, world), ref.name)
+        failure = _failure(ready, world.beside["Event"], ref) if few else {}
+        state = self.pending(release, world, ref.name, failure, *NOISE)
         if its or failure or not isinstance(state, InProgress):
             return state
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
     def _endpoint(self, ref: Ref, status: Mapping[str, Any], port: int) -> str:
-        """A Service without an address of its own (a setting of KServe's) leads straight to the engine's port: KServe's address has a port then."""
+        """A Service without an address of its own (a setting of KServe's) leads straight
+        to the engine's port: KServe's address has a port then.
+        """
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
         return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
-        """Is its API there, and can the service and what KServe makes of it be called so?"""
+        """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
         for kind in absent_kinds(place, self.kinds):
             what, fix = (
@@ -198,7 +198,8 @@ class KServe(Routed):
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
-    """Why no pod can be made, as a Deployment would say it: by KServe's condition; where its manager is dead, that says nothing new, but events do.
+    """Why no pod can be made, as a Deployment would say it: by KServe's condition; where
+    its manager is dead, that says nothing new, but events do.
 
     Of events only what waits, since they outlive what they tell.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -33,7 +33,7 @@ from model_delivery.values.release import Address, Capabilities, Desired, Lock, 
 from model_delivery.values.resources import Ref, Resource, World, digest
 from model_delivery.values.serving import Storage
 
-ENGINE, ROUTER, SLOT = Kind("Engine"), Kind("Router"), Kind("Slot", detail=True)
+ENGINE, ROUTER, SLOT = Kind("Engine", foreground=True), Kind("Router"), Kind("Slot", detail=True)
 STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")
 ROUTE = Ref(ROUTER, "router")
 SLOTS = 20
@@ -44,7 +44,7 @@ LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 class ProcessKey(TargetKey):
     """``port``: None in a record of an older version."""
 
-    place: ClassVar[Literal["host"]] = "host"
+    place = "host"
     kind: Literal["process"] = "process"
     port: int | None = None
 
@@ -64,10 +64,12 @@ class ProcessKey(TargetKey):
 
 
 class ProcessTarget(TargetSpec):
-    """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name under engines/, or a folder with an engine.toml."""
+    """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name
+    under engines/, or a folder with an engine.toml.
+    """
 
-    files: ClassVar[tuple[str, ...]] = ("engine",)
-    keyed: ClassVar[type[TargetKey]] = ProcessKey
+    files = ("engine",)
+    keyed = ProcessKey
     kind: Literal["process"]
     engine: Text
     port: int = Field(PORT, ge=1, le=65535, strict=True)
@@ -100,14 +102,14 @@ class ProcessPayload(Payload):
 
 
 @dataclass(frozen=True)
-class Process:
-    """Engines are resources of kind Engine, the router one Router and twenty Slots: a slot is 5 % of the traffic."""
+class Process(Target):
+    """Engines are resources of kind Engine, the router one Router and twenty Slots: a
+    slot is 5 % of the traffic.
+    """
 
-    spec: ClassVar[type[TargetSpec]] = ProcessTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (ProcessPayload,)
-    kinds: ClassVar[tuple[Kind, ...]] = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
-    adopts: ClassVar[Kind | None] = None
-    can: ClassVar[Capabilities] = Capabilities(dark_first=True, weights="slots")
+    kind, spec, payloads = "process", ProcessTarget, (ProcessPayload,)
+    kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
+    can = Capabilities(dark_first=True, weights="slots")
     port: int = PORT
 
     def address(self, name: str) -> Address:
@@ -208,7 +210,7 @@ class Process:
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
-        yield from not_yet("process", wanted | limits)
+        yield from not_yet(self.kind, wanted | limits)
         for field, ref in secrets.items():
             if isinstance(ref, KubeSecret):
                 what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
@@ -227,7 +229,7 @@ class Process:
             yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        raise nothing_to_adopt("process")
+        raise nothing_to_adopt(self.kind)
 
 
 def whole_cpus(limit: float | str) -> int:
@@ -237,7 +239,9 @@ def whole_cpus(limit: float | str) -> int:
 
 
 def slot_owners(shares: Mapping[str, int]) -> list[str]:
-    """The owner of each of the twenty slots; shares are multiples of 5 that add up to 100 (or there are none)."""
+    """The owner of each of the twenty slots; shares are multiples of 5 that add up to 100
+    (or there are none).
+    """
     if any(share % 5 for share in shares.values()):
         what, why = "a share of the traffic is not a multiple of 5 %", f"the router has {SLOTS} slots: {dict(shares)}"
         raise Refused(Finding("rollout.share-too-fine", what, why, "use multiples of 5 in rollout.steps"))

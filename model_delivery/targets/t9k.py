@@ -1,4 +1,6 @@
-"""T9k: one MLService is the route and holds every release as an entry; each entry names an MLServiceRuntime, called by the hash of its content."""
+"""T9k: one MLService is the route and holds every release as an entry; each entry names
+an MLServiceRuntime, called by the hash of its content.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,6 @@ from model_delivery.targets.kubernetes.adoption import (
     refusal,
     relative,
 )
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.kubernetes.payload import (
@@ -51,7 +52,7 @@ from model_delivery.targets.kubernetes.pod import (
     verbatim,
 )
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
-from model_delivery.targets.protocol import Adoption, Get, Site, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Adoption, Get, Site, Target
 from model_delivery.values.kind import Demand, Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
@@ -91,7 +92,7 @@ class T9kKey(ClusterKey):
 class T9kTarget(ClusterTarget):
     """A T9k MLService; ``queue``: of its scheduler."""
 
-    keyed: ClassVar[type[TargetKey]] = T9kKey
+    keyed = T9kKey
     kind: Literal["t9k"]
     queue: Text | None = None
 
@@ -108,8 +109,8 @@ class T9kPayload(ClusterPayload):
         return release.id
 
     def entry(self, delivery: str, release: Release) -> Object:
-        """Its entry of the MLService. Our labels reach the pods by the predictor's template (as the
-        manuals say of annotations; of labels it is inferred).
+        """Its entry of the MLService. Our labels reach the pods by the predictor's
+        template (as the manuals say of annotations; of labels it is inferred).
         """
         predictor, count = copy.deepcopy(self.predictor), release.replicas
         predictor |= {"minReplicas": count, "maxReplicas": max(count, predictor["maxReplicas"])}
@@ -134,7 +135,7 @@ class T9kOrigin(Origin):
 class T9kAdopted(AdoptedPayload):
     """Its runtime is somebody's, and may serve others."""
 
-    adopts: ClassVar[Kind] = ML_SERVICE
+    adopts = ML_SERVICE
     adopted: T9kOrigin
 
     @property
@@ -156,20 +157,19 @@ class T9kAdopted(AdoptedPayload):
 
 @dataclass(frozen=True)
 class T9k(InCluster):
-    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler places the pods."""
+    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler
+    places the pods.
+    """
 
-    kind: ClassVar[str] = "t9k"
-    spec: ClassVar[type[TargetSpec]] = T9kTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (T9kPayload, T9kAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (ML_SERVICE, ML_SERVICE_RUNTIME)
-    adopts: ClassVar[Kind | None] = ML_SERVICE
-    former: ClassVar[type[AdoptedPayload]] = T9kAdopted
-    engine_port: ClassVar[int] = 8080
-    can: ClassVar[Capabilities] = Capabilities(dark_first=False, weights="percent")
+    kind, spec, kinds, engine_port = "t9k", T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
+    payloads, former, adopts = (T9kPayload, T9kAdopted), T9kAdopted, ML_SERVICE
+    can = Capabilities(dark_first=False, weights="percent")
     queue: str | None = None
 
     def address(self, name: str) -> Address:
-        """The name inside the cluster; the domain outside is T9k's to choose: ``routed`` gives ``status.address.url``."""
+        """The name inside the cluster; the domain outside is T9k's to choose: ``routed``
+        gives ``status.address.url``.
+        """
         return Address(f"{name}.{self.namespace}", 80)
 
     def route(self, name: str) -> Ref:
@@ -179,7 +179,9 @@ class T9k(InCluster):
         return self.route(delivery)
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
-        """Refused where a text would meet Go's templates in a place where nobody documents whether they are filled in."""
+        """Refused where a text would meet Go's templates in a place where nobody
+        documents whether they are filled in.
+        """
         name, serving = asked.name, asked.serving
         config = None if serving.chat_template is None else f"{name}-{digest(serving.chat_template)}"
         runtime, limits = _runtime(asked, lock, config), limits_of(serving)
@@ -204,7 +206,9 @@ class T9k(InCluster):
         return (claim, Resource(Ref(NOTEBOOK, claim.ref.name), "storage", name, made))
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
-        """Releases of the same content share their runtime. A service cannot be without a default: no traffic, no service."""
+        """Releases of the same content share their runtime. A service cannot be without a
+        default: no traffic, no service.
+        """
         beside = {
             made.ref: made for release in want.releases for made in _payload(release).resources(want.delivery, release)
         }
@@ -225,7 +229,9 @@ class T9k(InCluster):
         return owned_route(Resource(self.route(want.delivery), "route", want.delivery, made), want.releases)
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        """There is no observedGeneration: the service must be Ready and this release ready. An address says nothing, it is set before."""
+        """There is no observedGeneration: the service must be Ready and this release
+        ready. An address says nothing, it is set before.
+        """
         seen = world.objects.get(self.route(world.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
@@ -245,12 +251,14 @@ class T9k(InCluster):
     def _why_not(
         self, release: Release, world: World, name: str, row: Mapping[str, Any], service: Mapping[str, Any]
     ) -> Readiness:
-        """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
+        """The pods know best; then the events of what T9k made for the release, and last
+        what T9k says itself.
+        """
         delivery, events = world.delivery, world.beside["Event"]
-        its = pods_of(world, f"{delivery}-{release.id}")
+        its = pods_of(world, release)
         refused = [text for event in pods.events_of(events, name) if "forbidden" in (text := event.get("message", ""))]
         status = {} if its else pods.not_made(refused)
-        state = pods.engine(its, events, world.beside["Node"], status, claim_status(release, world), name)
+        state = self.pending(release, world, name, status)
         if its or not isinstance(state, InProgress):
             return state
         about = (ML_SERVICE.name, delivery)
@@ -268,7 +276,9 @@ class T9k(InCluster):
         return InProgress("; ".join(filter(None, [said, *own[-1:]])) or state.why)
 
     def routed(self, want: Desired, world: World) -> Readiness:
-        """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``; the endpoint is ``address.url``."""
+        """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``;
+        the endpoint is ``address.url``.
+        """
         if want.address is None or not want.shares:
             return Current("")
         seen = world.objects.get(self.route(want.delivery))
@@ -291,7 +301,9 @@ class T9k(InCluster):
         return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
-        """Is its API there, and of the form of 2024-07 and later? Both forms are called v1beta1: the published schema tells."""
+        """Is its API there, and of the form of 2024-07 and later? Both forms are called
+        v1beta1: the published schema tells.
+        """
         if missing := absent_kinds(place, self.uses(asked)):
             what = f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}"
             fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"

@@ -21,7 +21,7 @@ from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Obser
 from model_delivery.values.serving import Storage
 from model_delivery.values.snapshot import Snapshot
 
-ENGINE, ROUTE, JOB = Kind("Engine"), Kind("Route"), Kind("Job")
+ENGINE, ROUTE, JOB = Kind("Engine", foreground=True), Kind("Route"), Kind("Job")
 THE_ROUTE = Ref(ROUTE, "route")
 BROKEN = Finding("engine.test", "the engine failed")
 

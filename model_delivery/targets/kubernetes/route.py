@@ -1,4 +1,6 @@
-"""The route of targets whose releases each have a Service: a stable Service that selects one of them, or a gateway's HTTPRoute with weights."""
+"""The route of targets whose releases each have a Service: a stable Service that selects
+one of them, or a gateway's HTTPRoute with weights.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from model_delivery.targets.kubernetes.pod import PORT
 from model_delivery.targets.protocol import Site
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired
+from model_delivery.values.release import Address, Capabilities, Desired, Release
 from model_delivery.values.resources import Ref, Resource, World
 
 FILE = "deployment.yaml"
@@ -39,10 +41,11 @@ class RoutedTarget(ClusterTarget):
 
 @dataclass(frozen=True)
 class Routed(InCluster):
-    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then ``backend``.
+    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then
+    ``backend``.
 
-    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable Service selects
-    the pods of one release. ``port``: of a release's own Service.
+    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable
+    Service selects the pods of one release. ``port``: of a release's own Service.
     """
 
     backend: ClassVar[str] = ""
@@ -103,7 +106,7 @@ class Routed(InCluster):
         seen, name = world.objects.get(self.route(want.delivery)), f"{want.delivery}-{owner}"
         if seen is None or seen.resource.spec["spec"].get("selector") != _payload(want, owner).selector(name):
             return InProgress("the Service does not select the release yet")
-        allowed = {pod["metadata"]["name"] for pod in pods_of(world, name)}
+        allowed = {pod["metadata"]["name"] for pod in pods_of(world, Release(owner, NOBODYS))}
         ready = {
             endpoint.get("targetRef", {}).get("name")
             for part in world.beside["EndpointSlice"]

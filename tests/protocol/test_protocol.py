@@ -29,7 +29,7 @@ from model_delivery.places.guarded import guarded, observed
 from model_delivery.run import protocol, record, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
-from model_delivery.run.plan import planned, route, unchanged_digest
+from model_delivery.run.plan import identify, planned, route, unchanged_digest
 from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, parse_spec
@@ -293,10 +293,28 @@ class Deliveries(RuleBasedStateMachine):
     def go_on(self, which: int, effects: int) -> None:
         self._advance(self.runs[which % len(self.runs)], effects)
 
+    @precondition(lambda self: self.last)
+    @rule(first=st.integers(1, 45), second=st.integers(1, 45))
+    def killed_and_killed_again_in_the_recovery(self, first: int, second: int) -> None:
+        assert self.last is not None
+        for effects in (first, second):
+            self._start("deliver", None, self._deliver(self.last, scheduled=False))
+            self._advance(self.runs[-1], effects)
+            self._kill(self.runs.pop())
+
+    @precondition(lambda self: self._record().previous)
+    @rule(first=st.integers(1, 45))
+    def killed_in_a_rollback(self, first: int) -> None:
+        self._start("rollback", None, self._rollback)
+        self._advance(self.runs[-1], first)
+        self._kill(self.runs.pop())
+
     @precondition(lambda self: self.runs)
     @rule(which=st.integers(0, 3))
     def kill(self, which: int) -> None:
-        run = self.runs.pop(which % len(self.runs))
+        self._kill(self.runs.pop(which % len(self.runs)))
+
+    def _kill(self, run: Run) -> None:
         run.outcome = "killed"
         played["kills"] += run.alive
         with suppress(Killed):
@@ -361,7 +379,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def no_traffic_to_an_unproven_release(self, now: Record) -> None:
         passed = {e.release for e in now.ended if e.exit_code == 0} | self.proven
-        first = not self.can.dark_first and now.candidate is not None
+        first = not self.can.dark_first and (now.candidate is not None or not now.active)
         for release, share in self._shares().items():
             assert not share or release in passed or first, (release, now)
 
@@ -393,7 +411,7 @@ class Deliveries(RuleBasedStateMachine):
         assert self._shares() == ({now.serving: 100} if now.serving else {}), (self._shares(), now)
         session = Session(self.place, self.target, "m", now, "", clock=self.clock)
         assert session.changes(session.desired()) == ()
-        if now.serving and self.last and now.serving == planned(session, self.last, lock(), now=0).release:
+        if now.serving and self.last and now.serving == identify(session, self.last, lock(), 0)[0]:
             assert planned(session, self.last, lock(), now=0).answer is rules.Answer.UNCHANGED
 
 

@@ -1,5 +1,7 @@
-"""The Locust user. By hand: ``locust -f loadtests/user.py --host URL --model NAME``, with any of Locust's own options, its web UI,
-``--processes``, master and workers, custom shapes. The pipeline gives ``--plan`` (see ``Plan``, as JSON) and reads what ``--tally`` names.
+"""The Locust user. By hand: ``locust -f loadtests/user.py --host URL --model NAME``, with
+any of Locust's own options, its web UI, ``--processes``, master and workers, custom
+shapes. The pipeline gives ``--plan`` (see ``Plan``, as JSON) and reads what ``--tally``
+names.
 
 An API key is read from the environment variable ``MODEL_DELIVERY_API_KEY``.
 """
@@ -55,7 +57,10 @@ LOAD = Load()
 
 
 class StreamUser(User):  # type: ignore[misc]
-    """Closed loop: each user asks, reads to the end, asks again. Open loop (``--rate``): the users share the schedule."""
+    """Closed loop: each user asks, reads to the end, asks again.
+
+    Open loop (``--rate``): the users share the schedule.
+    """
 
     wait_time = constant(0)
 
@@ -92,7 +97,9 @@ class StreamUser(User):  # type: ignore[misc]
         return stream
 
     def tell(self, stream: Stream) -> None:
-        """Fire Locust's own events, for its statistics and web UI; ours come from the recorder."""
+        """Fire Locust's own events, for its statistics and web UI; ours come from the
+        recorder.
+        """
         failure, fire = stream.failure(), self.environment.events.request.fire
         said: dict[str, Any] = {"request_type": "stream", "response_length": len(stream.times), "context": {}}
         fire(
@@ -115,7 +122,9 @@ class StreamUser(User):  # type: ignore[misc]
             gevent.sleep(0.01)
 
     def keep_schedule(self, rate: float) -> None:
-        """Send at the intended moments, whatever earlier requests do; the latency counts from there."""
+        """Send at the intended moments, whatever earlier requests do; the latency counts
+        from there.
+        """
         parts = max(1, getattr(self.environment.parsed_options, "num_users", None) or 1)
         began, free, sent = clock(), [self.connection], []
         for at in schedule(LOAD.plan.profile.arrivals, rate, f"{LOAD.plan.seed}", self.part, parts):
@@ -140,7 +149,9 @@ def over() -> bool:
 
 
 def watch(environment: Any) -> None:
-    """Watch how late this process's loop is, until the measured time ends; then drain, and hand over what was counted."""
+    """Watch how late this process's loop is, until the measured time ends; then drain,
+    and hand over what was counted.
+    """
     recorder, cpu = LOAD.recorder, 0.0
     stamped, reads = Connection.stamped, Connection.reads
     while not over():
@@ -174,7 +185,9 @@ def finish(environment: Any) -> None:
 
 
 def count_tokens(host: str, plan: Plan) -> Any:
-    """A function that asks the server how many tokens a prompt has: OSError or ValueError where it has no ``/tokenize``."""
+    """A function that asks the server how many tokens a prompt has: OSError or ValueError
+    where it has no ``/tokenize``.
+    """
     address = urlsplit(host)
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     connection = kind(address.hostname or "", address.port, timeout=30)

@@ -1,7 +1,9 @@
-"""docs/findings.md, made from the code: every code of a finding, what it means and what to do.
+"""docs/findings.md, made from the code: every code of a finding, what it means and what
+to do.
 
-``scripts/findings.py`` writes it; ``--check`` fails when it is out of date. A code is a literal of
-the form ``area.words-with-dashes``; ``x.code`` hands on one that stands elsewhere.
+``scripts/findings.py`` writes it; ``--check`` fails when it is out of date. A code is a
+literal of the form ``area.words-with-dashes``; ``x.code`` hands on one that stands
+elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""``deliver loadtest URL``: the throughput test on any OpenAI-compatible server, with a verdict where bounds are given."""
+"""``deliver loadtest URL``: the throughput test on any OpenAI-compatible server, with a
+verdict where bounds are given.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def loadtest(
     as_json: bool,
     **more: Any,
 ) -> None:
-    """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound of --slo is broken or the test is not valid."""
+    """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound
+    of --slo is broken or the test is not valid.
+    """
     given, before = _given(url.rstrip("/").removesuffix("/v1"), named, more), _baseline(more["baseline"])
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     model = given.model or _first_model(given)
@@ -173,7 +177,9 @@ def _first_model(given: LoadInput) -> str:
 
 
 def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
-    """Start at what one client alone gets, and measure each rate long enough for the percentiles that are bounded."""
+    """Start at what one client alone gets, and measure each rate long enough for the
+    percentiles that are bounded.
+    """
     alone = run(given.model_copy(update={"users": 1, "rate": None, "repeats": 1, "slo": Slo(error_rate_max=None)}))
     if not alone.good:
         what, fix = "one client alone gets no good answer", "try `deliver loadtest URL --users 1`"

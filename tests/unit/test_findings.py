@@ -1,4 +1,6 @@
-"""A finding has a code: on the first line for people, in JSON for machines, on one page for those who look it up."""
+"""A finding has a code: on the first line for people, in JSON for machines, on one page
+for those who look it up.
+"""
 
 from __future__ import annotations
 

@@ -35,9 +35,10 @@ CALLS = {
 OPTIONAL = {"Reason"}
 HEAD = """# Findings
 
-Whatever goes wrong is told as findings: what happened, why, what to do, and a code that stays the same: `WHAT: WHY [CODE]`.
-With `--json` a command that fails prints `{"error": {"code", "what", "why", "fix", "evidence"}, "exit_code", "others"}`; the
-message of a Prefect run's state carries the code. What an older version wrote into a record is `unknown.older-version`.
+Whatever goes wrong is told as findings: what happened, why, what to do, and a code that stays the same.
+For people it stands at the end of the first line: `WHAT: WHY [CODE]`. With `--json`, a command that fails prints
+`{"error": {"code", "what", "why", "fix", "evidence"}, "exit_code", "others"}`. The message of a Prefect run's
+state carries it too. What an older version wrote into a record has the code `unknown.older-version`.
 
 This page is made from the code by `scripts/findings.py`. `{…}` stands for what differs from case to case.
 """

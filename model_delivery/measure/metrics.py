@@ -197,6 +197,10 @@ class Client(_Model):
 
 
 class _Moment(_Model):
+    """A slice of the measured time: ``at`` in s from its begin; latencies in ms, None
+    where nothing happened.
+    """
+
     at: float
     tokens_per_second: float
     in_flight: int
@@ -212,7 +216,7 @@ else:
         "Moment",
         __base__=_Moment,
         __module__=__name__,
-        __doc__="A slice of the measured time: ``at`` in s from its begin; latencies in ms, None where nothing happened.",
+        __doc__=_Moment.__doc__,
         **{f"{key}_p{percent}": (float | None, None) for key in PLOTTED for percent in SPREAD},
     )
 
@@ -305,29 +309,19 @@ class LoadReport(_Model):
 
 
 def measured(
-    tally: Tally,
-    *,
-    model: str,
-    load: str,
-    profile: str,
-    seconds: float,
-    step: float,
-    repeats: int = 1,
-    bounded: bool = False,
+    tally: Tally, seconds: float, step: float, repeats: int = 1, *, bounded: bool = False, **about: str
 ) -> LoadReport:
     """The report of ``tally``: ``repeats`` runs that took ``seconds`` together, in slices
     of ``step`` s.
 
-    ``bounded``: it knows a goodput.
+    ``bounded``: it knows a goodput. ``about``: ``model``, ``load`` and ``profile``.
     """
     counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key]).bins}
     if filled.keys() >= {"ttft", "first_event"} and filled["first_event"].bins == filled["ttft"].bins:
         del filled["first_event"]
     requests, good = counts["requests"], counts["good"]
     return LoadReport(
-        model=model,
-        load=load,
-        profile=profile,
+        **about,
         seconds=round(seconds, 3),
         requests=requests,
         good=good,

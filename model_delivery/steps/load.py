@@ -165,16 +165,10 @@ def _plan(given: LoadInput, asked: Profile) -> dict[str, Any]:
 
 def _report(asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, repeats: int = 1) -> LoadReport:
     arrivals = "Poisson" if asked.arrivals == "poisson" else "constant"
-    return measured(
-        tally,
-        model=plan["model"],
-        load=f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}",
-        profile=asked.words(),
-        seconds=seconds,
-        step=slice_seconds(plan["duration"]),
-        repeats=repeats,
-        bounded=bool(plan["within"]),
-    )
+    load = f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}"
+    about = {"model": plan["model"], "load": load, "profile": asked.words()}
+    step = slice_seconds(plan["duration"])
+    return measured(tally, seconds, step, repeats, bounded=bool(plan["within"]), **about)
 
 
 def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) -> Tally:

@@ -14,11 +14,12 @@ from model_delivery.tasks import delivering as do
 def deliver(
     spec: DeliverySpec, request: str | None = None, scheduled: bool = False, take_over: bool = False
 ) -> dict[str, Any]:
-    """Deliver ``spec``: a verified, load-tested, reversible service, or a Trouble that says exactly why not.
+    """Deliver ``spec``: a verified, load-tested, reversible service, or a Trouble that
+    says exactly why not.
 
-    ``request`` names this request: a rerun with the same name reports how it ended. ``scheduled`` runs respect a rollback's hold.
-    ``take_over``: in a cluster, values that another field manager holds are taken from it.
-    Returns an Outcome as plain JSON.
+    ``request`` names this request: a rerun with the same name reports how it ended.
+    ``scheduled`` runs respect a rollback's hold. ``take_over``: in a cluster, values that
+    another field manager holds are taken from it. Returns an Outcome as plain JSON.
     """
     with do.delivering(spec, request, take_over=take_over) as run:
         lock = do.resolve(spec)

@@ -1,4 +1,6 @@
-"""One deployment for each spec, so that ``prefect deployment run 'deliver/NAME'`` delivers it."""
+"""One deployment for each spec, so that ``prefect deployment run 'deliver/NAME'``
+delivers it.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +30,20 @@ ANSWER_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Registered:
-    """``older``: others on the server that an older version made, and that cannot run any more."""
+    """``older``: others on the server that an older version made, and that cannot run any
+    more.
+    """
 
     id: str
     older: tuple[str, ...]
 
 
 def register(spec: DeliverySpec, pool: str) -> Registered:
-    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool ``pool``.
+    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool
+    ``pool``.
 
-    Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused when it
-    has no such pool.
+    Its parameter is the whole spec. Permanent when no server answers within 5 s, Refused
+    when it has no such pool.
     """
     with server() as client:
         _check_pool(client, pool)

@@ -14,10 +14,12 @@ from model_delivery.tasks import delivering as do
 def rollback(
     name: str, to: str | None = None, request: str | None = None, where: Location | None = None
 ) -> dict[str, Any]:
-    """Give all of the traffic back to release ``to`` (default: the previous one), which is started again where it no longer runs.
+    """Give all of the traffic back to release ``to`` (default: the previous one), which
+    is started again where it no longer runs.
 
-    ``where``: context and namespace of a cluster; default: this host.
-    Scheduled deliveries of the release that it leaves are held until another spec, or a request by hand. Returns an Outcome as plain JSON.
+    ``where``: context and namespace of a cluster; default: this host. Scheduled
+    deliveries of the release that it leaves are held until another spec, or a request by
+    hand. Returns an Outcome as plain JSON.
     """
     with do.rolling_back(name, request, where) as run:
         admission = do.choose(to)

@@ -1,1 +1,4 @@
-"""The load generator: a Locust user on a reader of its own. It runs as a process of its own and imports nothing but delivery.metrics."""
+"""The load generator: a Locust user on a reader of its own.
+
+It runs as a process of its own and imports nothing but delivery.metrics.
+"""

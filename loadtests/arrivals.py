@@ -11,9 +11,11 @@ from model_delivery.measure.profile import Profile
 
 @dataclass(frozen=True)
 class Plan:
-    """``profile`` says what is asked, ``users`` (closed loop) or ``rate`` per second (open loop) how often.
+    """``profile`` says what is asked, ``users`` (closed loop) or ``rate`` per second
+    (open loop) how often.
 
-    Times are in s. ``within``: bounds in ms that a request must keep to count for goodput, by metric.
+    Times are in s. ``within``: bounds in ms that a request must keep to count for
+    goodput, by metric.
     """
 
     model: str
@@ -28,9 +30,11 @@ class Plan:
 
 
 def schedule(kind: str, rate: float, seed: str, part: int = 0, parts: int = 1) -> Iterator[float]:
-    """Intended starts in s from the beginning, absolute, for one of ``parts`` that share ``rate`` (requests/s).
+    """Intended starts in s from the beginning, absolute, for one of ``parts`` that share
+    ``rate`` (requests/s).
 
-    Poisson processes of a part of the rate each add up to one of the whole; constant ones interleave.
+    Poisson processes of a part of the rate each add up to one of the whole; constant ones
+    interleave.
     """
     dice, mean, constant = random.Random(f"{seed}/{part}"), parts / rate, kind == "constant"  # noqa: S311
     at = part / rate - mean if constant else 0.0

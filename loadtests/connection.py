@@ -1,7 +1,9 @@
-"""One keep-alive socket whose bytes are read in the hub's callback: its greenlet wakes once a request, not once a token.
+"""One keep-alive socket whose bytes are read in the hub's callback: its greenlet wakes
+once a request, not once a token.
 
-The kernel stamps each arrival (``SO_TIMESTAMPNS``), so that a read that comes late still knows when its data came; where it does not
-(another system), the moment of the read counts.
+The kernel stamps each arrival (``SO_TIMESTAMPNS``), so that a read that comes late still
+knows when its data came; where it does not (another system), the moment of the read
+counts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ GONE = "closed early"
 
 
 class StampClock:
-    """Turns a stamp, which is of the clock that can be set, into ns of ``clock``; compares the two once a second, where they are read closest."""
+    """Turns a stamp, which is of the clock that can be set, into ns of ``clock``;
+    compares the two once a second, where they are read closest.
+    """
 
     def __init__(self) -> None:
         self.offset = self.until = 0
@@ -53,7 +57,10 @@ STAMPS = StampClock()
 
 
 class Connection:
-    """To one server; connects when it is first used, and again after an error. ``timeout`` in s bounds a whole request."""
+    """To one server; connects when it is first used, and again after an error.
+
+    ``timeout`` in s bounds a whole request.
+    """
 
     reads = stamped = 0
     """Reads of this process, and those whose moment came from the kernel."""
@@ -68,10 +75,12 @@ class Connection:
         self.waiter: Any = None
 
     def request(self, raw: bytes, intended: int | None = None, asked: int = 0) -> Stream:
-        """Send ``raw`` and wait for the end of its answer, of which ``asked`` tokens are due (0: as many as it likes).
+        """Send ``raw`` and wait for the end of its answer, of which ``asked`` tokens are
+        due (0: as many as it likes).
 
-        ``intended`` (ns of ``clock``) is when it should have started, where that is fixed; else it starts once it is connected.
-        Whatever goes wrong is in the Stream. A kept connection that the server closed while it was idle is opened anew, once.
+        ``intended`` (ns of ``clock``) is when it should have started, where that is
+        fixed; else it starts once it is connected. Whatever goes wrong is in the Stream.
+        A kept connection that the server closed while it was idle is opened anew, once.
         """
         stream = Stream(intended or 0, asked=asked)
         reused = self.sock is not None
@@ -180,14 +189,18 @@ class Connection:
 
 
 class Tunnel:
-    """TLS over memory, so that an encrypted stream is read in the same callback, with the same stamps."""
+    """TLS over memory, so that an encrypted stream is read in the same callback, with the
+    same stamps.
+    """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
 
     def shake_hands(self, sock: Any) -> None:
-        """Raises OSError (ssl's errors are) when the other side is not trusted or leaves."""
+        """Raises OSError (ssl's errors are) when the other side is not trusted or
+        leaves.
+        """
         while True:
             try:
                 self.tls.do_handshake()

@@ -1,7 +1,9 @@
-"""What is asked: prompts of exact token lengths, by the server's own tokenizer, no two of which begin alike.
+"""What is asked: prompts of exact token lengths, by the server's own tokenizer, no two of
+which begin alike.
 
-A prompt is made of words that are one token each. Only its first words are new for every request; the rest is made once a user: a prefix
-cache is asked for the beginning first, and nothing after a difference can be found there.
+A prompt is made of words that are one token each. Only its first words are new for every
+request; the rest is made once a user: a prefix cache is asked for the beginning first,
+and nothing after a difference can be found there.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Count = Callable[[str], int]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words of one token each, and the tokens that every prompt has beside them; ``exact``: tried with the server's tokenizer."""
+    """Words of one token each, and the tokens that every prompt has beside them;
+    ``exact``: tried with the server's tokenizer.
+    """
 
     words: tuple[str, ...] = tuple(WORDS)
     beside: int = 0
@@ -32,12 +36,16 @@ class Vocabulary:
 
 
 def vocabulary(count: Count, length: int) -> Vocabulary:
-    """Learn from ``count`` (tokens of a prompt) which words are one token each, and try a prompt of ``length``: ValueError when it does not fit."""
+    """Learn from ``count`` (tokens of a prompt) which words are one token each, and try a
+    prompt of ``length``: ValueError when it does not fit.
+    """
     start = " ".join(WORDS[:4])
     base = count(start)
 
     def single(words: list[str]) -> list[str]:
-        """Those of ``words`` that are one token each; asked for together, and one by one where that does not hold."""
+        """Those of ``words`` that are one token each; asked for together, and one by one
+        where that does not hold.
+        """
         if count(" ".join([start, *words])) == base + len(words):
             return words
         return [word for word in words if count(f"{start} {word}") == base + 1] if len(words) > 1 else []
@@ -55,7 +63,9 @@ def vocabulary(count: Count, length: int) -> Vocabulary:
 
 
 def bodies(profile: Profile, model: str, known: Vocabulary, seed: str) -> Iterator[tuple[bytes, int]]:
-    """Request bodies without end, each with the number of tokens that its answer must have (0: any number)."""
+    """Request bodies without end, each with the number of tokens that its answer must
+    have (0: any number).
+    """
     dice = random.Random(seed)  # noqa: S311
     asked = _given(profile, dice) if profile.prompts else _made(profile, known, seed)
     for question, output in asked:

@@ -1,7 +1,8 @@
-"""What a token stream says, from its bytes: HTTP/1.1 and server-sent events in pieces of any size.
+"""What a token stream says, from its bytes: HTTP/1.1 and server-sent events in pieces of
+any size.
 
-A piece that is exactly one chunk with one event of the known shape costs a comparison of its beginning and its end; everything else goes
-through full parsing.
+A piece that is exactly one chunk with one event of the known shape costs a comparison of
+its beginning and its end; everything else goes through full parsing.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ OK = 200
 
 @dataclass(slots=True)
 class Stream:
-    """One request and what came of it; all times in ns of ``clock``. ``intended`` is when it should have started.
+    """One request and what came of it; all times in ns of ``clock``. ``intended`` is when
+    it should have started.
 
-    ``times``: the arrival of every token event, ``first_text`` of the first that had text. ``asked``: tokens that must come, 0 for any number.
+    ``times``: the arrival of every token event, ``first_text`` of the first that had
+    text. ``asked``: tokens that must come, 0 for any number.
     """
 
     intended: int
@@ -73,7 +76,9 @@ class Parser:
         self.bare = 0
 
     def feed(self, data: bytes, now: int) -> bool:
-        """Take what arrived at ``now`` (ns of ``clock``); True when the answer is complete."""
+        """Take what arrived at ``now`` (ns of ``clock``); True when the answer is
+        complete.
+        """
         before = len(self.stream.times)
         try:
             if self.prefix and not self.rest and not self.event and self._alike(data, now):
@@ -86,7 +91,9 @@ class Parser:
         return self.over
 
     def _alike(self, data: bytes, now: int) -> bool:
-        """Count ``data`` when it is exactly one chunk with one token event like those before."""
+        """Count ``data`` when it is exactly one chunk with one token event like those
+        before.
+        """
         at = data.find(b"\r\n", 0, 9) + 2
         if not (
             data.startswith(self.prefix, at)
@@ -191,7 +198,9 @@ class Parser:
             self._token(choice if delta is None else delta, line, now)
 
     def _token(self, delta: dict[str, Any], line: bytes, now: int) -> None:
-        """Every chunk after the role chunk is a token, one with empty text too: half a character arrives as that."""
+        """Every chunk after the role chunk is a token, one with empty text too: half a
+        character arrives as that.
+        """
         key = next((k for k in TEXT_KEYS if delta.get(k) is not None), None)
         if (key is None and not delta.get("tool_calls")) or ("role" in delta and not delta.get(key or "")):
             return
@@ -203,7 +212,9 @@ class Parser:
             self.stream.first_text = self.stream.first_text or now
 
     def _learn(self, line: bytes) -> None:
-        """The bytes around the text of a token that is not the last: the next ones will look the same. Reasoning may be there under two names."""
+        """The bytes around the text of a token that is not the last: the next ones will
+        look the same. Reasoning may be there under two names.
+        """
         texts = list(TEXT.finditer(line))
         if not texts:
             return

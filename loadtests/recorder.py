@@ -14,7 +14,9 @@ SECOND = 1_000_000_000
 
 
 class Recorder:
-    """``open_at`` and ``close_at`` bound the measured time in ns; latencies are of what was to start in it."""
+    """``open_at`` and ``close_at`` bound the measured time in ns; latencies are of what
+    was to start in it.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -70,7 +72,9 @@ class Recorder:
                 part.histograms[key].add([ns])
 
     def _over_time(self, times: list[int], bins: list[int], share: float, *, good: bool) -> None:
-        """Lay the events into the slices in which they came, and into the output rate when that was in the measured time."""
+        """Lay the events into the slices in which they came, and into the output rate
+        when that was in the measured time.
+        """
         first, last = bisect_left(times, self.open_at), bisect_left(times, self.close_at)
         self.tally.tokens += share * (last - first)
         while first < last:
@@ -82,7 +86,9 @@ class Recorder:
             first = end
 
     def _within(self, latencies: dict[str, int], bins: list[int]) -> bool:
-        """Whether the request itself kept every bound; of ITL, by its own 95th percentile."""
+        """Whether the request itself kept every bound; of ITL, by its own 95th
+        percentile.
+        """
         for key, bound in self.plan.within.items():
             if key == "itl":
                 if bins and sorted(bins)[-(-len(bins) * 95 // 100) - 1] > bin_of(int(bound * 1e6)):
@@ -92,13 +98,17 @@ class Recorder:
         return True
 
     def watched(self, lag: int, at: int) -> None:
-        """The loop was ``lag`` ns late at ``at``: what it cannot read in time it may report as the server's latency."""
+        """The loop was ``lag`` ns late at ``at``: what it cannot read in time it may
+        report as the server's latency.
+        """
         if self.open_at <= at < self.close_at:
             self.tally.histograms["lag"].add([lag])
             self.slice(at).counts["in_flight"] = self.running
 
     def finished(self, now: int, cpu: float) -> None:
-        """The measured time is over, or ends now because enough was asked; ``cpu``: seconds of this process in it."""
+        """The measured time is over, or ends now because enough was asked; ``cpu``:
+        seconds of this process in it.
+        """
         self.close_at = max(self.open_at + 1, min(self.close_at, now))
         self.tally.cpu.append(round(cpu, 4))
         self.tally.seconds.append((self.close_at - self.open_at) / SECOND)

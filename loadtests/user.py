@@ -1,5 +1,7 @@
-"""The Locust user. By hand: ``locust -f loadtests/user.py --host URL --model NAME``, with any of Locust's own options, its web UI,
-``--processes``, master and workers, custom shapes. The pipeline gives ``--plan`` (see ``Plan``, as JSON) and reads what ``--tally`` names.
+"""The Locust user. By hand: ``locust -f loadtests/user.py --host URL --model NAME``, with
+any of Locust's own options, its web UI, ``--processes``, master and workers, custom
+shapes. The pipeline gives ``--plan`` (see ``Plan``, as JSON) and reads what ``--tally``
+names.
 
 An API key is read from the environment variable ``MODEL_DELIVERY_API_KEY``.
 """
@@ -11,6 +13,7 @@ import json
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +26,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from model_delivery.loadtests.arrivals import Plan, schedule
 from model_delivery.loadtests.connection import Connection
-from model_delivery.loadtests.prompts import Vocabulary, bodies, question, vocabulary
+from model_delivery.loadtests.prompts import Count, Vocabulary, bodies, question, vocabulary
 from model_delivery.loadtests.reader import Stream, clock
 from model_delivery.loadtests.recorder import SECOND, Recorder
 from model_delivery.measure.metrics import Tally
@@ -55,36 +58,36 @@ LOAD = Load()
 
 
 class StreamUser(User):  # type: ignore[misc]
-    """Closed loop: each user asks, reads to the end, asks again. Open loop (``--rate``): the users share the schedule."""
+    """Closed loop: each user asks, reads to the end, asks again.
+
+    Open loop (``--rate``): the users share the schedule.
+    """
 
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        address = urlsplit(self.host)
-        self.address = (address.hostname or "127.0.0.1", address.port or (443 if address.scheme == "https" else 80))
-        self.secure, self.base = address.scheme == "https", address.path.rstrip("/")
-        self.number, LOAD.started = LOAD.started, LOAD.started + 1
+        address, plan, profile = urlsplit(self.host), LOAD.plan, LOAD.plan.profile
+        secure = address.scheme == "https"
+        host, port = address.hostname or "127.0.0.1", address.port or (443 if secure else 80)
+        number, LOAD.started = LOAD.started, LOAD.started + 1
         worker = max(0, getattr(self.environment.runner, "worker_index", 0))
-        self.part = worker + self.number * LOAD.plan.processes
+        self.part = worker + number * plan.processes
+        self.connect = partial(Connection, host, port, tls=secure, timeout=profile.timeout)
         self.connection = self.connect()
         self.connection.open()
-        self.bodies = bodies(
-            LOAD.plan.profile, LOAD.plan.model, LOAD.vocabulary, f"{LOAD.plan.seed}/{worker}/{self.number}"
-        )
-
-    def connect(self) -> Connection:
-        return Connection(*self.address, tls=self.secure, timeout=LOAD.plan.profile.timeout)
+        self.bodies = bodies(profile, plan.model, LOAD.vocabulary, f"{plan.seed}/{worker}/{number}")
+        path = "completions" if profile.endpoint == "completions" else "chat/completions"
+        lines = [f"POST {address.path.rstrip('/')}/v1/{path} HTTP/1.1", f"Host: {host}:{port}"]
+        lines += [f"Authorization: Bearer {KEY}"] if KEY else []
+        self.head = "\r\n".join([*lines, "Content-Type: application/json", "Content-Length: "])
 
     def send(self, connection: Connection, intended: int | None = None) -> Stream:
         """One request, counted and told to Locust."""
         body, asked = next(self.bodies)
-        path = "/v1/completions" if LOAD.plan.profile.endpoint == "completions" else "/v1/chat/completions"
-        auth = f"Authorization: Bearer {KEY}\r\n" if KEY else ""
-        head = f"POST {self.base}{path} HTTP/1.1\r\nHost: {self.address[0]}:{self.address[1]}\r\n{auth}Content-Type: application/json\r\n"
         recorder = LOAD.recorder
         recorder.running, recorder.sent = recorder.running + 1, recorder.sent + 1
         try:
-            stream = connection.request(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body, intended, asked)
+            stream = connection.request(f"{self.head}{len(body)}\r\n\r\n".encode() + body, intended, asked)
         finally:
             recorder.running -= 1
         recorder.add(stream)
@@ -92,17 +95,22 @@ class StreamUser(User):  # type: ignore[misc]
         return stream
 
     def tell(self, stream: Stream) -> None:
-        """Fire Locust's own events, for its statistics and web UI; ours come from the recorder."""
-        failure, fire = stream.failure(), self.environment.events.request.fire
-        said: dict[str, Any] = {"request_type": "stream", "response_length": len(stream.times), "context": {}}
-        fire(
-            name="end-to-end",
-            response_time=(stream.end - stream.intended) / 1e6,
-            exception=RuntimeError(failure) if failure else None,
-            **said,
-        )
+        """Fire Locust's own events, for its statistics and web UI; ours come from the
+        recorder.
+        """
+        failure = stream.failure()
+        ends = {"end-to-end": (stream.end, RuntimeError(failure) if failure else None)}
         if stream.first_text:
-            fire(name="TTFT", response_time=(stream.first_text - stream.intended) / 1e6, exception=None, **said)
+            ends["TTFT"] = stream.first_text, None
+        for name, (end, exception) in ends.items():
+            self.environment.events.request.fire(
+                request_type="stream",
+                name=name,
+                response_time=(end - stream.intended) / 1e6,
+                response_length=len(stream.times),
+                exception=exception,
+                context={},
+            )
 
     @task  # type: ignore[untyped-decorator]
     def ask(self) -> None:
@@ -115,20 +123,21 @@ class StreamUser(User):  # type: ignore[misc]
             gevent.sleep(0.01)
 
     def keep_schedule(self, rate: float) -> None:
-        """Send at the intended moments, whatever earlier requests do; the latency counts from there."""
+        """Send at the intended moments, whatever earlier requests do; the latency counts
+        from there.
+        """
         parts = max(1, getattr(self.environment.parsed_options, "num_users", None) or 1)
-        began, free, sent = clock(), [self.connection], []
-        for at in schedule(LOAD.plan.profile.arrivals, rate, f"{LOAD.plan.seed}", self.part, parts):
+        began, free, sent = clock(), [self.connection], list[gevent.Greenlet]()
+        for at in schedule(LOAD.plan.profile.arrivals, rate, str(LOAD.plan.seed), self.part, parts):
             intended = began + int(at * SECOND)
             gevent.sleep(max(0.0, (min(intended, LOAD.recorder.close_at) - clock()) / SECOND))
             if over():
                 break
-            sent.append(gevent.spawn(self.one, free, intended))
-            if len(sent) > 4096:
-                sent = [greenlet for greenlet in sent if not greenlet.dead]
+            sent = [greenlet for greenlet in sent if not greenlet.dead] if len(sent) > 4096 else sent
+            sent.append(gevent.spawn(self.send_once, free, intended))
         gevent.joinall(sent)
 
-    def one(self, free: list[Connection], intended: int) -> None:
+    def send_once(self, free: list[Connection], intended: int) -> None:
         connection = free.pop() if free else self.connect()
         self.send(connection, intended)
         free.append(connection)
@@ -140,7 +149,9 @@ def over() -> bool:
 
 
 def watch(environment: Any) -> None:
-    """Watch how late this process's loop is, until the measured time ends; then drain, and hand over what was counted."""
+    """Watch how late this process's loop is, until the measured time ends; then drain,
+    and hand over what was counted.
+    """
     recorder, cpu = LOAD.recorder, 0.0
     stamped, reads = Connection.stamped, Connection.reads
     while not over():
@@ -173,25 +184,24 @@ def finish(environment: Any) -> None:
         environment.runner.quit()
 
 
-def count_tokens(host: str, plan: Plan) -> Any:
-    """A function that asks the server how many tokens a prompt has: OSError or ValueError where it has no ``/tokenize``."""
+def count_tokens(host: str, plan: Plan) -> Count:
+    """A function that asks the server how many tokens a prompt has.
+
+    OSError or ValueError where it has no ``/tokenize``.
+    """
     address = urlsplit(host)
     kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
     connection = kind(address.hostname or "", address.port, timeout=30)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {KEY}"} if KEY else {})
 
     def count(text: str) -> int:
-        connection.request(
-            "POST",
-            f"{address.path.rstrip('/')}/tokenize",
-            json.dumps({"model": plan.model, **question(plan.profile, text)}),
-            headers,
-        )
+        body = json.dumps({"model": plan.model, **question(plan.profile, text)})
+        connection.request("POST", f"{address.path.rstrip('/')}/tokenize", body, headers)
         answer = connection.getresponse()
-        said = answer.read()
+        content = answer.read()
         if answer.status != http.client.OK:
             raise ValueError(f"/tokenize answers {answer.status}")
-        return int(json.loads(said)["count"])
+        return int(json.loads(content)["count"])
 
     return count
 
@@ -208,39 +218,33 @@ def learn(host: str) -> None:
         LOAD.recorder.tally.exact = False
 
 
+OPTIONS: dict[str, tuple[str | float, str]] = {
+    "model": ("default", "The model's name, as clients send it."),
+    "load-profile": ("chat", "A profile under loadtests/profiles, or a YAML file of that form."),
+    "rate": (0.0, "Open loop: requests per second of all users together; 0: closed loop."),
+    "warmup": (0.0, "Seconds at the beginning that are not measured."),
+    "measure": (3600.0, "Seconds that are measured; the users stop by themselves after them."),
+    "seed": (1, "The same seed asks the same, at the same moments."),
+    "plan": ("", "A file with all of this as JSON, from the pipeline."),
+    "tally": ("", "Where what was counted is written as JSON, at the end."),
+}
+
+
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def options(parser: Any) -> None:
-    parser.add_argument("--model", default="default", env_var="MODEL", help="The model's name, as clients send it.")
-    parser.add_argument(
-        "--load-profile", default="chat", help="A profile under loadtests/profiles, or a YAML file of that form."
-    )
-    parser.add_argument(
-        "--rate", type=float, default=0.0, help="Open loop: requests per second of all users together; 0: closed loop."
-    )
-    parser.add_argument("--warmup", type=float, default=0.0, help="Seconds at the beginning that are not measured.")
-    parser.add_argument(
-        "--measure",
-        type=float,
-        default=3600.0,
-        help="Seconds that are measured; the users stop by themselves after them.",
-    )
-    parser.add_argument("--seed", type=int, default=1, help="The same seed asks the same, at the same moments.")
-    parser.add_argument(
-        "--plan", default="", help="A file with all of this as JSON, from the pipeline.", include_in_web_ui=False
-    )
-    parser.add_argument(
-        "--tally", default="", help="Where what was counted is written as JSON, at the end.", include_in_web_ui=False
-    )
+    for name, (default, text) in OPTIONS.items():
+        by_hand = {"env_var": "MODEL"} if name == "model" else {"include_in_web_ui": default != ""}
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text, **by_hand)
 
 
 def planned(given: Any) -> Plan:
     """The plan that the options name."""
     if given.plan:
-        told = json.loads(Path(given.plan).read_text(encoding="utf-8"))
-        return Plan(**{**told, "profile": Profile.model_validate(told["profile"])})
+        plan = json.loads(Path(given.plan).read_text(encoding="utf-8"))
+        return Plan(**plan | {"profile": Profile.model_validate(plan["profile"])})
     file = Path(given.load_profile)
     if file.suffix not in (".yaml", ".yml"):
-        file = Path(__file__).with_name("profiles") / f"{given.load_profile}.yaml"
+        file = Path(__file__).with_name("profiles") / f"{file}.yaml"
     profile = Profile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     load = {"rate": given.rate or None, "warmup": given.warmup, "duration": given.measure, "seed": given.seed}
     return Plan(given.model, profile, processes=max(1, given.expect_workers or 1), **load)

@@ -1,6 +1,8 @@
-"""The whole main job on this machine: a real Prefect server and worker, real vLLM on the CPU, a real small chat model.
+"""The whole main job on this machine: a real Prefect server and worker, real vLLM on the
+CPU, a real small chat model.
 
-Everything it makes is under .demo/ (the offline model under .cache/). It ends with exit code 0 only after a passed verdict.
+Everything it makes is under .demo/ (the offline model under .cache/). It ends with exit
+code 0 only after a passed verdict.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ def main() -> int:
 
 
 def deliver() -> Server:
-    """Everything up to the passed verdict and its presentation; RuntimeError or Trouble says why there is none."""
+    """Everything up to the passed verdict and its presentation; RuntimeError or Trouble
+    says why there is none.
+    """
     process, server = start_server(DEMO / "prefect")
     remember("server", process)
     say(f"starting a Prefect server: {server.ui}, its log is {server.home / 'server.log'}")
@@ -142,7 +146,10 @@ def hub_answers() -> bool:
 
 
 def command(argv: list[str], env: Mapping[str, str]) -> str:
-    """Run ``argv`` in the repository's root; returns what it said. RuntimeError with that when it fails."""
+    """Run ``argv`` in the repository's root; returns what it said.
+
+    RuntimeError with that when it fails.
+    """
     shown = " ".join([Path(argv[0]).name, *argv[1:]])
     say(shown)
     done = subprocess.run(
@@ -213,7 +220,9 @@ def answer(url: str) -> str:
 
 
 def remember(what: str, process: psutil.Process) -> None:
-    """Keep the process's id, and when it began, so that a later call stops that one and no other."""
+    """Keep the process's id, and when it began, so that a later call stops that one and
+    no other.
+    """
     known = json.loads(PIDS.read_text()) if PIDS.exists() else {}
     PIDS.parent.mkdir(exist_ok=True)
     PIDS.write_text(json.dumps(known | {what: [process.pid, process.create_time()]}))

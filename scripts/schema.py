@@ -1,4 +1,6 @@
-"""The JSON Schemas of a spec and of a report: ``scripts/schema.py`` writes them under docs/, ``--check`` fails when one is out of date."""
+"""The JSON Schemas of a spec and of a report: ``scripts/schema.py`` writes them under
+docs/, ``--check`` fails when one is out of date.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Deployments of an older version call their flows ``flows.deliver.deliver``: their runs say what to do.
+"""Deployments of an older version call their flows ``flows.deliver.deliver``: their runs
+say what to do.
 
-``collection`` is loaded by a Prefect worker; ``flows`` is what its runs then find, but only where
-nothing else is called so: a folder without ``__init__.py`` is the last that Python takes.
+``collection`` is loaded by a Prefect worker; ``flows`` is what its runs then find, but
+only where nothing else is called so: a folder without ``__init__.py`` is the last that
+Python takes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Prefect's entry point ``prefect.collections``: a worker hands its environment to the runs that it starts."""
+"""Prefect's entry point ``prefect.collections``: a worker hands its environment to the
+runs that it starts.
+"""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ class Finding:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Finding:
-        """Read back what ``to_json`` wrote (an older version wrote no code); unknown keys are a TypeError."""
+        """Read back what ``to_json`` wrote (an older version wrote no code); unknown keys
+        are a TypeError.
+        """
         return cls(**({"code": UNKNOWN} | value | {"evidence": tuple(value.get("evidence", ()))}))
 
 
@@ -62,7 +64,9 @@ class Trouble(Exception):
 
 
 def trouble(exit_code: int, *findings: Finding) -> Trouble:
-    """The Trouble that stands for ``exit_code``; Permanent for 1 and for codes that none stands for."""
+    """The Trouble that stands for ``exit_code``; Permanent for 1 and for codes that none
+    stands for.
+    """
     kinds = (BadInput, Refused, GateFailed, Interrupted)
     return next((kind for kind in kinds if kind.exit_code == exit_code), Permanent)(*findings)
 

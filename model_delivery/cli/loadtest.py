@@ -1,4 +1,6 @@
-"""``deliver loadtest URL``: the throughput test on any OpenAI-compatible server, with a verdict where bounds are given."""
+"""``deliver loadtest URL``: the throughput test on any OpenAI-compatible server, with a
+verdict where bounds are given.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,10 @@ class Quantity(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-@click.command()
+@click.command(context_settings={"show_default": True})
 @click.argument("url")
 @click.option("--model", help="The name to ask for; default: the first that the server lists.")
-@click.option(
-    "--profile", "named", default="chat", show_default=True, help="A profile's name, or a FILE.yaml of that form."
-)
+@click.option("--profile", "named", default="chat", help="A profile's name, or a FILE.yaml of that form.")
 @click.option(
     "--users",
     type=click.IntRange(1, 4096),
@@ -54,15 +54,11 @@ class Quantity(click.ParamType[Any]):
 @click.option(
     "--rate", type=Quantity(Rate), help="Open loop, such as 4/s: requests start when they start, answered or not."
 )
-@click.option("--duration", type=Quantity(Duration), default="60s", show_default=True, help="How long is measured.")
-@click.option(
-    "--warmup", type=Quantity(Duration), default="10s", show_default=True, help="What comes before, unmeasured."
-)
-@click.option("--repeats", type=click.IntRange(1, 20), default=1, show_default=True)
-@click.option(
-    "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes of the load generator."
-)
-@click.option("--seed", type=int, default=1, show_default=True, help="The same seed asks the same at the same moments.")
+@click.option("--duration", type=Quantity(Duration), default="60s", help="How long is measured.")
+@click.option("--warmup", type=Quantity(Duration), default="10s", help="What comes before, unmeasured.")
+@click.option("--repeats", type=click.IntRange(1, 20), default=1)
+@click.option("--processes", type=click.IntRange(1, 256), default=1, help="Processes of the load generator.")
+@click.option("--seed", type=int, default=1, help="The same seed asks the same at the same moments.")
 @click.option(
     "--slo",
     "slos",
@@ -79,9 +75,7 @@ class Quantity(click.ParamType[Any]):
     "--max-regression", type=click.FloatRange(0, min_open=True), help="The share by which it may be worse, such as 0.1."
 )
 @click.option("--find-capacity", is_flag=True, help="Search the highest rate that holds the SLO.")
-@click.option(
-    "--steps", type=click.IntRange(1, 40), default=12, show_default=True, help="Rates that the search tries at most."
-)
+@click.option("--steps", type=click.IntRange(1, 40), default=12, help="Rates that the search tries at most.")
 @click.option("--demand", type=Quantity(Rate), help="Say how many replicas hold this rate.")
 @click.option(
     "--report", "folder", type=click.Path(path_type=Path), help="Where the report goes; default: ./loadtest-TIME."
@@ -97,7 +91,9 @@ def loadtest(
     as_json: bool,
     **more: Any,
 ) -> None:
-    """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound of --slo is broken or the test is not valid."""
+    """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound
+    of --slo is broken or the test is not valid.
+    """
     given, before = _given(url.rstrip("/").removesuffix("/v1"), named, more), _baseline(more["baseline"])
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     model = given.model or _first_model(given)
@@ -173,7 +169,9 @@ def _first_model(given: LoadInput) -> str:
 
 
 def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
-    """Start at what one client alone gets, and measure each rate long enough for the percentiles that are bounded."""
+    """Start at what one client alone gets, and measure each rate long enough for the
+    percentiles that are bounded.
+    """
     alone = run(given.model_copy(update={"users": 1, "rate": None, "repeats": 1, "slo": Slo(error_rate_max=None)}))
     if not alone.good:
         what, fix = "one client alone gets no good answer", "try `deliver loadtest URL --users 1`"

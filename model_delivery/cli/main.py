@@ -1,4 +1,7 @@
-"""``deliver``: the command. Whatever goes wrong ends in a message and an exit code, never in a traceback."""
+"""``deliver``: the command.
+
+Whatever goes wrong ends in a message and an exit code, never in a traceback.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,11 @@ from model_delivery.cli import deployments, loadtest, model, printing, release, 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="model-delivery")
 def deliver() -> None:
-    """Give it a model and a target: it delivers a verified, load-tested, reversible LLM service, or tells you exactly why not.
+    """Give it a model and a target: it delivers a verified, load-tested, reversible LLM
+    service, or tells you exactly why not.
 
-    Exit codes: 0 done, 1 failed, 2 bad spec or arguments, 3 refused before anything was touched, 4 a gate said no, 5 interrupted.
+    Exit codes: 0 done, 1 failed, 2 bad spec or arguments, 3 refused before anything was
+    touched, 4 a gate said no, 5 interrupted.
     """
 
 
@@ -59,7 +64,9 @@ def _usage(error: click.ClickException) -> Trouble:
 
 
 def unexpected(error: Exception) -> Finding:
-    """A state folder that cannot be used, or a fault of ours and where its traceback was written."""
+    """A state folder that cannot be used, or a fault of ours and where its traceback was
+    written.
+    """
     home = default_home()
     if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
         return Finding(

@@ -27,7 +27,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def delivery(command: Callable[..., None]) -> Callable[..., None]:
-    """Argument NAME (or a spec's file), with --context and --namespace: the command is handed a ``where``."""
+    """Argument NAME (or a spec's file), with --context and --namespace: the command is
+    handed a ``where``.
+    """
 
     @wraps(command)
     def call(name: str, context: str | None, namespace: str | None, **rest: Any) -> None:
@@ -44,7 +46,9 @@ def emit(value: Any, *, machine: bool, text: str | None = None) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table that wraps at a terminal's width, and does not when its output goes elsewhere."""
+    """A table that wraps at a terminal's width, and does not when its output goes
+    elsewhere.
+    """
     console = Console(width=None if sys.stdout.isatty() else 200)
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -55,7 +59,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 class Unhappy(Exception):
-    """A failure whose command found something all the same: in JSON, ``value`` stands beside the error."""
+    """A failure whose command found something all the same: in JSON, ``value`` stands
+    beside the error.
+    """
 
     def __init__(self, trouble: Trouble, value: dict[str, Any]) -> None:
         super().__init__(trouble)
@@ -63,7 +69,8 @@ class Unhappy(Exception):
 
 
 def bad_news(trouble: Trouble, *, value: Mapping[str, Any] | None = None, shown: bool = False) -> int:
-    """Tell it on standard error (unless it is ``shown`` there already), and in JSON where that was asked for.
+    """Tell it on standard error (unless it is ``shown`` there already), and in JSON where
+    that was asked for.
 
     Returns the exit code.
     """
@@ -78,7 +85,9 @@ def bad_news(trouble: Trouble, *, value: Mapping[str, Any] | None = None, shown:
 
 @contextmanager
 def progress_lines() -> Iterator[None]:
-    """Progress on standard error: one line that is rewritten at a terminal, a line per piece of news elsewhere."""
+    """Progress on standard error: one line that is rewritten at a terminal, a line per
+    piece of news elsewhere.
+    """
     terminal, last, shown = sys.stderr.isatty(), ("", ""), 0.0
 
     def show(news: Progress) -> None:

@@ -1,4 +1,6 @@
-"""The highest rate that a service holds within its SLO: an open loop, doubled until it breaks, then halved in between; bounded steps."""
+"""The highest rate that a service holds within its SLO: an open loop, doubled until it
+breaks, then halved in between; bounded steps.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ GROWTH, SLACK = 1.5, 3.0
 
 @dataclass(frozen=True)
 class Point:
-    """One rate that was tried (requests/s), what was measured, and why it does not hold (empty: it does)."""
+    """One rate that was tried (requests/s), what was measured, and why it does not hold
+    (empty: it does).
+    """
 
     rate: float
     report: LoadReport
@@ -30,7 +34,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Capacity:
-    """``rate``: the highest that held, None where none did; ``broken``: the lowest that did not; ``limit`` says what ended the search."""
+    """``rate``: the highest that held, None where none did; ``broken``: the lowest that
+    did not; ``limit`` says what ended the search.
+    """
 
     rate: float | None
     broken: float | None
@@ -43,7 +49,9 @@ class Capacity:
 
 
 def find(measure: Callable[[float], LoadReport], slo: Slo, *, start: float, steps: int = 12) -> Capacity:
-    """Try rates from ``start`` on, at most ``steps``, until the highest that holds and the lowest that does not are within 10 %."""
+    """Try rates from ``start`` on, at most ``steps``, until the highest that holds and
+    the lowest that does not are within 10 %.
+    """
     points: list[Point] = []
     low = high = None
     rate, limit = start, f"{steps} steps were made"

@@ -1,4 +1,6 @@
-"""Plots of a load test as Vega-Lite charts: each panel for itself (a page lays them out), or all in one picture."""
+"""Plots of a load test as Vega-Lite charts: each panel for itself (a page lays them out),
+or all in one picture.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Chart = dict[str, Any]
 
 
 def panels(load: LoadReport, capacity: Capacity | None = None) -> list[Chart]:
-    """The capacity's curve; how TTFT and ITL are distributed and go over time, output, errors, the servers' gauges."""
+    """The capacity's curve; how TTFT and ITL are distributed and go over time, output,
+    errors, the servers' gauges.
+    """
     charts = [*(_capacity(capacity) if capacity else ()), *_distributions(load), *_over_time(load), *_gauges(load)]
     return [{"width": 300, "height": 170, **chart} for chart in charts]
 

@@ -1,8 +1,10 @@
-"""Has it become slower than the release before? Welch's t-test on the logarithms of each run's figures; pure.
+"""Has it become slower than the release before? Welch's t-test on the logarithms of each
+run's figures; pure.
 
-One-sided, 95 % sure of all metrics together (Bonferroni): a regression is named when the change is
-beyond the noise *and* larger than allowed. The noise bound is what the test could miss or imagine;
-where it is wider than what is allowed, that is said instead of a verdict.
+One-sided, 95 % sure of all metrics together (Bonferroni): a regression is named when the
+change is beyond the noise *and* larger than allowed. The noise bound is what the test
+could miss or imagine; where it is wider than what is allowed, that is said instead of a
+verdict.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Outcome = Literal["regressed", "no regression", "not resolved"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of the runs' means; ``worse`` by a share (negative: better), ± ``noise`` (None: one run shows none)."""
+    """Of the runs' means; ``worse`` by a share (negative: better), ± ``noise`` (None: one
+    run shows none).
+    """
 
     figure: Figure
     before: float
@@ -43,7 +47,9 @@ def comparable(new: LoadReport, old: LoadReport) -> str | None:
 
 
 def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Comparison, ...]:
-    """Every judged metric that both have; ``allowed``: the share by which a metric may be worse."""
+    """Every judged metric that both have; ``allowed``: the share by which a metric may be
+    worse.
+    """
     every = (*new.runs, *old.runs)
     figures = [f for f in HEADLINES if f.metric.compared and all(run.get(f.name, 0) > 0 for run in every)]
     return tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
@@ -65,7 +71,9 @@ def _comparison(figure: Figure, new: LoadReport, old: LoadReport, allowed: float
 
 
 def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:
-    """Half the one-sided interval of the difference of two means (Welch, Satterthwaite's degrees of freedom)."""
+    """Half the one-sided interval of the difference of two means (Welch, Satterthwaite's
+    degrees of freedom).
+    """
     if min(map(len, logs)) < 2:
         return None
     parts = [variance(values) / len(values) for values in logs]
@@ -76,7 +84,9 @@ def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:
 
 
 def student(confidence: float, freedom: float) -> float:
-    """The quantile of Student's t; with x = √ν · tan θ its density is cosⁿ⁻¹ θ, which Simpson's rule integrates."""
+    """The quantile of Student's t; with x = √ν · tan θ its density is cosⁿ⁻¹ θ, which
+    Simpson's rule integrates.
+    """
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,4 +1,6 @@
-"""A load test's counts and histograms, which add up exactly, and the report that is made of them."""
+"""A load test's counts and histograms, which add up exactly, and the report that is made
+of them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ SPREAD = (50, 95)
 
 
 class Histogram:
-    """Counts of ns in bins of a floating width: 0.1 % of the value or finer. Two of them add up exactly."""
+    """Counts of ns in bins of a floating width: 0.1 % of the value or finer.
+
+    Two of them add up exactly.
+    """
 
     def __init__(self, flat: Sequence[int] = ()) -> None:
         self.bins: Counter[int] = Counter(dict(zip(flat[::2], flat[1::2], strict=True)))
@@ -38,7 +43,10 @@ class Histogram:
         return self.bins.total()
 
     def percentile(self, percent: float) -> float:
-        """In ms: the smallest value that at least ``percent`` % do not exceed. ValueError when it is empty."""
+        """In ms: the smallest value that at least ``percent`` % do not exceed.
+
+        ValueError when it is empty.
+        """
         return self.percentiles((percent,))[0]
 
     def percentiles(self, percents: Sequence[float]) -> list[float]:
@@ -72,7 +80,9 @@ class Histogram:
 
 
 def bin_of(ns: int) -> int:
-    """The first 11 binary digits of ``ns`` and how many follow, as one number that grows with ``ns``."""
+    """The first 11 binary digits of ``ns`` and how many follow, as one number that grows
+    with ``ns``.
+    """
     shift = ns.bit_length() - MANTISSA
     if shift <= 0 or ns < 0:
         return max(0, ns)
@@ -86,7 +96,10 @@ def value_of(key: int) -> float:
 
 
 class _Sums:
-    """What adds up: ``tokens`` that arrived, counters, histograms. ``dump`` is JSON, from which an equal one is made."""
+    """What adds up: ``tokens`` that arrived, counters, histograms.
+
+    ``dump`` is JSON, from which an equal one is made.
+    """
 
     keys: ClassVar[tuple[str, ...]]
 
@@ -108,18 +121,21 @@ class _Sums:
 
 
 class Slice(_Sums):
-    """A part of the measured time: tokens, ``errors``, requests ``in_flight`` at its end, latencies of what was in it."""
+    """A part of the measured time: tokens, ``errors``, requests ``in_flight`` at its end,
+    latencies of what was in it.
+    """
 
     keys = PLOTTED
 
 
 class Tally(_Sums):
-    """What was counted, by one process or in one run. ``tokens`` are those of the measured time. ``counts``:
+    """What was counted, by one process or in one run. ``tokens`` are those of the
+    measured time. ``counts``:
 
-    ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO, their
-    ``output`` and ``prompt`` tokens, ``events``, ``coalesced`` events; ``sent`` requests and
-    ``generated`` tokens of the whole run, warm-up too; ``stamped`` and ``reads``.
-    ``cpu`` and ``seconds``: of each process, in the measured time.
+    ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO,
+    their ``output`` and ``prompt`` tokens, ``events``, ``coalesced`` events; ``sent``
+    requests and ``generated`` tokens of the whole run, warm-up too; ``stamped`` and
+    ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
     """
 
     keys = (*(metric.key for metric in LATENCIES), "lag", "send_lag")
@@ -165,9 +181,10 @@ class Summary(_Model):
 
 
 class Client(_Model):
-    """Was the load generator itself the limit? How late its loop (p99) and its sending (p95) were, in ms,
-    the share of events that were read together with another one, CPU in s and, of its busiest
-    process, as a share of a core; ``stamped``: share of reads that the kernel timed.
+    """Was the load generator itself the limit? How late its loop (p99) and its sending
+    (p95) were, in ms, the share of events that were read together with another one, CPU
+    in s and, of its busiest process, as a share of a core; ``stamped``: share of reads
+    that the kernel timed.
     """
 
     lag_p99: float
@@ -180,6 +197,10 @@ class Client(_Model):
 
 
 class _Moment(_Model):
+    """A slice of the measured time: ``at`` in s from its begin; latencies in ms, None
+    where nothing happened.
+    """
+
     at: float
     tokens_per_second: float
     in_flight: int
@@ -195,13 +216,16 @@ else:
         "Moment",
         __base__=_Moment,
         __module__=__name__,
-        __doc__="A slice of the measured time: ``at`` in s from its begin; latencies in ms, None where nothing happened.",
+        __doc__=_Moment.__doc__,
         **{f"{key}_p{percent}": (float | None, None) for key in PLOTTED for percent in SPREAD},
     )
 
 
 class Gauges(_Model):
-    """The server's own view at one moment of the run; ``at`` in s from its begin. KV cache use as a share."""
+    """The server's own view at one moment of the run; ``at`` in s from its begin.
+
+    KV cache use as a share.
+    """
 
     at: float
     running: float
@@ -210,7 +234,9 @@ class Gauges(_Model):
 
 
 class Pod(_Model):
-    """One server over the run, from its own ``/metrics``: what it did by its counters, and how it was. None: it does not tell."""
+    """One server over the run, from its own ``/metrics``: what it did by its counters,
+    and how it was. None: it does not tell.
+    """
 
     url: str
     requests: float | None
@@ -234,11 +260,12 @@ class Validity(_Model):
 
 
 class LoadReport(_Model):
-    """One load test. ``latencies`` by metric key; ``errors`` by kind; ``curves`` and ``timeline`` are for plots.
+    """One load test. ``latencies`` by metric key; ``errors`` by kind; ``curves`` and
+    ``timeline`` are for plots.
 
-    ``runs``: the figures of each repetition, by ``figures``' names; all else is of all of them
-    together. ``sent`` and ``generated`` count the whole test with its warm-ups. ``exact``: every
-    prompt had the asked number of tokens by the server's tokenizer.
+    ``runs``: the figures of each repetition, by ``figures``' names; all else is of all of
+    them together. ``sent`` and ``generated`` count the whole test with its warm-ups.
+    ``exact``: every prompt had the asked number of tokens by the server's tokenizer.
     """
 
     model: str
@@ -282,28 +309,19 @@ class LoadReport(_Model):
 
 
 def measured(
-    tally: Tally,
-    *,
-    model: str,
-    load: str,
-    profile: str,
-    seconds: float,
-    step: float,
-    repeats: int = 1,
-    bounded: bool = False,
+    tally: Tally, seconds: float, step: float, repeats: int = 1, *, bounded: bool = False, **about: str
 ) -> LoadReport:
-    """The report of ``tally``: ``repeats`` runs that took ``seconds`` together, in slices of ``step`` s.
+    """The report of ``tally``: ``repeats`` runs that took ``seconds`` together, in slices
+    of ``step`` s.
 
-    ``bounded``: it knows a goodput.
+    ``bounded``: it knows a goodput. ``about``: ``model``, ``load`` and ``profile``.
     """
     counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key]).bins}
     if filled.keys() >= {"ttft", "first_event"} and filled["first_event"].bins == filled["ttft"].bins:
         del filled["first_event"]
     requests, good = counts["requests"], counts["good"]
     return LoadReport(
-        model=model,
-        load=load,
-        profile=profile,
+        **about,
         seconds=round(seconds, 3),
         requests=requests,
         good=good,

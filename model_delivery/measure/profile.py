@@ -1,4 +1,6 @@
-"""What a load test asks: profiles are small YAML files, bounded in time and in requests."""
+"""What a load test asks: profiles are small YAML files, bounded in time and in
+requests.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ SLICES = 120
 class Profile(BaseModel):
     """Lengths in tokens, times in s.
 
-    ``shared_prefix`` of the ``prompt_tokens`` are the same in all prompts, the rest never is: so a prefix cache cannot flatter.
-    ``prompts``: a user's own, one a line: plain text, or JSON with ``prompt`` or ``messages``, and ``output_tokens`` where it differs.
+    ``shared_prefix`` of the ``prompt_tokens`` are the same in all prompts, the rest never
+    is: so a prefix cache cannot flatter. ``prompts``: a user's own, one a line: plain
+    text, or JSON with ``prompt`` or ``messages``, and ``output_tokens`` where it differs.
     ``ignore_eos``: every answer is as long as asked, and one that is shorter is an error.
     """
 

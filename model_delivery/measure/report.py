@@ -1,4 +1,6 @@
-"""What is shown of an attempt: JSON and Prometheus text for machines, one HTML file for people, a PNG, Markdown."""
+"""What is shown of an attempt: JSON and Prometheus text for machines, one HTML file for
+people, a PNG, Markdown.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,8 @@ def write(
     verdict: Verdict,
     capacity: Capacity | None = None,
 ) -> Written:
-    """Write report.json, report.html and (of a load test) metrics.prom and throughput.png into ``folder``.
+    """Write report.json, report.html and (of a load test) metrics.prom and throughput.png
+    into ``folder``.
 
     An earlier stage's are replaced.
     """
@@ -113,7 +116,9 @@ def write(
 
 
 def read(page: Path) -> LoadReport | None:
-    """The load test of the report whose HTML file is ``page``; None: there is none any more, or of another version."""
+    """The load test of the report whose HTML file is ``page``; None: there is none any
+    more, or of another version.
+    """
     try:
         return load_test(page.with_name("report.json").read_bytes())
     except OSError:
@@ -121,7 +126,9 @@ def read(page: Path) -> LoadReport | None:
 
 
 def load_test(content: bytes) -> LoadReport | None:
-    """The load test of a report.json; None when it holds none, or is of another version."""
+    """The load test of a report.json; None when it holds none, or is of another
+    version.
+    """
     try:
         return Report.model_validate_json(content).throughput
     except ValidationError:
@@ -204,7 +211,10 @@ def to_prometheus(load: LoadReport) -> str:
 
 
 def to_html(whole: Report, drawn: Sequence[str] = ()) -> str:
-    """One page without any outside request; readable on a phone, in light and in dark. ``drawn``: its plots as SVG."""
+    """One page without any outside request; readable on a phone, in light and in dark.
+
+    ``drawn``: its plots as SVG.
+    """
     e, subject, load = html.escape, whole.subject, whole.throughput
     result = "Passed" if whole.passed else "Refused"
     title = e(f"{subject.delivery} {subject.release}".strip())

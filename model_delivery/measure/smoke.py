@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Check(BaseModel):
-    """One check by name; ``detail`` says what was seen; seconds on this machine's clock."""
+    """One check by name; ``detail`` says what was seen; seconds on this machine's
+    clock.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,6 @@
-"""May the figures of a load test be judged? Pure; every refusal says with which figure."""
+"""May the figures of a load test be judged? Pure; every refusal says with which
+figure.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ MINIMUM = {"p50": 5, "p90": 10, "p95": 20, "p99": 100}
 
 
 def needed(slo: Slo) -> int:
-    """The least number of requests: below it a bounded percentile of theirs is only their worst, or says nothing."""
+    """The least number of requests: below it a bounded percentile of theirs is only their
+    worst, or says nothing.
+    """
     return max(
         [MINIMUM.get(figure.percentile, 1) for figure, _ in slo.bounds() if figure.metric.per_request], default=1
     )
 
 
 def bounds(slo: Slo) -> dict[str, float]:
-    """The tightest latency bound of each metric in ms: what one request must keep to count for goodput."""
+    """The tightest latency bound of each metric in ms: what one request must keep to
+    count for goodput.
+    """
     tightest: dict[str, float] = {}
     for figure, bound in slo.bounds():
         if figure.percentile:
@@ -32,12 +38,17 @@ def bounds(slo: Slo) -> dict[str, float]:
 
 
 def timed(slo: Slo) -> bool:
-    """Whether anything is bounded that a slow load generator could falsify: a share needs no exact clock."""
+    """Whether anything is bounded that a slow load generator could falsify: a share needs
+    no exact clock.
+    """
     return any(figure.metric.unit for figure, _ in slo.bounds())
 
 
 def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
-    """The first thing that is wrong. ``shared``: others' traffic on this server is expected (a canary's)."""
+    """The first thing that is wrong.
+
+    ``shared``: others' traffic on this server is expected (a canary's).
+    """
     for pod in load.server:
         if pod.changed:
             return Validity(kind="server changed", why=f"{pod.url} {pod.changed}")

@@ -21,7 +21,8 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that was judged; ``figure`` and ``bound`` in the metric's unit, None where there are none.
+    """One thing that was judged; ``figure`` and ``bound`` in the metric's unit, None
+    where there are none.
 
     ``code``: of the finding, where it is not passed.
     """
@@ -56,11 +57,12 @@ def judge(
     baseline: LoadReport | None = None,
     max_regression: float | None = None,
 ) -> Verdict:
-    """Passed when every smoke check and every bound of ``slo`` holds; what was not measured fails its bound.
+    """Passed when every smoke check and every bound of ``slo`` holds; what was not
+    measured fails its bound.
 
-    Figures that are not valid are not judged: that they are not is the one reason. ``baseline``: the
-    load test of the release before, than which no metric may be worse by more than
-    ``max_regression`` (a share).
+    Figures that are not valid are not judged: that they are not is the one reason.
+    ``baseline``: the load test of the release before, than which no metric may be worse
+    by more than ``max_regression`` (a share).
     """
     return Verdict((*_smoke(smoke), *_load(load, slo, baseline, max_regression)))
 

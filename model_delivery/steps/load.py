@@ -1,7 +1,8 @@
-"""The throughput test as a step: Locust runs as a child process (importing it changes sockets).
+"""The throughput test as a step: Locust runs as a child process (importing it changes
+sockets).
 
-A run that cannot be judged is made once more, longer or with more processes; then it is what it is,
-and the verdict refuses it by name.
+A run that cannot be judged is made once more, longer or with more processes; then it is
+what it is, and the verdict refuses it by name.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ LONGER = 10.0
 class LoadInput(BaseModel):
     """``profile``: a name under loadtests/profiles, or a profile's content.
 
-    ``folder`` is where Locust's own output goes. ``metrics``: the base address of each server behind
-    ``url`` (none: it is one server). ``slo`` says what is to be judged, and so how much must be
-    measured. ``shared``: others' traffic is expected there, as on a canary.
+    ``folder`` is where Locust's own output goes. ``metrics``: the base address of each
+    server behind ``url`` (none: it is one server). ``slo`` says what is to be judged, and
+    so how much must be measured. ``shared``: others' traffic is expected there, as on a
+    canary.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +75,10 @@ class LoadInput(BaseModel):
 
 
 def profile(named: str | dict[str, Any]) -> Profile:
-    """A profile by name or content. BadInput names the profiles that there are, or what is wrong in it."""
+    """A profile by name or content.
+
+    BadInput names the profiles that there are, or what is wrong in it.
+    """
     content: Any = named
     if isinstance(named, str):
         file = FOLDER / "profiles" / f"{named}.yaml"
@@ -98,7 +103,10 @@ def problems(error: ValidationError) -> list[str]:
 
 
 def run(given: LoadInput) -> LoadReport:
-    """The load test, made again once where it could not be judged. Permanent when the generator died or asked nothing."""
+    """The load test, made again once where it could not be judged.
+
+    Permanent when the generator died or asked nothing.
+    """
     asked = profile(given.profile)
     first = _test(given, asked, "load")
     if first.validity.valid:
@@ -110,7 +118,9 @@ def run(given: LoadInput) -> LoadReport:
 
 
 def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:
-    """How to measure what ``measured`` could not show: longer, or with more processes where there are cores for them."""
+    """How to measure what ``measured`` could not show: longer, or with more processes
+    where there are cores for them.
+    """
     changes: dict[str, Any] = {}
     least = needed(given.slo) * given.repeats
     if measured.requests < least:
@@ -155,16 +165,10 @@ def _plan(given: LoadInput, asked: Profile) -> dict[str, Any]:
 
 def _report(asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, repeats: int = 1) -> LoadReport:
     arrivals = "Poisson" if asked.arrivals == "poisson" else "constant"
-    return measured(
-        tally,
-        model=plan["model"],
-        load=f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}",
-        profile=asked.words(),
-        seconds=seconds,
-        step=slice_seconds(plan["duration"]),
-        repeats=repeats,
-        bounded=bool(plan["within"]),
-    )
+    load = f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}"
+    about = {"model": plan["model"], "load": load, "profile": asked.words()}
+    step = slice_seconds(plan["duration"])
+    return measured(tally, seconds, step, repeats, bounded=bool(plan["within"]), **about)
 
 
 def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) -> Tally:

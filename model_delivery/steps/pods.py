@@ -1,4 +1,6 @@
-"""What the servers themselves say while they are loaded: each one's own ``/metrics``, never a balancer's (that is a random one's)."""
+"""What the servers themselves say while they are loaded: each one's own ``/metrics``,
+never a balancer's (that is a random one's).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ class _Server:
 
 
 class Watch:
-    """Looks at all of ``urls`` (base addresses) before, during and after a load. What does not tell is left out."""
+    """Looks at all of ``urls`` (base addresses) before, during and after a load.
+
+    What does not tell is left out.
+    """
 
     def __init__(self, urls: tuple[str, ...], headers: Mapping[str, str]) -> None:
         self.client = httpx.Client(headers=dict(headers), timeout=5, trust_env=False)
@@ -55,7 +60,9 @@ class Watch:
                 server.gauges.append(Gauges(at=at, running=running, waiting=waiting, kv_use=round(use, 4)))
 
     def pods(self) -> tuple[Pod, ...]:
-        """The differences of the counters; ``changed`` when a server is not the one that it was."""
+        """The differences of the counters; ``changed`` when a server is not the one that
+        it was.
+        """
         self.look()
         pods = tuple(map(self._pod, self.servers))
         self.client.close()

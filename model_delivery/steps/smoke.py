@@ -1,4 +1,6 @@
-"""The smoke test as a step: does it answer, streamed and not, as the model that was meant?"""
+"""The smoke test as a step: does it answer, streamed and not, as the model that was
+meant?
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ OK = 200
 
 
 class SmokeInput(BaseModel):
-    """``url`` is the base address, without /v1. ``max_model_len`` None: whatever the server says is reported."""
+    """``url`` is the base address, without /v1.
+
+    ``max_model_len`` None: whatever the server says is reported.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,7 +109,8 @@ class _Smoke:
         return f"{counted(answer)} tokens, {reason}"
 
     def stream(self, path: str, name: str) -> str:
-        """[DONE] proves nothing: it also ends a stream that failed. A finish reason, a usage chunk and no error do.
+        """[DONE] proves nothing: it also ends a stream that failed. A finish reason, a
+        usage chunk and no error do.
 
         A chat must have text; a completion of a question may rightly end at once.
         """

@@ -19,6 +19,10 @@ class SmokeGate(Part):
 
 
 class _Slo(Part):
+    """Bounds on what the load test measures; a key is metric, percentile and direction
+    (docs: metrics).
+    """
+
     def bounds(self) -> Iterator[tuple[Figure, float]]:
         """Every figure that is bounded, and its bound in the metric's unit."""
         for figure in FIGURES.values():
@@ -41,7 +45,7 @@ else:
         "Slo",
         __base__=_Slo,
         __module__=__name__,
-        __doc__="Bounds on what the load test measures; a key is metric, percentile and direction (docs: metrics).",
+        __doc__=_Slo.__doc__,
         **{figure.bound: _field(figure.metric) for figure in FIGURES.values() if figure.metric.bounded},
     )
 

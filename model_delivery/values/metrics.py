@@ -1,4 +1,6 @@
-"""What a load test measures: the one table that SLO keys, reports, charts and docs are made of."""
+"""What a load test measures: the one table that SLO keys, reports, charts and docs are
+made of.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ PERCENTILES = (50, 90, 95, 99)
 
 @dataclass(frozen=True)
 class Metric:
-    """``unit``: "" is a share; of what is in ms, percentiles are taken. ``worse``: on which side of a bound it fails.
+    """``unit``: "" is a share; of what is in ms, percentiles are taken. ``worse``: on
+    which side of a bound it fails.
 
-    ``default``: that bound, where a spec says none. ``per_request``: a request has one value of it.
-    An SLO may have it ``bounded``; it is ``compared`` with the release before, ``plotted`` as a
-    distribution and over time, and ``stated`` in a report's one sentence.
+    ``default``: that bound, where a spec says none. ``per_request``: a request has one
+    value of it. An SLO may have it ``bounded``; it is ``compared`` with the release
+    before, ``plotted`` as a distribution and over time, and ``stated`` in a report's one
+    sentence.
     """
 
     key: str
@@ -88,7 +92,9 @@ RATES = tuple(metric for metric in METRICS if metric.unit != "ms")
 
 @dataclass(frozen=True)
 class Figure:
-    """A percentile of a latency, or (``percentile`` is empty) a rate: what a report states and an SLO bounds."""
+    """A percentile of a latency, or (``percentile`` is empty) a rate: what a report
+    states and an SLO bounds.
+    """
 
     metric: Metric
     percentile: str

@@ -1,4 +1,6 @@
-"""The load generator against the server's own record: two clocks of one run, best of three. Run alone (`scripts/test calibration`)."""
+"""The load generator against the server's own record: two clocks of one run, best of
+three. Run alone (`scripts/test calibration`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def p95(values: Sequence[int]) -> float:
 
 
 def measure(server: TimingServer, folder: Path, **more: Any) -> tuple[LoadReport, float, float]:
-    """A report of all that was sent, and by how much (ms) its TTFT p95 and ITL p95 are off from what the server says it sent."""
+    """A report of all that was sent, and by how much (ms) its TTFT p95 and ITL p95 are
+    off from what the server says it sent.
+    """
     server.reset()
     given = {
         "url": server.url,

@@ -1,4 +1,6 @@
-"""One deployment for each spec: made once, brought up to date, refused where it could not run."""
+"""One deployment for each spec: made once, brought up to date, refused where it could not
+run.
+"""
 
 from __future__ import annotations
 

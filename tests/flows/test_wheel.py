@@ -1,4 +1,6 @@
-"""The wheel as a user installs it: one name of its own beside whatever others call theirs."""
+"""The wheel as a user installs it: one name of its own beside whatever others call
+theirs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ WHEEL_POOL = "wheel"
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds the wheel and what it needs, and knows nothing of this folder."""
+    """The interpreter of an environment that holds the wheel and what it needs, and knows
+    nothing of this folder.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)

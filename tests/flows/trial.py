@@ -1,4 +1,6 @@
-"""A flow that uses what the real ones use of ``tasks``: importable by a worker as ``tests.flows.trial.trial``."""
+"""A flow that uses what the real ones use of ``tasks``: importable by a worker as
+``tests.flows.trial.trial``.
+"""
 
 from __future__ import annotations
 

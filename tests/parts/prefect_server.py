@@ -40,7 +40,9 @@ __all__ = [
 
 @contextmanager
 def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]:
-    """Prefect in this process talks to ``server`` (or to whatever is at ``url``; with neither, to none)."""
+    """Prefect in this process talks to ``server`` (or to whatever is at ``url``; with
+    neither, to none).
+    """
     where = url if server is None else server.url
     updates: dict[Any, Any] = {PREFECT_API_URL: where} if where else {}
     with temporary_settings(
@@ -59,7 +61,9 @@ def client_of(server: Server) -> Iterator[SyncPrefectClient]:
 def deploy(
     client: SyncPrefectClient, flow: Flow[..., Any], name: str, entrypoint: str, pool: str = POOL, **variables: Any
 ) -> Any:
-    """Register ``flow`` (importable by the worker as ``entrypoint``) as a deployment; returns its id."""
+    """Register ``flow`` (importable by the worker as ``entrypoint``) as a deployment;
+    returns its id.
+    """
     return client.create_deployment(
         flow_id=client.create_flow(flow),
         name=name,
@@ -89,7 +93,9 @@ def artifacts_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, Artifact]
 
 
 def log_of(client: SyncPrefectClient, run: FlowRun, until: str = "", timeout: float = 30.0) -> list[str]:
-    """The run's log, once it has a line that is ``until``: Prefect sends the last lines after the run's last state."""
+    """The run's log, once it has a line that is ``until``: Prefect sends the last lines
+    after the run's last state.
+    """
     deadline = time.monotonic() + timeout
     while True:
         found = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))

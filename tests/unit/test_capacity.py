@@ -1,4 +1,6 @@
-"""The search for the highest rate that holds: on servers of known capacity, as functions of the rate."""
+"""The search for the highest rate that holds: on servers of known capacity, as functions
+of the rate.
+"""
 
 from __future__ import annotations
 

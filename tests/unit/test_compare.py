@@ -1,4 +1,6 @@
-"""A regression is named with its size when it is beyond the noise, and noise is not called a regression."""
+"""A regression is named with its size when it is beyond the noise, and noise is not
+called a regression.
+"""
 
 from __future__ import annotations
 

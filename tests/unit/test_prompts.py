@@ -1,4 +1,6 @@
-"""Prompts of exact lengths that no prefix cache knows; schedules that are what they say."""
+"""Prompts of exact lengths that no prefix cache knows; schedules that are what they
+say.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def texts(profile: Profile, known: Vocabulary, seed: str = "1/0/0", number: int 
 
 
 def chat_tokens(text: str) -> int:
-    """A tokenizer with a template of 7 tokens, for which every word with "th" is two tokens."""
+    """A tokenizer with a template of 7 tokens, for which every word with "th" is two
+    tokens.
+    """
     return 7 + sum(1 + ("th" in word) for word in text.split())
 
 

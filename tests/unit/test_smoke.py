@@ -1,4 +1,6 @@
-"""The smoke step against a server that speaks vLLM's protocol and is told how to be wrong."""
+"""The smoke step against a server that speaks vLLM's protocol and is told how to be
+wrong.
+"""
 
 from __future__ import annotations
 

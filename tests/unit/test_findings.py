@@ -1,0 +1,92 @@
+"""A finding has a code: on the first line for people, in JSON for machines, on one page
+for those who look it up.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model_delivery.base.findings import Finding, GateFailed
+from model_delivery.cli.main import unexpected
+from scripts.findings import Entry, Scan, page
+from tests.parts.ports import free_port
+from tests.unit.test_cli import deliver, home, spec
+
+__all__ = ["home"]
+
+
+def test_the_code_stands_on_the_first_line_and_in_what_prefect_shows() -> None:
+    finding = Finding("gate.ttft-p95", "TTFT p95 is over", "it is 9 ms", "read the report", ("a line",))
+    assert str(finding) == "TTFT p95 is over: it is 9 ms [gate.ttft-p95]\n    a line\n  fix: read the report"
+    assert str(GateFailed(finding)).startswith("exit code 4: TTFT p95 is over: it is 9 ms [gate.ttft-p95]\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "code"),
+    [
+        (("up",), 2, "cli.usage"),
+        (("no-such-verb",), 2, "cli.usage"),
+        (("loadtest", "http://127.0.0.1:9", "--rate", "fast"), 2, "cli.usage"),
+        (("loadtest", "http://127.0.0.1:9", "--users", "2", "--rate", "4/s"), 2, "cli.users-and-rate"),
+        (("loadtest", "http://127.0.0.1:9"), 1, "load.no-model"),
+        (("register", "deliveries/smollm2.yaml"), 1, "prefect.no-address"),
+    ],
+)
+def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(
+    home: Path, args: tuple[str, ...], exit_code: int, code: str
+) -> None:
+    done = deliver(home, *args, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["exit_code"], told["error"]["code"]) == (exit_code, exit_code, code)
+    assert told["error"].keys() == {"code", "what", "why", "fix", "evidence"}
+    assert told["others"] == []
+    assert told["error"]["what"] in done.stderr
+    assert deliver(home, *args).stdout == ""
+
+
+def test_a_state_folder_that_is_none_and_a_fault_of_ours_have_codes_too(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = spec(tmp_path, model, free_port())
+    assert json.loads(deliver(file, "plan", str(file), "--json").stdout)["error"]["code"] == "host.no-state-folder"
+    monkeypatch.setenv("MODEL_DELIVERY_HOME", str(tmp_path))
+    fault = unexpected(KeyError("ours"))
+    assert (fault.code, fault.why) == ("cli.fault", "KeyError: 'ours'")
+    assert "KeyError" in Path(fault.fix.rpartition(" ")[2]).read_text()
+
+
+CODE = """
+FIX = "see the manual"
+SIGNS = (_sign("engine.no-gpu", r"no device", r"it sees no GPU, \\1 wanted", "ask for one"),)
+
+
+def refuse(port, why):
+    what = f"the port {port} is taken" if port else "no port"
+    raise Refused(Finding("host.port-taken", what, why, FIX))
+
+
+def hand_on(sign):
+    return Finding(sign.code, sign.what)
+"""
+
+
+def test_codes_meanings_and_remedies_are_read_from_the_code() -> None:
+    scan = Scan("x.py", CODE)
+    assert scan.wrong == []
+    assert scan.entries == [
+        Entry("engine.no-gpu", "it sees no GPU, {…} wanted", "ask for one"),
+        Entry("host.port-taken", "the port {port} is taken / no port", "see the manual"),
+    ]
+    assert "| `host.port-taken` | the port {port} is taken / no port | see the manual |" in page(set(scan.entries))
+
+
+@pytest.mark.parametrize(
+    "code", ["'todo'", "'Host.Port'", "'weather.rain'", "f'host.{port}'", "code", "'host.two_words'"]
+)
+def test_a_code_that_is_none_is_refused_with_its_place(code: str) -> None:
+    scan = Scan("x.py", f"\nFinding({code}, 'a', 'b', 'c')")
+    assert scan.entries == []
+    assert scan.wrong[0].startswith("x.py:2: ")

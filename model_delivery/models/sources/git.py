@@ -24,7 +24,6 @@ from model_delivery.base.secrets import Secret
 from model_delivery.models.listing import wanted
 from model_delivery.models.sources.http import NAME_A_TOKEN, NotGiven, authorities, http_trouble, pool, unreachable
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, Revision
-from model_delivery.values.resources import digest
 from model_delivery.values.snapshot import File, Snapshot
 
 POINTER = re.compile(
@@ -53,10 +52,6 @@ class GitModel(RemoteModel):
 
     example: ClassVar[str] = "https://host/x.git@main"
     address: ClassVar[str] = r"(.+?\.git|.*/[^/@]+)@(.+)"  # a URL has an @ of its own before its user's host
-
-    @property
-    def key(self) -> str:
-        return digest(self.repo, 16)
 
     def open(self) -> Git:
         return Git(self)

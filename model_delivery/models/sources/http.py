@@ -1,4 +1,4 @@
-"""HTTP to hubs: proxies and private authorities as the environment says, and what the answers mean."""
+"""HTTP to hubs: addresses, proxies and private authorities as the environment says, and what the answers mean."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 import urllib.request
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import urllib3
 
 from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
+from model_delivery.models.sources.spec import RemoteModel
 
 LONGEST_WAIT = 120.0
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
@@ -26,6 +27,34 @@ class Busy(Retryable):
     """The hub asks for patience; ``after`` is how much, in seconds, None when it does not say."""
 
     after: float | None = None
+
+
+class HubModel(RemoteModel):
+    """A repository of the hub at ``home``, or of the one that ``endpoint_variable`` names."""
+
+    home: ClassVar[str]
+    endpoint_variable: ClassVar[str]
+    example: ClassVar[str] = "org/model@main"
+
+    @property
+    def key(self) -> str:
+        return self.repo.replace("/", "--")
+
+    @property
+    def endpoint(self) -> str:
+        return os.environ.get(self.endpoint_variable, self.home).rstrip("/")
+
+    @property
+    def asked(self) -> str:
+        """The ``why`` of what goes wrong."""
+        return f"{self.endpoint} was asked for {self.repo}@{self.revision}"
+
+    def unreachable(self, error: Exception) -> Retryable:
+        settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"
+        return unreachable(self.endpoint, self.asked, error, settings)
+
+    def misnamed(self, why: str) -> Refused:
+        return Refused(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
 
 
 def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:

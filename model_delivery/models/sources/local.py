@@ -18,7 +18,6 @@ from model_delivery.models.manifest import read_manifest
 from model_delivery.models.safetensors import check_header
 from model_delivery.models.sources.spec import Local, ModelSpec
 from model_delivery.models.verify import hash_file
-from model_delivery.values.resources import digest
 from model_delivery.values.snapshot import File, Snapshot
 
 SKIPPED = (".git", ".cache", ".model-delivery")
@@ -41,12 +40,12 @@ class LocalModel(ModelSpec):
         return {"path": str(Path(text).expanduser().absolute())}
 
     @property
-    def name(self) -> str:
-        return f"local {self.path}"
+    def repo(self) -> str:
+        return self.path
 
     @property
-    def key(self) -> str:
-        return digest(self.path, 16)
+    def revision(self) -> str:
+        return "unknown"
 
     @property
     def token(self) -> None:

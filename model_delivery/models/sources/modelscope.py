@@ -12,8 +12,7 @@ from typing import ClassVar, Literal
 from urllib.parse import urlencode
 
 from model_delivery.base.findings import Finding, Trouble
-from model_delivery.models.sources.http import NotGiven, http_trouble
-from model_delivery.models.sources.hub import HubModel
+from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values.snapshot import File, Snapshot
 

@@ -69,8 +69,14 @@ class ModelSpec(Part):
     in_cluster: ClassVar[bool] = True
     example: ClassVar[str]
 
-    if TYPE_CHECKING:
-        source: str
+    if TYPE_CHECKING:  # fields in most rooms
+
+        @property
+        def source(self) -> str: ...
+        @property
+        def repo(self) -> str: ...
+        @property
+        def revision(self) -> str: ...
 
     @classmethod
     @abstractmethod
@@ -78,14 +84,14 @@ class ModelSpec(Part):
         """The fields that the command line's ``SOURCE:text`` stands for."""
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """What people and manifests call it: ``huggingface org/model``."""
+        return f"{self.source} {self.repo}"
 
     @property
-    @abstractmethod
     def key(self) -> str:
         """``Snapshot.key`` of what it resolves to."""
+        return digest(self.repo, 16)
 
     @abstractmethod
     def open(self) -> Source: ...
@@ -105,7 +111,7 @@ class ModelSpec(Part):
 
     def unresolved(self) -> Snapshot:
         """As it is written, nobody asked."""
-        return self.snapshot((), "unknown")
+        return self.snapshot((), self.revision)
 
 
 class Fallback(Part):
@@ -128,23 +134,12 @@ class RemoteModel(ModelSpec):
     files: ClassVar[tuple[str, ...]] = ("token.file", "fallback.*.token.file")
     address: ClassVar[str] = r"([^@]+)@(.+)"
 
-    if TYPE_CHECKING:
-        revision: str
-
     @classmethod
     def from_address(cls, text: str) -> dict[str, Any]:
         """``REPO[@REVISION]``."""
         parts = re.fullmatch(cls.address, text)
         repo, revision = parts.groups() if parts else (text, cls.model_fields["revision"].default)
         return {"repo": repo, "revision": revision}
-
-    @property
-    def name(self) -> str:
-        return f"{self.source} {self.repo}"
-
-    @property
-    def key(self) -> str:
-        return self.repo.replace("/", "--")
 
     @property
     def secret(self) -> Secret | None:
@@ -157,9 +152,6 @@ class RemoteModel(ModelSpec):
 
     def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
         return hashed(super().chosen(pinned(listed, self.pins)))
-
-    def unresolved(self) -> Snapshot:
-        return self.snapshot((), self.revision)
 
 
 REMOTES: dict[str, type[RemoteModel]] = {}

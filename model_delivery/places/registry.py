@@ -1,4 +1,6 @@
-"""A tag becomes a digest: what is pulled later is what was meant when the release was made."""
+"""A tag becomes a digest: what is pulled later is what was meant when the release was
+made.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ FIX = "correct target.image, or name its digest: NAME@sha256:…"
 
 
 def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
-    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``: names of docker-registry Secrets.
+    """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``:
+    names of docker-registry Secrets.
 
     Refused when the registry says no, Retryable when it is busy or away.
     """
@@ -63,7 +66,9 @@ def _busy(status: int) -> bool:
 
 
 def parts(image: str) -> tuple[str, str, str]:
-    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker Hub's, ``x`` its library's."""
+    """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker
+    Hub's, ``x`` its library's.
+    """
     first, slash, rest = image.partition("/")
     named = slash and (re.search(r"[.:]", first) or first == "localhost")
     host, name = (first, rest) if named else ("docker.io", image)
@@ -88,7 +93,9 @@ def _basic(user: str, password: str) -> str:
 
 
 def _authorization(client: httpx.Client, challenge: str, login: str | None) -> dict[str, str]:
-    """The header that the registry's challenge asks for: a token (anonymous without a login), or the login itself."""
+    """The header that the registry's challenge asks for: a token (anonymous without a
+    login), or the login itself.
+    """
     basic = {"Authorization": f"Basic {login}"} if login else {}
     if not challenge.lower().startswith("bearer"):
         return basic

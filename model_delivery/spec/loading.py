@@ -1,6 +1,7 @@
 """From YAML to DeliverySpec.
 
-Every error is told with file, line, column, field, what was wrong and the nearest right name.
+Every error is told with file, line, column, field, what was wrong and the nearest right
+name.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ FILES_OR_NAMES = ("target.engine",)
 
 
 def parse_spec(given: Mapping[str, Any]) -> DeliverySpec:
-    """A spec from plain data (a flow's parameter). BadInput with one finding per error."""
+    """A spec from plain data (a flow's parameter). BadInput: a finding for each error."""
     return _check(given, {}, "")
 
 
 def load_spec(path: Path) -> DeliverySpec:
-    """A spec from a YAML file; its relative paths become absolute, and the texts that it names are read in.
+    """A spec from a YAML file; its relative paths become absolute, and the texts that it
+    names are read in.
 
     BadInput otherwise.
     """
@@ -176,7 +178,9 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
-    """A flow's parameter must not depend on where it runs: no relative paths, and the texts themselves, not their names."""
+    """A flow's parameter must not depend on where it runs: no relative paths, and the
+    texts themselves, not their names.
+    """
     for owner, keys, text in _texts(given, *FILES, *FILES_OR_NAMES):
         if "/" in text or ".".join(map(str, keys)) not in FILES_OR_NAMES:
             owner[keys[-1]] = str(_absolute(base, text))
@@ -188,7 +192,9 @@ def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
 
 
 def read_profile(path: Path, keys: tuple[Key, ...] = ("profile",), marks: Marks | None = None, file: str = "") -> Any:
-    """A load profile's content, the prompts that it names read in; the rest says where a spec names it."""
+    """A load profile's content, the prompts that it names read in; the rest says where a
+    spec names it.
+    """
     profile, _ = read_yaml(path)
     for owner, _, text in _texts(profile, "prompts"):
         owner["prompts"] = _content(_absolute(path.parent, text), keys, marks or {}, file).splitlines()
@@ -200,7 +206,9 @@ def _absolute(base: Path, text: str) -> Path:
 
 
 def _texts(given: Any, *fields: str) -> Iterator[tuple[Any, tuple[Key, ...], str]]:
-    """The texts at ``fields`` (``*``: any name or number): what holds each, its location, and the text."""
+    """The texts at ``fields`` (``*``: any name or number): what holds each, its location,
+    and the text.
+    """
     for field in fields:
         yield from _texts_below(given, field.split("."), ())
 

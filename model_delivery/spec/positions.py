@@ -1,4 +1,6 @@
-"""YAML with positions, from files that nobody vouches for: bounded in size, nodes and depth; no tags, no loops, one document."""
+"""YAML with positions, from files that nobody vouches for: bounded in size, nodes and
+depth; no tags, no loops, one document.
+"""
 
 from __future__ import annotations
 

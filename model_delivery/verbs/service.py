@@ -354,7 +354,7 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         )
     target, warnings = choose(spec.target), tuple[str, ...]()
     if offline:
-        lock = Lock(snapshot=spec.model.unresolved(), image=spec.target.image)
+        lock = Lock(snapshot=spec.model.snapshot((), spec.model.revision), image=spec.target.image)
         warnings = (
             f"revision {lock.snapshot.commit} and image {lock.image} were not resolved: what is applied may change under them",
         )

@@ -58,7 +58,9 @@ class GitModel(RemoteModel):
 
 
 class Git:
-    """One commit deep. LFS is asked for an address whenever one is needed, as addresses expire."""
+    """One commit deep. LFS is asked for an address whenever one is needed, as addresses
+    expire.
+    """
 
     def __init__(self, model: GitModel) -> None:
         self.model = model
@@ -99,7 +101,9 @@ class Git:
         return Local(target)
 
     def _clone(self, bare: Path, revision: str) -> str:
-        """One commit into ``bare``; a server that gives no commit by its name is asked for the branch."""
+        """One commit into ``bare``; a server that gives no commit by its name is asked
+        for the branch.
+        """
         model, secret = self.model, self.model.secret
         self._git(None, "init", "--quiet", "--bare", str(bare))
         try:
@@ -184,7 +188,9 @@ class Git:
 
 
 def _basic(token: Secret) -> str:
-    """As GitHub, GitLab, Gitea and the hubs take it: any user's name, the token as password."""
+    """As GitHub, GitLab, Gitea and the hubs take it: any user's name, the token as
+    password.
+    """
     return "Basic " + base64.b64encode(f"token:{token.reveal()}".encode()).decode()
 
 

@@ -1,4 +1,6 @@
-"""HTTP to hubs: addresses, proxies and private authorities as the environment says, and what the answers mean."""
+"""HTTP to hubs: addresses, proxies and private authorities as the environment says, and
+what the answers mean.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,13 @@ class NotGiven(Refused):
 
 
 class Busy(Retryable):
-    """The hub asks for patience; ``after`` is how much, in seconds, None when it does not say."""
+    """The hub asks for patience: ``after`` seconds, None when it does not say."""
 
     after: float | None = None
 
 
 class HubModel(RemoteModel):
-    """A repository of the hub at ``home``, or of the one that ``endpoint_variable`` names."""
+    """A repository of the hub at ``home``, or at what ``endpoint_variable`` names."""
 
     home: ClassVar[str]
     endpoint_variable: ClassVar[str]
@@ -58,7 +60,9 @@ class HubModel(RemoteModel):
 
 
 def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:
-    """What an HTTP status of a hub means; ``asked`` says what was asked for, ``retry_after`` is that header."""
+    """What an HTTP status of a hub means; ``asked`` says what was asked for,
+    ``retry_after`` is that header.
+    """
     if status == 429 or status >= 500:
         busy = Busy(
             Finding("source.too-many-requests", "the hub says: too many requests", asked, f"wait, or {NAME_A_TOKEN}")
@@ -81,7 +85,8 @@ def unreachable(server: str, asked: str, error: Exception | None = None, setting
 
 
 def seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most two minutes.
+    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most
+    two minutes.
 
     None when it says nothing.
     """
@@ -95,15 +100,15 @@ def seconds(retry_after: str) -> float | None:
 
 
 def authorities() -> str | None:
-    """The file of a private CA's certificates, as OpenSSL's and requests' variables name it."""
+    """The file of a private CA's certificates, by OpenSSL's or requests' variable."""
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
 
 
 def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
     """The connections to ``url``'s host, by the environment's proxy if it names one.
 
-    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3 removes
-    Authorization and Cookie there.
+    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3
+    removes Authorization and Cookie there.
     """
     at = urlsplit(url)
     proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)

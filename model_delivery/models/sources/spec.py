@@ -1,4 +1,6 @@
-"""What a spec says of a model, whatever its source; each source has a room of its own beside this module."""
+"""What a spec says of a model, whatever its source; each source has a room of its own
+beside this module.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,23 @@ class Source(Protocol):
     """Where a model comes from. Tokens are read when they are needed."""
 
     def resolve(self) -> Snapshot:
-        """List first: the commit and its files, names and kinds checked. Retryable or Refused otherwise."""
+        """List first: the commit and its files, names and kinds checked. Retryable or
+        Refused otherwise.
+        """
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
-        """Where a file's bytes are, as of now; what must be unpacked first goes to ``scratch``, a folder of this fetch's own."""
+        """Where a file's bytes are, as of now; what must be unpacked first goes to
+        ``scratch``, a folder of this fetch's own.
+        """
 
 
 class ModelSpec(Part):
-    """What every source has. ``files``: fields that name a file or folder, made absolute when a spec is loaded.
+    """What every source has. ``files``: fields that name a file or folder, made absolute
+    when a spec is loaded.
 
-    ``texts``: fields that name a file whose content takes their place then. ``endpoint_variable`` is what a step's Job must be
-    passed. ``example``: an address on the command line.
+    ``texts``: fields that name a file whose content takes their place then.
+    ``endpoint_variable`` is what a step's Job must be passed. ``example``: an address on
+    the command line.
     """
 
     include: tuple[Text, ...] = INCLUDE
@@ -109,13 +117,9 @@ class ModelSpec(Part):
         commit = commit or digest([[f.path, f.size, f.sha256] for f in files], 40)
         return Snapshot(source=self.source, key=self.key, commit=commit, files=files)
 
-    def unresolved(self) -> Snapshot:
-        """As it is written, nobody asked."""
-        return self.snapshot((), self.revision)
-
 
 class Fallback(Part):
-    """Another source of the same files; ``token`` is its own, ``model.token`` is never sent to it."""
+    """Another source of the same files; ``model.token`` is never sent to it."""
 
     source: Remotes
     repo: Text
@@ -146,7 +150,9 @@ class RemoteModel(ModelSpec):
         return None if self.token is None else read_secret(self.token)
 
     def fallbacks(self) -> tuple[RemoteModel, ...]:
-        """Each entry of ``fallback`` as a model of its own, with the files and permissions of this one."""
+        """Each entry of ``fallback`` as a model of its own, with the files and
+        permissions of this one.
+        """
         ours = self.model_dump(include={"include", "exclude", "allow", "pins"})
         return tuple(REMOTES[other.source].model_validate(ours | other.model_dump()) for other in self.fallback)
 

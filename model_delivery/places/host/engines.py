@@ -1,4 +1,6 @@
-"""Engines on this host: a folder with an ``engine.toml`` is read, and its Python environment is made."""
+"""Engines on this host: a folder with an ``engine.toml`` is read, and its Python
+environment is made.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ NETWORK = re.compile(
 
 
 def load_engine(name: str) -> Engine:
-    """The engine called ``name``, or the one in the folder ``name`` (it has a slash). BadInput names file and key, or the nearest name."""
+    """The engine called ``name``, or the one in the folder ``name`` (it has a slash).
+    BadInput names file and key, or the nearest name.
+    """
     folder = Path(name).absolute() if "/" in name else packaged("engines") / name
     file = folder / "engine.toml"
     if not file.is_file():
@@ -64,14 +68,17 @@ def load_engine(name: str) -> Engine:
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
-    """Where the engine's environment is (or will be); the name says what it was made from."""
+    """Where the engine's environment is (or will be); the name says what it was made
+    from.
+    """
     if engine.environment is None:
         return engine.location
     return home / "engines" / f"{engine.name}-{engine.environment.key}"
 
 
 def make_environment(engine: Engine, home: Path) -> Path:
-    """Make the environment unless it is there; one maker at a time, and a killed one's half is made again.
+    """Make the environment unless it is there; one maker at a time, and a killed one's
+    half is made again.
 
     Retryable when an index does not answer, Permanent when uv cannot otherwise.
     """
@@ -113,7 +120,9 @@ def _key(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Maker:
-    """``lock`` is inherited by every child: after a kill -9 of this process the next maker waits until uv has ended, too."""
+    """``lock`` is inherited by every child: after a kill -9 of this process the next
+    maker waits until uv has ended, too.
+    """
 
     name: str
     made: Environment
@@ -130,7 +139,9 @@ class _Maker:
         self._compile()
 
     def _torch(self) -> bool:
-        """Install torch from PyTorch's own index for ``torch_backend``, which saves gigabytes; False where it does not answer."""
+        """Install torch from PyTorch's own index for ``torch_backend``, which saves
+        gigabytes; False where it does not answer.
+        """
         (torch,) = (p for p in self._packages() if p["name"] == "torch")
         backend = str(self.made.torch_backend)
         options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={torch['version']}"]
@@ -143,7 +154,9 @@ class _Maker:
         return True
 
     def _install(self, *without: str) -> None:
-        """The locked versions, each file checked against the lock's hash, by way of whatever index uv is configured for."""
+        """The locked versions, each file checked against the lock's hash, by way of
+        whatever index uv is configured for.
+        """
         options = [option for name in without for option in ("--no-emit-package", name)]
         options += ["--project", str(self.source)]
         wanted = self.folder / "requirements.txt"
@@ -151,7 +164,9 @@ class _Maker:
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
-        """Else each of vLLM's processes compiles for itself at every start. Files in a newer syntax are skipped, and that is fine."""
+        """Else each of vLLM's processes compiles for itself at every start. Files in a
+        newer syntax are skipped, and that is fine.
+        """
         options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
         self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
 
@@ -177,7 +192,9 @@ class _Maker:
         raise kind(Finding("engine.no-environment", what, why, "see what uv says, then run again", lines))
 
     def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress every two."""
+        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress
+        every two.
+        """
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
         started = time.monotonic()

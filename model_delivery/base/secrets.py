@@ -68,9 +68,11 @@ def from_cluster(read: Callable[[KubeSecret], Secret]) -> Iterator[None]:
 
 
 def read_secret(ref: SecretRef) -> Secret:
-    """The value that ``ref`` names; a step's pod has it mounted below ``$MODEL_DELIVERY_SECRETS``.
+    """The value that ``ref`` names; a step's pod has it mounted below
+    ``$MODEL_DELIVERY_SECRETS``.
 
-    Refused when it is absent or empty, or only a cluster has it. Names the reference, never a value.
+    Refused when it is absent or empty, or only a cluster has it. Names the reference,
+    never a value.
     """
     if isinstance(ref, KubeSecret):
         return _of_kubernetes(ref)

@@ -36,7 +36,9 @@ MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 @click.option("--pin", multiple=True, metavar="FILE=SHA256", help="The sum that a file must have, whoever gives it.")
 @printing.as_json
 def fetch(model: str, folder: Path, as_json: bool, **more: Any) -> None:
-    """Fetch a model into DIR, every file verified, the manifest last. What is there is adopted; a fetch that was cut goes on."""
+    """Fetch a model into DIR, every file verified, the manifest last. What is there is
+    adopted; a fetch that was cut goes on.
+    """
     wanted = _model(model, more)
     with printing.progress_lines():
         done = models.fetch(wanted, folder.absolute())
@@ -70,7 +72,9 @@ def verify(folder: Path, deep: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would go.")
 @printing.as_json
 def gc(dry_run: bool, as_json: bool) -> None:
-    """Remove models that no release needs any more, and what dead fetches left. What a rollback could want stays."""
+    """Remove models that no release needs any more, and what dead fetches left. What a
+    rollback could want stays.
+    """
     items = models.collect(default_home(), dry_run=dry_run)
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]

@@ -1,4 +1,6 @@
-"""What a listing must hold before a byte is moved: wanted names only, none that could leave its folder, nothing that runs code."""
+"""What a listing must hold before a byte is moved: wanted names only, none that could
+leave its folder, nothing that runs code.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ RESERVED = (".git", ".model-delivery", ".cache")
 def select(
     files: Iterable[File], include: Sequence[str], exclude: Sequence[str], allow: Sequence[str]
 ) -> tuple[File, ...]:
-    """The files that ``include`` names and ``exclude`` does not, sorted by path. Refused names every fault at once."""
+    """The files that ``include`` names and ``exclude`` does not, sorted by path. Refused
+    names every fault at once.
+    """
     listed = {file.path: file for file in sorted(files, key=lambda file: file.path)}
     names = wanted(listed, include, exclude)
     faults = [*_bad_names(names), *_missing(names, len(listed), pickle="pickle" in allow)]
@@ -38,7 +42,9 @@ def is_weights(path: str) -> bool:
 
 
 def pinned(files: Iterable[File], pins: Mapping[str, str]) -> list[File]:
-    """``files`` with the sha256 that the spec pins. Refused where a source states another one."""
+    """``files`` with the sha256 that the spec pins. Refused where a source states another
+    one.
+    """
     listed = list(files)
     fix = "do not take it, or correct model.pins after you have found out why"
     faults = [
@@ -78,7 +84,9 @@ def name_fault(name: str) -> str:
 
 
 def check_config(text: bytes, allow: Sequence[str]) -> None:
-    """Refused when config.json is not JSON, or names code of the repository's own (``auto_map``) that the spec does not allow."""
+    """Refused when config.json is not JSON, or names code of the repository's own
+    (``auto_map``) that the spec does not allow.
+    """
     try:
         config = json.loads(text)
     except ValueError as error:

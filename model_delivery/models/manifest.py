@@ -19,7 +19,9 @@ MODELS = "models"
 
 
 class Entry(Part):
-    """A file as it was verified: size in bytes, sha256 in hex, and which source gave its bytes."""
+    """A file as it was verified: size in bytes, sha256 in hex, and which source gave its
+    bytes.
+    """
 
     path: str
     size: int
@@ -28,7 +30,9 @@ class Entry(Part):
 
 
 class Manifest(Part):
-    """Written last: a folder without one is not a model. ``digest`` is of everything else in it."""
+    """Written last: a folder without one is not a model. ``digest`` is of everything else
+    in it.
+    """
 
     manifest_version: Literal[1] = 1
     source: str
@@ -52,7 +56,9 @@ def model_folder(root: Path, snapshot: Snapshot) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest; None when there is none, it cannot be read, or its digest is not its own."""
+    """The folder's manifest; None when there is none, it cannot be read, or its digest is
+    not its own.
+    """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError):

@@ -16,9 +16,11 @@ AGAIN = "fetch it again"
 def check_header(path: Path, name: str) -> Finding | None:
     """What is wrong with a safetensors file (called ``name``).
 
-    None when its header is sound and covers the file exactly, and for a file of another name.
+    None when its header is sound and covers the file exactly, and for a file of another
+    name.
 
-    The format: 8 bytes little-endian length, that much JSON, then the tensors' bytes without a gap.
+    The format: 8 bytes little-endian length, that much JSON, then the tensors' bytes
+    without a gap.
     """
     if not name.endswith(".safetensors"):
         return None

@@ -18,7 +18,9 @@ CHUNK = 1 << 20
 
 
 def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
-    """What is wrong, empty when nothing is. ``deep`` reads every byte; else names and sizes are compared."""
+    """What is wrong, empty when nothing is. ``deep`` reads every byte; else names and
+    sizes are compared.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         broken = (folder / MANIFEST).exists()

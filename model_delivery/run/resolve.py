@@ -1,4 +1,6 @@
-"""Resolve: a branch becomes a commit with its files, an engine its content. Nothing is touched yet."""
+"""Resolve: a branch becomes a commit with its files, an engine its content. Nothing is
+touched yet.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from model_delivery.values.snapshot import Snapshot
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now.
 
-    Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no.
+    Raises what the source raises: Retryable when a hub is overloaded, Refused when it
+    says no.
     """
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
@@ -31,8 +34,9 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
 def resolve_model(model: ModelSpec, last: Snapshot | None = None) -> Snapshot:
     """What the source says.
 
-    When it says nothing and there is a fallback: ``last`` (the snapshot of the last record), else the fallback's list,
-    which is taken only where ``model.pins`` holds the sha256 of each weights file: nobody else has stated them.
+    When it says nothing and there is a fallback: ``last`` (the snapshot of the last
+    record), else the fallback's list, which is taken only where ``model.pins`` holds the
+    sha256 of each weights file: nobody else has stated them.
     """
     try:
         return model.open().resolve()
@@ -48,7 +52,9 @@ def resolve_model(model: ModelSpec, last: Snapshot | None = None) -> Snapshot:
 
 
 def last_snapshot(model: ModelSpec, releases: Iterable[Frozen]) -> Snapshot | None:
-    """The newest snapshot that this very model was resolved to, from its own source; None when there is none."""
+    """The newest snapshot that this very model was resolved to, from its own source; None
+    when there is none.
+    """
     same = [f for f in releases if _place(f.model) == _place(model) and f.lock.snapshot.source == model.source]
     return max(same, key=lambda frozen: frozen.created).lock.snapshot if same else None
 

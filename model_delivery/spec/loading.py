@@ -1,16 +1,23 @@
-"""From YAML to DeliverySpec: every error is told with file, line, column, field, what was wrong and the nearest right name."""
+"""From YAML to DeliverySpec.
+
+Every error is told with file, line, column, field, what was wrong and the nearest right
+name.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from model_delivery.base.findings import BadInput, Finding
+from model_delivery.base.secrets import SecretRef
+from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml
 
@@ -25,18 +32,32 @@ NOT_YET = {
 }
 
 
+NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
+FILES = (
+    "storage.path",
+    "serving.api_key.file",
+    "serving.env.*.file",
+    *(f"model.{field}" for room in SOURCES.values() for field in room.files),
+)
+TEXTS = ("serving.chat_template", *(f"model.{field}" for room in SOURCES.values() for field in room.texts))
+FILES_OR_NAMES = ("target.engine",)
+
+
 def parse_spec(given: Mapping[str, Any]) -> DeliverySpec:
-    """A spec from plain data (a flow's parameter). BadInput with one finding per error."""
+    """A spec from plain data (a flow's parameter). BadInput: a finding for each error."""
     return _check(given, {}, "")
 
 
 def load_spec(path: Path) -> DeliverySpec:
-    """A spec from a YAML file; its relative paths become absolute, and the texts that it names are read in. BadInput otherwise."""
+    """A spec from a YAML file; its relative paths become absolute, and the texts that it
+    names are read in.
+
+    BadInput otherwise.
+    """
     given, marks = read_yaml(path)
     if not isinstance(given, dict):
-        raise BadInput(
-            Finding("todo", f"{path}:1:1: a spec is a mapping of fields", f"this is a {type(given).__name__}", SPEC_FIX)
-        )
+        what, why = f"{path}:1:1: a spec is a mapping of fields", f"this is a {type(given).__name__}"
+        raise BadInput(Finding("spec.not-a-mapping", what, why, SPEC_FIX))
     _inline(given, path.absolute().parent, marks, str(path))
     return _check(given, marks, str(path))
 
@@ -47,9 +68,9 @@ def _check(given: Mapping[str, Any], marks: Marks, file: str) -> DeliverySpec:
     except ValidationError as error:
         findings: dict[str, tuple[tuple[int, int], Finding]] = {}
         for problem in error.errors(include_url=False, include_input=False):
-            location, told = _told(problem, given)
-            where = _where(location, marks, file)
-            findings.setdefault(told, (where[0], Finding("todo", where[1] + told, "", SPEC_FIX)))
+            location, finding = _fault(problem, given)
+            mark, where = _where(location, marks, file)
+            findings.setdefault(finding.what, (mark, replace(finding, what=where + finding.what)))
         raise BadInput(*(finding for _, finding in sorted(findings.values(), key=lambda pair: pair[0]))) from None
 
 
@@ -62,44 +83,46 @@ def _where(location: tuple[Key, ...], marks: Marks, file: str) -> tuple[tuple[in
     return (0, 0), f"{file}: " if file else ""
 
 
-def _told(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], str]:
+def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Finding]:
+    kind, context = problem["type"], problem.get("ctx", {})
     location = tuple(_written(problem["loc"], given))
     field = ".".join(map(str, location)) or "the spec"
+    if kind == "extra_forbidden":
+        what = f"{field}: unknown field{_nearest(str(location[-1]), problem['loc'][:-1])}"
+        return location, Finding("spec.unknown-field", what, "", SPEC_FIX)
+    if kind == "missing":
+        return location[:-1], Finding("spec.missing-field", f"{field}: missing", "", SPEC_FIX)
+    if kind == "union_tag_not_found":
+        what = f"{field}: {context['discriminator']} is missing"
+        return location, Finding("spec.missing-field", what, "", SPEC_FIX)
+    if kind in NO_MAPPING and set(get_args(SecretRef)) & set(_classes_at(problem["loc"])):
+        what = f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}"
+        return location, Finding("spec.plain-secret", what, "", SPEC_FIX)
+    if kind == "union_tag_invalid":
+        location = (*location, context["discriminator"].strip("'"))
+        field = ".".join(map(str, location))
+    return location, Finding("spec.wrong-value", f"{field}: {_wrong(problem, field, location, given)}", "", SPEC_FIX)
+
+
+def _wrong(problem: Any, field: str, location: tuple[Key, ...], given: Any) -> str:
     match problem["type"]:
-        case "extra_forbidden":
-            return location, f"{field}: unknown field{_nearest(location, problem['loc'])}"
-        case "missing":
-            return location[:-1], f"{field}: missing"
         case "union_tag_invalid":
-            tag = problem["ctx"]["discriminator"].strip("'")
-            near = difflib.get_close_matches(
-                problem["ctx"]["tag"], [name.strip("' ") for name in problem["ctx"]["expected_tags"].split(",")], 1
-            )
-            return (
-                *location,
-                tag,
-            ), f"{field}.{tag}: must be one of {problem['ctx']['expected_tags']}{_did_you_mean(near)}"
-        case "union_tag_not_found":
-            return location, f"{field}: {problem['ctx']['discriminator']} is missing"
+            tags = problem["ctx"]["expected_tags"]
+            return f"must be one of {tags}{_did_you_mean(problem['ctx']['tag'], tags)}"
         case "literal_error":
-            near = difflib.get_close_matches(
-                str(_value(given, location)), re.findall(r"'([^']*)'", problem["ctx"]["expected"]), 1
-            )
-            return location, f"{field}: must be {problem['ctx']['expected']}{_did_you_mean(near)}"
+            for key in location:
+                given = given[key]
+            names = problem["ctx"]["expected"]
+            return f"must be {names}{_did_you_mean(str(given), names)}"
         case "string_pattern_mismatch" if field == "name":
-            return location, f"{field}: must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
-        case "model_type" | "model_attributes_type" | "dict_type" if _is_secret(location):
-            return (
-                location,
-                f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}",
-            )
+            return "must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
         case "string_type":
-            return location, f'{field}: must be text: put it in quotes, "…"'
+            return 'must be text: put it in quotes, "…"'
         case "tuple_type":
-            return location, f"{field}: must be a list, such as [a, b]"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return location, f"{field}: must be a mapping of fields"
-    return location, f"{field}: {problem['msg'].removeprefix('Value error, ')}"
+            return "must be a list, such as [a, b]"
+        case kind if kind in NO_MAPPING:
+            return "must be a mapping of fields"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
@@ -119,97 +142,62 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
         yield key
 
 
-def _is_secret(location: tuple[Key, ...]) -> bool:
-    return bool(location) and (location[-1] in ("token", "api_key") or (len(location) > 2 and location[-2] == "env"))
-
-
-def _did_you_mean(near: list[str]) -> str:
+def _did_you_mean(text: str, names: str) -> str:
+    near = difflib.get_close_matches(text, re.findall(r"'([^']*)'", names), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _value(given: Any, location: tuple[Key, ...]) -> Any:
-    for key in location:
-        given = given[key]
-    return given
-
-
-def _nearest(location: tuple[Key, ...], loc: tuple[Key, ...]) -> str:
-    name = str(location[-1])
+def _nearest(name: str, loc: tuple[Key, ...]) -> str:
     if name.lower() in NOT_YET:
         return f"; {NOT_YET[name.lower()]} is not there yet"
-    near = difflib.get_close_matches(name, fields_at(loc[:-1]), 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields_at(loc[:-1]))}"
+    fields = sorted({f.alias or field for model in _classes_at(loc) for field, f in model.model_fields.items()})
+    near = difflib.get_close_matches(name, fields, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
 
 
-def fields_at(loc: tuple[Key, ...]) -> list[str]:
-    """The names that are known at a location as pydantic gives it (with the tags of unions)."""
+def _classes_at(loc: tuple[Key, ...]) -> list[type[BaseModel]]:
+    """What may stand at a location as pydantic gives it (with the tags of unions)."""
     models: list[type[BaseModel]] = [DeliverySpec]
     for key in loc:
-        inner = [
-            m
-            for model in models
-            for name, f in model.model_fields.items()
-            if key in (name, f.alias)
-            for m in _models(f.annotation)
-        ]
-        if inner:
-            models = inner
-            continue
+        fields = [(m, f, key in (name, f.alias)) for m in models for name, f in m.model_fields.items()]
+        inner = [part for _, f, named in fields if named for part in _classes(f.annotation)]
         tagged = [
             m
             for m in models
-            if key == m.__name__ or any(key in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())
+            if key == m.__name__ or any(key in get_args(f.annotation) for f in m.model_fields.values())
         ]
-        models = tagged or models
-    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
+        models = inner or tagged or models
+    return models
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)
+    for inner in get_args(annotation):
+        yield from _classes(inner)
 
 
 def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
-    """Make relative paths absolute and read the texts that a spec names; a flow's parameter must not depend on where it runs."""
-    serving = given.get("serving")
-    env = serving.get("env") if isinstance(serving, dict) else None
-    secrets: list[tuple[Key, ...]] = [
-        ("serving", "env", str(name), "file") for name in (env if isinstance(env, dict) else ())
-    ]
-    model = given.get("model")
-    others = model.get("fallback") if isinstance(model, dict) else None
-    secrets += [
-        ("model", "fallback", n, "token", "file") for n in range(len(others) if isinstance(others, list) else 0)
-    ]
-    for keys in (
-        ("model", "path"),
-        ("storage", "path"),
-        ("model", "token", "file"),
-        ("serving", "api_key", "file"),
-        ("target", "engine"),
-        *secrets,
-    ):
-        owner, text = _text_at(given, keys)
-        if text and (keys != ("target", "engine") or "/" in text):
-            owner[str(keys[-1])] = str(_absolute(base, text))
-    for keys in (("model", "manifest"), ("serving", "chat_template")):
-        owner, text = _text_at(given, keys)
-        if text:
-            owner[keys[-1]] = _content(_absolute(base, text), keys, marks, file)
-    keys = ("gates", "throughput", "profile")
-    owner, text = _text_at(given, keys)
-    if text.endswith((".yaml", ".yml")):
-        owner["profile"] = read_profile(_absolute(base, text), keys, marks, file)
+    """A flow's parameter must not depend on where it runs: no relative paths, and the
+    texts themselves, not their names.
+    """
+    for owner, keys, text in _texts(given, *FILES, *FILES_OR_NAMES):
+        if "/" in text or ".".join(map(str, keys)) not in FILES_OR_NAMES:
+            owner[keys[-1]] = str(_absolute(base, text))
+    for owner, keys, text in _texts(given, *TEXTS):
+        owner[keys[-1]] = _content(_absolute(base, text), keys, marks, file)
+    for owner, keys, text in _texts(given, "gates.throughput.profile"):
+        if text.endswith((".yaml", ".yml")):
+            owner[keys[-1]] = read_profile(_absolute(base, text), keys, marks, file)
 
 
-def read_profile(path: Path, keys: tuple[str, ...] = ("profile",), marks: Marks | None = None, file: str = "") -> Any:
-    """A load profile's content, the prompts that it names read in; the rest says where a spec names it."""
+def read_profile(path: Path, keys: tuple[Key, ...] = ("profile",), marks: Marks | None = None, file: str = "") -> Any:
+    """A load profile's content, the prompts that it names read in; the rest says where a
+    spec names it.
+    """
     profile, _ = read_yaml(path)
-    prompts = profile.get("prompts") if isinstance(profile, dict) else None
-    if isinstance(prompts, str):
-        profile["prompts"] = _content(_absolute(path.parent, prompts), keys, marks or {}, file).splitlines()
+    for owner, _, text in _texts(profile, "prompts"):
+        owner["prompts"] = _content(_absolute(path.parent, text), keys, marks or {}, file).splitlines()
     return profile
 
 
@@ -217,25 +205,29 @@ def _absolute(base: Path, text: str) -> Path:
     return (base / Path(text).expanduser()).resolve()
 
 
-def _text_at(given: dict[str, Any], keys: tuple[Key, ...]) -> tuple[dict[str, Any], str]:
-    """The mapping that holds the last of ``keys``, and its text; an empty text when there is none."""
-    here: Any = given
-    for key in keys[:-1]:
-        here = here[key] if isinstance(key, int) else here.get(key) if isinstance(here, dict) else None
-    text = here.get(keys[-1]) if isinstance(here, dict) else None
-    return (here, text) if isinstance(text, str) else ({}, "")
+def _texts(given: Any, *fields: str) -> Iterator[tuple[Any, tuple[Key, ...], str]]:
+    """The texts at ``fields`` (``*``: any name or number): what holds each, its location,
+    and the text.
+    """
+    for field in fields:
+        yield from _texts_below(given, field.split("."), ())
 
 
-def _content(path: Path, keys: tuple[str, ...], marks: Marks, file: str) -> str:
+def _texts_below(here: Any, names: Sequence[str], at: tuple[Key, ...]) -> Iterator[tuple[Any, tuple[Key, ...], str]]:
+    items = here.items() if isinstance(here, dict) else enumerate(here) if isinstance(here, list) else ()
+    for key, value in list(items):
+        if names[0] not in ("*", key):
+            continue
+        if names[1:]:
+            yield from _texts_below(value, names[1:], (*at, key))
+        elif value and isinstance(value, str):
+            yield here, (*at, key), value
+
+
+def _content(path: Path, keys: tuple[Key, ...], marks: Marks, file: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        _, where = _where(keys, marks, file)
-        raise BadInput(
-            Finding(
-                "todo",
-                f"{where}{'.'.join(keys)}: {path} cannot be read",
-                type(error).__name__,
-                "name a readable text file",
-            )
-        ) from error
+        what = f"{_where(keys, marks, file)[1]}{'.'.join(map(str, keys))}: {path} cannot be read"
+        fix = "name a readable text file"
+        raise BadInput(Finding("spec.not-readable", what, type(error).__name__, fix)) from error

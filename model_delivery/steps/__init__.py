@@ -1,4 +1,6 @@
-"""Steps run near the data, as a child process or a Job: a file in, JSON lines out (see ``run``)."""
+"""Steps run near the data, as a child process or a Job: a file in, JSON lines out (see
+``run``).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ O = TypeVar("O", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Step(Generic[I, O]):
-    """``run`` takes an ``input`` and returns an ``output``, or raises Trouble; it reports progress on the way."""
+    """``run`` takes an ``input`` and returns an ``output``, or raises Trouble; it reports
+    progress on the way.
+    """
 
     name: str
     input: type[I]

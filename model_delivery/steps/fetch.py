@@ -13,7 +13,9 @@ from model_delivery.values.snapshot import Snapshot
 
 
 class FetchInput(Part):
-    """``root`` is the store's folder; tokens are read here, where they are needed, by their names in ``model``."""
+    """``root`` is the store's folder; tokens are read here, where they are needed, by
+    their names in ``model``.
+    """
 
     model: Model
     snapshot: Snapshot

@@ -14,8 +14,8 @@ from model_delivery.steps.run import KINDS
 def read(name: str, lines: Iterable[bytes]) -> str:
     """The result's JSON text of the step ``name``; progress is passed on.
 
-    Raises the step's own findings as the Trouble they were, and Retryable when the result is missing, cut or changed on
-    the way.
+    Raises the step's own findings as the Trouble they were, and Retryable when the result
+    is missing, cut or changed on the way.
     """
     for line in lines:
         try:

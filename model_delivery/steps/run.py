@@ -1,8 +1,10 @@
-"""``python -m model_delivery.steps.run NAME INPUT_FILE OUTPUT_FILE``: one step as a process; an output of ``-`` is standard output.
+"""``python -m model_delivery.steps.run NAME INPUT_FILE OUTPUT_FILE``: one step as a
+process; an output of ``-`` is standard output.
 
 The output is JSON lines: ``{"progress": {…}}`` any number of times, then exactly one of
-``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the output's JSON) or
-``{"findings": [{…}, …], "kind": retryable | permanent | bad-input | refused | gate}``. The exit code is 0 for a result.
+``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the
+output's JSON) or ``{"findings": [{…}, …], "kind": retryable | permanent | bad-input |
+refused | gate}``. The exit code is 0 for a result.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ KINDS: dict[str, type[Trouble]] = {
 
 
 def find(name: str) -> Step[Any, Any]:
-    """The step called ``name``; only its own module is imported. KeyError for another name."""
+    """The step called ``name``; only its own module is imported. KeyError for another
+    name.
+    """
     if name not in STEPS:
         raise KeyError(name)
     step: Step[Any, Any] = import_module(f"model_delivery.steps.{name}").STEP
@@ -45,7 +49,9 @@ def say(out: TextIO, line: dict[str, Any]) -> None:
 
 
 def outcome(name: str, text: str, out: TextIO) -> int:
-    """Run the step on its input's JSON ``text`` and write its lines to ``out``; returns the exit code."""
+    """Run the step on its input's JSON ``text`` and write its lines to ``out``; returns
+    the exit code.
+    """
     try:
         step = find(name)
         with sink(lambda p: say(out, {"progress": {k: v for k, v in asdict(p).items() if v is not None}})):

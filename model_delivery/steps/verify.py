@@ -1,4 +1,5 @@
-"""Verify as a step: what lies in a folder that was filled by hand is compared with what its source lists.
+"""Verify as a step: what lies in a folder that was filled by hand is compared with what
+its source lists.
 
 Only then it gets a manifest.
 """
@@ -20,7 +21,7 @@ MADE_BY_HAND = "by hand"
 
 
 class VerifyInput(Part):
-    """``folder`` holds what ``snapshot`` lists; ``allow``: as ``model.allow`` of a spec."""
+    """``folder`` holds what ``snapshot`` lists; ``allow``: as a spec's ``model.allow``."""
 
     snapshot: Snapshot
     folder: str
@@ -38,7 +39,8 @@ class Verified(Part):
 def run(given: VerifyInput) -> Verified:
     """Read every byte.
 
-    Permanent where a file is missing or another one, where more weights lie there, or the manifest cannot be written.
+    Permanent where a file is missing or another one, where more weights lie there, or the
+    manifest cannot be written.
     """
     folder, snapshot = Path(given.folder), given.snapshot
     others = _others(folder, snapshot)

@@ -1,4 +1,6 @@
-"""What a person asks of models alone, without a delivery: fetch into a folder, verify, collect garbage."""
+"""What a person asks of models alone, without a delivery: fetch into a folder, verify,
+collect garbage.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from model_delivery.run.resolve import resolve_model
 
 
 def fetch(model: ModelSpec, folder: Path) -> Fetched:
-    """Resolve ``model`` and fill ``folder`` with it. BadInput where the folder holds files that would have to go."""
+    """Resolve ``model`` and fill ``folder`` with it. BadInput where the folder holds
+    files that would have to go.
+    """
     if folder.exists() and not folder.is_dir():
         raise BadInput(Finding("store.no-folder", f"{folder} is a file", "a model is a folder", "name another DIR"))
     snapshot = resolve_model(model)
@@ -36,7 +40,7 @@ def fetch(model: ModelSpec, folder: Path) -> Fetched:
 
 
 def verified(folder: Path, *, deep: bool) -> tuple[Manifest | None, list[Finding]]:
-    """The folder's manifest, and what is wrong. BadInput where there is no such folder."""
+    """The folder's manifest, and what is wrong. BadInput where there is no folder."""
     if not folder.is_dir():
         why = "it does not exist, or is a file"
         raise BadInput(Finding("store.no-folder", f"{folder} is no folder", why, "name the model's folder"))
@@ -44,7 +48,9 @@ def verified(folder: Path, *, deep: bool) -> tuple[Manifest | None, list[Finding
 
 
 def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
-    """The garbage of this host's stores: of ``home``, and of every ``storage.path`` that a release names. In a dry run it stays."""
+    """The garbage of this host's stores: of ``home``, and of every ``storage.path`` that
+    a release names. In a dry run it stays.
+    """
     host = Host(home)
 
     def known() -> list[tuple[Path, Path]]:

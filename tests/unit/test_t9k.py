@@ -79,7 +79,7 @@ def test_the_deliveries_render_to_the_seeds_objects(name: str) -> None:
     }
     assert set(entry["predictor"]["template"]) == {"metadata"}
     assert entry["predictor"]["maxReplicas"] == 1
-    repo = load_spec(Path(f"deliveries/{name}.yaml")).model.repo  # type: ignore[union-attr]
+    repo = load_spec(Path(f"deliveries/{name}.yaml")).model.repo
     assert entry["predictor"]["storage"] == {
         "pvc": {"name": "vllm", "subPath": f"models/huggingface/{repo.replace('/', '--')}/main"}
     }

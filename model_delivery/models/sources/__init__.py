@@ -1,4 +1,6 @@
-"""Sources say where a model's bytes are, one room each; one transfer engine (``model_delivery.models.store``) moves them."""
+"""Sources say where a model's bytes are, one room each; one transfer engine
+(``model_delivery.models.store``) moves them.
+"""
 
 from __future__ import annotations
 

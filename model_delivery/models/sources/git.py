@@ -24,7 +24,6 @@ from model_delivery.base.secrets import Secret
 from model_delivery.models.listing import wanted
 from model_delivery.models.sources.http import NAME_A_TOKEN, NotGiven, authorities, http_trouble, pool, unreachable
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, Revision
-from model_delivery.values.resources import digest
 from model_delivery.values.snapshot import File, Snapshot
 
 POINTER = re.compile(
@@ -54,16 +53,14 @@ class GitModel(RemoteModel):
     example: ClassVar[str] = "https://host/x.git@main"
     address: ClassVar[str] = r"(.+?\.git|.*/[^/@]+)@(.+)"  # a URL has an @ of its own before its user's host
 
-    @property
-    def key(self) -> str:
-        return digest(self.repo, 16)
-
     def open(self) -> Git:
         return Git(self)
 
 
 class Git:
-    """One commit deep. LFS is asked for an address whenever one is needed, as addresses expire."""
+    """One commit deep. LFS is asked for an address whenever one is needed, as addresses
+    expire.
+    """
 
     def __init__(self, model: GitModel) -> None:
         self.model = model
@@ -104,7 +101,9 @@ class Git:
         return Local(target)
 
     def _clone(self, bare: Path, revision: str) -> str:
-        """One commit into ``bare``; a server that gives no commit by its name is asked for the branch."""
+        """One commit into ``bare``; a server that gives no commit by its name is asked
+        for the branch.
+        """
         model, secret = self.model, self.model.secret
         self._git(None, "init", "--quiet", "--bare", str(bare))
         try:
@@ -189,7 +188,9 @@ class Git:
 
 
 def _basic(token: Secret) -> str:
-    """As GitHub, GitLab, Gitea and the hubs take it: any user's name, the token as password."""
+    """As GitHub, GitLab, Gitea and the hubs take it: any user's name, the token as
+    password.
+    """
     return "Basic " + base64.b64encode(f"token:{token.reveal()}".encode()).decode()
 
 

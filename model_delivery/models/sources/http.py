@@ -1,4 +1,6 @@
-"""HTTP to hubs: proxies and private authorities as the environment says, and what the answers mean."""
+"""HTTP to hubs: addresses, proxies and private authorities as the environment says, and
+what the answers mean.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,13 @@ import time
 import urllib.request
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import urllib3
 
 from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
+from model_delivery.models.sources.spec import RemoteModel
 
 LONGEST_WAIT = 120.0
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
@@ -23,13 +26,43 @@ class NotGiven(Refused):
 
 
 class Busy(Retryable):
-    """The hub asks for patience; ``after`` is how much, in seconds, None when it does not say."""
+    """The hub asks for patience: ``after`` seconds, None when it does not say."""
 
     after: float | None = None
 
 
+class HubModel(RemoteModel):
+    """A repository of the hub at ``home``, or at what ``endpoint_variable`` names."""
+
+    home: ClassVar[str]
+    endpoint_variable: ClassVar[str]
+    example: ClassVar[str] = "org/model@main"
+
+    @property
+    def key(self) -> str:
+        return self.repo.replace("/", "--")
+
+    @property
+    def endpoint(self) -> str:
+        return os.environ.get(self.endpoint_variable, self.home).rstrip("/")
+
+    @property
+    def asked(self) -> str:
+        """The ``why`` of what goes wrong."""
+        return f"{self.endpoint} was asked for {self.repo}@{self.revision}"
+
+    def unreachable(self, error: Exception) -> Retryable:
+        settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"
+        return unreachable(self.endpoint, self.asked, error, settings)
+
+    def misnamed(self, why: str) -> Refused:
+        return Refused(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
+
+
 def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:
-    """What an HTTP status of a hub means; ``asked`` says what was asked for, ``retry_after`` is that header."""
+    """What an HTTP status of a hub means; ``asked`` says what was asked for,
+    ``retry_after`` is that header.
+    """
     if status == 429 or status >= 500:
         busy = Busy(
             Finding("source.too-many-requests", "the hub says: too many requests", asked, f"wait, or {NAME_A_TOKEN}")
@@ -52,7 +85,8 @@ def unreachable(server: str, asked: str, error: Exception | None = None, setting
 
 
 def seconds(retry_after: str) -> float | None:
-    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most two minutes.
+    """What a Retry-After header asks for (seconds or a date, RFC 9110 10.2.3), at most
+    two minutes.
 
     None when it says nothing.
     """
@@ -66,15 +100,15 @@ def seconds(retry_after: str) -> float | None:
 
 
 def authorities() -> str | None:
-    """The file of a private CA's certificates, as OpenSSL's and requests' variables name it."""
+    """The file of a private CA's certificates, by OpenSSL's or requests' variable."""
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
 
 
 def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
     """The connections to ``url``'s host, by the environment's proxy if it names one.
 
-    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3 removes
-    Authorization and Cookie there.
+    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3
+    removes Authorization and Cookie there.
     """
     at = urlsplit(url)
     proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)

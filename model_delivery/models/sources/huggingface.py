@@ -1,4 +1,5 @@
-"""The Hugging Face Hub, or whatever ``HF_ENDPOINT`` names: its API lists, the store moves the bytes.
+"""The Hugging Face Hub, or whatever ``HF_ENDPOINT`` names: its API lists, the store moves
+the bytes.
 
 Its library is slow to import: only a source that is asked imports it.
 """
@@ -11,8 +12,7 @@ from typing import ClassVar, Literal
 from urllib.parse import quote
 
 from model_delivery.base.findings import Finding, Permanent, Trouble
-from model_delivery.models.sources.http import NotGiven, http_trouble
-from model_delivery.models.sources.hub import HubModel
+from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values.snapshot import File, Snapshot
 
@@ -32,12 +32,14 @@ class HuggingFaceModel(HubModel):
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """LFS files have a sha256, small ones git's blob sha1; both are checked against the bytes that arrive."""
+    """LFS files have a sha256, small ones git's blob sha1; both are checked against the
+    bytes that arrive.
+    """
 
     model: HuggingFaceModel
 
     def resolve(self) -> Snapshot:
-        """A hub that cannot be reached or is overloaded is Retryable, a "no" is Refused."""
+        """Retryable when the hub cannot be reached or is overloaded; a "no" is Refused."""
         import httpx2
         from huggingface_hub import HfApi, RepoFile, errors
 

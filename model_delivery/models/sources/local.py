@@ -18,14 +18,13 @@ from model_delivery.models.manifest import read_manifest
 from model_delivery.models.safetensors import check_header
 from model_delivery.models.sources.spec import Local, ModelSpec
 from model_delivery.models.verify import hash_file
-from model_delivery.values.resources import digest
 from model_delivery.values.snapshot import File, Snapshot
 
 SKIPPED = (".git", ".cache", ".model-delivery")
 
 
 class LocalModel(ModelSpec):
-    """A folder on the host (in a cluster: on the claim); ``manifest`` is the content of a list of sha256 sums, once loaded."""
+    """A folder on the host; ``manifest``: the text of a list of sha256 sums."""
 
     source: Literal["local"]
     path: Text
@@ -41,12 +40,13 @@ class LocalModel(ModelSpec):
         return {"path": str(Path(text).expanduser().absolute())}
 
     @property
-    def name(self) -> str:
-        return f"local {self.path}"
+    def repo(self) -> str:
+        return self.path
 
     @property
-    def key(self) -> str:
-        return digest(self.path, 16)
+    def revision(self) -> str:
+        """A folder has none."""
+        return "unknown"
 
     @property
     def token(self) -> None:
@@ -70,7 +70,8 @@ class LocalFolder:
         return Path(self.model.path)
 
     def resolve(self) -> Snapshot:
-        """Refused when it is no whole model: no config.json, no weights, a cut safetensors file, other files than ``manifest`` names.
+        """Refused when it is no whole model: no config.json, no weights, a cut
+        safetensors file, other files than ``manifest`` names.
 
         Symbolic links are followed only inside the folder.
         """
@@ -98,7 +99,9 @@ class LocalFolder:
             yield name.as_posix(), path
 
     def _summed(self, files: tuple[File, ...]) -> tuple[File, ...]:
-        """What is hashed is remembered in the state folder, once there is one: a plan makes none."""
+        """What is hashed is remembered in the state folder, once there is one: a plan
+        makes none.
+        """
         stated = self._stated(files)
         memory = default_home() / "hashes" / f"{self.model.key}.json"
         known = _remembered(memory)
@@ -108,7 +111,9 @@ class LocalFolder:
         return tuple(f.model_copy(update={"sha256": stated.get(f.path) or hashed[f.path][1]}) for f in files)
 
     def _stated(self, files: tuple[File, ...]) -> dict[str, str]:
-        """The sums of ``model.manifest`` (lines as sha256sum writes them), else those of a manifest of ours in the folder."""
+        """The sums of ``model.manifest`` (lines as sha256sum writes them), else those of
+        a manifest of ours in the folder.
+        """
         sizes = {f.path: f.size for f in files}
         if self.model.manifest is None:
             ours = read_manifest(self.root)

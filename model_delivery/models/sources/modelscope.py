@@ -1,4 +1,5 @@
-"""ModelScope, or whatever ``MODELSCOPE_ENDPOINT`` names. Its API states the sha256 of every file, and no commit for a branch.
+"""ModelScope, or whatever ``MODELSCOPE_ENDPOINT`` names. Its API states the sha256 of
+every file, and no commit for a branch.
 
 Its library is slow to import: only a source that is asked imports it.
 """
@@ -12,8 +13,7 @@ from typing import ClassVar, Literal
 from urllib.parse import urlencode
 
 from model_delivery.base.findings import Finding, Trouble
-from model_delivery.models.sources.http import NotGiven, http_trouble
-from model_delivery.models.sources.hub import HubModel
+from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values.snapshot import File, Snapshot
 
@@ -41,7 +41,7 @@ class ModelScope:
     model: ModelScopeModel
 
     def resolve(self) -> Snapshot:
-        """A hub that cannot be reached or is overloaded is Retryable, a "no" is NotGiven."""
+        """Retryable when the hub cannot be reached or is overloaded; a "no" is NotGiven."""
         import requests
         from modelscope.hub.api import HubApi
         from modelscope_hub.errors import HubError

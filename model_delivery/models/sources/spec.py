@@ -1,4 +1,6 @@
-"""What a spec says of a model, whatever its source; each source has a room of its own beside this module."""
+"""What a spec says of a model, whatever its source; each source has a room of its own
+beside this module.
+"""
 
 from __future__ import annotations
 
@@ -46,17 +48,23 @@ class Source(Protocol):
     """Where a model comes from. Tokens are read when they are needed."""
 
     def resolve(self) -> Snapshot:
-        """List first: the commit and its files, names and kinds checked. Retryable or Refused otherwise."""
+        """List first: the commit and its files, names and kinds checked. Retryable or
+        Refused otherwise.
+        """
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
-        """Where a file's bytes are, as of now; what must be unpacked first goes to ``scratch``, a folder of this fetch's own."""
+        """Where a file's bytes are, as of now; what must be unpacked first goes to
+        ``scratch``, a folder of this fetch's own.
+        """
 
 
 class ModelSpec(Part):
-    """What every source has. ``files``: fields that name a file or folder, made absolute when a spec is loaded.
+    """What every source has. ``files``: fields that name a file or folder, made absolute
+    when a spec is loaded.
 
-    ``texts``: fields that name a file whose content takes their place then. ``endpoint_variable`` is what a step's Job must be
-    passed. ``example``: an address on the command line.
+    ``texts``: fields that name a file whose content takes their place then.
+    ``endpoint_variable`` is what a step's Job must be passed. ``example``: an address on
+    the command line.
     """
 
     include: tuple[Text, ...] = INCLUDE
@@ -69,8 +77,14 @@ class ModelSpec(Part):
     in_cluster: ClassVar[bool] = True
     example: ClassVar[str]
 
-    if TYPE_CHECKING:
-        source: str
+    if TYPE_CHECKING:  # fields in most rooms
+
+        @property
+        def source(self) -> str: ...
+        @property
+        def repo(self) -> str: ...
+        @property
+        def revision(self) -> str: ...
 
     @classmethod
     @abstractmethod
@@ -78,14 +92,14 @@ class ModelSpec(Part):
         """The fields that the command line's ``SOURCE:text`` stands for."""
 
     @property
-    @abstractmethod
     def name(self) -> str:
         """What people and manifests call it: ``huggingface org/model``."""
+        return f"{self.source} {self.repo}"
 
     @property
-    @abstractmethod
     def key(self) -> str:
         """``Snapshot.key`` of what it resolves to."""
+        return digest(self.repo, 16)
 
     @abstractmethod
     def open(self) -> Source: ...
@@ -103,13 +117,9 @@ class ModelSpec(Part):
         commit = commit or digest([[f.path, f.size, f.sha256] for f in files], 40)
         return Snapshot(source=self.source, key=self.key, commit=commit, files=files)
 
-    def unresolved(self) -> Snapshot:
-        """As it is written, nobody asked."""
-        return self.snapshot((), "unknown")
-
 
 class Fallback(Part):
-    """Another source of the same files; ``token`` is its own, ``model.token`` is never sent to it."""
+    """Another source of the same files; ``model.token`` is never sent to it."""
 
     source: Remotes
     repo: Text
@@ -128,9 +138,6 @@ class RemoteModel(ModelSpec):
     files: ClassVar[tuple[str, ...]] = ("token.file", "fallback.*.token.file")
     address: ClassVar[str] = r"([^@]+)@(.+)"
 
-    if TYPE_CHECKING:
-        revision: str
-
     @classmethod
     def from_address(cls, text: str) -> dict[str, Any]:
         """``REPO[@REVISION]``."""
@@ -139,27 +146,18 @@ class RemoteModel(ModelSpec):
         return {"repo": repo, "revision": revision}
 
     @property
-    def name(self) -> str:
-        return f"{self.source} {self.repo}"
-
-    @property
-    def key(self) -> str:
-        return self.repo.replace("/", "--")
-
-    @property
     def secret(self) -> Secret | None:
         return None if self.token is None else read_secret(self.token)
 
     def fallbacks(self) -> tuple[RemoteModel, ...]:
-        """Each entry of ``fallback`` as a model of its own, with the files and permissions of this one."""
+        """Each entry of ``fallback`` as a model of its own, with the files and
+        permissions of this one.
+        """
         ours = self.model_dump(include={"include", "exclude", "allow", "pins"})
         return tuple(REMOTES[other.source].model_validate(ours | other.model_dump()) for other in self.fallback)
 
     def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
         return hashed(super().chosen(pinned(listed, self.pins)))
-
-    def unresolved(self) -> Snapshot:
-        return self.snapshot((), self.revision)
 
 
 REMOTES: dict[str, type[RemoteModel]] = {}

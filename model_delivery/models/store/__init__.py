@@ -1,4 +1,4 @@
-"""The store: one folder a commit, made whole or not at all; its manifest is written last."""
+"""The store: one folder a commit, whole or not at all; its manifest is written last."""
 
 from model_delivery.models.manifest import MANIFEST, Manifest, folder_name, model_folder, read_manifest
 from model_delivery.models.verify import verify

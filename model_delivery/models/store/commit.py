@@ -1,4 +1,6 @@
-"""Fetch a snapshot into its folder: adopt what is whole, move the rest in parallel, write the manifest last."""
+"""Fetch a snapshot into its folder: adopt what is whole, move the rest in parallel, write
+the manifest last.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from model_delivery.values.snapshot import File, Snapshot
 
 
 class Fetched(Part):
-    """A verified model. ``fetched_bytes``: moved now (0: it was there); ``origins``: how many files came from which source."""
+    """A verified model. ``fetched_bytes``: moved now (0: it was there); ``origins``: how
+    many files came from which source.
+    """
 
     path: str
     files: int
@@ -47,8 +51,9 @@ def scratch_of(folder: Path) -> Path:
 def fetch(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience | None = None) -> Fetched:
     """One fetcher at a time for each folder; the others wait and adopt.
 
-    Refused when the disk is too small or the model is not whole, Retryable when nothing more comes from any source, Permanent when what
-    comes is not what was listed, or the folder cannot be written.
+    Refused when the disk is too small or the model is not whole, Retryable when nothing
+    more comes from any source, Permanent when what comes is not what was listed, or the
+    folder cannot be written.
     """
     start, moved = time.monotonic(), 0
     with _readable_refusals(folder):
@@ -112,7 +117,9 @@ def _fill(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience
 
 
 def _sweep(snapshot: Snapshot, folder: Path) -> None:
-    """Only what is listed stays, and what was begun of it: anything else was left by a dead run, or would be served unverified."""
+    """Only what is listed stays, and what was begun of it: anything else was left by a
+    dead run, or would be served unverified.
+    """
     wanted = with_parts(folder, (file.path for file in snapshot.files))
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_symlink() or (not path.is_dir() and path not in wanted):

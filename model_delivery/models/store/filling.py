@@ -1,4 +1,6 @@
-"""Fills one folder: sixteen streams share one list of rows of chunks; each file is compared and looked into before it gets its name."""
+"""Fills one folder: sixteen streams share one list of rows of chunks; each file is
+compared and looked into before it gets its name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ SMALL = 1 << 20
 
 
 class Filling:
-    """Small files come first, so that a refusal comes early. After ``run``: ``entries`` of the manifest, and ``moved`` bytes."""
+    """Small files come first, so that a refusal comes early. After ``run``: ``entries``
+    of the manifest, and ``moved`` bytes.
+    """
 
     def __init__(
         self, snapshot: Snapshot, origins: Sequence[Origin], folder: Path, allow: tuple[str, ...], patience: Patience
@@ -67,7 +71,9 @@ class Filling:
         return not running or any(stream.exception() for stream in done)
 
     def _rows(self) -> Iterator[tuple[Part, range]]:
-        """Long rows first, short ones at the end, so that all streams end together; one empty row for a file that is whole already."""
+        """Long rows first, short ones at the end, so that all streams end together; one
+        empty row for a file that is whole already.
+        """
         left = sum(chunks_in(file) for file in self.snapshot.files)
         for file in sorted(self.snapshot.files, key=lambda file: (file.size > SMALL, file.path)):
             part = Part(file, self.folder / file.path)
@@ -95,7 +101,9 @@ class Filling:
                 self._finish(part)
 
     def _bring(self, part: Part, row: range) -> None:
-        """From the first source that gives it. The next one is asked when a source says no; for all files from then on, when nothing more comes from it."""
+        """From the first source that gives it. The next one is asked when a source says
+        no; for all files from then on, when nothing more comes from it.
+        """
         while row and not self.stop.is_set():
             tried = part.tried = max(part.tried, self.first)
             try:
@@ -119,7 +127,9 @@ class Filling:
         report(Progress("fetch", f"{trouble.findings[0].what}: {part.file.path} is taken from {after}"))
 
     def _finish(self, part: Part) -> None:
-        """Its bytes are all there: compare, look inside, give it its name. What is not as listed is fetched again, from the next source if it came now."""
+        """Its bytes are all there: compare, look inside, give it its name. What is not as
+        listed is fetched again, from the next source if it came now.
+        """
         while fault := part.fault():
             if not part.resumed:
                 part.discard_bytes()

@@ -24,13 +24,17 @@ class Garbage:
 
 
 def find(roots: Iterable[Path], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
-    """What lies in the stores under ``roots`` and is neither in ``wanted`` nor being fetched now."""
+    """What lies in the stores under ``roots`` and is neither in ``wanted`` nor being
+    fetched now.
+    """
     kept = wanted()
     return tuple(item for root in sorted(set(roots)) for item in _in_store(root / MODELS, kept))
 
 
 def remove(garbage: Iterable[Garbage], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
-    """Remove it, and say what went. A folder that somebody has come to want meanwhile, or fetches now, stays."""
+    """Remove it, and say what went. A folder that somebody has come to want meanwhile, or
+    fetches now, stays.
+    """
     return tuple(item for item in garbage if _removed(item.path, wanted))
 
 
@@ -60,7 +64,9 @@ def _in_store(models: Path, kept: set[Path]) -> Iterator[Garbage]:
 
 
 def _lock_beside(path: Path) -> Path:
-    """The lock of the folder that a hidden file or folder beside it belongs to: ``.COMMIT.scratch``, ``..COMMIT.lock.HOLDER``."""
+    """The lock of the folder that a hidden file or folder beside it belongs to:
+    ``.COMMIT.scratch``, ``..COMMIT.lock.HOLDER``.
+    """
     return lock_of(path.with_name(path.name.lstrip(".").partition(".")[0]))
 
 

@@ -1,7 +1,8 @@
-"""One fetcher a folder, by a file with a heartbeat: it works where a network volume has no locks, and a dead holder cannot keep it.
+"""One fetcher a folder, by a file with a heartbeat: it works where a network volume has
+no locks, and a dead holder cannot keep it.
 
-Nothing depends on it for correctness: two fetchers would write the same bytes to the same places, and every file is hashed before it
-gets its name. It saves them the work.
+Nothing depends on it for correctness: two fetchers would write the same bytes to the same
+places, and every file is hashed before it gets its name. It saves them the work.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ DEAD_AFTER = 15.0
 
 @contextmanager
 def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file ``path``; ``waiting`` hears who has it. Yields a call that says whether it is still ours.
+    """Hold the lock file ``path``; ``waiting`` hears who has it. Yields a call that says
+    whether it is still ours.
 
-    A holder is dead when its file has not changed for 15 s of the waiter's own clock, or, in the same process namespace of the same
-    boot, when its process has ended.
+    A holder is dead when its file has not changed for 15 s of the waiter's own clock, or,
+    in the same process namespace of the same boot, when its process has ended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = uuid.uuid4().hex
@@ -44,7 +46,9 @@ def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], b
 
 
 def held(path: Path) -> bool:
-    """Is somebody alive behind this lock? Of a holder on another machine its file's time is believed."""
+    """Is somebody alive behind this lock? Of a holder on another machine its file's time
+    is believed.
+    """
     seen = _holder(path)
     if not seen or _ended(seen):
         return False
@@ -79,7 +83,9 @@ def _create(path: Path, mine: str) -> bool:
 
 
 def _take_over(path: Path, dead: dict[str, Any]) -> None:
-    """Move the dead holder's file away; when another waiter was faster and its file was moved, it is put back."""
+    """Move the dead holder's file away; when another waiter was faster and its file was
+    moved, it is put back.
+    """
     grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         path.rename(grave)
@@ -113,7 +119,9 @@ def _self(mine: str) -> dict[str, Any]:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the lock file says; empty when there is none. One that a crash left unreadable has a holder whom nobody knows."""
+    """What the lock file says; empty when there is none. One that a crash left unreadable
+    has a holder whom nobody knows.
+    """
     try:
         said = json.loads(path.read_text())
     except FileNotFoundError:

@@ -1,4 +1,6 @@
-"""Who may give a file's bytes, in turn: the source that listed it, then the others of ``model.fallback``."""
+"""Who may give a file's bytes, in turn: the source that listed it, then the others of
+``model.fallback``.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ from model_delivery.values.snapshot import File, Snapshot
 
 @dataclass(frozen=True)
 class Origin:
-    """A source that may have the bytes: ``locate`` says where those of a file are, as of now (a signed address expires)."""
+    """A source that may have the bytes: ``locate`` says where those of a file are, as of
+    now (a signed address expires).
+    """
 
     name: str
     locate: Callable[[File], Remote | Local]
 
 
 def origins(model: ModelSpec, snapshot: Snapshot, scratch: Path) -> tuple[Origin, ...]:
-    """First the one that ``snapshot`` was resolved from; the rest give what has the hashes that it lists, and nothing else."""
+    """First the one that ``snapshot`` was resolved from; the rest give what has the
+    hashes that it lists, and nothing else.
+    """
     models = (model, *model.fallbacks())
     exact = [(m.source, m.key) for m in models].index((snapshot.source, snapshot.key))
     source = models[exact].open()
@@ -33,7 +39,9 @@ def origins(model: ModelSpec, snapshot: Snapshot, scratch: Path) -> tuple[Origin
 
 
 class _Other:
-    """Lists its own files when the first one is asked of it, and gives those whose sha256 is the wanted one."""
+    """Lists its own files when the first one is asked of it, and gives those whose sha256
+    is the wanted one.
+    """
 
     def __init__(self, model: ModelSpec, scratch: Path) -> None:
         self.name, self.source, self.scratch = model.name, model.open(), scratch

@@ -1,4 +1,6 @@
-"""A file while it is filled: chunks come in any order, each is on the disk before it is noted, and the hash follows the unbroken start."""
+"""A file while it is filled: chunks come in any order, each is on the disk before it is
+noted, and the hash follows the unbroken start.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def with_parts(folder: Path, names: Iterable[str]) -> set[Path]:
 
 
 def noted(file: File, target: Path) -> set[int]:
-    """The chunks that an earlier run left on the disk; a note that was cut short, or of another version of the file, counts nothing."""
+    """The chunks that an earlier run left on the disk; a note that was cut short, or of
+    another version of the file, counts nothing.
+    """
     try:
         first, *lines = notes_of(target).read_text(errors="replace").split("\n")
         whole = part_of(target).stat().st_size == file.size
@@ -78,7 +82,9 @@ def _title(file: File) -> str:
 
 
 class Part:
-    """``resumed`` says whether an earlier run's chunks are among ``done``. Safe for threads that write different chunks."""
+    """``resumed`` says whether an earlier run's chunks are among ``done``. Safe for
+    threads that write different chunks.
+    """
 
     def __init__(self, file: File, target: Path) -> None:
         self.file, self.target, self.path = file, target, part_of(target)
@@ -86,7 +92,7 @@ class Part:
         self.troubles: tuple[Trouble, ...] = ()
         self.tried = 0
         self._lock = threading.Lock()
-        self._ended = self._alone = False
+        self._ended = self.alone = False
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and target.stat().st_size == file.size:
             self._adopt()
@@ -96,7 +102,9 @@ class Part:
         self._open()
 
     def _adopt(self) -> None:
-        """A file that is there under its own name is checked like one that was just filled."""
+        """A file that is there under its own name is checked like one that was just
+        filled.
+        """
         numbers = "".join(f"\n{n} {n}" for n in range(self.count))
         notes_of(self.target).write_text(f"{_title(self.file)}\n{FROM}{IN_PLACE}{numbers}\n")
         self.target.replace(self.path)
@@ -124,14 +132,12 @@ class Part:
         self._fd = self._notes = -1
 
     def take_alone(self) -> bool:
-        """The server sends whole files only. True for the one stream that shall read it, False for those that leave it to that one."""
+        """The server sends whole files only. True for the one stream that shall read it,
+        False for those that leave it to that one.
+        """
         with self._lock:
-            first, self._alone = not self._alone, True
+            first, self.alone = not self.alone, True
             return first
-
-    @property
-    def alone(self) -> bool:
-        return self._alone
 
     def comes_from(self, origin: str) -> None:
         """Remember who gives bytes of it, over a restart too."""
@@ -147,14 +153,18 @@ class Part:
             at, view = at + written, view[written:]
 
     def note(self, number: int) -> None:
-        """This chunk is whole: from now on it is on the disk, and no later run fetches it again."""
+        """This chunk is whole: from now on it is on the disk, and no later run fetches it
+        again.
+        """
         os.fdatasync(self._fd)
         os.write(self._notes, b"\n%d %d\n" % (number, number))
         with self._lock:
             self.done.add(number)
 
     def clone(self, source: Path) -> bool:
-        """Share the blocks of ``source`` where the file system can: never a hard link, the next edit would reach the store."""
+        """Share the blocks of ``source`` where the file system can: never a hard link,
+        the next edit would reach the store.
+        """
         with source.open("rb") as opened:
             try:
                 fcntl.ioctl(self._fd, FICLONE, opened.fileno())
@@ -165,7 +175,9 @@ class Part:
         return True
 
     def advance(self) -> bool:
-        """Hash on as far as there are chunks, by one thread at a time. True once, for the thread that came to the end."""
+        """Hash on as far as there are chunks, by one thread at a time. True once, for the
+        thread that came to the end.
+        """
         with self._lock:
             if self._hashing:
                 return False
@@ -206,7 +218,7 @@ class Part:
     def restart(self) -> None:
         """Throw away what is there, and begin again."""
         self.discard_bytes()
-        self.done, self.resumed, self.origins, self._ended, self._alone = set(), False, set(), False, False
+        self.done, self.resumed, self.origins, self._ended, self.alone = set(), False, set(), False, False
         self._open()
 
     def keep(self) -> None:

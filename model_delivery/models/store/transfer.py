@@ -1,4 +1,6 @@
-"""Brings chunks from where a source says they are. As long as bytes move it goes on; without any it tries again, ever more slowly."""
+"""Brings chunks from where a source says they are. As long as bytes move it goes on;
+without any it tries again, ever more slowly.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ GOES_ON = "it goes on where it was cut"
 
 @dataclass(frozen=True)
 class Patience:
-    """``stall``: seconds in which 64 KiB must arrive, else the connection is given up; ``tries``: without a byte, in a row."""
+    """``stall``: seconds in which 64 KiB must arrive, else the connection is given up;
+    ``tries``: without a byte, in a row.
+    """
 
     stall: float = 30.0
     tries: int = 6
@@ -46,7 +50,9 @@ class Stopped(Exception):
 
 @dataclass
 class Link:
-    """The connections of one fetch. ``count`` hears of every byte that arrives; ``stop`` ends all streams."""
+    """The connections of one fetch. ``count`` hears of every byte that arrives; ``stop``
+    ends all streams.
+    """
 
     patience: Patience
     count: Callable[[int], None]
@@ -55,7 +61,9 @@ class Link:
     open: set[urllib3.BaseHTTPResponse] = field(default_factory=set)
 
     def fill(self, part: Part, row: range, origin: Origin) -> None:
-        """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent when it is not what was listed."""
+        """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent
+        when it is not what was listed.
+        """
         where = self._where(part, origin)
         if isinstance(where, Local):
             self._copy(part, row, where.path, origin)
@@ -105,7 +113,9 @@ class Link:
                 self.open.discard(answer)
 
     def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
-        """One request; returns how far it came. A connection that breaks after 64 KiB is no error yet: the next one goes on there."""
+        """One request; returns how far it came. A connection that breaks after 64 KiB is
+        no error yet: the next one goes on there.
+        """
         where = self._where(part, origin)
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
@@ -190,7 +200,7 @@ class Link:
 
 
 class _Watch:
-    """Gives up a connection that trickles: every ``stall`` seconds 64 KiB must have come."""
+    """Gives up a connection that trickles: each ``stall`` seconds 64 KiB must come."""
 
     def __init__(self, stall: float) -> None:
         self.stall, self.since, self.came = stall, time.monotonic(), 0

@@ -75,19 +75,19 @@ def _lease(spec: Mapping[str, Any], text: str) -> Object:
     return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}
 
 
-def label(found: Mapping[str, Any], name: str) -> str | None:
+def label(found: Object, name: str) -> str | None:
     """A label of ours; none where an object is not ours."""
     return (found["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
 
 
-def is_made_by_controller(found: Mapping[str, Any]) -> bool:
+def is_made_by_controller(found: Object) -> bool:
     """Labels of ours reach what a controller makes of our object (Knative's Deployments,
     KServe's): they make it no object of ours.
     """
     return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
 
 
-def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
+def from_object(found: Object, kind: Kind) -> Observed:
     """An object as a resource: what is stored is read back, of the rest ``spec`` is the
     manifest without what the server adds.
     """
@@ -105,7 +105,7 @@ def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
     return Observed(Resource(Ref(kind, name), role, delivery, spec, release), str(meta["resourceVersion"]), status)
 
 
-def _status(found: Mapping[str, Any], kind: Kind) -> Object:
+def _status(found: Object, kind: Kind) -> Object:
     meta, status = found["metadata"], found.get("status") or {}
     ended = [c for c in status.get("conditions", ()) if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
     return {
@@ -117,7 +117,7 @@ def _status(found: Mapping[str, Any], kind: Kind) -> Object:
     }
 
 
-def shown(found: Mapping[str, Any]) -> Object:
+def shown(found: Object) -> Object:
     """An object without its status and what only the server writes."""
     rest = {key: value for key, value in found.items() if key not in ("status", "kind", "apiVersion")}
     rest["metadata"] = {key: value for key, value in found["metadata"].items() if key not in NOISE}

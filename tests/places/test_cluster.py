@@ -25,6 +25,7 @@ from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
 from model_delivery.targets.kubernetes.preflight import wanted_rules
+from model_delivery.values.kind import RELEASE
 from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
@@ -78,6 +79,20 @@ def test_a_users_object_of_the_same_name_is_refused_and_never_deleted(
         place.put(service(1))
     assert place.delete(NAME, service(1).ref).action == "absent"
     assert cluster.kubectl("get", "service", NAME, "-n", namespace, "-o", "name")
+
+
+def test_what_was_adopted_is_deleted_though_it_carries_no_label_of_ours_and_nobody_has_looked(
+    cluster: Cluster, namespace: str, place: Place
+) -> None:
+    cluster.kubectl("create", "configmap", "theirs", "-n", namespace)
+    ref = Ref(CONFIG_MAP, "theirs")
+    seen = place.get(NAME, ref)
+    assert seen is not None
+    adopted = {"kind": "ConfigMap", "name": "theirs", "uid": seen.status["uid"], "pods": {"labels": {"app": "theirs"}}}
+    place.put(Resource(Ref(RELEASE, "r1"), "record", NAME, {"payload": {"adopted": adopted}}, "r1"))
+    assert Place(None, namespace).delete("other", ref).action == "absent"
+    assert Place(None, namespace).delete(NAME, ref).action == "deleted"
+    assert place.get(NAME, ref) is None
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 
 from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Permanent, Refused
 from model_delivery.run.converge import changes, converge
+from model_delivery.base.findings import BadInput, Permanent, Refused, Trouble
+from model_delivery.places.guarded import guarded, observed
 from model_delivery.run.lease import REF, Lease
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.resources import ABSENT, ANY, RECORD_REF, Mismatch, Ref, Resource
+from model_delivery.values.snapshot import Snapshot
+from tests.parts.ports import free_port
 from tests.places.conftest import NAME, Given
 
 ODD = {"text": "quote ' \" newline \n {{ template }} $(VAR) ünïcode \u2028", "list": [1, {"a": None}], "empty": {}}
@@ -144,3 +147,46 @@ def test_a_lease_that_is_kept_is_renewed(given: Given) -> None:
         assert now.resource.spec["expires"] > first.resource.spec["expires"]
         quick.fence()
     assert place.get(NAME, REF) is None
+
+
+def test_what_a_place_says_of_itself_it_says_everywhere(given: Given) -> None:
+    place = given.open()
+    snapshot = Snapshot(source="huggingface", key="a--b", commit="0" * 40, files=())
+    assert place.has_model(snapshot, None) is (False if place.keeps_files else None)
+    assert place.elsewhere
+    assert not place.listening(free_port())
+    assert place.own_image() is None
+    assert place.look_up("/api/v1/namespaces/no-such-namespace") is None
+    assert (place.look_up("/version") is None) == (place.rights() is None) == place.keeps_files
+
+
+def test_a_release_that_never_ran_has_no_log(given: Given) -> None:
+    place = given.open()
+    if place.keeps_files:
+        with pytest.raises(BadInput, match="no log of m r1"):
+            place.engine_log(NAME, "r1")
+    else:
+        assert not list(place.engine_log(NAME, "r1", follow=True))
+
+
+def test_an_effect_is_fenced_and_seen_and_a_dry_run_is_neither(given: Given) -> None:
+    seen: list[tuple[str, str, Ref]] = []
+    fence: list[Trouble] = []
+
+    def fenced() -> None:
+        if fence:
+            raise fence[0]
+
+    with observed(lambda *effect: seen.append(effect)):
+        place = guarded(given.open(), fenced)
+    place.put(record(a=1), dry_run=True)
+    assert not seen
+    place.put(record(a=1))
+    place.delete(NAME, RECORD_REF)
+    expected = [(when, verb, RECORD_REF) for verb in ("put", "delete") for when in ("before", "after")]
+    assert seen == expected
+    fence.append(Permanent())
+    with pytest.raises(Permanent):
+        place.put(record(a=1))
+    assert place.get(NAME, RECORD_REF) is None
+    assert seen == expected

@@ -172,3 +172,14 @@ def test_a_secret_reaches_the_engine_and_no_file(
     files = [path for path in host.home.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if b"s3cret-value" in path.read_bytes()]
+
+
+def test_the_log_of_an_engine_outlives_it_and_of_several_the_newest_counts(host: Host, payload: dict[str, Any]) -> None:
+    for _ in range(2):
+        host.put(engine(payload))
+        ready(host, "r1")
+        host.delete(NAME, Ref(ENGINE, "r1"), grace=1)
+    logs = sorted(host.logs(NAME).glob("r1-*.log"))
+    assert [log.name for log in logs] == ["r1-1.log", "r1-2.log"]
+    logs[1].write_text("of the second\n")
+    assert list(host.engine_log(NAME, "r1")) == [b"of the second"]

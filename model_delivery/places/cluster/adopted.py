@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from model_delivery.places.cluster.objects import Object, label
 from model_delivery.targets.kubernetes.pod import pod_labels
+from model_delivery.values.kind import RELEASE
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,15 @@ def adoptions(stored: Iterable[Object]) -> dict[str, Adopted]:
     """Those among the ConfigMaps ``stored``, by release. The one place that reads a
     payload's words.
     """
-    found = {}
+    adopted = {}
     for release in stored:
-        if label(release, "kind") == "Release":
-            words = json.loads(release["data"]["content"]).get("payload", {}).get("adopted")
-            if words:
-                pods = words["pods"]
-                adopted = Adopted(
-                    words["kind"], words["name"], words["uid"], pods.get("labels") or {}, pods.get("prefix", "")
-                )
-                found[str(label(release, "release"))] = adopted
-    return found
+        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
+        words = content.get("payload", {}).get("adopted")
+        if words:
+            by = words["pods"]
+            known = Adopted(words["kind"], words["name"], words["uid"], by.get("labels") or {}, by.get("prefix", ""))
+            adopted[str(label(release, "release"))] = known
+    return adopted
 
 
 def marked(pod: Object, delivery: str, adopted: Mapping[str, Adopted]) -> Object:
@@ -53,8 +52,8 @@ def marked(pod: Object, delivery: str, adopted: Mapping[str, Adopted]) -> Object
     as it is.
     """
     meta = pod["metadata"]
-    for release, one in adopted.items():
-        if one.has(pod):
+    for release, owned in adopted.items():
+        if owned.has(pod):
             return {
                 **pod,
                 "metadata": {**meta, "labels": {**(meta.get("labels") or {}), **pod_labels(delivery, release)}},

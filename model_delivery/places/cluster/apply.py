@@ -12,7 +12,7 @@ from model_delivery.places.cluster import jobs, room, taking
 from model_delivery.places.cluster.client import APPLY, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import MANAGER, Object, label, shown, to_object
-from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Resource, Version, covers, difference
+from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Ref, Resource, Version, covers, difference
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Apply:
         body = self._body()
         room.check(self.look, self.resource, body, self.live)
         if self._takes and self.live and not self.dry_run:
-            taken = taking.take(self.look.space, self.resource.ref, self.live, body)
+            taken = taking.take(self.look.space, self._ref, self.live, body)
             expect = expect if expect in (ANY, ABSENT) else taken
         if expect not in (ANY, ABSENT):
             body["metadata"]["resourceVersion"] = expect
@@ -40,8 +40,12 @@ class Apply:
         except Status as status:
             held = tuple(_held(status))
             if held and self.dry_run:
-                return Change(self.resource.ref, "updated", tuple(f"{line}: needs --take-over" for line in held))
+                return Change(self._ref, "updated", tuple(f"{line}: needs --take-over" for line in held))
             raise self._refusal(status, held) from None
+
+    @property
+    def _ref(self) -> Ref:
+        return self.resource.ref
 
     @property
     def _takes(self) -> bool:
@@ -61,30 +65,30 @@ class Apply:
         force = str(self.take_over or self._takes).lower()
         query = {"fieldManager": MANAGER, "force": force} | ({"dryRun": "All"} if self.dry_run else {})
         try:
-            done = self.look.space.send("PATCH", self.resource.ref, query, body, media=APPLY)
+            done = self.look.space.send("PATCH", self._ref, query, body, media=APPLY)
         except Status as status:
             if status.code != 409 or any(_held(status)):
                 raise
             body["metadata"].pop("resourceVersion", None)
-            done = self.look.space.get(self.resource.ref) or {"metadata": {}}
+            done = self.look.space.get(self._ref) or {"metadata": {}}
             if not covers(shown(done), shown(body)):
-                raise Mismatch(self.resource.ref) from None
-        if self.resource.ref.kind.demand and not self.dry_run:
+                raise Mismatch(self._ref) from None
+        if self._ref.kind.demand and not self.dry_run:
             self.look.forget()
         return done
 
     def _change(self, done: Object) -> Change:
         version = done["metadata"].get("resourceVersion")
         if self.live is None:
-            return Change(self.resource.ref, "created", version=version)
+            return Change(self._ref, "created", version=version)
         given_up = taking.given_up(self.live) if self._takes and self.dry_run else ()
         diff = (*difference(shown(self.live), shown(done)), *given_up)
-        return Change(self.resource.ref, "updated" if diff else "unchanged", diff, version)
+        return Change(self._ref, "updated" if diff else "unchanged", diff, version)
 
     def _refusal(self, status: Status, held: tuple[str, ...]) -> Permanent:
         if not held:
-            return self.look.space.refusal(self.resource.ref, status)
-        what = f"{self.resource.ref} was changed by another field manager"
+            return self.look.space.refusal(self._ref, status)
+        what = f"{self._ref} was changed by another field manager"
         fix = "let that manager give the fields up, or take them with `deliver up --take-over`"
         return Permanent(Finding("cluster.held-by-another", what, "; ".join(held), fix))
 

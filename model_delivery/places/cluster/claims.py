@@ -60,7 +60,7 @@ def _may_stay(name: str, live: Object, want: Object) -> None:
 def _classes(client: Client) -> dict[str, Object] | None:
     """By name; None: we may not see them."""
     try:
-        return {found["metadata"]["name"]: found for found in client.call("GET", CLASSES)["items"]}
+        return {entry["metadata"]["name"]: entry for entry in client.call("GET", CLASSES)["items"]}
     except (Forbidden, Status):
         return None
 
@@ -73,13 +73,13 @@ def _class_exists(client: Client, name: str | None) -> None:
     if name is not None:
         what, fix = f"there is no storage class {name}", "correct storage.storage_class"
         raise Refused(Finding("claim.no-such-class", what, f"the cluster has: {names}", fix))
-    if not any(found["metadata"].get("annotations", {}).get(DEFAULT) == "true" for found in known.values()):
+    if not any(entry["metadata"].get("annotations", {}).get(DEFAULT) == "true" for entry in known.values()):
         what, fix = "the cluster has no default storage class", "name one in storage.storage_class"
         raise Refused(Finding("claim.no-default-class", what, f"it has: {names}", fix))
 
 
 def _may_grow(client: Client, claim: str, name: str | None) -> None:
-    found = (_classes(client) or {}).get(name or "")
-    if found is not None and not found.get("allowVolumeExpansion"):
+    entry = (_classes(client) or {}).get(name or "")
+    if entry is not None and not entry.get("allowVolumeExpansion"):
         why, fix = f"its class {name} does not let claims grow", "put storage.size back, or name another claim"
         raise Refused(Finding("claim.cannot-grow", f"the claim {claim} cannot grow", why, fix))

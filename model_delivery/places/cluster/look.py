@@ -81,12 +81,12 @@ class Look:
 
     def world(self, delivery: str, *, fresh: bool = True) -> World:
         """``fresh``: nothing of it is known from a look before."""
-        ours, now, began = _of(delivery), time.time(), time.monotonic()
+        labelled, now, began = _of(delivery), time.time(), time.monotonic()
         self._list(delivery, fresh=fresh)
         adopted = adoptions(self._known[CONFIG_MAP])
-        seen = [from_object(found, kind) for kind in self.kinds for found in self._known[kind]]
-        objects = {found.resource.ref: found for found in (*self._unmarked(delivery, adopted), *seen)}
-        listed = [marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else ours)]
+        ours = [from_object(live, kind) for kind in self.kinds for live in self._known[kind]]
+        objects = {seen.resource.ref: seen for seen in (*self._unmarked(delivery, adopted), *ours)}
+        listed = [marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
         listed = [pod for pod in listed if label(pod, "delivery") == delivery]
         self._turns = {pod["metadata"]["name"]: pods.turn(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
@@ -94,7 +94,7 @@ class Look:
         beside = {
             "Pod": tuple(map(self._with_log, listed)),
             "Event": tuple(self.maybe(EVENT, {"fieldSelector": "type!=Normal"})) if self._events_tell(listed) else (),
-            "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, ours)) if self._known[SERVICE] else (),
+            "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, labelled)) if self._known[SERVICE] else (),
             "Node": self.nodes() if any(map(pods.unscheduled, listed)) else (),
         }
         self.price = sum(at >= began for at in self.client.asked)
@@ -105,8 +105,8 @@ class Look:
         fresh = fresh or time.monotonic() - self._known_at > OLD
         for kind in self.kinds:
             if fresh or (not kind.steady and self._known[kind]):
-                found = self.maybe(kind, _of(delivery, "kind!=Report"))
-                self._known[kind] = [item for item in found if not is_made_by_controller(item)]
+                items = self.maybe(kind, _of(delivery, "kind!=Report"))
+                self._known[kind] = [item for item in items if not is_made_by_controller(item)]
         self._known_at = time.monotonic() if fresh else self._known_at
 
     def _unmarked(self, delivery: str, adopted: Mapping[str, Adopted]) -> Iterator[Observed]:

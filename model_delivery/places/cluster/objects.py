@@ -75,38 +75,38 @@ def _lease(spec: Mapping[str, Any], text: str) -> Object:
     return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}
 
 
-def label(found: Mapping[str, Any], name: str) -> str | None:
+def label(live: Object, name: str) -> str | None:
     """A label of ours; none where an object is not ours."""
-    return (found["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
+    return (live["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
 
 
-def is_made_by_controller(found: Mapping[str, Any]) -> bool:
+def is_made_by_controller(live: Object) -> bool:
     """Labels of ours reach what a controller makes of our object (Knative's Deployments,
     KServe's): they make it no object of ours.
     """
-    return any(owner.get("controller") for owner in found["metadata"].get("ownerReferences") or ())
+    return any(owner.get("controller") for owner in live["metadata"].get("ownerReferences") or ())
 
 
-def from_object(found: Mapping[str, Any], kind: Kind) -> Observed:
+def from_object(live: Object, kind: Kind) -> Observed:
     """An object as a resource: what is stored is read back, of the rest ``spec`` is the
     manifest without what the server adds.
     """
-    meta, kind = found["metadata"], KINDS.get(label(found, "kind") or "", kind)
-    delivery, release, name = label(found, "delivery") or "", label(found, "release"), meta["name"]
-    role: Any = label(found, "role") or "storage"
+    meta, kind = live["metadata"], KINDS.get(label(live, "kind") or "", kind)
+    delivery, release, name = label(live, "delivery") or "", label(live, "release"), meta["name"]
+    role: Any = label(live, "role") or "storage"
     status: Object = {}
     if kind == REPORT:
-        name, spec = name.removeprefix(f"{delivery}-report-"), found.get("binaryData") or {}
+        name, spec = name.removeprefix(f"{delivery}-report-"), live.get("binaryData") or {}
     elif kind.stored:
         name = str(release) if kind == RELEASE else kind.name.lower()
-        spec = json.loads(found["data"]["content"] if "data" in found else meta["annotations"][CONTENT])
+        spec = json.loads(live["data"]["content"] if "data" in live else meta["annotations"][CONTENT])
     else:
-        spec, status = shown(found), _status(found, kind)
+        spec, status = shown(live), _status(live, kind)
     return Observed(Resource(Ref(kind, name), role, delivery, spec, release), str(meta["resourceVersion"]), status)
 
 
-def _status(found: Mapping[str, Any], kind: Kind) -> Object:
-    meta, status = found["metadata"], found.get("status") or {}
+def _status(live: Object, kind: Kind) -> Object:
+    meta, status = live["metadata"], live.get("status") or {}
     ended = [c for c in status.get("conditions", ()) if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
     return {
         **status,
@@ -117,8 +117,8 @@ def _status(found: Mapping[str, Any], kind: Kind) -> Object:
     }
 
 
-def shown(found: Mapping[str, Any]) -> Object:
+def shown(live: Object) -> Object:
     """An object without its status and what only the server writes."""
-    rest = {key: value for key, value in found.items() if key not in ("status", "kind", "apiVersion")}
-    rest["metadata"] = {key: value for key, value in found["metadata"].items() if key not in NOISE}
+    rest = {key: value for key, value in live.items() if key not in ("status", "kind", "apiVersion")}
+    rest["metadata"] = {key: value for key, value in live["metadata"].items() if key not in NOISE}
     return rest

@@ -49,7 +49,7 @@ class Cluster:
         self._space = Space(self.client, namespace)
         self._look = Look(self._space, cluster_kinds())
         self._pace = Pace(self.client, self._look)
-        self._fresh = True  # the next look: it comes after an effect of ours, or of whoever asks
+        self._fresh = True  # of the next look: only one of a wait may go by what an earlier one saw
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         if not dry_run and resource.role != "lease":

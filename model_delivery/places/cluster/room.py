@@ -20,7 +20,7 @@ def check(look: Look, resource: Resource, body: Object, live: Object | None) -> 
     yet.
     """
     demand = resource.ref.kind.demand
-    asked, there = (demand(found) if demand and found else {} for found in (body, live))
+    asked, there = (demand(manifest) if demand and manifest else {} for manifest in (body, live))
     new = [release for name, release in asked.items() if name not in there and release[1]]
     pods = look.everybodys_pods() if new else None
     if pods is None or not any(label(pod, "delivery") == resource.delivery for pod in pods):

@@ -63,6 +63,10 @@ class Handler:
     gone: ClassVar[str] = "it is gone"
     stored: ClassVar[bool] = True
 
+    @property
+    def spec(self) -> Bound:
+        return self.resource.spec
+
     def stands(self) -> bool:
         """Is what it asks for there, and in order?"""
         return True

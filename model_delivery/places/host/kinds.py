@@ -34,7 +34,7 @@ class EngineProcess(Process):
 
     @property
     def engine(self) -> Engine:
-        return Engine.model_validate(self.resource.spec["engine"])
+        return Engine.model_validate(self.spec["engine"])
 
     @property
     def grace(self) -> float:
@@ -42,10 +42,10 @@ class EngineProcess(Process):
         return stop.drain.seconds + stop.grace.seconds
 
     def bind(self) -> Bound:
-        return binding.bind(self.resource.spec, self._others())
+        return binding.bind(self.spec, self._others())
 
     def run(self, bound: Bound) -> Run:
-        spec, engine, args = self.resource.spec, self.engine, list(self.resource.spec["args"])
+        spec, engine, args = self.spec, self.engine, list(self.spec["args"])
         if spec["chat_template"] is not None:
             template = self.folder / "chat_template.jinja"
             replace_file(template, spec["chat_template"])
@@ -67,7 +67,7 @@ class EngineProcess(Process):
         return {**seen, "healthy": seen["alive"] and self._healthy(seen["port"])}
 
     def _healthy(self, port: int) -> bool:
-        url = f"http://127.0.0.1:{port}{self.resource.spec['engine']['ready']['health']}"
+        url = f"http://127.0.0.1:{port}{self.spec['engine']['ready']['health']}"
         try:
             return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
         except httpx.HTTPError:
@@ -85,7 +85,7 @@ class Router(Process):
 
     @property
     def _where(self) -> tuple[str, int]:
-        return self.resource.spec["host"], self.resource.spec["port"]
+        return self.spec["host"], self.spec["port"]
 
     def bind(self) -> Bound:
         host, port = self._where
@@ -102,7 +102,7 @@ class Router(Process):
         environ = passed_on() | {"XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         log = self.logs / "router.log"
         argv = (str(caddy()), "run", "--config", str(config))
-        return Run(argv, environ, log, {"log": str(log), **self.resource.spec})
+        return Run(argv, environ, log, {"log": str(log), **self.spec})
 
     def status(self, bound: Bound) -> Bound:
         return {**super().status(bound), "healthy": binding.listening(*self._where)}
@@ -134,7 +134,7 @@ class Slot(Handler):
     @property
     def _address(self) -> str | None:
         """Where its release's engine listens; None when that was never started."""
-        engine = self.host.process(self.resource.delivery, Ref(ENGINE, self.resource.spec["release"]))
+        engine = self.host.process(self.resource.delivery, Ref(ENGINE, self.spec["release"]))
         port = self.host.processes.binding(engine).get("port")
         return f"127.0.0.1:{port}" if port else None
 
@@ -154,9 +154,9 @@ class Step(Process):
 
     def run(self, bound: Bound) -> Run:
         given, log = self.folder / "input.json", self.folder / "log"
-        replace_file(given, self.resource.spec["input"])
+        replace_file(given, self.spec["input"])
         replace_file(self.log, "")
-        argv = (sys.executable, "-m", "model_delivery.steps.run", self.resource.spec["step"], str(given), str(self.log))
+        argv = (sys.executable, "-m", "model_delivery.steps.run", self.spec["step"], str(given), str(self.log))
         return Run(argv, dict(os.environ), log, {"log": str(log)}, session=False)
 
     def stands(self) -> bool:
@@ -176,7 +176,7 @@ class Folder(Handler):
 
     @property
     def _models(self) -> Path:
-        return Path(self.resource.spec["path"] or self.host.home, "models")
+        return Path(self.spec["path"] or self.host.home, "models")
 
     def stands(self) -> bool:
         return self._models.is_dir()
@@ -194,7 +194,7 @@ class PythonEnvironment(Handler):
 
     @property
     def _engine(self) -> Engine:
-        return Engine.model_validate(self.resource.spec["engine"])
+        return Engine.model_validate(self.spec["engine"])
 
     def stands(self) -> bool:
         return self._engine.environment is None or (environment_folder(self._engine, self.host.home) / DONE).exists()
@@ -207,10 +207,10 @@ class Lease(Handler):
     """It ends with the process that holds it."""
 
     def bind(self) -> Bound:
-        return {"start": start_time(self.resource.spec["pid"])}
+        return {"start": start_time(self.spec["pid"])}
 
     def status(self, bound: Bound) -> Bound:
-        return {"alive": identified({"pid": self.resource.spec["pid"], **bound}) is not None}
+        return {"alive": identified({"pid": self.spec["pid"], **bound}) is not None}
 
 
 HANDLERS: dict[Kind, type[Handler]] = {

@@ -87,8 +87,8 @@ class Host(StateFolder):
 
     def world(self, delivery: str) -> World:
         now = time.time()
-        seen = [self._seen(path) for path in sorted(self.folder(delivery).glob("objects/*/*.json"))]
-        return World(delivery, {one.resource.ref: one for one in seen if one is not None}, now)
+        objects = map(self._seen, sorted(self.folder(delivery).glob("objects/*/*.json")))
+        return World(delivery, {seen.resource.ref: seen for seen in objects if seen is not None}, now)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
         return self._seen(self._object(delivery, ref))

@@ -6,13 +6,13 @@ from typing import Any
 
 from prefect import flow
 
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import AnyKey
 from model_delivery.tasks import delivering as do
 
 
 @flow(name="rollback", flow_run_name="{name}", persist_result=False, log_prints=False)
 def rollback(
-    name: str, to: str | None = None, request: str | None = None, where: TargetKey | None = None
+    name: str, to: str | None = None, request: str | None = None, where: AnyKey | None = None
 ) -> dict[str, Any]:
     """Give all of the traffic back to release ``to`` (default: the previous one), which is started again where it no longer runs.
 

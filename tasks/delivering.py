@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,7 @@ from model_delivery.steps.load import STEP as LOAD
 from model_delivery.steps.load import LoadInput
 from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
-from model_delivery.targets import choose as choose_target
-from model_delivery.targets import key_of, of_key
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import TargetKey
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
 from model_delivery.values.gates import Rollout
@@ -105,7 +103,8 @@ class Run:
 @contextmanager
 def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = False) -> Iterator[Run]:
     """Preflight, then a session of ``spec``'s delivery. Refused before anything is touched."""
-    key, target = key_of(spec.target), choose_target(spec.target)
+    key = spec.target.key()
+    target = key.target()
     place = open_place(key, take_over=take_over)
     with artifacts.progress_sink():
         preflight(spec, place, target)
@@ -121,7 +120,7 @@ def rolling_back(name: str, request: str | None, where: TargetKey | None = None)
     """A session of a delivery that exists already, on this host or ``where``."""
     place = Host(default_home()) if where is None else open_place(where)
     key, asked = record_of(place, name).target, request or run_id() or uuid.uuid4().hex
-    with artifacts.progress_sink(), opened(place, name, of_key(key), key, request=asked, observer=observer) as session:
+    with artifacts.progress_sink(), opened(place, name, key.target(), key, request=asked, observer=observer) as session:
         yield Run(session)
 
 
@@ -166,7 +165,7 @@ def fetch() -> None:
     if candidate().phase != protocol.FETCH:
         return
     frozen = session.frozen(candidate().release)
-    if "adopted" in frozen.payload:
+    if frozen.payload.by_hand is not None:
         adopting.verify_weights(session, candidate().release, frozen)
         return
     root = session.target.root(frozen.storage) or str(default_home())
@@ -202,12 +201,12 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
     payload = current().frozen(candidate().release).payload
     given = SmokeInput(
         url=endpoint,
-        api_key=payload["api_key"],
-        model_names=tuple(payload["names"]),
+        api_key=payload.api_key,
+        model_names=payload.names,
         prompt=gate.prompt,
         expect=gate.expect,
         max_tokens=gate.max_tokens,
-        max_model_len=max_model_len(payload["args"]),
+        max_model_len=max_model_len(payload.args),
     )
     return current().run_step(SMOKE, given, stage.name)
 
@@ -221,8 +220,8 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
     payload = current().frozen(candidate().release).payload
     given = LoadInput(
         url=endpoint,
-        api_key=payload["api_key"],
-        model=payload["names"][0],
+        api_key=payload.api_key,
+        model=payload.names[0],
         profile=gate.profile,
         users=gate.users,
         rate=gate.rate,
@@ -258,7 +257,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
     if not judged.passed:
         why = [Finding("todo", reason.text, f"gate {reason.gate}") for reason in judged.reasons if not reason.passed]
         main = session.place.world(session.delivery).objects.get(
-            session.target.main(session.delivery, candidate().release)
+            session.target.main(session.delivery, session.release(candidate().release))
         )
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
@@ -303,7 +302,7 @@ def report_folder() -> Path:
 def keep(written: reports.Written) -> str:
     """Note figures and report of the attempt; in a cluster its files too. Returns what the record says of them: a path, or a ConfigMap's name."""
     session, tried = current(), candidate()
-    on_host = session.record.target.kind == "process"
+    on_host = session.record.target.place == "host"
     where = str(written.html) if on_host else evidence.where(session.delivery, tried.release, tried.attempt)
     protocol.judged(session, written.figures, where)
     if not on_host:
@@ -344,7 +343,7 @@ def subject(stage: Stage) -> reports.Subject:
 def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: Record) -> str:
     """What the run's page shows first."""
     snapshot = lock.snapshot
-    at_once = record.serving is None and not choose_target(spec.target).can.dark_first
+    at_once = record.serving is None and not spec.target.key().target().can.dark_first
     rows = {
         "result": {
             "candidate": "a new release",
@@ -365,7 +364,7 @@ def plan_markdown(spec: DeliverySpec, lock: Lock, admission: Admission, record: 
     )
 
 
-def max_model_len(args: list[str]) -> int | None:
+def max_model_len(args: Sequence[str]) -> int | None:
     """What ``--max-model-len`` says among the engine's arguments, None when it says nothing (or not a plain number)."""
     for at, arg in enumerate(args):
         name, _, value = arg.partition("=")

@@ -17,7 +17,6 @@ from model_delivery.base.findings import BadInput, Finding
 from model_delivery.cli import printing
 from model_delivery.places.opening import open_place
 from model_delivery.spec import load_spec
-from model_delivery.targets import key_of
 from model_delivery.verbs import adopting, service
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
@@ -52,7 +51,7 @@ def up(file: Path, request: str | None, take_over: bool, as_json: bool) -> None:
 def plan(file: Path, as_json: bool) -> None:
     """What an `up` of FILE would change; nothing is touched."""
     spec = load_spec(file)
-    planned = service.plan(open_place(key_of(spec.target)), spec)
+    planned = service.plan(open_place(spec.target.key()), spec)
     model = f"{planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {'there already' if planned.fetched else 'to be fetched'}"
     lines = [f"{planned.name}: {planned.result} ({planned.release})", f"model {model}"]
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
@@ -72,7 +71,7 @@ def plan(file: Path, as_json: bool) -> None:
 def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
     """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts. What differs is shown first."""
     spec = load_spec(file)
-    place = open_place(key_of(spec.target))
+    place = open_place(spec.target.key())
     found = adopting.look(place, spec, named)
     lines = [f"{found.what} comes under {spec.name} as release {found.release}, as it runs: nothing restarts"]
     lines += ["taking it:", *(f"  {line}" for line in found.changes or ("no changes",))]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from model_delivery.base.findings import Finding
 from model_delivery.base.units import Size
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
+from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
+from model_delivery.diagnosis.sign import sign
+from model_delivery.values.readiness import Ended, Failed, InProgress, Started, StepState
 from model_delivery.values.resources import ENGINES
 
 Object = Mapping[str, Any]
+Pending = InProgress | Failed
 STARTS = 3  # of an engine whose own error may pass
 PULLING = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable")
+UNMADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 DENIED = re.compile(r"unauthorized|authentication required|denied|forbidden|\b40[13]\b", re.IGNORECASE)
 MISSING = re.compile(
     r"not found|manifest unknown|name unknown|no such image|\b404\b|no match for platform", re.IGNORECASE
@@ -27,8 +31,41 @@ OWN_LIMIT = re.compile(
     r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|limit of container|Container .* exceeded its",
     re.IGNORECASE,
 )
-OOM = 137
+NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
+OOM = "OOMKilled"
 HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
+REFUSALS = (  # of quota and admission: the first that is found counts
+    sign(
+        "pod.quota",
+        r"exceeded quota",
+        "the namespace's quota is used up",
+        "ask for a higher quota, or for less in serving.resources.limits",
+    ),
+    sign(
+        "pod.security-level",
+        r"violates PodSecurity",
+        "the namespace's Pod Security level refuses the pod",
+        "change what the message names in serving.pod",
+    ),
+    sign(
+        "pod.no-service-account",
+        r"(?is)^(?=.*serviceaccount).*not found",
+        "the service account is not there",
+        "make it, or correct serving.pod.service_account",
+    ),
+    sign(
+        "pod.webhook-away",
+        HOOK.pattern,
+        r"no pod can be made: the webhook \1 does not answer",
+        "see whether what serves it runs",
+    ),
+    sign(
+        "pod.refused",
+        r"",
+        "the cluster refuses the pod",
+        "change what the message names, or ask whoever sets the rule",
+    ),
+)
 
 
 def engine(
@@ -38,120 +75,100 @@ def engine(
     deployment: Object,
     claim: Object | None,
     name: str,
-) -> Readiness:
-    """Of a release's pods: its Deployment's status, the events of its namespace (warnings), the nodes where they may be seen, its claim's status."""
-    if (refused := _not_created(deployment)) is not None:
+) -> Pending:
+    """Of a release's pods: its Deployment's status, the events of its namespace (warnings), the
+    nodes where they may be seen, its claim's status.
+    """
+    failure = condition(deployment, "ReplicaFailure")  # quota and admission speak through it
+    if failure.get("status") == "True":
+        refused = _refused(failure.get("message", ""))
         return InProgress(f"{refused.what}: {refused.why}") if HOOK.search(refused.why) else Failed(refused)
     if claim is not None and claim.get("phase") == "Lost":
-        return Failed(
-            Finding(
-                "todo",
-                "the claim of the models is lost",
-                "its volume is gone",
-                "restore the volume, or delete the claim: models are fetched again",
-            )
+        what, fix = (
+            "the claim of the models is lost",
+            "restore the volume, or delete the claim: models are fetched again",
         )
-    live = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-    states = [_pod(pod, events, nodes) for pod in live]
-    for state in states:
-        if isinstance(state, Failed):
-            return state
-    waiting = [state.why for state in states if isinstance(state, InProgress)]
-    return InProgress(waiting[0] if waiting else _last_event(events, name) or "its pods are being made")
+        return Failed(Finding("claim.lost", what, "its volume is gone", fix))
+    states = [_pod(pod, events, nodes) for pod in living(pods)]
+    failed = (state for state in states if isinstance(state, Failed))
+    making = InProgress(_last_event(events, name) or "its pods are being made")
+    return next(failed, None) or next(iter(states), making)
 
 
 def step(
     pods: Sequence[Object], events: Sequence[Object], nodes: Sequence[Object], name: str, *, finished: bool
-) -> Readiness:
-    """Of a step's Job: Current("ended") or Current("started"), Failed when it cannot start or was ended from outside."""
+) -> StepState:
+    """Of a step's Job: Failed when it cannot start, or was ended from outside."""
     if not pods:
         said = _last_event(events, name)
         if "forbidden" in said:
             return Failed(_refused(said))
-        return Current("ended") if finished else InProgress(said or "its pod is being made")
-    pod = max(pods, key=lambda one: str(one["metadata"].get("creationTimestamp")))
+        return Ended() if finished else InProgress(said or "its pod is being made")
+    pod = max(pods, key=lambda candidate: str(candidate["metadata"].get("creationTimestamp")))
     if (gone := _evicted(pod)) is not None:
         return Failed(gone, retryable=not OWN_LIMIT.search(gone.why))
-    statuses = {s["name"]: s for s in pod["status"].get("containerStatuses", ())}
-    for status in statuses.values():
-        ended = status["state"].get("terminated", {})
-        if ended.get("reason") == "OOMKilled":
-            return Failed(_oom(f"the step's container {status['name']}", "runner.resources"))
+    statuses = {status["name"]: status for status in _statuses(pod)}
+    killed = [name for name, status in statuses.items() if status["state"].get("terminated", {}).get("reason") == OOM]
+    if killed:
+        return Failed(Finding("step.out-of-memory", *_oom(f"the step's container {killed[0]}", "runner.resources")))
     if finished or pod["status"].get("phase") in ("Succeeded", "Failed"):
-        return Current("ended")
+        return Ended()
     state = _pod(pod, events, nodes)
-    if isinstance(state, Failed):
-        return state
-    mine = statuses.get("step", {}).get("state", {})
-    done = mine.get("terminated", {}).get("exitCode") == 0
-    return state if done or not mine.keys() & {"running", "terminated"} else Current("started")
+    at_work = statuses.get("step", {}).get("state", {})
+    done = at_work.get("terminated", {}).get("exitCode") == 0
+    return state if isinstance(state, Failed) or done or not at_work.keys() & {"running", "terminated"} else Started()
 
 
-def _pod(pod: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Readiness:
+def _pod(pod: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Pending:
+    status = pod["status"]
     if (gone := _evicted(pod)) is not None:
         return Failed(gone) if OWN_LIMIT.search(gone.why) else InProgress(f"{gone.what}: {gone.why}")
-    for condition in pod["status"].get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _unscheduled(pod, condition, events, nodes)
-    for status in (*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())):
-        state = _container(pod, status, events)
-        if state is not None:
+    scheduled = condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _unscheduled(pod, scheduled, events, nodes)
+    for container in (*status.get("initContainerStatuses", ()), *_statuses(pod)):
+        if (state := _container(pod, container, events)) is not None:
             return state
-    if pod["status"].get("phase") == "Pending":
+    if status.get("phase") == "Pending":
         return InProgress(_last_event(events, pod["metadata"]["name"]) or "the pod is being set up (volumes, image)")
-    return InProgress(_last_line(str(pod.get("log", ""))) or "the engine is starting")
+    return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
 
 
-def _container(pod: Object, status: Object, events: Sequence[Object]) -> Readiness | None:
+def _container(pod: Object, status: Object, events: Sequence[Object]) -> Pending | None:
     """None: nothing is wrong with it."""
-    waiting, ended = (
-        status["state"].get("waiting", {}),
-        status["state"].get("terminated") or status.get("lastState", {}).get("terminated"),
-    )
+    name, waiting = status["name"], status["state"].get("waiting", {})
+    ended = status["state"].get("terminated") or status.get("lastState", {}).get("terminated")
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in PULLING:
-        return _pull(
-            status, message, [e["message"] for e in events if _about(e, pod) and "pull" in e.get("message", "")]
-        )
+        about = (event for event in events if event["involvedObject"].get("name") == pod["metadata"]["name"])
+        return _pull(status, message, [event["message"] for event in about if "pull" in event.get("message", "")])
     if reason == "InvalidImageName":
-        return Failed(
-            Finding("todo", f"the image's name {status['image']} is not valid", message, "correct target.image")
-        )
-    if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        what = f"the image's name {status['image']} is not valid"
+        return Failed(Finding("image.invalid-name", what, message, "correct target.image"))
+    if reason in UNMADE:
+        what, evidence = f"the container {name} cannot be started", (f"reason: {reason}",)
         fix = "make what the message names, or correct the spec (serving.env, serving.api_key, serving.pod)"
-        return Failed(
-            Finding(
-                "todo",
-                f"the container {status['name']} cannot be started",
-                message or reason,
-                fix,
-                (f"reason: {reason}",),
-            )
-        )
-    if not ended or status["name"] not in ENGINES or status.get("ready"):
+        return Failed(Finding("pod.container-unmade", what, message or reason, fix, evidence))
+    if not ended or name not in ENGINES or status.get("ready"):
         return None
-    if ended.get("reason") == "OOMKilled":
-        limits = [
-            one.get("resources", {}).get("limits", {}).get("memory")
-            for one in pod["spec"]["containers"]
-            if one["name"] == status["name"]
-        ]
-        return Failed(_oom("the engine", "serving.resources.limits.memory", *filter(None, limits)))
+    if ended.get("reason") == OOM:
+        own: Object = next((spec for spec in pod["spec"]["containers"] if spec["name"] == name), {})
+        limit = own.get("resources", {}).get("limits", {}).get("memory", "")
+        return Failed(Finding("engine.out-of-memory", *_oom("the engine", "serving.resources.limits.memory", limit)))
     return _crashed(pod, status, ended)
 
 
-def _crashed(pod: Object, status: Object, ended: Object) -> Readiness:
+def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
     log, code, starts = str(pod.get("log", "")), ended.get("exitCode"), int(status.get("restartCount", 0))
     log = log or str(ended.get("message", ""))
-    found = diagnose(log, code)
-    seen = f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts"
-    told = Finding("todo", found.what, found.why, found.fix, (*found.evidence, seen))
-    if is_retryable(log, code) and starts < STARTS:
+    found, retryable = diagnose(log, code), is_retryable(log, code)
+    if retryable and starts < STARTS:
         return InProgress(f"{found.what}; it is started again")
-    return Failed(told, retryable=is_retryable(log, code))
+    seen = f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts"
+    return Failed(replace(found, evidence=(*found.evidence, seen)), retryable)
 
 
-def _pull(status: Object, message: str, told: Sequence[str]) -> Readiness:
+def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:
     """Not found and not allowed will not pass by waiting; a busy or unreachable registry may."""
     image, said = status["image"], " ".join([message, *told])
     line = (message if "rpc error" in message or "fail" in message else (told[-1] if told else message))[:400]
@@ -161,49 +178,38 @@ def _pull(status: Object, message: str, told: Sequence[str]) -> Readiness:
         fix = (
             "name a pull secret in serving.pod.image_pull_secrets (of a step: runner.image_pull_secrets), or correct it"
         )
-        return Failed(Finding("todo", f"the registry does not let the cluster pull {image}", line, fix))
+        return Failed(Finding("image.denied", f"the registry does not let the cluster pull {image}", line, fix))
     if MISSING.search(said):
-        return Failed(
-            Finding(
-                "todo",
-                f"there is no image {image}",
-                line,
-                "correct target.image (of a step: runner.image), or push the image",
-            )
-        )
+        fix = "correct target.image (of a step: runner.image), or push the image"
+        return Failed(Finding("image.not-found", f"there is no image {image}", line, fix))
     return InProgress(f"the image {image} cannot be pulled yet: {line or status['state']['waiting'].get('reason', '')}")
 
 
-def _unscheduled(pod: Object, condition: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Readiness:
-    reason, message = condition.get("reason", ""), condition.get("message", "")
-    if reason == "SchedulingGated":
+def _unscheduled(pod: Object, scheduled: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Pending:
+    message = scheduled.get("message", "")
+    if scheduled.get("reason") == "SchedulingGated":
         return InProgress("queued: the pod waits for its queue")
-    claim = re.search(r'persistentvolumeclaim "([^"]+)" not found', message)
-    if claim:
-        return Failed(
-            Finding("todo", f"the claim {claim[1]} is not there", message, "run again: the storage step makes it")
-        )
-    trouble = [
-        e["message"]
-        for e in events
-        if e.get("reason") == "ProvisioningFailed" and e["involvedObject"]["kind"] == "PersistentVolumeClaim"
-    ]
-    if trouble and "unbound" in message:
-        return InProgress(f"the claim cannot be bound: {trouble[-1][:300]}")
+    if claim := NO_CLAIM.search(message):
+        fix = "run again: the storage step makes it"
+        return Failed(Finding("claim.not-there", f"the claim {claim[1]} is not there", message, fix))
     if "unbound" in message:
-        claims = [
-            v["persistentVolumeClaim"]["claimName"]
-            for v in pod["spec"].get("volumes", ())
-            if "persistentVolumeClaim" in v
-        ]
-        return InProgress(
-            f"the claim {', '.join(claims)} is not bound yet (does its class's provisioner run?): {message}"
-        )
+        return InProgress(_unbound(pod, message, events))
     hopeless = [text for text in (_never(pod, nodes, name) for name in _requests(pod)) if text]
     if hopeless:
-        fix = "ask for less in serving.resources.limits, or add such a node"
-        return Failed(Finding("todo", "no node could ever hold the pod", "; ".join(hopeless), fix, (message,)))
+        what, fix = "no node could ever hold the pod", "ask for less in serving.resources.limits, or add such a node"
+        return Failed(Finding("pod.too-large", what, "; ".join(hopeless), fix, (message,)))
     return InProgress(f"no node has room: {message}")
+
+
+def _unbound(pod: Object, message: str, events: Sequence[Object]) -> str:
+    """Why its claim is not bound."""
+    failed = (event for event in events if event.get("reason") == "ProvisioningFailed")
+    told = [event["message"] for event in failed if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
+    if told:
+        return f"the claim cannot be bound: {told[-1][:300]}"
+    volumes = (volume.get("persistentVolumeClaim") for volume in pod["spec"].get("volumes", ()))
+    names = ", ".join(claim["claimName"] for claim in volumes if claim is not None)
+    return f"the claim {names} is not bound yet (does its class's provisioner run?): {message}"
 
 
 def _never(pod: Object, nodes: Sequence[Object], name: str) -> str:
@@ -223,91 +229,70 @@ def _requests(pod: Object) -> dict[str, float]:
 
 def _number(quantity: str) -> float:
     text = str(quantity)
-    return (
-        float(text[:-1]) / 1000
-        if text.endswith("m")
-        else float(Size(text).bytes)
-        if not text.replace(".", "", 1).isdigit()
-        else float(text)
-    )
+    if text.endswith("m"):
+        return float(text[:-1]) / 1000
+    return float(text if text.replace(".", "", 1).isdigit() else Size(text).bytes)
 
 
 def _evicted(pod: Object) -> Finding | None:
     status = pod["status"]
-    disrupted: Object = next(
-        (c for c in status.get("conditions", ()) if c["type"] == "DisruptionTarget" and c["status"] == "True"), {}
-    )
-    if status.get("reason") != "Evicted" and not disrupted:
+    disrupted = condition(status, "DisruptionTarget")
+    if status.get("reason") != "Evicted" and disrupted.get("status") != "True":
         return None
     why = status.get("message") or disrupted.get("message") or disrupted.get("reason", "")
     fix = "raise the limit that the message names, or make room on the node; another pod is started in its place"
-    return Finding("todo", f"the pod {pod['metadata']['name']} was evicted", why, fix)
+    return Finding("pod.evicted", f"the pod {pod['metadata']['name']} was evicted", why, fix)
 
 
-def _oom(what: str, where: str, limit: str = "") -> Finding:
-    """``limit``: as the pod has it, which may be another's (a LimitRange's, a default of KServe's) where the spec has none."""
+def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:
+    """What, why and fix. ``limit``: as the pod has it, which may be another's (a LimitRange's, a
+    default of KServe's) where the spec has none.
+    """
+    why = f"{OOM}, exit code 137" + (f"; its limit is {limit}" if limit else "")
     fix = f"raise {where}, or use a smaller model, dtype or --max-model-len"
-    return Finding(
-        "todo",
-        f"{what} was killed: it used more memory than its limit",
-        f"OOMKilled, exit code {OOM}" + (f"; its limit is {limit}" if limit else ""),
-        fix,
-    )
-
-
-def _not_created(deployment: Object) -> Finding | None:
-    """Quota and admission speak through the Deployment's condition ReplicaFailure."""
-    for condition in deployment.get("conditions", ()):
-        if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-            return _refused(condition.get("message", ""))
-    return None
+    return f"{what} was killed: it used more memory than its limit", why, fix
 
 
 def _refused(message: str) -> Finding:
-    if "exceeded quota" in message:
-        return Finding(
-            "todo",
-            "the namespace's quota is used up",
-            message,
-            "ask for a higher quota, or for less in serving.resources.limits",
-        )
-    if "violates PodSecurity" in message:
-        return Finding(
-            "todo",
-            "the namespace's Pod Security level refuses the pod",
-            message,
-            "change what the message names in serving.pod",
-        )
-    if "serviceaccount" in message.lower() and "not found" in message:
-        return Finding(
-            "todo", "the service account is not there", message, "make it, or correct serving.pod.service_account"
-        )
-    if hook := HOOK.search(message):
-        return Finding(
-            "todo",
-            f"no pod can be made: the webhook {hook[1]} does not answer",
-            message,
-            "see whether what serves it runs",
-        )
-    return Finding(
-        "todo", "the cluster refuses the pod", message, "change what the message names, or ask whoever sets the rule"
-    )
+    known, match = next((known, match) for known in REFUSALS if (match := known.pattern.search(message)))
+    return Finding(known.code, match.expand(known.what), message, known.fix)
+
+
+def condition(status: Object, kind: str) -> Object:
+    """Of an object's status; empty where it has none of that type."""
+    return next((found for found in status.get("conditions") or () if found["type"] == kind), {})
+
+
+def reason_of(told: Object) -> str:
+    """``reason: message``, as far as they are given."""
+    return ": ".join(str(told[key]) for key in ("reason", "message") if told.get(key))
+
+
+def not_made(messages: Sequence[str]) -> Object:
+    """A Deployment's status that says so, where there are messages: the last one counts."""
+    return {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": messages[-1]}]} if messages else {}
 
 
 def is_ready(pod: Object) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+    return bool(condition(pod["status"], "Ready").get("status") == "True")
 
 
-def _about(event: Object, pod: Object) -> bool:
-    return bool(event["involvedObject"].get("name") == pod["metadata"]["name"])
+def living(pods: Iterable[Object]) -> list[Object]:
+    return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+
+def events_of(events: Iterable[Object], name: str) -> list[Object]:
+    """Of what is called ``name``, or begins so."""
+    return [event for event in events if str(event["involvedObject"].get("name", "")).startswith(name)]
 
 
 def _last_event(events: Iterable[Object], name: str) -> str:
-    mine = [e for e in events if str(e["involvedObject"].get("name", "")).startswith(name)]
-    last = max(mine, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), default=None)
+    def when(event: Object) -> str:
+        return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+    last = max(events_of(events, name), key=when, default=None)
     return "" if last is None else f"{last.get('reason')}: {last.get('message', '')}"[:400]
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][-160:] if lines else ""
+def _statuses(pod: Object) -> tuple[Object, ...]:
+    return tuple(pod["status"].get("containerStatuses", ()))

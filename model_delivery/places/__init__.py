@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.values.resources import ANY, Change, Observed, Ref, Resource, Version, World
@@ -34,3 +34,16 @@ class Place(Protocol):
         """Return when it is time to look again: something may have changed; after ``timeout`` seconds at the latest."""
 
     def secret(self, ref: SecretRef) -> Secret: ...
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool) -> Iterator[bytes]:
+        """The engine's log of a release."""
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        """The answer of a cluster's API at ``path``; None: there is no such thing."""
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        """The rules that hold for us in the namespace; None: nobody can say."""
+
+    def own_image(self) -> str | None: ...
+
+    def listening(self, port: int) -> bool: ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from model_delivery.base.secrets import Secret, SecretRef
 from model_delivery.places import Place
@@ -56,6 +56,21 @@ class Guarded:
 
     def hint(self, delivery: str, timeout: float) -> None:
         self._place.hint(delivery, timeout)
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool) -> Iterator[bytes]:
+        return self._place.engine_log(delivery, release, follow=follow)
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        return self._place.look_up(path)
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        return self._place.rights()
+
+    def own_image(self) -> str | None:
+        return self._place.own_image()
+
+    def listening(self, port: int) -> bool:
+        return self._place.listening(port)
 
     def secret(self, ref: SecretRef) -> Secret:
         return self._place.secret(ref)

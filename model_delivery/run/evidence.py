@@ -55,22 +55,24 @@ def forget(place: Place, delivery: str, ended: Ended) -> Ended:
     return ended.model_copy(update={"report": None})
 
 
-def engine_log(place: Place, delivery: str, main: Ref) -> bytes:
+def engine_log(place: Place, delivery: str, release: str) -> bytes:
     """The end of the engine's log, at most 64 KiB; of the container before, where it has just been restarted. Empty when it cannot be had."""
     try:
-        return _engine_log(place, delivery, main)
+        return _engine_log(place, delivery, release)
     except Trouble:  # whoever asks withdraws a release: that matters more
         return b""
 
 
-def _engine_log(place: Place, delivery: str, main: Ref) -> bytes:
+def _engine_log(place: Place, delivery: str, release: str) -> bytes:
     pods = place.world(delivery).beside.get("Pod", ())
     told = [
         str(pod["log"])
         for pod in pods
-        if pod.get("log") and pod["metadata"]["labels"].get("model-delivery/object") == main.name
+        if pod.get("log") and pod["metadata"]["labels"].get("model-delivery/object") == f"{delivery}-{release}"
     ]
-    lines = told[-1].encode() if told else b"\n".join(deque(place.log(delivery, main, follow=False), maxlen=1000))
+    lines = (
+        told[-1].encode() if told else b"\n".join(deque(place.engine_log(delivery, release, follow=False), maxlen=1000))
+    )
     return lines[-65536:]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base.units import Duration
 from model_delivery.models.sources.model import Model
-from model_delivery.values.release import AddressKey, Lock
+from model_delivery.targets import AnyPayload
+from model_delivery.values.release import Address, Lock
 from model_delivery.values.serving import Storage
 
 
@@ -20,13 +19,13 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    payload: dict[str, Any]
+    payload: AnyPayload
     lock: Lock
     unchanged: str
     model: Model
     storage: Storage
     args: tuple[str, ...]
     startup_timeout: Duration | None = None
-    address: AddressKey | None = None
+    address: Address | None = None
     created: float
     verified: bool = True

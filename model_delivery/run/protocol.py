@@ -18,7 +18,7 @@ from model_delivery.run.session import Session, frozen_releases
 from model_delivery.spec import DeliverySpec
 from model_delivery.values.gates import Gates, Rollout
 from model_delivery.values.readiness import Current, Failed
-from model_delivery.values.release import AddressKey, Lock, Release, ReleaseId
+from model_delivery.values.release import Lock, Release, ReleaseId
 from model_delivery.values.resources import digest
 from model_delivery.values.rollout import Stage, stages
 
@@ -52,12 +52,12 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
     same = [
         name
         for name, one in known.items()
-        if one.unchanged == unchanged and ("adopted" not in one.payload or name in tried)
+        if one.unchanged == unchanged and (one.payload.by_hand is None or name in tried)
     ]
     if same:
         name = session.record.serving if session.record.serving in same else same[0]
         return name, known[name]
-    payload = dict(session.target.payload(spec.name, lock, spec.serving, spec.storage))
+    payload = session.target.payload(spec, lock)
     frozen = Frozen(
         payload=payload,
         lock=lock,
@@ -66,10 +66,10 @@ def identify(session: Session, spec: DeliverySpec, lock: Lock) -> tuple[ReleaseI
         storage=spec.storage,
         args=tuple(spec.serving.args),
         startup_timeout=spec.serving.startup_timeout,
-        address=_address(session, spec),
+        address=session.target.address(session.delivery),
         created=session.clock.now(),
     )
-    return digest(payload), frozen
+    return digest(payload.content()), frozen
 
 
 def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) -> Admission:
@@ -167,14 +167,9 @@ def propose(session: Session, release: ReleaseId, frozen: Frozen, spec: Delivery
         candidate=candidate,
         desired=session.record.only_serving(),
         stop_after=None,
-        address=session.record.address or _address(session, spec),
+        address=session.record.address or session.target.address(session.delivery),
     )
     session.converge()
-
-
-def _address(session: Session, spec: DeliverySpec) -> AddressKey:
-    there = session.target.address(session.delivery, getattr(spec.target, "port", 0))
-    return AddressKey(host=there.host, port=there.port)
 
 
 def plan_stages(session: Session) -> tuple[Stage, ...]:
@@ -217,7 +212,7 @@ def ready_timeout(session: Session) -> float:
     frozen = session.frozen(candidate_of(session).release)
     if frozen.startup_timeout is not None:
         return frozen.startup_timeout.seconds
-    return frozen.lock.engine.ready.timeout.seconds if frozen.lock.engine else float(frozen.payload["startup_seconds"])
+    return frozen.payload.startup_seconds
 
 
 def watch(session: Session, stage: Stage) -> None:
@@ -302,8 +297,8 @@ def refuse(session: Session, trouble: Trouble) -> None:
     if session.record.candidate is None or session.record.candidate.ending is not None:
         return
     outcome = {3: "refused", 4: "gate failed"}.get(trouble.exit_code, "failed")
-    tried, main = session.record.candidate, session.target.main(session.delivery, session.record.candidate.release)
-    log = b"" if session.record.target.kind == "process" else evidence.engine_log(session.place, session.delivery, main)
+    tried, on_host = session.record.candidate, session.record.target.place == "host"
+    log = b"" if on_host else evidence.engine_log(session.place, session.delivery, tried.release)
     if log and tried.report is None:
         judged(session, tried.figures, evidence.where(session.delivery, tried.release, tried.attempt))
     withdraw(session, outcome, trouble.exit_code, trouble.text)

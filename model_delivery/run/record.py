@@ -7,9 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base.findings import Finding, Permanent
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import AnyKey
 from model_delivery.values.gates import Gates, Rollout
-from model_delivery.values.release import AddressKey, ReleaseId
+from model_delivery.values.release import Address, ReleaseId
 from model_delivery.values.serving import Runner
 
 
@@ -59,8 +59,8 @@ class Record(_Part):
     """Written whole, by compare and swap; every phase of a delivery is one write. ``runner``: of the last request by spec."""
 
     record_version: Literal[1] = 1
-    target: TargetKey
-    address: AddressKey | None = None
+    target: AnyKey
+    address: Address | None = None
     serving: ReleaseId | None = None
     previous: ReleaseId | None = None
     candidate: Candidate | None = None

@@ -16,17 +16,15 @@ from model_delivery.places.host.engines import load_engine
 from model_delivery.places.registry import pin
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.spec import ProcessTarget
 from model_delivery.values.release import Lock
 from model_delivery.values.snapshot import Snapshot
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now. Raises what the source raises: Retryable when a hub is overloaded, Refused when it says no."""
-    engine = load_engine(spec.target.engine) if isinstance(spec.target, ProcessTarget) else None
-    image = (
-        None if isinstance(spec.target, ProcessTarget) else pin(spec.target.image, spec.serving.pod.image_pull_secrets)
-    )
+    named = spec.target
+    engine = load_engine(named.engine) if named.engine is not None else None
+    image = pin(named.image, spec.serving.pod.image_pull_secrets) if named.image is not None else None
     return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
 
 

@@ -10,7 +10,7 @@ from model_delivery.run.record import Wanted
 from model_delivery.run.session import Session, frozen_releases, release_ref
 from model_delivery.spec import DeliverySpec
 from model_delivery.values.readiness import Current
-from model_delivery.values.release import Address, ReleaseId
+from model_delivery.values.release import ReleaseId
 from model_delivery.values.resources import ABSENT
 
 
@@ -20,7 +20,7 @@ def restore(session: Session, spec: DeliverySpec, release: ReleaseId, frozen: Fr
         world = session.place.world(session.delivery)
         for name, known in frozen_releases(world).items():
             alone = Wanted(releases=((name, spec.serving.replicas.min),), traffic=((name, 100),))
-            address = known.address and Address(known.address.host, known.address.port)
+            address = known.address
             if address and isinstance(
                 session.target.routed(replace(session.desired(alone), address=address), world), Current
             ):

@@ -22,11 +22,10 @@ from model_delivery.run.lease import Lease
 from model_delivery.run.record import Record, Wanted
 from model_delivery.run.wait import until
 from model_delivery.steps import Step, reading
-from model_delivery.targets import StepRun, Target
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import StepRun, Target, TargetKey
 from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Desired, Release, ReleaseId
+from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, Started, StepState
+from model_delivery.values.release import Desired, Release, ReleaseId
 from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, Version, World
 
 TRIES = 3
@@ -105,9 +104,7 @@ class Session:
         """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
         wanted = self.record.desired if wanted is None else wanted
         releases = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
-        key = self.record.address
-        address = Address(key.host, key.port) if key else None
-        return Desired(self.delivery, releases, dict(wanted.traffic), address)
+        return Desired(self.delivery, releases, dict(wanted.traffic), self.record.address)
 
     def converge(self, *, dry_run: bool = False, wanted: Wanted | None = None) -> Converged:
         done = converge(
@@ -132,13 +129,12 @@ class Session:
 
     def url(self, world: World) -> str | None:
         """Where clients find the service: as the target sees it now, else as it was meant; None where it has no address."""
-        key = self.record.address
-        if key is None:
+        if self.record.address is None:
             return None
         match self.target.routed(self.desired(), world):
             case Current(endpoint) if endpoint:
                 return endpoint
-        return Address(key.host, key.port).url
+        return self.record.address.url
 
     def _until(self, what: str, judge: Callable[[World], Readiness], timeout: float) -> str:
         return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock)
@@ -183,7 +179,7 @@ class Session:
     def _followed(self, name: str, ref: Ref, patience: float) -> str:
         """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
         what = f"the {name} step"
-        self._until(what, lambda world: self.target.step_state(ref, world), patience)
+        self._until(what, lambda world: _started(self.target.step_state(ref, world)), patience)
         try:
             text = reading.read(name, self.place.log(self.delivery, ref))
         except Retryable:
@@ -200,8 +196,17 @@ def _all_gone(gone: set[Ref], world: World) -> Readiness:
     return InProgress(f"{', '.join(left)} ends") if left else Current("gone")
 
 
-def _ended(state: Readiness) -> Readiness:
-    return InProgress("its other part (the image's pull) goes on") if state == Current("started") else state
+def _started(state: StepState) -> Readiness:
+    return Current("started") if isinstance(state, Started) else _ended(state)
+
+
+def _ended(state: StepState) -> Readiness:
+    match state:
+        case Started():
+            return InProgress("its other part (the image's pull) goes on")
+        case Ended():
+            return Current("ended")
+    return state
 
 
 def frozen_releases(world: World) -> dict[ReleaseId, Frozen]:
@@ -243,7 +248,7 @@ def opened(
         seen = guarded.get(delivery, RECORD_REF)
         record = records.load(seen.resource.spec) if seen else Record(target=key)
         active = record.serving is not None or record.candidate is not None
-        if active and record.target != key:
+        if active and not record.target.admits(key):
             why = f"it is {record.target.model_dump()}, the spec says {key.model_dump()}"
             raise Refused(
                 Finding(

@@ -3,80 +3,127 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
+from model_delivery.base.manifests import Object, manifest
 from model_delivery.diagnosis import pods
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
+from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.targets.kubernetes.manifests import manifest
-from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
-from model_delivery.targets.kubernetes.pod import PORT, pod_labels, serve, startup_seconds
-from model_delivery.targets.kubernetes.route import owned, pods_of, selector
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, pods_of
+from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, pod_labels, serve, startup_seconds
+from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
+from model_delivery.targets.protocol import Get, Target, TargetKey, TargetSpec
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, World
-from model_delivery.values.serving import Serving, Storage
+from model_delivery.values.resources import Observed, Ref, Resource, World
 
 DEPLOYMENT = Kind("Deployment", "apps", "v1", "deployments", foreground=True)
-FILE = "deployment.yaml"
-MARGIN_SECONDS = 60
+
+
+class DeploymentKey(RoutedKey):
+    kind: Literal["deployment"] = "deployment"
+
+    def target(self) -> Target:
+        return Deployment(self.namespace, self.gateway, self.hostname, context=self.context)
+
+
+class DeploymentTarget(RoutedTarget):
+    """A plain Deployment and Service; without ``gateway`` traffic cannot be weighed."""
+
+    keyed: ClassVar[type[TargetKey]] = DeploymentKey
+    kind: Literal["deployment"]
+
+
+class DeploymentPayload(ClusterPayload):
+    deployment: Object
+    service: Object
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        name = f"{delivery}-{release.id}"
+        made = copy.deepcopy(self.deployment)
+        template = made["spec"]["template"]
+        made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": self.selector(name)}}
+        template["metadata"]["labels"] = pod_labels(delivery, release.id)
+        pod = template["spec"]
+        yield from self.chat_config(delivery, release, pod, pod["containers"][0])
+        yield Resource(self.main(name, DEPLOYMENT), "release", delivery, made, release.id)
+        yield _service(self, self.service, delivery, release)
+
+
+def _service_before() -> Object:
+    """What an older version, which did not keep it, put before an adopted Deployment's pods.
+
+    A later manifest must not change it: it is part of releases that serve.
+    """
+    port = {"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}
+    return {"metadata": {"labels": {}}, "spec": {"selector": {"model-delivery/object": "model"}, "ports": [port]}}
+
+
+class DeploymentAdopted(AdoptedPayload):
+    """Somebody's Deployment as it is, and a Service of ours before its pods."""
+
+    adopts: ClassVar[Kind] = DEPLOYMENT
+    service: Object = Field(default_factory=_service_before)
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        yield self.theirs(delivery, release, copy.deepcopy(self.live) | {"replicas": release.replicas})
+        yield _service(self, self.service, delivery, release)
+
+
+def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Release) -> Resource:
+    """The release's own, from what was kept of it."""
+    made, name = copy.deepcopy(kept), f"{delivery}-{release.id}"
+    made["spec"]["selector"] = payload.selector(name)
+    made["spec"]["ports"][0]["targetPort"] = payload.target_port
+    return Resource(Ref(SERVICE, name), "release", delivery, made, release.id)
 
 
 class Deployment(Routed):
     """Without a gateway a Service selects one release, so that traffic cannot be weighed."""
 
-    def main(self, delivery: str, release: str) -> Ref:
-        return Ref(DEPLOYMENT, f"{delivery}-{release}")
+    kind: ClassVar[str] = "deployment"
+    spec: ClassVar[type[TargetSpec]] = DeploymentTarget
+    payloads: ClassVar[tuple[type[Payload], ...]] = (DeploymentPayload, DeploymentAdopted)
+    kinds: ClassVar[tuple[Kind, ...]] = (DEPLOYMENT,)
+    adopts: ClassVar[Kind | None] = DEPLOYMENT
+    former: ClassVar[type[AdoptedPayload]] = DeploymentAdopted
+    engine_port: ClassVar[int] = PORT
 
-    def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
         made = manifest(FILE, "Deployment")
-        serve(made["spec"]["template"], name, lock, serving, storage)
+        serve(made["spec"]["template"], asked, lock)
         made["metadata"]["labels"]["app.kubernetes.io/version"] = version("model-delivery")
-        made["spec"]["progressDeadlineSeconds"] = startup_seconds(serving, lock) + MARGIN_SECONDS
-        return {"deployment": made, "service": manifest(FILE, "Service"), **settings(name, lock, serving, storage)}
-
-    def release(self, delivery: str, release: Release) -> Iterator[Resource]:
-        if release.adopted is not None:
-            yield from self._adopted(delivery, release, release.adopted)
-            return
-        main = self.main(delivery, release.id)
-        made = copy.deepcopy(dict(release.payload["deployment"]))
-        template = made["spec"]["template"]
-        made["spec"] |= {
-            "replicas": release.replicas,
-            "selector": {"matchLabels": {"model-delivery/object": main.name}},
-        }
-        template["metadata"]["labels"] = pod_labels(delivery, release.id)
-        yield from chat_config(delivery, release, main.name, template["spec"], template["spec"]["containers"][0])
-        yield Resource(main, "release", delivery, made, release.id)
-        service = copy.deepcopy(dict(release.payload["service"]))
-        service["spec"]["selector"] = selector(delivery, release)
-        yield Resource(Ref(SERVICE, main.name), "release", delivery, service, release.id)
-
-    def _adopted(self, delivery: str, release: Release, adopted: Mapping[str, Any]) -> Iterator[Resource]:
-        """Somebody's Deployment as it is, and a Service of ours before its pods."""
-        made = {
-            "metadata": copy.deepcopy(adopted["metadata"]),
-            "spec": {**copy.deepcopy(dict(release.payload["live"])), "replicas": release.replicas},
-        }
-        yield owned(Resource(Ref(DEPLOYMENT, adopted["name"]), "release", delivery, made, release.id), adopted["uid"])
-        service = manifest(FILE, "Service")
-        service["spec"]["selector"] = selector(delivery, release)
-        service["spec"]["ports"][0]["targetPort"] = adopted["port"]
-        yield Resource(Ref(SERVICE, f"{delivery}-{release.id}"), "release", delivery, service, release.id)
+        made["spec"]["progressDeadlineSeconds"] = startup_seconds(asked.serving, lock) + MARGIN_SECONDS
+        return DeploymentPayload(deployment=made, service=manifest(FILE, "Service"), **common(asked, lock))
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        ref = self.main(world.delivery, release.id)
-        seen = world.objects.get(Ref(ref.kind, release.adopted["name"]) if release.adopted else ref)
+        name = f"{world.delivery}-{release.id}"
+        seen = world.objects.get(self.main(world.delivery, release))
         if seen is None:
             return InProgress("the Deployment is not there yet")
         status, wanted = seen.status, release.replicas
-        current = (
-            status.get("observedGeneration", 0) >= status["generation"] and status.get("updatedReplicas", 0) >= wanted
-        )
-        if current and status.get("availableReplicas", 0) >= wanted and not status.get("unavailableReplicas", 0):
-            return Current(f"http://{ref.name}.{self.namespace}.svc:{PORT}")
+        seen_by_controller = status.get("observedGeneration", 0) >= status["generation"]
+        enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
+        if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
+            return Current(f"http://{name}.{self.namespace}.svc:{PORT}")
         events, nodes = world.beside["Event"], world.beside["Node"]
-        return pods.engine(pods_of(world, ref.name), events, nodes, status, claim_status(release, world), ref.name)
+        return pods.engine(pods_of(world, name), events, nodes, status, claim_status(release, world), name)
+
+    def read(self, live: Observed, get: Get) -> Found:
+        ref, spec = live.resource.ref, live.resource.spec["spec"]
+        if spec["selector"].get("matchExpressions"):
+            why = "its selector has matchExpressions, and a Service selects by labels alone"
+            raise refusal(ref, why, "make it anew with `deliver up`")
+        pod = spec["template"]["spec"]
+        container, words = engine_of(pod["containers"])
+        place = on_a_claim(ref, pod, container, model_of(words))
+        labels: dict[str, Any] = {"labels": dict(spec["selector"]["matchLabels"])}
+        kept = {"service": manifest(FILE, "Service")}
+        return Found(spec, container, words, *place, int(spec.get("replicas", 1)), labels, beside=kept)

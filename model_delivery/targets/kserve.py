@@ -5,25 +5,38 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from model_delivery.base.findings import Finding
+from model_delivery.base.manifests import Object, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets.kubernetes.manifests import manifest
-from model_delivery.targets.kubernetes.near import Routed, chat_config, claim_status, settings
-from model_delivery.targets.kubernetes.pod import PORT, claim_name, serve, verbatim
-from model_delivery.targets.kubernetes.route import owned, pods_of
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.adoption import (
+    Found,
+    engine_of,
+    filled,
+    model_of,
+    not_on_a_claim,
+    on_a_claim,
+    refusal,
+)
+from model_delivery.targets.kubernetes.claim import claim_status
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
+from model_delivery.targets.kubernetes.pod import claim_name, serve, verbatim
+from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
+from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
+from model_delivery.targets.protocol import Get, Site, Target, TargetKey, TargetSpec
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, World
-from model_delivery.values.serving import Serving, Storage
+from model_delivery.values.resources import Observed, Ref, Resource, World
 
+GROUP = "serving.kserve.io"
 INFERENCE_SERVICE = Kind(
     "InferenceService",
-    "serving.kserve.io",
+    GROUP,
     "v1beta1",
     "inferenceservices",
     foreground=True,
@@ -31,90 +44,101 @@ INFERENCE_SERVICE = Kind(
     eventful=True,
     bare=True,
 )
-SERVING_RUNTIME = Kind("ServingRuntime", "serving.kserve.io", "v1alpha1", "servingruntimes", steady=True, optional=True)
-KINDS = (INFERENCE_SERVICE, SERVING_RUNTIME)
+SERVING_RUNTIME = Kind("ServingRuntime", GROUP, "v1alpha1", "servingruntimes", steady=True, optional=True)
 FILE = "kserve.yaml"
 MODELS = "/mnt/models"  # where KServe's webhook mounts the folder of storageUri
+PVC = "pvc://"
+BACKEND = "-predictor"  # the Service that KServe makes: the service's name, and this
 MODES = ("Standard", "RawDeployment")
 TRANSIENT = ("RuntimeNotRecognized",)  # the manager may see the service before the runtime
 CREATE = "FailedCreate"
 NOISE = ("VirtualServiceCRDNotFound", "UpdateFailed")  # events that say nothing of the service
+LONGEST_NAME = 63 - len("isvc.-0123456789-predictor")
+
+
+class KServeKey(RoutedKey):
+    kind: Literal["kserve"] = "kserve"
+
+    def target(self) -> Target:
+        return KServe(self.namespace, self.gateway, self.hostname, context=self.context)
+
+
+class KServeTarget(RoutedTarget):
+    """A KServe InferenceService; without ``gateway`` traffic cannot be weighed."""
+
+    keyed: ClassVar[type[TargetKey]] = KServeKey
+    kind: Literal["kserve"]
+
+
+class KServePayload(ClusterPayload):
+    runtime: Object
+    service: Object
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        name, count = f"{delivery}-{release.id}", release.replicas
+        runtime, service = copy.deepcopy(self.runtime), copy.deepcopy(self.service)
+        predictor = service["spec"]["predictor"]
+        predictor |= {"minReplicas": count, "maxReplicas": count, "labels": self.selector(name)}
+        predictor["model"]["runtime"] = name
+        yield from self.chat_config(delivery, release, runtime["spec"], runtime["spec"]["containers"][0])
+        for kind, made in ((SERVING_RUNTIME, runtime), (INFERENCE_SERVICE, service)):
+            yield Resource(Ref(kind, name), "release", delivery, made, release.id)
+
+
+class KServeAdopted(AdoptedPayload):
+    adopts: ClassVar[Kind] = INFERENCE_SERVICE
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        live = copy.deepcopy(self.live)
+        if live["predictor"].get("minReplicas", 1) != release.replicas:
+            live["predictor"]["minReplicas"] = release.replicas
+        yield self.theirs(delivery, release, live)
 
 
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    backend: ClassVar[str] = "-predictor"
+    kind: ClassVar[str] = "kserve"
+    spec: ClassVar[type[TargetSpec]] = KServeTarget
+    payloads: ClassVar[tuple[type[Payload], ...]] = (KServePayload, KServeAdopted)
+    kinds: ClassVar[tuple[Kind, ...]] = (INFERENCE_SERVICE, SERVING_RUNTIME)
+    adopts: ClassVar[Kind | None] = INFERENCE_SERVICE
+    former: ClassVar[type[AdoptedPayload]] = KServeAdopted
+    engine_port: ClassVar[int] = 8080
+    backend: ClassVar[str] = BACKEND
     port: ClassVar[int] = 80
 
-    def main(self, delivery: str, release: str) -> Ref:
-        return Ref(INFERENCE_SERVICE, f"{delivery}-{release}")
-
-    def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the service's predictor."""
         runtime, service = manifest(FILE, "ServingRuntime"), manifest(FILE, "InferenceService")
         predictor = service["spec"]["predictor"]
-        template: dict[str, Any] = {"metadata": {}, "spec": runtime["spec"] | predictor}
-        serve(template, name, lock, serving, storage, MODELS)
-        predictor |= {key: value for key, value in template["spec"].items() if key not in runtime["spec"]} | template[
-            "metadata"
-        ]
+        template: Object = {"metadata": {}, "spec": runtime["spec"] | predictor}
+        serve(template, asked, lock, MODELS)
+        predictor |= {key: value for key, value in template["spec"].items() if key not in runtime["spec"]}
+        predictor |= template["metadata"]
         (engine,) = runtime["spec"]["containers"]
-        predictor["model"] |= {
-            "resources": engine.pop("resources"),
-            "storageUri": f"pvc://{claim_name(name, storage)}/{folder_name(lock.snapshot)}",
-        }
+        uri = f"{PVC}{claim_name(asked.name, asked.storage)}/{folder_name(lock.snapshot)}"
+        predictor["model"] |= {"resources": engine.pop("resources"), "storageUri": uri}
         runtime["spec"]["containers"] = [json.loads(verbatim(json.dumps(engine)))]
-        return {"runtime": runtime, "service": service, **settings(name, lock, serving, storage)}
-
-    def release(self, delivery: str, release: Release) -> Iterator[Resource]:
-        if (adopted := release.adopted) is not None:
-            live = copy.deepcopy(dict(release.payload["live"]))
-            if live["predictor"].get("minReplicas", 1) != release.replicas:
-                live["predictor"] |= {"minReplicas": release.replicas}
-            made = {"metadata": copy.deepcopy(adopted["metadata"]), "spec": live}
-            theirs = Resource(Ref(INFERENCE_SERVICE, adopted["name"]), "release", delivery, made, release.id)
-            yield owned(theirs, adopted["uid"], bare=True)
-            return
-        main = self.main(delivery, release.id)
-        runtime, service = (
-            copy.deepcopy(dict(release.payload["runtime"])),
-            copy.deepcopy(dict(release.payload["service"])),
-        )
-        predictor = service["spec"]["predictor"]
-        predictor |= {
-            "minReplicas": release.replicas,
-            "maxReplicas": release.replicas,
-            "labels": {"model-delivery/object": main.name},
-        }
-        predictor["model"]["runtime"] = main.name
-        yield from chat_config(delivery, release, main.name, runtime["spec"], runtime["spec"]["containers"][0])
-        yield Resource(Ref(SERVING_RUNTIME, main.name), "release", delivery, runtime, release.id)
-        yield Resource(main, "release", delivery, service, release.id)
+        return KServePayload(runtime=runtime, service=service, **common(asked, lock))
 
     def readiness(self, release: Release, world: World) -> Readiness:
         """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying Ready while its pods are refused: so the pods are counted."""
-        own = self.main(world.delivery, release.id)
-        ref = Ref(own.kind, release.adopted["name"]) if release.adopted else own
+        ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
         if seen is None:
             return InProgress("the InferenceService is not there yet")
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = [pod for pod in pods_of(world, own.name) if "deletionTimestamp" not in pod["metadata"]]
-        found = [one for one in seen.status.get("conditions") or () if one["type"] == "PredictorReady"]
-        ready: Mapping[str, Any] = found[0] if found else {}
-        told = ": ".join(str(ready[key]) for key in ("reason", "message") if ready.get(key))
-        if len(its) >= release.replicas and all(map(pods.is_ready, its)):
-            up = ready.get("status") == "True"
-            port = release.adopted["port"] if release.adopted else PORT
-            return (
-                Current(self._endpoint(ref, seen.status, port))
-                if up
-                else InProgress(f"its pods are ready, KServe is not: {told}")
-            )
-        events = [one for one in world.beside["Event"] if one.get("reason") not in NOISE]
-        failure = _failure(ready, events, ref) if len(its) < release.replicas else {}
+        its = pods.living(pods_of(world, f"{world.delivery}-{release.id}"))
+        ready = pods.condition(seen.status, "PredictorReady")
+        told, few = pods.reason_of(ready), len(its) < release.replicas
+        if not few and all(map(pods.is_ready, its)):
+            if ready.get("status") == "True":
+                return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
+            return InProgress(f"its pods are ready, KServe is not: {told}")
+        events = [event for event in world.beside["Event"] if event.get("reason") not in NOISE]
+        failure = _failure(ready, events, ref) if few else {}
         state = pods.engine(its, events, world.beside["Node"], failure, claim_status(release, world), ref.name)
         if its or failure or not isinstance(state, InProgress):
             return state
@@ -123,7 +147,45 @@ class KServe(Routed):
     def _endpoint(self, ref: Ref, status: Mapping[str, Any], port: int) -> str:
         """A Service without an address of its own (a setting of KServe's) leads straight to the engine's port: KServe's address has a port then."""
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
-        return f"http://{ref.name}{self.backend}.{self.namespace}.svc" + (f":{port}" if direct else "")
+        return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
+
+    def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        """Is its API there, and can the service and what KServe makes of it be called so?"""
+        yield from super().misfits(asked, place)
+        for kind in absent_kinds(place, self.kinds):
+            what, fix = (
+                f"the cluster has no {kind.plural} of {kind.api}",
+                "install KServe, or use target: {kind: deployment, …}",
+            )
+            yield Finding("kserve.not-installed", what, context_of(self.context), fix)
+        if not asked.name[0].isalpha() or len(asked.name) > LONGEST_NAME:
+            what = f"the name {asked.name} does not fit KServe"
+            why = f"KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: at most {LONGEST_NAME} characters"
+            yield Finding("kserve.name", what, why, "choose another name")
+
+    def read(self, live: Observed, get: Get) -> Found:
+        ref, spec = live.resource.ref, live.resource.spec["spec"]
+        predictor, annotations = spec["predictor"], live.resource.spec["metadata"].get("annotations") or {}
+        mode = live.status.get("deploymentMode") or annotations.get("serving.kserve.io/deploymentMode") or MODES[0]
+        if mode not in MODES:
+            why = f"it is in mode {mode}, which never changes: its pods are Knative's"
+            raise refusal(ref, why, "deliver it anew under another name with `deliver up`")
+        model = predictor.get("model")
+        if model is None:
+            container, words = engine_of(predictor.get("containers") or [{}])
+            claim, folder = on_a_claim(ref, predictor, container, model_of(words))
+        else:
+            runtime = get(Ref(SERVING_RUNTIME, str(model.get("runtime"))))
+            base, words = engine_of(runtime.resource.spec["spec"]["containers"] if runtime else [{}])
+            words = filled([*words, *(model.get("args") or ())], {"Name": ref.name})
+            container = base | {"resources": model.get("resources") or base.get("resources", {})}
+            uri = str(model.get("storageUri", ""))
+            claim, _, folder = uri.removeprefix(PVC).partition("/")
+            if not uri.startswith(PVC):
+                raise not_on_a_claim(ref, uri)
+        its = {"labels": {"app": f"isvc.{ref.name}-predictor"}}
+        more = {"service": f"{ref.name}{BACKEND}"}
+        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), its, more)
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
@@ -131,14 +193,9 @@ def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref:
 
     Of events only what waits, since they outlive what they tell.
     """
-    mine = [
-        one
-        for one in events
-        if one["involvedObject"].get("name", "").startswith(ref.name) and one.get("reason") == CREATE
-    ]
-    told = [one["message"] for one in mine if pods.HOOK.search(one.get("message", ""))]
-    told = [ready["message"]] if ready.get("reason") == CREATE else told
-    return {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": told[-1]}]} if told else {}
+    own = (event for event in pods.events_of(events, ref.name) if event.get("reason") == CREATE)
+    told = [event["message"] for event in own if pods.HOOK.search(event.get("message", ""))]
+    return pods.not_made([ready["message"]] if ready.get("reason") == CREATE else told)
 
 
 def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
@@ -147,15 +204,11 @@ def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
     if mode not in MODES:
         why = "the mode of an InferenceService never changes, and only Standard makes a Deployment"
         fix = f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, then run again"
-        return Finding("todo", f"KServe has put {ref} into mode {mode}", why, fix)
+        return Finding("kserve.mode", f"KServe has put {ref} into mode {mode}", why, fix)
     said = status.get("modelStatus") or {}
     failure = said.get("lastFailureInfo") or {}
     if said.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:
         return None
     what = f"KServe cannot serve the model: {failure.get('reason', 'InvalidSpec')}"
-    return Finding(
-        "todo",
-        what,
-        str(failure.get("message", "")),
-        f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime",
-    )
+    fix = f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime"
+    return Finding("kserve.refused", what, str(failure.get("message", "")), fix)

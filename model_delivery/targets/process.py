@@ -3,133 +3,231 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.units import Size
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable
+from model_delivery.base.part import Text
+from model_delivery.base.secrets import KubeSecret, SecretRef
+from model_delivery.base.units import Duration, Size
+from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
 from model_delivery.models.store import folder_name
-from model_delivery.targets import StepRun
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.protocol import (
+    Adoption,
+    Get,
+    Site,
+    StepRun,
+    Target,
+    TargetKey,
+    TargetSpec,
+    not_yet,
+    nothing_to_adopt,
+)
 from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, Started, StepState
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, Resource, World, digest
-from model_delivery.values.serving import Serving, Storage
+from model_delivery.values.serving import Storage
 
 ENGINE, ROUTER, SLOT = Kind("Engine"), Kind("Router"), Kind("Slot")
 STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")
+ROUTE = Ref(ROUTER, "router")
 SLOTS = 20
+HOST, PORT = "127.0.0.1", 8000
+LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 
 
+class ProcessKey(TargetKey):
+    """``port``: None in a record of an older version."""
+
+    place: ClassVar[Literal["host"]] = "host"
+    kind: Literal["process"] = "process"
+    port: int | None = None
+
+    @property
+    def context(self) -> None:
+        return None
+
+    @property
+    def namespace(self) -> None:
+        return None
+
+    def admits(self, asked: TargetKey) -> bool:
+        return isinstance(asked, ProcessKey) and self.port in (None, asked.port)
+
+    def target(self) -> Target:
+        return Process(self.port or PORT)
+
+
+class ProcessTarget(TargetSpec):
+    """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name under engines/, or a folder with an engine.toml."""
+
+    files: ClassVar[tuple[str, ...]] = ("engine",)
+    keyed: ClassVar[type[TargetKey]] = ProcessKey
+    kind: Literal["process"]
+    engine: Text
+    port: int = Field(PORT, ge=1, le=65535, strict=True)
+
+    @property
+    def image(self) -> None:
+        return None
+
+    def check(self, storage: Storage) -> None:
+        if storage.claim is not None:
+            raise ValueError("storage.claim: a host has no claims; use storage: {path: DIR} or leave it out")
+
+
+class ProcessPayload(Payload):
+    """What an Engine on the host states: its needs, which the host binds."""
+
+    engine: dict[str, Any]
+    model: str
+    store: str | None
+    env: dict[str, str]
+    secret_env: dict[str, SecretRef]
+    port: str
+    cpus: int
+    gpus: int
+    memory: int
+
+    @property
+    def startup_seconds(self) -> float:
+        return Duration(self.engine["ready"]["timeout"]).seconds
+
+
+@dataclass(frozen=True)
 class Process:
     """Engines are resources of kind Engine, the router one Router and twenty Slots: a slot is 5 % of the traffic."""
 
-    can = Capabilities(dark_first=True, weights="slots")
+    spec: ClassVar[type[TargetSpec]] = ProcessTarget
+    payloads: ClassVar[tuple[type[Payload], ...]] = (ProcessPayload,)
+    kinds: ClassVar[tuple[Kind, ...]] = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
+    adopts: ClassVar[Kind | None] = None
+    can: ClassVar[Capabilities] = Capabilities(dark_first=True, weights="slots")
+    port: int = PORT
 
-    def address(self, name: str, port: int) -> Address:
-        return Address("127.0.0.1", port)
+    def address(self, name: str) -> Address:
+        return Address(HOST, self.port)
 
     def root(self, storage: Storage) -> str | None:
         return storage.path
 
-    def main(self, delivery: str, release: str) -> Ref:
-        return engine_ref(release)
+    def main(self, delivery: str, release: Release) -> Ref:
+        return Ref(ENGINE, release.id)
 
-    def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
         if lock.engine is None:
-            raise Refused(Finding("todo", "no engine", "a process needs one", "name it in target.engine"))
-        limits = dict(serving.resources.limits)
-        gpus, cpus = int(limits.get("nvidia.com/gpu", 0)), whole_cpus(limits.get("cpu", 1))
-        memory = Size(str(limits["memory"])).bytes if "memory" in limits else lock.engine.memory_bytes
-        plain = {key: value for key, value in serving.env.items() if isinstance(value, str)}
-        secret = {
-            key: value.model_dump(mode="json") for key, value in serving.env.items() if not isinstance(value, str)
-        }
-        if serving.api_key is not None:
-            secret["VLLM_API_KEY"] = serving.api_key.model_dump(mode="json")
-        return {
-            "engine": lock.engine.model_dump(mode="json"),
-            "model": folder_name(lock.snapshot),
-            "store": storage.path,
-            "names": list(serving.model_names),
-            "args": list(serving.args),
-            "chat_template": serving.chat_template,
-            "env": plain,
-            "secret_env": secret,
-            "api_key": None if serving.api_key is None else serving.api_key.model_dump(mode="json"),
-            "port": "auto",
-            "cpus": cpus,
-            "gpus": gpus,
-            "memory": memory,
-        }
+            raise Refused(Finding("target.no-engine", "no engine", "a process needs one", "name it in target.engine"))
+        serving = asked.serving
+        limits, secrets = serving.resources.limits, {k: v for k, v in serving.env.items() if not isinstance(v, str)}
+        return ProcessPayload(
+            engine=lock.engine.model_dump(mode="json"),
+            model=folder_name(lock.snapshot),
+            store=asked.storage.path,
+            names=serving.model_names,
+            args=serving.args,
+            chat_template=serving.chat_template,
+            env={name: value for name, value in serving.env.items() if isinstance(value, str)},
+            secret_env=secrets | ({"VLLM_API_KEY": serving.api_key} if serving.api_key else {}),
+            api_key=serving.api_key,
+            port="auto",
+            cpus=whole_cpus(limits.get("cpu", 1)),
+            gpus=int(limits.get("nvidia.com/gpu", 0)),
+            memory=Size(str(limits["memory"])).bytes if "memory" in limits else lock.engine.memory_bytes,
+        )
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
         folder = Resource(Ref(FOLDER, "models"), "storage", name, {"path": storage.path})
         if lock.engine is None or lock.engine.environment is None:
             return (folder,)
-        environment = Resource(
-            Ref(ENVIRONMENT, lock.engine.name), "storage", name, {"engine": lock.engine.model_dump(mode="json")}
-        )
-        return (folder, environment)
+        content = {"engine": lock.engine.model_dump(mode="json")}
+        return (folder, Resource(Ref(ENVIRONMENT, lock.engine.name), "storage", name, content))
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
-        engines = [Resource(engine_ref(r.id), "release", want.delivery, r.payload, r.id) for r in want.releases]
-        if want.address is None:
-            return tuple(engines)
-        route = [
-            Resource(
-                Ref(ROUTER, "router"), "route", want.delivery, {"host": want.address.host, "port": want.address.port}
-            )
+        def route(ref: Ref, **spec: Any) -> Resource:
+            return Resource(ref, "route", want.delivery, spec)
+
+        made = [
+            Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
+            for release in want.releases
         ]
-        route += [
-            Resource(Ref(SLOT, f"{n:02}"), "route", want.delivery, {"release": owner})
-            for n, owner in enumerate(slot_owners(want.shares))
-        ]
-        return tuple(engines + route)
+        if want.address is not None:
+            made.append(route(ROUTE, host=want.address.host, port=want.address.port))
+            made += [route(Ref(SLOT, f"{n:02}"), release=owner) for n, owner in enumerate(slot_owners(want.shares))]
+        return tuple(made)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
         return (Resource(Ref(STEP, name), "step", run.delivery, {"step": run.name, "input": run.input}),)
 
-    def step_state(self, ref: Ref, world: World) -> Readiness:
-        return Current("ended" if ref in world.objects and world.objects[ref].status["finished"] else "started")
+    def step_state(self, ref: Ref, world: World) -> StepState:
+        return Ended() if ref in world.objects and world.objects[ref].status["finished"] else Started()
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        seen = world.objects.get(engine_ref(release.id))
-        if seen is None or seen.resource.spec != release.payload:
+        seen = world.objects.get(self.main(world.delivery, release))
+        if seen is None or seen.resource.spec != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
+        log = status["log_tail"]
         if not status["alive"]:
-            finding = diagnose(status["log_tail"], status["exit_code"])
-            return Failed(with_log(finding, status), is_retryable(status["log_tail"], status["exit_code"]))
+            finding = diagnose(log, status["exit_code"])
+            return Failed(_with_log(finding, status), is_retryable(log, status["exit_code"]))
         if status["healthy"]:
-            return Current(f"http://127.0.0.1:{status['port']}")
-        return InProgress(last_line(status["log_tail"]) or "the engine is starting")
+            return Current(f"http://{HOST}:{status['port']}")
+        return InProgress(last_line(log) or "the engine is starting")
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:
             return Current("")
-        router = world.objects.get(Ref(ROUTER, "router"))
+        router = world.objects.get(ROUTE)
         if router is None:
             return InProgress("no router")
         if not router.status["alive"]:
-            finding = Finding(
-                "todo", "the router ended", last_line(router.status["log_tail"]), "run again; its log says more"
-            )
-            return Failed(with_log(finding, router.status))
-        late = [
-            r.name
-            for r, o in world.objects.items()
-            if r.kind.name == "Slot" and o.status["written"] != o.status["address"]
-        ]
+            why = last_line(router.status["log_tail"])
+            finding = Finding("place.router-ended", "the router ended", why, "run again; its log says more")
+            return Failed(_with_log(finding, router.status))
+        slots = [(ref.name, seen.status) for ref, seen in world.objects.items() if ref.kind == SLOT]
+        late = [name for name, status in slots if status["written"] != status["address"]]
         if late or not router.status["healthy"]:
             return InProgress(f"slots {', '.join(late)} not moved" if late else "the router is starting")
         return Current(want.address.url)
 
+    def preflight(
+        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
+    ) -> Iterator[Finding]:
+        serving = asked.serving
+        wanted = {
+            "approval: manual": asked.approval == "manual",
+            "storage.notebook": asked.storage.notebook,
+            "serving.replicas above 1": serving.replicas.max > 1,
+            "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),
+            "runner.image": asked.runner.image is not None,
+        }
+        limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
+        yield from not_yet("process", wanted | limits)
+        for field, ref in secrets.items():
+            if isinstance(ref, KubeSecret):
+                what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
+                yield Finding("secret.not-on-a-host", what, "a host has none", fix)
+                continue
+            try:
+                place.secret(ref)
+            except Refused as refused:
+                yield from refused.findings
+        if up_at is None and place.listening(self.port):
+            what, why = "the service's port is taken", f"something else listens on {HOST}:{self.port}"
+            yield Finding("host.port-taken", what, why, "choose another target.port, or stop what listens there")
+        elif up_at is not None and up_at.port != self.port:
+            what = f"the port of {asked.name} cannot change while it is up"
+            why = f"it is up on port {up_at.port}, the spec says {self.port}"
+            yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
 
-def engine_ref(release: str) -> Ref:
-    return Ref(ENGINE, release)
+    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
+        raise nothing_to_adopt("process")
 
 
 def whole_cpus(limit: float | str) -> int:
@@ -141,19 +239,10 @@ def whole_cpus(limit: float | str) -> int:
 def slot_owners(shares: Mapping[str, int]) -> list[str]:
     """The owner of each of the twenty slots; shares are multiples of 5 that add up to 100 (or there are none)."""
     if any(share % 5 for share in shares.values()):
-        what = "a share of the traffic is not a multiple of 5 %"
-        raise Refused(
-            Finding(
-                "todo", what, f"the router has {SLOTS} slots: {dict(shares)}", "use multiples of 5 in rollout.steps"
-            )
-        )
+        what, why = "a share of the traffic is not a multiple of 5 %", f"the router has {SLOTS} slots: {dict(shares)}"
+        raise Refused(Finding("rollout.share-too-fine", what, why, "use multiples of 5 in rollout.steps"))
     return [owner for owner, share in shares.items() for _ in range(share * SLOTS // 100)]
 
 
-def with_log(finding: Finding, status: Mapping[str, Any]) -> Finding:
-    return Finding("todo", finding.what, finding.why, finding.fix, (*finding.evidence, f"log: {status['log']}"))
-
-
-def last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][-160:] if lines else ""
+def _with_log(finding: Finding, status: Mapping[str, Any]) -> Finding:
+    return replace(finding, evidence=(*finding.evidence, f"log: {status['log']}"))

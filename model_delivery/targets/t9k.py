@@ -3,99 +3,189 @@
 from __future__ import annotations
 
 import copy
+import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.manifests import Object, manifest
+from model_delivery.base.part import Text
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets import StepRun
-from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, POD
-from model_delivery.targets.kubernetes.manifests import Object, manifest
-from model_delivery.targets.kubernetes.near import claim_status, job_state, models_claim, settings, step_job
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.adoption import (
+    Found,
+    engine_of,
+    filled,
+    model_of,
+    not_on_a_claim,
+    refusal,
+    relative,
+)
+from model_delivery.targets.kubernetes.claim import claim_status
+from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
+from model_delivery.targets.kubernetes.payload import (
+    AdoptedPayload,
+    ClusterPayload,
+    Origin,
+    chat_template,
+    common,
+    mount_config,
+    owned_route,
+    pods_of,
+)
 from model_delivery.targets.kubernetes.pod import (
     CONFIG,
-    MOUNT,
+    MARGIN_SECONDS,
+    READY_TIMEOUT,
     claim_name,
     environment,
+    furnish,
+    limits_of,
     literal,
     pod_labels,
-    schedule,
     startup_seconds,
     verbatim,
 )
-from model_delivery.targets.kubernetes.route import owned_route, pods_of
+from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
+from model_delivery.targets.protocol import Adoption, Get, Site, Target, TargetKey, TargetSpec
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, World, digest
-from model_delivery.values.serving import Serving, Storage
+from model_delivery.values.resources import Observed, Ref, Resource, World, digest
+from model_delivery.values.serving import Storage
 
-ML_SERVICE = Kind(
-    "MLService", "tensorstack.dev", "v1beta1", "mlservices", foreground=True, optional=True, eventful=True
-)
-ML_SERVICE_RUNTIME = Kind(
-    "MLServiceRuntime", "tensorstack.dev", "v1beta1", "mlserviceruntimes", steady=True, optional=True
-)
-NOTEBOOK = Kind("Notebook", "tensorstack.dev", "v1beta1", "notebooks", optional=True)
-KINDS = (ML_SERVICE, ML_SERVICE_RUNTIME)
+API = ("tensorstack.dev", "v1beta1")
+ML_SERVICE = Kind("MLService", *API, "mlservices", foreground=True, optional=True, eventful=True)
+ML_SERVICE_RUNTIME = Kind("MLServiceRuntime", *API, "mlserviceruntimes", steady=True, optional=True)
+NOTEBOOK = Kind("Notebook", *API, "notebooks", optional=True)
 FILE = "t9k.yaml"
-MARGIN_SECONDS = 60
+ENGINE = "user-container"
+MOUNT = "/var/lib/t9k/model"  # where T9k mounts a claim, unless it is told where
 DEADLINE = "serving.knative.dev/progress-deadline"
 WAITING = ("", "PredictorNotReady")  # the reasons of a service that is simply not ready yet
+SCHEMA = ("properties", "spec", "properties", "releases", "items", "properties", "predictor", "properties")
+
+
+class T9kKey(ClusterKey):
+    kind: Literal["t9k"] = "t9k"
+    queue: str | None = None
+
+    def target(self) -> Target:
+        return T9k(self.namespace, self.queue, context=self.context)
+
+
+class T9kTarget(ClusterTarget):
+    """A T9k MLService; ``queue``: of its scheduler."""
+
+    keyed: ClassVar[type[TargetKey]] = T9kKey
+    kind: Literal["t9k"]
+    queue: Text | None = None
+
+
+class T9kPayload(ClusterPayload):
+    """``config``: the name of the ConfigMap of its chat template."""
+
+    runtime: Object
+    predictor: Object
+    config: str | None
+    service_metadata: ClassVar[None] = None  # the manifest's
+
+    def entry_name(self, release: Release) -> str:
+        return release.id
+
+    def entry(self, delivery: str, release: Release) -> Object:
+        """Its entry of the MLService. Our labels reach the pods by the predictor's template (as the
+        manuals say of annotations; of labels it is inferred).
+        """
+        predictor, count = copy.deepcopy(self.predictor), release.replicas
+        predictor |= {"minReplicas": count, "maxReplicas": max(count, predictor["maxReplicas"])}
+        predictor["template"]["metadata"]["labels"] = pod_labels(delivery, release.id)
+        return {"name": release.id, "predictor": predictor}
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        """Of no release alone: those of the same content share them."""
+        runtime = Ref(ML_SERVICE_RUNTIME, self.predictor["model"]["runtime"])
+        yield Resource(runtime, "release", delivery, copy.deepcopy(self.runtime))
+        if self.config is not None:
+            spec = chat_template(self.chat_template or "")
+            yield Resource(Ref(CONFIG_MAP, self.config), "release", delivery, spec)
+
+
+class T9kOrigin(Origin):
+    """``entry``: what its entry of the MLService is called."""
+
+    entry: str
+
+
+class T9kAdopted(AdoptedPayload):
+    """Its runtime is somebody's, and may serve others."""
+
+    adopts: ClassVar[Kind] = ML_SERVICE
+    adopted: T9kOrigin
+
+    @property
+    def service_metadata(self) -> Object:
+        return copy.deepcopy(self.adopted.metadata)
+
+    def entry_name(self, release: Release) -> str:
+        return self.adopted.entry
+
+    def entry(self, delivery: str, release: Release) -> Object:
+        predictor = copy.deepcopy(self.live)
+        if predictor.get("minReplicas", 1) != release.replicas:
+            predictor["minReplicas"] = release.replicas
+        return {"name": self.adopted.entry, "predictor": predictor}
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        yield from ()
 
 
 @dataclass(frozen=True)
-class T9k:
+class T9k(InCluster):
     """``queue``: of T9k's own scheduler; without one the cluster's default scheduler places the pods."""
 
-    namespace: str
+    kind: ClassVar[str] = "t9k"
+    spec: ClassVar[type[TargetSpec]] = T9kTarget
+    payloads: ClassVar[tuple[type[Payload], ...]] = (T9kPayload, T9kAdopted)
+    kinds: ClassVar[tuple[Kind, ...]] = (ML_SERVICE, ML_SERVICE_RUNTIME)
+    adopts: ClassVar[Kind | None] = ML_SERVICE
+    former: ClassVar[type[AdoptedPayload]] = T9kAdopted
+    engine_port: ClassVar[int] = 8080
+    can: ClassVar[Capabilities] = Capabilities(dark_first=False, weights="percent")
     queue: str | None = None
 
-    @property
-    def can(self) -> Capabilities:
-        return Capabilities(dark_first=False, weights="percent")
-
-    def address(self, name: str, port: int) -> Address:
+    def address(self, name: str) -> Address:
         """The name inside the cluster; the domain outside is T9k's to choose: ``routed`` gives ``status.address.url``."""
         return Address(f"{name}.{self.namespace}", 80)
 
-    def root(self, storage: Storage) -> str | None:
-        return MOUNT
+    def route(self, name: str) -> Ref:
+        return Ref(ML_SERVICE, name)
 
-    def main(self, delivery: str, release: str) -> Ref:
-        """The pods of a release: they carry this name as ``model-delivery/object``."""
-        return Ref(POD, f"{delivery}-{release}")
+    def main(self, delivery: str, release: Release) -> Ref:
+        return self.route(delivery)
 
-    def payload(self, name: str, lock: Lock, serving: Serving, storage: Storage) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
         """Refused where a text would meet Go's templates in a place where nobody documents whether they are filled in."""
-        chat = serving.chat_template
-        config = None if chat is None else f"{name}-{digest(chat)}"
-        runtime, limits = (
-            _runtime(lock, serving, config),
-            {key: str(value) for key, value in serving.resources.limits.items()},
-        )
+        name, serving = asked.name, asked.serving
+        config = None if serving.chat_template is None else f"{name}-{digest(serving.chat_template)}"
+        runtime, limits = _runtime(asked, lock, config), limits_of(serving)
         predictor = manifest(FILE, "MLService")["spec"]["releases"][0]["predictor"]
-        predictor["model"] = {
-            "runtime": f"{name}-{digest(runtime['spec'])}",
-            "parameters": predictor["model"]["parameters"] | {"MODEL_NAME": serving.model_names[0]},
-        }
-        predictor["storage"]["pvc"] |= {"name": claim_name(name, storage), "subPath": folder_name(lock.snapshot)}
+        predictor["model"]["runtime"] = f"{name}-{digest(runtime['spec'])}"
+        predictor["model"]["parameters"]["MODEL_NAME"] = serving.model_names[0]
+        claim = claim_name(name, asked.storage)
+        predictor["storage"]["pvc"] |= {"name": claim, "subPath": folder_name(lock.snapshot)}
         predictor["maxReplicas"] = serving.replicas.max
         if limits:
             predictor["containersResources"][0]["resources"]["limits"] = limits
         else:
             del predictor["containersResources"]
-        return {
-            "runtime": runtime,
-            "predictor": predictor,
-            "config": config,
-            **settings(name, lock, serving, storage),
-        }
+        return T9kPayload(runtime=runtime, predictor=predictor, config=config, **common(asked, lock))
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        claim = models_claim(name, lock, storage)
+        (claim,) = super().storage(name, lock, storage)
         if not storage.notebook:
             return (claim,)
         made = manifest(FILE, "Notebook")
@@ -104,181 +194,182 @@ class T9k:
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
         """Releases of the same content share their runtime. A service cannot be without a default: no traffic, no service."""
-        beside = {made.ref: made for release in want.releases for made in _beside(want.delivery, release)}
+        beside = {
+            made.ref: made for release in want.releases for made in _payload(release).resources(want.delivery, release)
+        }
         return (*beside.values(), self._service(want)) if want.address and want.shares else tuple(beside.values())
 
     def _service(self, want: Desired) -> Resource:
         made = manifest(FILE, "MLService")
-        default, *canary = [release for release in want.releases if release.id in want.shares]
-        made["spec"] |= {
-            "default": _name(default),
-            "releases": [_entry(want.delivery, release) for release in want.releases],
-        }
+        entries = {release.id: _payload(release).entry(want.delivery, release) for release in want.releases}
+        default, *canary = [release for release in entries if release in want.shares]
+        made["spec"] |= {"default": entries[default]["name"], "releases": list(entries.values())}
         if canary:
-            made["spec"] |= {"canary": _name(canary[0]), "canaryTrafficPercent": want.shares[canary[0].id]}
+            percent = want.shares[canary[0]]
+            made["spec"] |= {"canary": entries[canary[0]]["name"], "canaryTrafficPercent": percent}
         if self.queue:
             made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.queue}}
-        for adopted in (release.adopted for release in want.releases if release.adopted):
-            made["metadata"] = copy.deepcopy(adopted["metadata"])
-        return owned_route(Resource(Ref(ML_SERVICE, want.delivery), "route", want.delivery, made), want)
-
-    def step(self, run: StepRun) -> tuple[Resource, ...]:
-        return step_job(run)
-
-    def step_state(self, ref: Ref, world: World) -> Readiness:
-        return job_state(ref, world)
+        for release in want.releases:
+            made["metadata"] = _payload(release).service_metadata or made["metadata"]
+        return owned_route(Resource(self.route(want.delivery), "route", want.delivery, made), want.releases)
 
     def readiness(self, release: Release, world: World) -> Readiness:
         """There is no observedGeneration: the service must be Ready and this release ready. An address says nothing, it is set before."""
-        seen = world.objects.get(Ref(ML_SERVICE, world.delivery))
+        seen = world.objects.get(self.route(world.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
-        mine = _told_of(_name(release), seen.status)
-        service, paused = _condition(seen.status, "Ready"), _condition(seen.status, "Paused")
-        if _true(paused):
-            return Failed(
-                Finding(
-                    "todo",
-                    f"the MLService {world.delivery} is paused",
-                    "somebody paused it",
-                    "resume it in T9k's console, then run again",
-                )
-            )
-        up = mine.get("ready") and mine.get("url") and mine.get("readyReplicas", release.replicas) >= release.replicas
+        name = _payload(release).entry_name(release)
+        row, service = _row(name, seen.status), pods.condition(seen.status, "Ready")
+        if _true(pods.condition(seen.status, "Paused")):
+            what, fix = f"the MLService {world.delivery} is paused", "resume it in T9k's console, then run again"
+            return Failed(Finding("t9k.paused", what, "somebody paused it", fix))
+        up = row.get("ready") and row.get("url") and row.get("readyReplicas", release.replicas) >= release.replicas
         if up and _true(service):
-            return Current(str(mine["url"]).rstrip("/"))
-        if mine.get("ready"):
-            return InProgress(
-                f"the release is ready, the MLService is not yet: {_said(service) or 'no reason is given'}"
-            )
-        return self._why_not(release, world, mine, service)
+            return Current(str(row["url"]).rstrip("/"))
+        if row.get("ready"):
+            why = pods.reason_of(service) or "no reason is given"
+            return InProgress(f"the release is ready, the MLService is not yet: {why}")
+        return self._why_not(release, world, f"{world.delivery}-predict-{name}", row, service)
 
     def _why_not(
-        self, release: Release, world: World, mine: Mapping[str, Any], service: Mapping[str, Any]
+        self, release: Release, world: World, name: str, row: Mapping[str, Any], service: Mapping[str, Any]
     ) -> Readiness:
         """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
-        name, events = f"{world.delivery}-predict-{_name(release)}", world.beside["Event"]
-        its = pods_of(world, f"{world.delivery}-{release.id}")
-        no = [
-            e["message"]
-            for e in events
-            if e["involvedObject"].get("name", "").startswith(name) and "forbidden" in e.get("message", "")
-        ]
-        status = (
-            {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": no[-1]}]} if no and not its else {}
-        )
+        delivery, events = world.delivery, world.beside["Event"]
+        its = pods_of(world, f"{delivery}-{release.id}")
+        refused = [text for event in pods.events_of(events, name) if "forbidden" in (text := event.get("message", ""))]
+        status = {} if its else pods.not_made(refused)
         state = pods.engine(its, events, world.beside["Node"], status, claim_status(release, world), name)
         if its or not isinstance(state, InProgress):
             return state
-        about = [(e["involvedObject"]["kind"], e["involvedObject"].get("name"), e.get("message", "")) for e in events]
-        own = [message for kind, whose, message in about if (kind, whose) == ("MLService", world.delivery)]
+        about = (ML_SERVICE.name, delivery)
+        own = [
+            event.get("message", "")
+            for event in events
+            if (event["involvedObject"]["kind"], event["involvedObject"].get("name")) == about
+        ]
         if service.get("reason", "") not in WAITING and str(service.get("status")).lower() == "false":
-            fix = f"correct what it names; kubectl describe mlservice {world.delivery} says more"
+            fix = f"correct what it names; kubectl describe mlservice {delivery} says more"
             what = f"T9k cannot start the release: {service['reason']}"
-            return Failed(
-                Finding("todo", what, str(mine.get("message") or service.get("message", "")), fix, tuple(own))
-            )
-        return InProgress("; ".join(filter(None, [_said(mine) or _said(service), *own[-1:]])) or state.why)
+            why = str(row.get("message") or service.get("message", ""))
+            return Failed(Finding("t9k.refused", what, why, fix, tuple(own)))
+        said = pods.reason_of(row) or pods.reason_of(service)
+        return InProgress("; ".join(filter(None, [said, *own[-1:]])) or state.why)
 
     def routed(self, want: Desired, world: World) -> Readiness:
         """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``; the endpoint is ``address.url``."""
         if want.address is None or not want.shares:
             return Current("")
-        seen = world.objects.get(Ref(ML_SERVICE, want.delivery))
+        seen = world.objects.get(self.route(want.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
-        shares = {_name(release): want.shares[release.id] for release in want.releases if release.id in want.shares}
+        weighed = [release for release in want.releases if release.id in want.shares]
+        shares = {_payload(release).entry_name(release): want.shares[release.id] for release in weighed}
         default, *canary = shares
         now = seen.status.get("defaultRelease"), seen.status.get("canaryRelease") or None
-        told = {one: _told_of(one, seen.status).get("trafficPercent", share) for one, share in shares.items()}
+        told = {name: _row(name, seen.status).get("trafficPercent", share) for name, share in shares.items()}
         if now != (default, next(iter(canary), None)) or told != shares:
             return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {told}")
         url = (seen.status.get("address") or {}).get("url")
         return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
 
+    def lacks(self, asked: Asked) -> dict[str, bool]:
+        return super().lacks(asked) | {"storage.notebook": False}
 
-def _runtime(lock: Lock, serving: Serving, config: str | None) -> Object:
-    made = manifest(FILE, "MLServiceRuntime")
+    def uses(self, asked: Asked) -> tuple[Kind, ...]:
+        return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
+
+    def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        """Is its API there, and of the form of 2024-07 and later? Both forms are called v1beta1: the published schema tells."""
+        if missing := absent_kinds(place, self.uses(asked)):
+            what = f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}"
+            fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"
+            yield Finding("t9k.not-installed", what, context_of(self.context), fix)
+            return
+        openapi = place.look_up(f"/openapi/v3/apis/{ML_SERVICE.api}") or {}
+        schemas = openapi.get("components", {}).get("schemas", {})
+        fields: Object = next((schema for name, schema in schemas.items() if name.endswith(".MLService")), {})
+        for key in SCHEMA:
+            fields = fields.get(key, {})
+        if "modelUri" in fields.get("model", {}).get("properties", {}) and "storage" not in fields:
+            why = "an MLService there has model.modelUri, and neither storage nor containersResources (T9k before 2024-07)"
+            fix = "upgrade T9k, or use target: {kind: deployment, …}"
+            yield Finding("t9k.old-api", "the cluster's T9k has the old form of the API", why, fix)
+
+    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
+        if named != asked.name:
+            what = f"a delivery called {asked.name} cannot adopt MLService {named}"
+            why = "the MLService is the address of the service, and holds every release of it"
+            raise Refused(Finding("t9k.another-name", what, why, f"set the spec's name to {named}"))
+        return super().adopt(asked, lock, named, get)
+
+    def read(self, live: Observed, get: Get) -> Found:
+        ref, releases = live.resource.ref, live.resource.spec["spec"]["releases"]
+        names = [release["name"] for release in releases]
+        if len(names) > 1:
+            what, why = f"{ref} has {len(names)} releases", f"a delivery begins with one: {', '.join(names)}"
+            fix = "give one of them all of the traffic, and remove the others from spec.releases"
+            raise Refused(Finding("t9k.several-releases", what, why, fix))
+        predictor = releases[0]["predictor"]
+        model, pvc = predictor["model"], (predictor.get("storage") or {}).get("pvc")
+        runtime = get(Ref(ML_SERVICE_RUNTIME, model["runtime"]))
+        if runtime is None:
+            why = f"its MLServiceRuntime {model['runtime']} is gone"
+            raise refusal(ref, why, "bring the runtime back, then run again")
+        template = runtime.resource.spec["spec"]["template"]["spec"]
+        base, words = engine_of([found for found in template["containers"] if found["name"] == ENGINE])
+        over = (found for found in predictor.get("containersResources") or () if found["name"] == ENGINE)
+        words = filled(words, model.get("parameters") or {})
+        inside = relative(model_of(words), pvc.get("mountPath", MOUNT)) if pvc else None
+        if pvc is None or inside is None:
+            raise not_on_a_claim(ref, model_of(words))
+        folder = posixpath.normpath(posixpath.join(pvc.get("subPath", ""), inside))
+        its, count = {"prefix": f"{ref.name}-predict-{names[0]}-"}, int(predictor.get("minReplicas", 1))
+        more = {"entry": names[0]}
+        return Found(predictor, base | next(over, {}), words, pvc["name"], folder, count, its, more)
+
+
+def _payload(release: Release) -> T9kPayload | T9kAdopted:
+    if not isinstance(release.payload, T9kPayload | T9kAdopted):
+        raise TypeError(f"release {release.id} is of another target")
+    return release.payload
+
+
+def _runtime(asked: Asked, lock: Lock, config: str | None) -> Object:
+    serving, made = asked.serving, manifest(FILE, "MLServiceRuntime")
     template = made["spec"]["template"]
     pod, (engine,) = template["spec"], template["spec"]["containers"]
     engine["image"] = lock.image
-    names = serving.model_names
-    if len(names) > 1:
-        engine["args"] = [engine["args"][0], "--served-model-name", "{{.MODEL_NAME}}", *names[1:]]
+    if len(serving.model_names) > 1:
+        engine["args"] = [engine["args"][0], "--served-model-name", "{{.MODEL_NAME}}", *serving.model_names[1:]]
     engine["args"] += [f"--chat-template={CONFIG}/chat_template.jinja"] if config else []
     engine["args"] += [verbatim(literal(word)) for word in serving.args]
-    env = environment(serving)
+    env, seconds = environment(serving), startup_seconds(serving, lock)
     if serving.startup_timeout is not None:
-        env = [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": str(startup_seconds(serving, lock))}, *env]
+        env = [{"name": READY_TIMEOUT, "value": str(seconds)}, *env]
     engine |= {"env": env} if env else {}
-    limits = {key: str(value) for key, value in serving.resources.limits.items()}
+    limits = limits_of(serving)
     engine["resources"] = {"limits": limits} if limits else {}
-    if serving.pod.shm is not None:
-        pod["volumes"][0]["emptyDir"]["sizeLimit"] = str(serving.pod.shm)
     if config is not None:
-        pod["volumes"].append({"name": "config", "configMap": {"name": config}})
-        engine["volumeMounts"].append({"name": "config", "mountPath": CONFIG, "readOnly": True})
-    schedule(pod, serving.pod.model_dump(mode="json"))
-    pod["volumes"] += [dict(volume) for volume in serving.pod.volumes]
-    engine["volumeMounts"] += [dict(mount) for mount in serving.pod.volume_mounts]
-    deadline = {DEADLINE: f"{startup_seconds(serving, lock) + MARGIN_SECONDS}s"}
-    template["metadata"]["annotations"] = deadline | dict(serving.pod.annotations)
+        mount_config(pod, engine, config)
+    furnish(pod, engine, serving, "dshm")
+    template["metadata"]["annotations"] = {DEADLINE: f"{seconds + MARGIN_SECONDS}s"} | serving.pod.annotations
     _no_template({"serving.env": env, "serving.pod": serving.pod.model_dump(mode="json")})
     return made
 
 
 def _no_template(fields: Mapping[str, Any]) -> None:
+    why = "T9k fills Go templates in a runtime's arguments; whether it does so here is not documented, so {{ can be neither kept nor escaped"
+    fix = "leave it out, or put it into serving.args"
     found = [field for field, value in fields.items() if "{{" in str(value)]
     if found:
-        why = "T9k fills Go templates in a runtime's arguments; whether it does so here is not documented, so {{ can be neither kept nor escaped"
-        raise Refused(
-            *(
-                Finding("todo", f"{field} holds {{{{", why, "leave it out, or put it into serving.args")
-                for field in found
-            )
-        )
+        raise Refused(*(Finding("t9k.template", f"{field} holds {{{{", why, fix) for field in found))
 
 
-def _name(release: Release) -> str:
-    """What its entry of the service is called."""
-    return str(release.adopted["entry"]) if release.adopted else release.id
-
-
-def _entry(delivery: str, release: Release) -> Object:
-    """Our labels reach the pods by the predictor's template (as the manuals say of annotations; of labels it is inferred)."""
-    if release.adopted is not None:
-        predictor = copy.deepcopy(dict(release.payload["live"]))
-        predictor |= {"minReplicas": release.replicas} if predictor.get("minReplicas", 1) != release.replicas else {}
-        return {"name": _name(release), "predictor": predictor}
-    predictor = copy.deepcopy(dict(release.payload["predictor"]))
-    predictor |= {"minReplicas": release.replicas, "maxReplicas": max(release.replicas, predictor["maxReplicas"])}
-    predictor["template"]["metadata"]["labels"] = pod_labels(delivery, release.id)
-    return {"name": release.id, "predictor": predictor}
-
-
-def _beside(delivery: str, release: Release) -> Iterator[Resource]:
-    if release.adopted is not None:
-        return  # its runtime is somebody's, and may serve others
-    payload = copy.deepcopy(dict(release.payload))
-    yield Resource(
-        Ref(ML_SERVICE_RUNTIME, payload["predictor"]["model"]["runtime"]), "release", delivery, payload["runtime"]
-    )
-    if payload["config"] is not None:
-        config = {"metadata": {}, "data": {"chat_template.jinja": payload["chat_template"]}}
-        yield Resource(Ref(CONFIG_MAP, payload["config"]), "release", delivery, config)
-
-
-def _told_of(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((one for one in status.get("releases") or () if one["name"] == release), {})
-
-
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    return next((one for one in status.get("conditions") or () if one["type"] == kind), {})
+def _row(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the MLService says of one of its entries."""
+    return next((row for row in status.get("releases") or () if row["name"] == release), {})
 
 
 def _true(condition: Mapping[str, Any]) -> bool:
     return str(condition.get("status")).lower() == "true"
-
-
-def _said(told: Mapping[str, Any]) -> str:
-    return ": ".join(str(told[key]) for key in ("reason", "message") if told.get(key))

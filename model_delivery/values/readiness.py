@@ -27,4 +27,15 @@ class Failed:
     retryable: bool = False
 
 
+@dataclass(frozen=True)
+class Started:
+    """A step is at work, or its work is done: its output can be read."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """All of a step has ended."""
+
+
 Readiness = Current | InProgress | Failed
+StepState = Started | Ended | InProgress | Failed

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from model_delivery.base.secrets import SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 
 ReleaseId = str
-Payload = Mapping[str, Any]
 
 
 class Lock(BaseModel):
-    """All that was resolved before anything was touched: the model's commit with its files, and the engine that will serve it."""
+    """All that was resolved before anything was touched: the model's commit with its files,
+    and the engine that will serve it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,28 +27,55 @@ class Lock(BaseModel):
     image: str | None = None
 
 
-class AddressKey(BaseModel):
-    """Where clients find the service, in words that survive a crash."""
+class Payload(BaseModel):
+    """All that a release's objects are made from, rendered once, then frozen. Targets have
+    classes of their own; what is declared here, the house may ask of any.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str
-    port: int
+    names: tuple[str, ...]
+    args: tuple[str, ...]
+    api_key: SecretRef | None = None
+    chat_template: str | None = None
+
+    if TYPE_CHECKING:
+
+        @property
+        def startup_seconds(self) -> float:
+            """How long the engine may take to become ready."""
+            raise NotImplementedError
+
+    @property
+    def by_hand(self) -> str | None:
+        """Of a release that was adopted, the folder of its weights as seen from the claim's
+        root; None: it was made here.
+        """
+        return None
+
+    @property
+    def uid(self) -> str | None:
+        """Of the object that was adopted."""
+        return None
+
+    @classmethod
+    def fits(cls, stored: Mapping[str, Any]) -> bool:
+        """Was ``stored`` written from this class? By its keys: what is stored names no class."""
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return required <= stored.keys() <= cls.model_fields.keys()
+
+    def content(self) -> dict[str, Any]:
+        """As it is stored; its digest is the release's id."""
+        return self.model_dump(mode="json")
 
 
 @dataclass(frozen=True)
 class Release:
-    """``id`` is the digest of the payload; ``replicas`` is not part of it."""
+    """``id`` is the digest of the payload's content; ``replicas`` is not part of it."""
 
     id: ReleaseId
     payload: Payload
     replicas: int = 1
-
-    @property
-    def adopted(self) -> Mapping[str, Any] | None:
-        """Of a release that somebody made by hand: the object's kind, name and uid, its pods, port and folder. None: it was made here."""
-        said: Mapping[str, Any] | None = self.payload.get("adopted")
-        return said
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ from model_delivery.run.session import Session, opened
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.verify import STEP as VERIFY
 from model_delivery.steps.verify import Verified, VerifyInput
-from model_delivery.targets import choose, key_of
-from model_delivery.targets.adoption import KINDS, Adopted, adopt
+from model_delivery.targets import Adoption as Found
 from model_delivery.targets.kubernetes.pod import MOUNT
-from model_delivery.values.release import AddressKey, Desired, Release, ReleaseId
+from model_delivery.targets.protocol import nothing_to_adopt
+from model_delivery.values.release import Desired, Release, ReleaseId
 from model_delivery.values.resources import ABSENT, RECORD_REF, digest
 
 OUTCOME = "adopted"
-NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,10 @@ class Adoption:
 
 def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption:
     """Read the object ``named`` (default: as the delivery) and compare; nothing is touched. Refused with every reason why it cannot be adopted."""
-    target, key = choose(spec.target), key_of(spec.target)
-    if key.kind not in KINDS:
-        why = "what runs on a host is the process of the run that started it"
-        raise Refused(Finding("todo", f"nothing can be adopted on target {key.kind}", why, "use `deliver up`"))
+    key = spec.target.key()
+    target = key.target()
+    if target.adopts is None:
+        raise nothing_to_adopt(key.kind)
     preflight(spec, place, target)
     with from_cluster(place.secret):
         lock = resolve_lock(spec)
@@ -57,10 +56,8 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     session = Session(
         place, target, spec.name, "", SystemClock(), load(seen.resource.spec) if seen else Record(target=key), ABSENT
     )
-    there = target.address(spec.name, 0)
-    rendered = target.payload(spec.name, lock, spec.serving, spec.storage)
-    made = target.compose(Desired(spec.name, (Release(NEW, rendered),), {NEW: 100}, there))
-    found = adopt(spec, lock, named or spec.name, lambda ref: place.get(spec.name, ref), made)
+    there = target.address(spec.name)
+    found = target.adopt(spec, lock, named or spec.name, lambda ref: place.get(spec.name, ref))
     known = _known(session, found)
     meant = {
         "lock": lock,
@@ -70,11 +67,10 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
         "startup_timeout": spec.serving.startup_timeout,
     }
     if known is None:
-        address, args = AddressKey(host=there.host, port=there.port), tuple(found.payload["args"])
         made_now = {
-            "payload": dict(found.payload),
-            "args": args,
-            "address": address,
+            "payload": found.payload,
+            "args": found.payload.args,
+            "address": there,
             "created": session.clock.now(),
             "verified": False,
         }
@@ -83,7 +79,7 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
         frozen = (
             known if known.verified else known.model_copy(update=meant)
         )  # a revision that was wrong can be corrected
-    release = session.record.serving if known and session.record.serving else digest(found.payload)
+    release = session.record.serving if known and session.record.serving else digest(found.payload.content())
     want = Desired(spec.name, (Release(release, frozen.payload, found.replicas),), {release: 100}, there)
     claim = (
         resource
@@ -105,13 +101,13 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Adoption
     return Adoption(spec.name, found.what, release, frozen, found.replicas, changes, (*scaled, *found.differs))
 
 
-def _known(session: Session, found: Adopted) -> Frozen | None:
+def _known(session: Session, found: Found) -> Frozen | None:
     """The release that it is already. Refused where another one is delivered under the name."""
     record = session.record
     if record.serving is None and record.candidate is None:
         return None
     frozen = session.frozen(record.serving) if record.serving and record.candidate is None else None
-    if frozen is None or frozen.payload.get("adopted", {}).get("uid") != found.payload["adopted"]["uid"]:
+    if frozen is None or frozen.payload.uid != found.payload.uid:
         why = f"release {record.serving or (record.candidate and record.candidate.release)} of it serves, or is on its way"
         raise Refused(
             Finding(
@@ -167,14 +163,14 @@ def verify(place: Place, spec: DeliverySpec, release: ReleaseId) -> Verified:
 
 
 def _opened(place: Place, spec: DeliverySpec, observer: Observer = unobserved) -> AbstractContextManager[Session]:
-    target, key = choose(spec.target), key_of(spec.target)
+    key = spec.target.key()
     return opened(
-        place, spec.name, target, key, request=uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer
+        place, spec.name, key.target(), key, request=uuid.uuid4().hex, when_busy=spec.concurrency, observer=observer
     )
 
 
 def verify_weights(session: Session, release: ReleaseId, frozen: Frozen) -> Verified:
     """As a step, in the folder that an adopted release reads from."""
-    folder = str(PurePosixPath(MOUNT, frozen.payload["adopted"]["folder"]))
+    folder = str(PurePosixPath(MOUNT, str(frozen.payload.by_hand)))
     given = VerifyInput(snapshot=frozen.lock.snapshot, folder=folder, allow=frozen.model.allow)
     return session.run_step(VERIFY, given, "verify", release)

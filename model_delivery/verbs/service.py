@@ -13,7 +13,7 @@ from model_delivery.base.clock import SystemClock
 from model_delivery.base.findings import BadInput, Finding, NoRoom, Refused
 from model_delivery.base.secrets import from_cluster
 from model_delivery.places import Place
-from model_delivery.places.host.place import SECRET_REF, Host
+from model_delivery.places.host.place import Host
 from model_delivery.places.opening import open_place
 from model_delivery.run import evidence, protocol
 from model_delivery.run.frozen import Frozen
@@ -22,8 +22,9 @@ from model_delivery.run.record import Ended, Record, load
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.session import Session, frozen_releases, opened
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.targets import Target, choose, key_of, of_key
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets import Target, TargetKey
+from model_delivery.targets.deployment import DeploymentKey
+from model_delivery.targets.process import ENGINE, ProcessKey
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.readiness import Current, Failed
 from model_delivery.values.release import Desired, Lock, Release
@@ -95,10 +96,10 @@ def find(named: str, context: str | None = None, namespace: str | None = None) -
     """``named`` is a spec's file, or a name on this host, or with ``context`` or ``namespace`` one in a cluster."""
     if named.endswith((".yaml", ".yml")):
         spec = load_spec(Path(named))
-        return Where(spec.name, key_of(spec.target))
+        return Where(spec.name, spec.target.key())
     if context is not None or namespace is not None:
-        return Where(named, TargetKey(kind="deployment", context=context, namespace=namespace or "default"))
-    return Where(named, TargetKey(kind="process"))
+        return Where(named, DeploymentKey(context=context, namespace=namespace or "default"))
+    return Where(named, ProcessKey())
 
 
 def record_of(host: Place, name: str) -> Record:
@@ -145,7 +146,7 @@ def status(host: Place, name: str) -> Status:
     """What serves, what is being tried, what runs, and what a converge would change."""
     record = record_of(host, name)
     world = host.world(name)
-    target = of_key(record.target)
+    target = record.target.target()
     shares = dict(record.desired.traffic)
     running = []
     for release, replicas in record.desired.releases:
@@ -160,9 +161,10 @@ def status(host: Place, name: str) -> Status:
                 )
             )
         frozen = Frozen.model_validate(known.resource.spec)
-        seen = world.objects.get(target.main(name, release))
+        wanted = Release(release, frozen.payload, replicas)
+        seen = world.objects.get(target.main(name, wanted))
         said = seen.status if seen else {}
-        match target.readiness(Release(release, frozen.payload, replicas), world):
+        match target.readiness(wanted, world):
             case Current(endpoint):
                 state, detail = UP, endpoint
             case Failed(finding):
@@ -203,10 +205,10 @@ def logs(host: Place, name: str, release: str | None = None, *, follow: bool = F
     record = record_of(host, name)
     last = record.ended[-1].release if record.ended else None
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
-    main = of_key(record.target).main(name, str(chosen))
     if not isinstance(host, Host):
-        yield from host.log(name, main, follow=follow)
+        yield from host.engine_log(name, str(chosen), follow=follow)
         return
+    main = Ref(ENGINE, str(chosen))
     files = sorted((host.folder(name) / "logs").glob(f"{chosen}-*.log"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise BadInput(
@@ -226,7 +228,7 @@ def logs(host: Place, name: str, release: str | None = None, *, follow: bool = F
 def down(host: Place, name: str) -> tuple[str, ...]:
     """Stop everything of ``name`` but its weights and record; returns what was stopped, as lines."""
     key = record_of(host, name).target
-    with opened(host, name, of_key(key), key, request=uuid.uuid4().hex) as session:
+    with opened(host, name, key.target(), key, request=uuid.uuid4().hex) as session:
         before = host.world(name).objects
         protocol.take_down(session)
         return tuple(
@@ -238,12 +240,12 @@ def down(host: Place, name: str) -> tuple[str, ...]:
 
 def plan(host: Place, spec: DeliverySpec) -> Plan:
     """Resolve and compare, touching nothing."""
-    target = choose(spec.target)
+    target = spec.target.key().target()
     preflight(spec, host, target)
     with from_cluster(host.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, frozen_releases(host.world(spec.name)).values()))
     seen = host.get(spec.name, RECORD_REF)
-    record = load(seen.resource.spec) if seen else Record(target=key_of(spec.target))
+    record = load(seen.resource.spec) if seen else Record(target=spec.target.key())
     session = Session(host, target, spec.name, "", SystemClock(), record, ABSENT)
     release, frozen = protocol.identify(session, spec, lock)
     snapshot = lock.snapshot
@@ -270,7 +272,7 @@ def _new_release(
     from model_delivery.values.rollout import stages
 
     record = session.record
-    address = target.address(spec.name, getattr(spec.target, "port", 0))
+    address = target.address(spec.name)
     old = Desired(
         spec.name, session.desired(record.only_serving()).releases, dict(record.only_serving().traffic), address
     )
@@ -282,8 +284,8 @@ def _new_release(
         if spec.rollout.when_full != "recreate" or not old.releases:
             raise
         plan_ = stages("recreate", old, new, (), target.can)
-        changes = [Change(target.main(spec.name, r.id), "deleted") for r in old.releases]
-        changes.append(Change(target.main(spec.name, release), "created"))
+        changes = [Change(target.main(spec.name, r), "deleted") for r in old.releases]
+        changes.append(Change(target.main(spec.name, new), "created"))
     names = tuple(
         f"{s.name} (with all of the traffic at once)" if s.gates and s.desired.shares == {release: 100} else s.name
         for s in plan_
@@ -321,10 +323,9 @@ def connection(host: Place, name: str) -> Connection:
         raise Refused(
             Finding("todo", f"release {record.serving} is not known", "its object is gone", "deliver it again")
         )
-    payload = seen.resource.spec["payload"]
-    key = SECRET_REF.validate_python(payload["api_key"]) if payload["api_key"] else None
-    url = Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT).url(host.world(name))
-    return connect(str(url), tuple(payload["names"]), key, record.target.namespace)
+    payload = Frozen.model_validate(seen.resource.spec).payload
+    url = Session(host, record.target.target(), name, "", SystemClock(), record, ABSENT).url(host.world(name))
+    return connect(str(url), payload.names, payload.api_key, record.target.namespace)
 
 
 def rollback_goal(host: Place, name: str) -> str:
@@ -332,7 +333,7 @@ def rollback_goal(host: Place, name: str) -> str:
     record = record_of(host, name)
     if record.candidate is not None and record.candidate.kind == "rollback":
         return record.candidate.release
-    return protocol.rollback_goal(Session(host, of_key(record.target), name, "", SystemClock(), record, ABSENT))
+    return protocol.rollback_goal(Session(host, record.target.target(), name, "", SystemClock(), record, ABSENT))
 
 
 def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -343,8 +344,8 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
     from model_delivery.places.cluster.objects import to_object
     from model_delivery.values.snapshot import Snapshot
 
-    key = key_of(spec.target)
-    if key.kind == "process" or key.namespace is None:
+    key = spec.target.key()
+    if key.namespace is None:
         raise Refused(
             Finding(
                 "todo",
@@ -353,7 +354,7 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
                 "use `deliver plan`",
             )
         )
-    target, warnings = choose(spec.target), tuple[str, ...]()
+    target, warnings = key.target(), tuple[str, ...]()
     if offline:
         repo, revision = getattr(spec.model, "repo", "local"), getattr(spec.model, "revision", "unknown")
         snapshot = Snapshot(source=spec.model.source, key=repo.replace("/", "--"), commit=revision, files=())
@@ -365,8 +366,8 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         place = open_place(key)
         with from_cluster(place.secret):
             lock = resolve_lock(spec)
-    payload = target.payload(spec.name, lock, spec.serving, spec.storage)
-    release = Release(digest(payload), payload, spec.serving.replicas.min)
-    want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name, 0))
+    payload = target.payload(spec, lock)
+    release = Release(digest(payload.content()), payload, spec.serving.replicas.min)
+    want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name))
     resources = (*target.storage(spec.name, lock, spec.storage), *target.compose(want))
     return [to_object(resource, key.namespace) for resource in resources], warnings

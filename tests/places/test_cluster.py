@@ -13,19 +13,18 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base.manifests import document
 from model_delivery.base.secrets import KubeSecret
 from model_delivery.places.cluster.client import Forbidden
 from model_delivery.places.cluster.place import Cluster as Place
-from model_delivery.places.cluster.rights import ROLE, wanted_rules
 from model_delivery.run.lease import Lease
 from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.targets import choose
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
+from model_delivery.targets.kubernetes.preflight import wanted_rules
 from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
@@ -196,6 +195,12 @@ def test_a_secret_is_read_by_name_and_key(cluster: Cluster, namespace: str, plac
         place.secret(KubeSecret.model_validate({"kube": {"name": "none", "key": "key"}}))
 
 
+def missing_rights(spec: DeliverySpec, place: Place) -> list[Finding]:
+    """What preflight says of rights."""
+    found = spec.target.key().target().preflight(spec, {}, place, None)
+    return [finding for finding in found if finding.code == "cluster.right-missing"]
+
+
 def deliverer(cluster: Cluster, namespace: str, role: dict[str, Any], name: str) -> Path:
     """The kubeconfig of a user who has that Role and nothing else."""
     meta = {"name": name, "namespace": namespace}
@@ -225,7 +230,7 @@ def spec_of(namespace: str, gateway: str | None = None, kind: str = "deployment"
 @pytest.fixture(scope="module")
 def limited(cluster: Cluster) -> Iterator[tuple[str, Path]]:
     """A namespace, and the kubeconfig of a user whose Role there a test may change."""
-    role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
+    role = document("rbac/role.yaml", "Role")
     with cluster.namespace() as namespace:
         yield namespace, deliverer(cluster, namespace, role, "limited")
 
@@ -247,7 +252,7 @@ def test_preflight_names_the_one_right_that_is_missing(
 
     def refusal() -> list[str]:
         with pytest.raises(Refused) as refused:
-            preflight(spec, place, choose(spec.target))
+            preflight(spec, place, spec.target.key().target())
         assert refused.value.exit_code == 3
         return [finding.what for finding in refused.value.findings]
 

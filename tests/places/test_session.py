@@ -9,10 +9,10 @@ import pytest
 from model_delivery.base.findings import Refused
 from model_delivery.places.host.place import Host
 from model_delivery.run.session import opened
-from model_delivery.targets.key import TargetKey
-from model_delivery.targets.process import Process
+from model_delivery.targets.deployment import DeploymentKey
+from model_delivery.targets.process import Process, ProcessKey
 
-HERE, THERE = TargetKey(kind="process"), TargetKey(kind="process", namespace="there")
+HERE, THERE = ProcessKey(port=8000), DeploymentKey(namespace="there")
 
 
 def test_a_target_changes_while_nothing_serves_and_not_before(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 from model_delivery.base.findings import Refused
 from model_delivery.places.cluster.objects import from_object
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.targets import choose
-from model_delivery.targets.adoption import Adopted, adopt
+from model_delivery.targets import Adoption
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref
 from model_delivery.values.snapshot import Snapshot
@@ -92,14 +91,11 @@ def isvc(status: dict[str, Any] | None = None, **predictor: Any) -> list[dict[st
     return [runtime, made("InferenceService", "llama", {"predictor": {"model": model, **predictor}}, status)]
 
 
-def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adopted:
+def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adoption:
     there = {
         Ref(kind, one["metadata"]["name"]): from_object(one, kind) for one in objects for kind in [BY_NAME[one["kind"]]]
     }
-    target = choose(wanted.target)
-    new = Release("new", target.payload(wanted.name, LOCK, wanted.serving, wanted.storage))
-    compared = target.compose(Desired(wanted.name, (new,), {"new": 100}, target.address(wanted.name, 0)))
-    return adopt(wanted, LOCK, named, there.get, compared)
+    return wanted.target.key().target().adopt(wanted, LOCK, named, there.get)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +132,12 @@ def test_a_deployment_says_by_its_words_what_it_serves(
             adopting(spec("deployment"), "by-hand", by_hand)
         return
     found = adopting(spec("deployment", model_names=names), "by-hand", by_hand)
-    known = found.payload["adopted"]
+    payload = found.payload.content()
+    known = payload["adopted"]
     assert (known["folder"], known["port"], found.replicas) == (folder, port, 2)
     assert known["pods"] == {"labels": {"app": "llama"}}
-    assert found.payload["live"] == by_hand["spec"]
-    assert (found.payload["claim"], found.payload["image"]) == ("vllm", "vllm:v0.3.2")
+    assert payload["live"] == by_hand["spec"]
+    assert (payload["claim"], payload["image"]) == ("vllm", "vllm:v0.3.2")
 
 
 def test_what_differs_is_told() -> None:
@@ -160,24 +157,24 @@ def test_what_differs_is_told() -> None:
 def test_a_t9k_service_keeps_its_entry_and_its_runtime() -> None:
     objects = mlservice(minReplicas=1)
     found = adopting(spec("t9k"), "llama", *copy.deepcopy(objects))
-    target = choose(spec("t9k").target)
+    target = spec("t9k").target.key().target()
     old, new = (
         Release("old", found.payload),
-        Release("new", target.payload("llama", LOCK, spec("t9k").serving, spec("t9k").storage)),
+        Release("new", target.payload(spec("t9k"), LOCK)),
     )
-    want = Desired("llama", (old, new), {"old": 90, "new": 10}, target.address("llama", 0))
+    want = Desired("llama", (old, new), {"old": 90, "new": 10}, target.address("llama"))
     *beside, service = target.compose(want)
     assert {one.ref.name for one in beside if one.ref.kind.name == "MLServiceRuntime"} == {
-        new.payload["predictor"]["model"]["runtime"]
+        new.payload.content()["predictor"]["model"]["runtime"]
     }
     assert (service.spec["spec"]["default"], service.spec["spec"]["canary"]) == ("v1", "new")
     assert service.spec["spec"]["releases"][0] == objects[1]["spec"]["releases"][0]
-    assert found.payload["adopted"]["pods"] == {"prefix": "llama-predict-v1-"}
+    assert found.payload.content()["adopted"]["pods"] == {"prefix": "llama-predict-v1-"}
     assert filled(["{{.MODEL_NAME}}"], {"MODEL_NAME": "llama"}) == ["llama"], "as T9k itself fills it"
 
 
 def test_a_kserve_service_is_found_by_the_pods_that_kserve_makes() -> None:
-    known = adopting(spec("kserve"), "llama", *isvc()).payload["adopted"]
+    known = adopting(spec("kserve"), "llama", *isvc()).payload.content()["adopted"]
     assert (known["folder"], known["port"], known["service"]) == ("llama", 8080, "llama-predictor")
     assert known["pods"] == {"labels": {"app": "isvc.llama-predictor"}}
 

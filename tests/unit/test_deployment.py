@@ -15,8 +15,9 @@ from model_delivery.targets.deployment import Deployment
 from model_delivery.values.readiness import Current, Failed, InProgress
 from model_delivery.values.release import Address, Desired, Lock, Release
 from model_delivery.values.resources import Observed, Ref, Resource, World, digest
-from model_delivery.values.serving import Runner, Serving, Storage
+from model_delivery.values.serving import Runner, Storage
 from model_delivery.values.snapshot import File, Snapshot
+from tests.parts.asked import asked
 from tests.parts.kinds import BY_NAME
 
 SNAPSHOT = Snapshot(
@@ -26,17 +27,13 @@ LOCK = Lock(snapshot=SNAPSHOT, image="registry.example/vllm@sha256:" + "1" * 64)
 PLAIN, WEIGHED = Deployment("ns"), Deployment("ns", "gateways/public", "m.example")
 
 
-def serving(**more: Any) -> Serving:
-    return Serving.model_validate({"model_names": ("m",), **more})
-
-
 def release(target: Deployment, name: str = "", **more: Any) -> Release:
-    payload = target.payload("m", LOCK, serving(**more), Storage())
-    return Release(name or digest(payload), payload)
+    payload = target.payload(asked(**more), LOCK)
+    return Release(name or digest(payload.content()), payload)
 
 
 def composed(target: Deployment, *releases: Release, **shares: int) -> dict[str, dict[str, Any]]:
-    want = Desired("m", releases, shares, target.address("m", 0))
+    want = Desired("m", releases, shares, target.address("m"))
     return {str(r.ref): to_object(r, "ns") for r in target.compose(want)}
 
 
@@ -52,7 +49,7 @@ def test_one_number_is_behind_every_deadline() -> None:
     assert 901 <= probe["failureThreshold"] * probe["periodSeconds"] < 901 + probe["periodSeconds"]
     assert {"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": "901"} in container["env"]
     assert made["Deployment/m-r1"]["spec"]["progressDeadlineSeconds"] > 901
-    large = release(PLAIN).payload["startup_seconds"]
+    large = release(PLAIN).payload.startup_seconds
     assert large == 600 + 600 + 300 + 140
 
 
@@ -92,9 +89,9 @@ def test_what_a_pod_is_asked_for() -> None:
 
 def test_a_payload_that_is_composed_again_is_the_same_and_is_not_touched() -> None:
     one = release(PLAIN, "r1")
-    before = json.dumps(one.payload, sort_keys=True)
+    before = json.dumps(one.payload.content(), sort_keys=True)
     assert composed(PLAIN, one, r1=100) == composed(PLAIN, one, r1=100)
-    assert json.dumps(one.payload, sort_keys=True) == before
+    assert json.dumps(one.payload.content(), sort_keys=True) == before
 
 
 def test_every_object_says_whose_it_is() -> None:
@@ -120,7 +117,7 @@ def test_traffic_with_a_gateway_is_weighed() -> None:
     assert route["parentRefs"] == [{"name": "public", "namespace": "gateways"}]
     assert route["hostnames"] == ["m.example"]
     assert {(b["name"], b["weight"]) for b in route["rules"][0]["backendRefs"]} == {("m-r1", 90), ("m-r2", 10)}
-    assert WEIGHED.address("m", 0) == Address("m.example", 80)
+    assert WEIGHED.address("m") == Address("m.example", 80)
 
 
 def seen(*objects: dict[str, Any], **beside: Any) -> World:
@@ -151,7 +148,7 @@ def test_a_deployment_is_ready_when_its_newest_state_is() -> None:
 
 def test_a_service_has_moved_when_its_endpoints_have() -> None:
     one = release(PLAIN, "r1")
-    want = Desired("m", (one,), {"r1": 100}, PLAIN.address("m", 0))
+    want = Desired("m", (one,), {"r1": 100}, PLAIN.address("m"))
     service = composed(PLAIN, one, r1=100)["Service/m"]
     pod = {"metadata": {"name": "m-r1-x", "labels": {"model-delivery/object": "m-r1"}}, "status": {}}
 
@@ -168,7 +165,7 @@ def test_a_service_has_moved_when_its_endpoints_have() -> None:
 
 def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
     one = release(WEIGHED, "r1")
-    want = Desired("m", (one,), {"r1": 100}, WEIGHED.address("m", 0))
+    want = Desired("m", (one,), {"r1": 100}, WEIGHED.address("m"))
     route = composed(WEIGHED, one, r1=100)["HTTPRoute/m"]
 
     def said(generation: int, accepted: str = "True") -> dict[str, Any]:
@@ -194,7 +191,7 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
     from model_delivery.models.sources.model import HuggingFaceModel
     from model_delivery.run.frozen import Frozen
 
-    payload = dict(release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload)
+    payload = release(PLAIN, resources={"limits": {"nvidia.com/gpu": 1}}).payload
     model = HuggingFaceModel.model_validate(
         {"source": "huggingface", "repo": "a/b", "token": {"kube": {"name": "hf", "key": "token"}}}
     )

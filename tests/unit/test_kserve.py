@@ -11,8 +11,8 @@ from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Desired, Lock, Release
 from model_delivery.values.resources import Ref, World
-from model_delivery.values.serving import Serving, Storage
 from model_delivery.values.snapshot import Snapshot
+from tests.parts.asked import asked
 
 LOCK = Lock(
     snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
@@ -22,12 +22,11 @@ TARGET = KServe("ns")
 
 
 def release(replicas: int = 1, **more: Any) -> Release:
-    serving = Serving.model_validate({"model_names": ("m",), **more})
-    return Release("r1", TARGET.payload("m", LOCK, serving, Storage()), replicas)
+    return Release("r1", TARGET.payload(asked(**more), LOCK), replicas)
 
 
 def composed(one: Release, target: KServe = TARGET) -> dict[str, dict[str, Any]]:
-    want = Desired("m", (one,), {one.id: 100}, target.address("m", 0))
+    want = Desired("m", (one,), {one.id: 100}, target.address("m"))
     return {r.ref.kind.name: to_object(r, "ns") for r in target.compose(want)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_delivery.diagnosis import pods
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
+from model_delivery.values.readiness import Ended, Failed, InProgress, Readiness, Started, StepState
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"
@@ -243,19 +243,19 @@ def job_pod(**states: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_step_starts_ends_or_cannot() -> None:
-    def seen(one: dict[str, Any] | None, *, finished: bool = False) -> Readiness:
+    def seen(one: dict[str, Any] | None, *, finished: bool = False) -> StepState:
         return pods.step([one] if one else [], (), (), "j", finished=finished)
 
     assert isinstance(seen(None), InProgress)
-    assert seen(None, finished=True) == Current("ended")
-    assert seen(job_pod(step={"running": {}})) == Current("started")
+    assert seen(None, finished=True) == Ended()
+    assert seen(job_pod(step={"running": {}})) == Started()
     unpulled = {"waiting": {"reason": "ErrImagePull", "message": PULL + "not found"}}
     assert isinstance(seen(job_pod(step={"running": {}}, image=unpulled)), Failed), (
         "the serving image must be there too"
     )
     assert isinstance(
         seen(job_pod(step={"terminated": {"exitCode": 0}}, image={"waiting": {"reason": "ContainerCreating"}})),
-        Current | InProgress,
+        Started | InProgress,
     )
     killed = seen(job_pod(step={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), finished=True)
     assert isinstance(killed, Failed)

@@ -6,10 +6,11 @@ import pytest
 
 from model_delivery.base.findings import Refused
 from model_delivery.targets.process import whole_cpus
-from model_delivery.values.release import Address, Capabilities, Desired, Release
+from model_delivery.values.release import Address, Capabilities, Desired, Payload, Release
 from model_delivery.values.rollout import stages
 
-OLD, NEW = Release("old", {}), Release("new", {})
+NOTHING = Payload(names=(), args=())
+OLD, NEW = Release("old", NOTHING), Release("new", NOTHING)
 EMPTY = Desired("m", address=Address("127.0.0.1", 8000))
 SERVING = Desired("m", (OLD,), {"old": 100}, EMPTY.address)
 SLOTS = Capabilities(dark_first=True, weights="slots")

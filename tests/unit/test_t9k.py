@@ -16,12 +16,12 @@ from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import load_spec, parse_spec
 from model_delivery.targets.t9k import ML_SERVICE, T9k
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired, Lock, Release
+from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
 from model_delivery.values.resources import Ref, World
 from model_delivery.values.rollout import stages
-from model_delivery.values.serving import Serving, Storage
 from model_delivery.values.snapshot import Snapshot
 from model_delivery.verbs import service
+from tests.parts.asked import asked
 from tests.parts.t9k import filled
 
 # The seed's facts: what T9k's vLLM example and its published variants make by hand.
@@ -134,14 +134,15 @@ LOCK = Lock(
     image="registry.example/vllm@sha256:" + "1" * 64,
 )
 TARGET = T9k("ns")
+NOTHING = Payload(names=(), args=())
 
 
 def release(name: str = "r1", **more: Any) -> Release:
-    return Release(name, TARGET.payload("m", LOCK, Serving.model_validate({"model_names": ("m",), **more}), Storage()))
+    return Release(name, TARGET.payload(asked(**more), LOCK))
 
 
 def composed(*releases: Release, target: T9k = TARGET, **shares: int) -> dict[str, dict[str, Any]]:
-    want = Desired("m", releases, shares, target.address("m", 0))
+    want = Desired("m", releases, shares, target.address("m"))
     return {r.ref.kind.name: to_object(r, "ns") for r in target.compose(want)}
 
 
@@ -205,7 +206,7 @@ def test_what_a_pod_is_asked_for() -> None:
 
 def test_releases_of_one_content_share_their_runtime_and_the_first_named_is_the_default() -> None:
     old, new = release("old", resources={"limits": {"cpu": 1}}), release("new", resources={"limits": {"cpu": 1}})
-    want = Desired("m", (old, new), {"new": 10, "old": 90}, TARGET.address("m", 0))
+    want = Desired("m", (old, new), {"new": 10, "old": 90}, TARGET.address("m"))
     made = TARGET.compose(want)
     assert [one.ref.kind.name for one in made] == ["MLServiceRuntime", "MLService"]
     spec = made[-1].spec["spec"]
@@ -223,9 +224,11 @@ def test_a_first_release_is_default_at_once_and_a_recreate_is_one_write() -> Non
     can = Capabilities(dark_first=False, weights="percent")
     assert TARGET.can == can
     address = Address("m.ns", 80)
-    first = stages("canary", Desired("m", (), {}, address), Release("a", {}), (10,), can)
+    first = stages("canary", Desired("m", (), {}, address), Release("a", NOTHING), (10,), can)
     assert [(stage.name, stage.desired.shares) for stage in first] == [("dark", {"a": 100}), ("promote", {"a": 100})]
-    again = stages("recreate", Desired("m", (Release("a", {}),), {"a": 100}, address), Release("b", {}), (), can)
+    again = stages(
+        "recreate", Desired("m", (Release("a", NOTHING),), {"a": 100}, address), Release("b", NOTHING), (), can
+    )
     assert [(stage.name, [one.id for one in stage.desired.releases]) for stage in again] == [
         ("dark", ["b"]),
         ("promote", ["b"]),
@@ -333,7 +336,7 @@ def test_an_admission_rule_speaks_through_an_event_of_what_t9k_made() -> None:
 
 def test_traffic_has_moved_when_the_status_says_so() -> None:
     one, two = release("r1"), release("r2")
-    want = Desired("m", (one, two), {"r1": 90, "r2": 10}, TARGET.address("m", 0))
+    want = Desired("m", (one, two), {"r1": 90, "r2": 10}, TARGET.address("m"))
     rows = [{"name": "r1", "trafficPercent": 90}, {"name": "r2", "trafficPercent": 10}]
     status: dict[str, Any] = {
         "defaultRelease": "r1",
@@ -354,10 +357,6 @@ def test_traffic_has_moved_when_the_status_says_so() -> None:
 
 
 def test_the_queue_is_the_services_so_it_cannot_change_while_it_is_up() -> None:
-    from model_delivery.targets import key_of
-
     given = {"apiVersion": "model-delivery/v1", "name": "m", "model": {"source": "huggingface", "repo": "a/b"}}
-    keys = {
-        key_of(parse_spec(given | {"target": {"kind": "t9k", "queue": queue}}).target) for queue in (None, "a", "b")
-    }
+    keys = {parse_spec(given | {"target": {"kind": "t9k", "queue": queue}}).target.key() for queue in (None, "a", "b")}
     assert len(keys) == 3

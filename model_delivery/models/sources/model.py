@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ EXCLUDE = ("original/*", "consolidated*", "onnx/*")
 
 
 class _Files(Part):
+    in_cluster: ClassVar[bool] = True
     include: tuple[Text, ...] = INCLUDE
     exclude: tuple[Text, ...] = EXCLUDE
     allow: tuple[Literal["pickle", "remote-code"], ...] = ()
@@ -59,6 +60,7 @@ class GitModel(_Remote):
 class LocalModel(_Files):
     """A folder on the host (in a cluster: on the claim); ``manifest`` is the content of a list of sha256 sums, once loaded."""
 
+    in_cluster: ClassVar[bool] = False
     source: Literal["local"]
     path: Text
     manifest: str | None = None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from model_delivery.base.findings import Finding
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object
 from model_delivery.values.resources import Resource
@@ -23,6 +26,14 @@ PASSED_ON = (
 )
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 HOSTNAME = "kubernetes.io/hostname"
+
+
+def passwords() -> Iterator[Finding]:
+    """What of this environment a step's Job must not show."""
+    for name in PASSED_ON:
+        if "proxy" in name.lower() and urlsplit(os.environ.get(name, "")).password:
+            why, fix = "the fetch Job's spec would show it", "use a proxy without a password in its address"
+            yield Finding("secret.proxy-password", f"{name} holds a password", why, fix)
 
 
 def bound(resource: Resource, body: Object, look: Look) -> Object:

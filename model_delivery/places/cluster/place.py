@@ -7,7 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from model_delivery.values.resources import (
 )
 
 GONE_SECONDS = 300.0
+REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 BREAKS = 5  # of a log in a row, before what is there must do
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -166,6 +167,23 @@ class Cluster:
             fix = f"kubectl -n {self.namespace} create secret generic {name} --from-file={key}=FILE"
             raise Refused(Finding("todo", f"the Secret {name} in namespace {self.namespace} cannot be used", why, fix))
         return Secret(base64.b64decode(live["data"][key]).decode().strip())
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        try:
+            return self.client.call("GET", path)
+        except Status:
+            return None
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
+        said = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.namespace}})["status"]
+        return None if said.get("incomplete") else said["resourceRules"]
+
+    def listening(self, port: int) -> bool:
+        return False
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool) -> Iterator[bytes]:
+        yield from self.log(delivery, Ref(POD, f"{delivery}-{release}"), follow=follow)
 
     def own_image(self) -> str | None:
         """The image of the pod that this runs in; None outside of a cluster."""

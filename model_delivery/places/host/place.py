@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,21 @@ class Host:
 
     def secret(self, ref: SecretRef) -> Secret:
         return read_secret(ref)
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        return None
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        return None
+
+    def own_image(self) -> str | None:
+        return None
+
+    def listening(self, port: int) -> bool:
+        return binding.listening("127.0.0.1", port)
+
+    def engine_log(self, delivery: str, release: str, *, follow: bool) -> Iterator[bytes]:
+        yield from self.log(delivery, Ref(ENGINE, release), follow=follow)
 
     # What follows binds and acts; one object's kind decides.
 

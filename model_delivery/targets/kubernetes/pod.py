@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from model_delivery.base.manifests import Object
 from model_delivery.base.secrets import KubeSecret, SecretRef
 from model_delivery.models.store import folder_name
-from model_delivery.targets.kubernetes.manifests import Object
+from model_delivery.targets.asked import Asked
 from model_delivery.values.release import Lock
 from model_delivery.values.serving import Serving, Storage
 
@@ -17,11 +18,14 @@ CONFIG = "/etc/model-delivery"
 SECRETS = "/etc/model-delivery-secrets"
 PORT = 8000
 DRAIN = 30
+MARGIN_SECONDS = 60  # a deadline of somebody else's comes this much after ours
+API_KEY, READY_TIMEOUT = "VLLM_API_KEY", "VLLM_ENGINE_READY_TIMEOUT_S"
 PULL_SECONDS, NODE_SECONDS, IMPORT_SECONDS = 600, 600, 300
 LOAD_BYTES_PER_SECOND = 100e6
-PASSED = ("node_selector", "tolerations", "affinity", "service_account", "runtime_class", "priority_class")
-NAMES = {
+PASSED = {
     "node_selector": "nodeSelector",
+    "tolerations": "tolerations",
+    "affinity": "affinity",
     "service_account": "serviceAccountName",
     "runtime_class": "runtimeClassName",
     "priority_class": "priorityClassName",
@@ -60,29 +64,38 @@ def startup_seconds(serving: Serving, lock: Lock) -> int:
     return math.ceil(PULL_SECONDS + NODE_SECONDS + IMPORT_SECONDS + lock.snapshot.size / LOAD_BYTES_PER_SECOND)
 
 
-def serve(template: Object, name: str, lock: Lock, serving: Serving, storage: Storage, model: str = "") -> None:
-    """Fill in the pod template of a release. ``model``: where somebody else mounts its folder; else the template's volume ``models`` is its claim."""
-    pod = template["spec"]
+def serve(template: Object, asked: Asked, lock: Lock, model: str = "") -> None:
+    """Fill in the pod template of a release. ``model``: where somebody else mounts its folder; else
+    the template's volume ``models`` is its claim.
+    """
+    serving, pod = asked.serving, template["spec"]
     (engine,) = pod["containers"]
     seconds = startup_seconds(serving, lock)
     engine["image"] = lock.image
     engine["args"] = [literal(word) for word in arguments(model or f"{MOUNT}/{folder_name(lock.snapshot)}", serving)]
-    engine["env"] += [{"name": "VLLM_ENGINE_READY_TIMEOUT_S", "value": str(seconds)}, *environment(serving)]
+    engine["env"] += [{"name": READY_TIMEOUT, "value": str(seconds)}, *environment(serving)]
     engine["startupProbe"]["failureThreshold"] = math.ceil(seconds / engine["startupProbe"]["periodSeconds"])
-    limits = {key: str(value) for key, value in serving.resources.limits.items()}
+    limits = limits_of(serving)
     engine["resources"] = {"limits": limits, "requests": limits} if limits else {}
     if not model:
-        _named(pod["volumes"], "models")["persistentVolumeClaim"] = {
-            "claimName": claim_name(name, storage),
-            "readOnly": True,
-        }
+        claim = {"claimName": claim_name(asked.name, asked.storage), "readOnly": True}
+        _named(pod["volumes"], "models")["persistentVolumeClaim"] = claim
+    if serving.pod.annotations:
+        template["metadata"]["annotations"] = dict(serving.pod.annotations)
+    furnish(pod, engine, serving, "shm")
+
+
+def furnish(pod: Object, engine: Object, serving: Serving, shm: str) -> None:
+    """What ``serving.pod`` asks of the pod and its engine; ``shm``: the volume of /dev/shm."""
     if serving.pod.shm is not None:
-        _named(pod["volumes"], "shm")["emptyDir"]["sizeLimit"] = str(serving.pod.shm)
+        _named(pod["volumes"], shm)["emptyDir"]["sizeLimit"] = str(serving.pod.shm)
     schedule(pod, serving.pod.model_dump(mode="json"))
     pod["volumes"] += [dict(volume) for volume in serving.pod.volumes]
     engine["volumeMounts"] += [dict(mount) for mount in serving.pod.volume_mounts]
-    if serving.pod.annotations:
-        template["metadata"]["annotations"] = dict(serving.pod.annotations)
+
+
+def limits_of(serving: Serving) -> dict[str, str]:
+    return {key: str(value) for key, value in serving.resources.limits.items()}
 
 
 def arguments(model: str, serving: Serving) -> list[str]:
@@ -94,7 +107,7 @@ def arguments(model: str, serving: Serving) -> list[str]:
 
 
 def environment(serving: Serving) -> list[Object]:
-    given = {**serving.env} | ({} if serving.api_key is None else {"VLLM_API_KEY": serving.api_key})
+    given = serving.env | ({API_KEY: serving.api_key} if serving.api_key else {})
     return [
         {"name": name, "value": literal(value)}
         if isinstance(value, str)
@@ -112,13 +125,15 @@ def _key(ref: SecretRef) -> dict[str, str]:
 
 def schedule(pod: Object, given: Mapping[str, Any]) -> None:
     """What ``serving.pod`` (as JSON) says about where and as whom a pod runs."""
-    for field in PASSED:
-        if given[field]:
-            pod[NAMES.get(field, field)] = given[field]
-    if given["image_pull_secrets"]:
-        pod["imagePullSecrets"] = [{"name": name} for name in given["image_pull_secrets"]]
+    pod |= {name: given[field] for field, name in PASSED.items() if given[field]}
+    pull_secrets(pod, given["image_pull_secrets"])
     if given["security_context"]:
-        pod["securityContext"] = pod.get("securityContext", {}) | dict(given["security_context"])
+        pod["securityContext"] = pod.get("securityContext", {}) | given["security_context"]
+
+
+def pull_secrets(pod: Object, names: Iterable[str]) -> None:
+    if secrets := [{"name": name} for name in dict.fromkeys(names)]:
+        pod["imagePullSecrets"] = secrets
 
 
 def mount_secrets(pod: Object, refs: Iterable[SecretRef]) -> None:
@@ -131,4 +146,4 @@ def mount_secrets(pod: Object, refs: Iterable[SecretRef]) -> None:
 
 
 def _named(things: list[Object], name: str) -> Object:
-    return next(one for one in things if one["name"] == name)
+    return next(thing for thing in things if thing["name"] == name)

@@ -2,70 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE, SERVICE
-from model_delivery.targets.kubernetes.manifests import manifest
+from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base.manifests import manifest
+from model_delivery.base.part import Text
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
+from model_delivery.targets.kubernetes.kinds import GATEWAY, HTTP_ROUTE, SERVICE
+from model_delivery.targets.kubernetes.payload import ClusterPayload, in_cluster, owned_route, pods_of
 from model_delivery.targets.kubernetes.pod import PORT
+from model_delivery.targets.protocol import Site
+from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired, Release
+from model_delivery.values.release import Address, Capabilities, Desired
 from model_delivery.values.resources import Ref, Resource, World
 
 FILE = "deployment.yaml"
 NOBODY = "none"
+NOBODYS = ClusterPayload(names=(), args=(), startup_seconds=0, pod={}, claim="", image=None, devices={})
 PORT_NAME = "http-openai"  # not "http": a Service that is adopted may have a port of that name, on another number
+TAKEN = ("Accepted", "ResolvedRefs")
 
 
-def pods_of(world: World, name: str) -> list[Mapping[str, Any]]:
-    """The pods that carry the release's name as ``model-delivery/object``; a look gives it to those of an adopted release."""
-    return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]
+class RoutedKey(ClusterKey):
+    gateway: str | None = None
+    hostname: str | None = None
 
 
-def owned(resource: Resource, uid: str | None, *, bare: bool = False) -> Resource:
-    """``resource``, which may be the object ``uid`` of somebody's; ``bare``: labels of ours on it would restart its pods."""
-    if uid is None:
-        return resource
-    bind = {**resource.spec.get("bind", {}), "adopted": uid, "bare": bare}
-    return replace(resource, spec={**resource.spec, "bind": bind})
-
-
-def owned_route(resource: Resource, want: Desired) -> Resource:
-    """``resource``, which may be the route that was somebody's before one of the releases was adopted."""
-    routes = [release.adopted["routes"] for release in want.releases if release.adopted is not None]
-    return owned(resource, next((uid for known in routes if (uid := known.get(resource.ref.kind.name))), None))
+class RoutedTarget(ClusterTarget):
+    gateway: Text | None = None
+    hostname: Text | None = None
 
 
 @dataclass(frozen=True)
-class Route:
-    """``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable Service selects the pods of one release.
+class Routed(InCluster):
+    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then ``backend``.
 
-    ``backend``: behind ``DELIVERY-RELEASE``, the name of a release's own Service is continued by this; ``port``: of that Service.
+    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable Service selects
+    the pods of one release. ``port``: of a release's own Service.
     """
 
-    namespace: str
+    backend: ClassVar[str] = ""
+    port: ClassVar[int] = PORT
     gateway: str | None = None
     hostname: str | None = None
-    backend: str = ""
-    port: int = PORT
 
     @property
     def can(self) -> Capabilities:
         return Capabilities(dark_first=True, weights="percent" if self.gateway else "none")
 
     def address(self, name: str) -> Address:
-        return (
-            Address(self.hostname, 80)
-            if self.gateway and self.hostname
-            else Address(f"{name}.{self.namespace}.svc", PORT)
-        )
+        outside = self.gateway and self.hostname
+        return Address(outside, 80) if outside else Address(f"{name}.{self.namespace}.svc", PORT)
 
-    def compose(self, want: Desired) -> Resource:
-        return owned_route(self._http_route(want) if self.gateway else _stable_service(want), want)
+    def route(self, name: str) -> Ref:
+        return Ref(HTTP_ROUTE if self.gateway else SERVICE, name)
 
-    def _http_route(self, want: Desired) -> Resource:
+    def compose(self, want: Desired) -> tuple[Resource, ...]:
+        made = [part for release in want.releases for part in in_cluster(release).resources(want.delivery, release)]
+        if want.address is not None:
+            spec = self._weights(want) if self.gateway else self._selection(want)
+            ref = self.route(want.delivery)
+            made.append(owned_route(Resource(ref, "route", want.delivery, spec), want.releases))
+        return tuple(made)
+
+    def _weights(self, want: Desired) -> dict[str, Any]:
         made = manifest(FILE, "HTTPRoute")
         namespace, _, gateway = (self.gateway or "").rpartition("/")
         made["spec"]["parentRefs"] = [{"name": gateway} | ({"namespace": namespace} if namespace else {})]
@@ -74,94 +78,83 @@ class Route:
             {"name": self._service(want, release), "port": self.port, "weight": share}
             for release, share in want.shares.items()
         ]
-        return Resource(Ref(HTTP_ROUTE, want.delivery), "route", want.delivery, made)
+        return made
 
     def _service(self, want: Desired, release: str) -> str:
-        adopted = _known(want, release).adopted
-        return (adopted and adopted["service"]) or f"{want.delivery}-{release}{self.backend}"
+        return _payload(want, release).backend(f"{want.delivery}-{release}{self.backend}")
+
+    def _selection(self, want: Desired) -> dict[str, Any]:
+        made = manifest(FILE, "Service")
+        if len(want.shares) > 1:
+            what, fix = "a Service cannot weigh traffic", "name a gateway, or use strategy: blue-green"
+            raise Refused(Finding("rollout.no-weights", what, f"wanted: {want.shares}", fix))
+        (owner,) = want.shares or (NOBODY,)
+        payload = _payload(want, owner)
+        made["spec"]["selector"] = payload.selector(f"{want.delivery}-{owner}")
+        made["spec"]["ports"][0] |= {"name": PORT_NAME, "targetPort": payload.target_port}
+        return made
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None or not want.shares:
             return Current("")
         if self.gateway:
-            return self._accepted(want, world)
+            return self._accepted(want, world, want.address)
         (owner,) = want.shares
-        seen = world.objects.get(Ref(SERVICE, want.delivery))
-        if seen is None or seen.resource.spec["spec"].get("selector") != selector(want.delivery, _known(want, owner)):
+        seen, name = world.objects.get(self.route(want.delivery)), f"{want.delivery}-{owner}"
+        if seen is None or seen.resource.spec["spec"].get("selector") != _payload(want, owner).selector(name):
             return InProgress("the Service does not select the release yet")
-        allowed = {pod["metadata"]["name"] for pod in pods_of(world, f"{want.delivery}-{owner}")}
-        slices = [
-            s
-            for s in world.beside["EndpointSlice"]
-            if s["metadata"]["labels"].get("kubernetes.io/service-name") == want.delivery
-        ]
-        ready = [
-            e.get("targetRef", {}).get("name")
-            for s in slices
-            for e in s.get("endpoints") or ()
-            if e["conditions"].get("ready")
-        ]
-        if not ready or not set(ready) <= allowed:
+        allowed = {pod["metadata"]["name"] for pod in pods_of(world, name)}
+        ready = {
+            endpoint.get("targetRef", {}).get("name")
+            for part in world.beside["EndpointSlice"]
+            if part["metadata"]["labels"].get("kubernetes.io/service-name") == want.delivery
+            for endpoint in part.get("endpoints") or ()
+            if endpoint["conditions"].get("ready")
+        }
+        if not ready or not ready <= allowed:
             return InProgress("the Service's endpoints have not moved yet")
         return Current(want.address.url)
 
-    def _accepted(self, want: Desired, world: World) -> Readiness:
-        seen = world.objects.get(Ref(HTTP_ROUTE, want.delivery))
+    def _accepted(self, want: Desired, world: World, address: Address) -> Readiness:
+        seen = world.objects.get(self.route(want.delivery))
         if seen is None:
             return InProgress("the HTTPRoute is not there yet")
-        parents = seen.status.get("parents") or ()
-        for condition in (c for parent in parents for c in parent["conditions"]):
-            current = condition.get("observedGeneration", 0) >= seen.status["generation"]
-            if condition["type"] in ("Accepted", "ResolvedRefs") and condition["status"] == "False" and current:
+        parents = [_current(parent, seen.status["generation"]) for parent in seen.status.get("parents") or ()]
+        for condition in (parent[kind] for parent in parents for kind in TAKEN if kind in parent):
+            if condition["status"] == "False":
                 what = f"the gateway does not take the HTTPRoute: {condition['reason']}"
-                return Failed(
-                    Finding("todo", what, condition.get("message", ""), "correct target.gateway and target.hostname")
-                )
-        taken = [
-            all(
-                any(
-                    c["type"] == kind and c["status"] == "True" and c["observedGeneration"] >= seen.status["generation"]
-                    for c in p["conditions"]
-                )
-                for kind in ("Accepted", "ResolvedRefs")
-            )
-            for p in parents
-        ]
+                fix = "correct target.gateway and target.hostname"
+                return Failed(Finding("gateway.route-refused", what, condition.get("message", ""), fix))
+        taken = any(all(parent.get(kind, {}).get("status") == "True" for kind in TAKEN) for parent in parents)
         wanted = {self._service(want, release): share for release, share in want.shares.items()}
         backends = seen.resource.spec["spec"]["rules"][0].get("backendRefs") or ()
-        if not any(taken) or {b["name"]: b["weight"] for b in backends} != wanted:
+        if not taken or {backend["name"]: backend["weight"] for backend in backends} != wanted:
             return InProgress("no gateway has taken the HTTPRoute yet")
-        return Current(want.address.url if want.address else "")
+        return Current(address.url)
+
+    def uses(self, asked: Asked) -> tuple[Kind, ...]:
+        return (*self.kinds, HTTP_ROUTE) if self.gateway else self.kinds
+
+    def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        if self.gateway is None:
+            return
+        namespace, _, name = self.gateway.rpartition("/")
+        try:
+            there = place.look_up(GATEWAY.path(namespace or self.namespace, name)) is not None
+        except Permanent:
+            return
+        if not there:
+            what, why = f"there is no Gateway {self.gateway}", "or the Gateway API is not installed"
+            fix = "correct target.gateway, or leave it out: then traffic moves all at once (blue-green)"
+            yield Finding("gateway.not-there", what, why, fix)
 
 
-def selector(delivery: str, release: Release) -> dict[str, str]:
-    """The labels of a release's pods that a Service selects."""
-    return (
-        dict(release.adopted["pods"]["labels"])
-        if release.adopted
-        else {"model-delivery/object": f"{delivery}-{release.id}"}
-    )
+def _current(parent: Mapping[str, Any], generation: int) -> dict[str, Mapping[str, Any]]:
+    """The conditions that were judged of this very generation, by type."""
+    return {c["type"]: c for c in parent["conditions"] if c.get("observedGeneration", 0) >= generation}
 
 
-def _known(want: Desired, release: str) -> Release:
-    return next((one for one in want.releases if one.id == release), Release(release, {}))
-
-
-def _stable_service(want: Desired) -> Resource:
-    made = manifest(FILE, "Service")
-    if len(want.shares) > 1:
-        raise Refused(
-            Finding(
-                "todo",
-                "a Service cannot weigh traffic",
-                f"wanted: {want.shares}",
-                "name a gateway, or use strategy: blue-green",
-            )
-        )
-    (owner,) = want.shares or (NOBODY,)
-    release = _known(want, owner)
-    made["spec"]["selector"] = selector(want.delivery, release)
-    made["spec"]["ports"][0] |= {"name": PORT_NAME} | (
-        {"targetPort": release.adopted["port"]} if release.adopted else {}
-    )
-    return Resource(Ref(SERVICE, want.delivery), "route", want.delivery, made)
+def _payload(want: Desired, release: str) -> ClusterPayload:
+    """Of the release of that id; nobody has that of a release which was made here."""
+    known = (in_cluster(candidate) for candidate in want.releases if candidate.id == release)
+    return next(known, NOBODYS)

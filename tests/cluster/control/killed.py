@@ -83,12 +83,13 @@ def _opened(handed: Any) -> int:
 def _act(
     flow: str, arguments: str, kill_at: int | Event | None, occurrence: int, environ: dict[str, str], write: int
 ) -> None:
+    from pydantic import TypeAdapter
+
     from model_delivery.flows.deliver import deliver
     from model_delivery.flows.rollback import rollback
     from model_delivery.places.opening import open_place
     from model_delivery.spec import parse_spec
-    from model_delivery.targets import key_of
-    from model_delivery.targets.key import TargetKey
+    from model_delivery.targets import AnyKey, TargetKey
     from model_delivery.tasks import delivering
     from model_delivery.verbs import adopting
 
@@ -110,12 +111,14 @@ def _act(
             said: Any = deliver.fn(parse_spec(given["spec"]))
         elif flow == "adopt":
             spec = parse_spec(given["spec"])
-            place = open_place(key_of(spec.target))
+            place = open_place(spec.target.key())
             found = adopting.look(place, spec, given["named"])
             adopting.take(place, spec, found, observer)
             said = {"release": found.release}
         else:
-            said = rollback.fn(given["name"], given["to"], where=TargetKey.model_validate(given["where"]))
+            said = rollback.fn(
+                given["name"], given["to"], where=TypeAdapter[TargetKey](AnyKey).validate_python(given["where"])
+            )
         code = 0
     except Trouble as trouble:
         said, code = {"trouble": trouble.text}, trouble.exit_code

@@ -16,15 +16,15 @@ import pytest
 import yaml
 
 from model_delivery.base.findings import GateFailed, Permanent
+from model_delivery.base.manifests import document
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
-from model_delivery.places.cluster.rights import ROLE, _rights
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets.deployment import DeploymentKey
 from model_delivery.verbs import service
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
-from tests.places.test_cluster import deliverer
+from tests.places.test_cluster import deliverer, missing_rights
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     assert not [ref for ref in world.objects if ref.kind.name in ("Job", "HTTPRoute")]
     status = service.status(place, NAME)
     assert (status.state, status.changes) == ("up", ())
-    where = TargetKey(kind="deployment", namespace=lab.namespace)
+    where = DeploymentKey(namespace=lab.namespace)
     back = rollback.fn(NAME, first["release"], where=where)
     assert back["release"] == first["release"]
     assert service.down(place, NAME)
@@ -192,11 +192,11 @@ def test_the_verbs(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
+    role = document("rbac/role.yaml", "Role")
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
     gates = {"smoke": {"max_tokens": 16}, "throughput": None}
     spec = lab.spec(gates=gates)
-    while list(_rights(spec, lab.place)):  # the authorizer follows its watch
+    while missing_rights(spec, lab.place):  # the authorizer follows its watch
         time.sleep(0.1)
     done = deliver.fn(spec)
     assert done["result"] == "promoted"

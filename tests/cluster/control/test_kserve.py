@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from model_delivery.base.findings import GateFailed, Permanent, Refused, Retryable
+from model_delivery.base.manifests import document
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
-from model_delivery.places.cluster.rights import ROLE, _rights
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.key import TargetKey
 from model_delivery.targets.kserve import KServe as Target
+from model_delivery.targets.kserve import KServeKey
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.readiness import Failed, InProgress, Readiness
 from model_delivery.values.release import Release
@@ -36,7 +36,7 @@ from tests.parts.cluster.waiting import until
 from tests.parts.gateway import running_gateway
 from tests.parts.kserve import KServe
 from tests.parts.ports import free_port
-from tests.places.test_cluster import deliverer
+from tests.places.test_cluster import deliverer, missing_rights
 
 ODD = 'it\'s "odd"\n{{ .Values }} {{{{x}}}} {{`y`}} $(HOME) $$(HOME) $HOME `x` ünï'
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -121,7 +121,7 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab) -> None:
     second = deliver.fn(lab.spec())
     assert second["result"] == "promoted"
     alone(lab, second["release"])
-    back = rollback.fn(NAME, first["release"], where=TargetKey(kind="kserve", namespace=lab.namespace))
+    back = rollback.fn(NAME, first["release"], where=KServeKey(namespace=lab.namespace))
     assert back["release"] == first["release"]
     alone(lab, first["release"])
     assert service.down(lab.place, NAME)
@@ -307,16 +307,16 @@ def test_the_rendered_files_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
+    role = document("rbac/role.yaml", "Role")
     less = role | {"rules": [rule for rule in role["rules"] if rule["apiGroups"] != ["serving.kserve.io"]]}
     wanted = spec(lab)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, less, "less")))
-    until(lambda: len(list(_rights(wanted, lab.place))) == 10, 20, "the authorizer follows its watch")
+    until(lambda: len(missing_rights(wanted, lab.place)) == 10, 20, "the authorizer follows its watch")
     with pytest.raises(
         Refused, match=rf"we may not create inferenceservices\.serving\.kserve\.io in namespace {lab.namespace}"
     ):
         deliver.fn(wanted)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
-    until(lambda: not list(_rights(wanted, lab.place)), 20, "the authorizer follows its watch")
+    until(lambda: not missing_rights(wanted, lab.place), 20, "the authorizer follows its watch")
     assert deliver.fn(wanted)["result"] == "promoted"
     assert service.down(lab.place, NAME)

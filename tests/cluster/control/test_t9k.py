@@ -16,11 +16,11 @@ import pytest
 import yaml
 
 from model_delivery.base.findings import GateFailed, Permanent, Refused
+from model_delivery.base.manifests import document
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
-from model_delivery.places.cluster.rights import ROLE, _rights
 from model_delivery.spec import DeliverySpec
-from model_delivery.targets.key import TargetKey
+from model_delivery.targets.t9k import T9kKey
 from model_delivery.verbs import service
 from tests.cluster.control.lab import ALL_GPUS, NAME, Lab, delivering_lab, refused_then_recreated
 from tests.parts.cluster import Cluster
@@ -28,7 +28,7 @@ from tests.parts.cluster.played import PlayedNode
 from tests.parts.cluster.played_pod import loopback
 from tests.parts.cluster.waiting import until
 from tests.parts.t9k import StandIn, definitions, install
-from tests.places.test_cluster import deliverer
+from tests.places.test_cluster import deliverer, missing_rights
 
 ODD = 'it\'s "odd"\n{{ .Values }} {{{{x}}}} $(HOME) $$(HOME) $HOME `x` ünï'
 
@@ -109,7 +109,7 @@ def test_a_model_is_delivered_again_and_rolled_back(lab: Lab, t9k: StandIn) -> N
         (two, None, (100,)),
     ]
     alone(lab, two)
-    where = TargetKey(kind="t9k", namespace=lab.namespace)
+    where = T9kKey(namespace=lab.namespace)
     assert rollback.fn(NAME, one, where=where)["release"] == one
     alone(lab, one)
     events = lab.cluster.kubectl(
@@ -255,16 +255,16 @@ def test_the_notebook_is_made_and_stays(lab: Lab) -> None:
 
 
 def test_the_shipped_role_is_all_that_a_delivery_needs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    role = next(doc for doc in yaml.safe_load_all(ROLE.read_text()) if doc["kind"] == "Role")
+    role = document("rbac/role.yaml", "Role")
     less = copy.deepcopy(role)
     less["rules"] = [rule for rule in role["rules"] if rule["apiGroups"] != ["tensorstack.dev"]]
     wanted = spec(lab)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, less, "less")))
-    until(lambda: len(list(_rights(wanted, lab.place))) == 10, 20, "the authorizer follows its watch")
+    until(lambda: len(missing_rights(wanted, lab.place)) == 10, 20, "the authorizer follows its watch")
     with pytest.raises(Refused, match=rf"we may not create mlservices\.tensorstack\.dev in namespace {lab.namespace}"):
         deliver.fn(wanted)
     monkeypatch.setenv("KUBECONFIG", str(deliverer(lab.cluster, lab.namespace, role, "deliverer")))
-    until(lambda: not list(_rights(wanted, lab.place)), 20, "the authorizer follows its watch")
+    until(lambda: not missing_rights(wanted, lab.place), 20, "the authorizer follows its watch")
     assert deliver.fn(wanted)["result"] == "promoted"
     assert service.down(lab.place, NAME)
 

@@ -1,0 +1,245 @@
+"""What somebody made by hand, read from its object: what every target's reading has in common."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.manifests import Object
+from model_delivery.base.secrets import KubeSecret
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
+from model_delivery.targets.protocol import Get
+from model_delivery.values.resources import ENGINES, Observed, Ref, difference
+
+PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
+NAMES = ("--served-model-name", "--model_name")
+MODEL = ("--model", "--model_dir")
+ENGINE_PORT = ("--port", "--http_port")
+SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+DEFAULTS = (
+    "dnsPolicy",
+    "restartPolicy",
+    "schedulerName",
+    "imagePullPolicy",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+)
+NOT_KEPT = ("kubectl.kubernetes.io/last-applied-configuration", "deployment.kubernetes.io/revision")
+OURS = ("model-delivery/", "app.kubernetes.io/")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What serves by hand: the kind's own ``spec``, the engine's words and image, its claim and
+    folder there; ``pods``: how its pods are known. ``more`` and ``beside`` are kept: in the
+    payload's origin, and in the payload.
+    """
+
+    spec: Object
+    container: Object
+    words: tuple[str, ...]
+    claim: str
+    folder: str
+    replicas: int
+    pods: Object
+    more: Object = field(default_factory=dict)
+    beside: Object = field(default_factory=dict)
+
+    def port(self, default: int) -> int:
+        said, ports = value_of(self.words, ENGINE_PORT), self.container.get("ports") or ()
+        return int(ports[0]["containerPort"]) if ports else int(said) if said.isdigit() else default
+
+    @property
+    def devices(self) -> dict[str, int]:
+        limits = self.container.get("resources", {}).get("limits") or {}
+        return {key: int(value) for key, value in limits.items() if "/" in key}
+
+
+def kept_metadata(live: Observed) -> Object:
+    """Labels and annotations of its owner's: where it is made anew, they come back (KServe's mode is one)."""
+    meta = live.resource.spec["metadata"]
+    labels = {key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(OURS)}
+    notes = {key: value for key, value in (meta.get("annotations") or {}).items() if key not in NOT_KEPT}
+    return {"labels": labels} | ({"annotations": notes} if notes else {})
+
+
+def differences(found: Found, made: Found) -> Iterator[str]:
+    """The engine's words and environment by their own names, of the rest every field."""
+    now, then = _flags(found.words), _flags(made.words)
+    gone, new = [flag for flag in now if flag not in then], [flag for flag in then if flag not in now]
+    if gone or new:
+        yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
+    if (found.claim, found.folder) != (made.claim, made.folder):
+        yield f"weights: {found.claim}/{found.folder} → {made.claim}/{made.folder}"
+    for part, where in ((_variables, "env"), (_settings, "engine")):
+        yield from difference(part(found.container), part(made.container), where)
+    yield from difference(_without_containers(found.spec), _without_containers(made.spec))
+
+
+def _flags(words: Sequence[str]) -> list[str]:
+    """Each flag with its values, ``--flag value`` however it was written."""
+    flags: list[list[str]] = []
+    for word in words:
+        if word.startswith("-"):
+            flags.append(word.split("=", 1))
+        elif flags:
+            flags[-1].append(word)
+        else:
+            flags.append([word])
+    return [shlex.join(flag) for flag in flags]
+
+
+def _variables(container: Object) -> Object:
+    return {variable["name"]: variable for variable in container.get("env") or ()}
+
+
+def _settings(container: Object) -> Object:
+    return {key: value for key, value in container.items() if key not in ("name", "command", "args", "env", *DEFAULTS)}
+
+
+def _without_containers(spec: Any) -> Any:
+    """And without what is told already, what the API server adds by itself, and labels."""
+    if isinstance(spec, Mapping):
+        left = ("containers", "metadata", "selector", "replicas", "minReplicas", *DEFAULTS)
+        return {key: _without_containers(value) for key, value in spec.items() if key not in left}
+    return spec
+
+
+def controller(seen: Observed) -> str:
+    """The kind and name of what made the object; empty: nothing did."""
+    owners = seen.resource.spec["metadata"].get("ownerReferences") or ()
+    return next((f"{owner['kind']} {owner['name']}" for owner in owners if owner.get("controller")), "")
+
+
+def live_object(ref: Ref, delivery: str, get: Get) -> Observed:
+    """What is to be adopted. Refused where it is not there, or is another's."""
+    live = get(ref)
+    if live is None:
+        what, why = f"there is no {ref} to adopt", "nothing of that name is in the namespace"
+        fix = f"name it with --from; see: kubectl get {ref.kind.name.lower()}s"
+        raise Refused(Finding("adopt.not-there", what, why, fix))
+    if above := controller(live):
+        why = "what is changed in it is put back by that one"
+        raise Refused(Finding("adopt.made-by-controller", f"{ref} is made by {above}", why, f"adopt {above}"))
+    if (owner := live.resource.delivery) not in ("", delivery):
+        why, fix = f"it belongs to the delivery {owner}", f"use the spec of {owner}"
+        raise Refused(Finding("adopt.delivered-already", f"{ref} cannot be adopted", why, fix))
+    return live
+
+
+def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
+    """What a difference would make a lie of: where the weights are, and what clients send."""
+    claim, serving = claim_name(asked.name, asked.storage), asked.serving
+    if found.claim != claim:
+        why = f"the engine reads from {found.claim}, the spec says {claim}"
+        yield Finding("adopt.another-claim", "the spec names another claim", why, f"set storage.claim to {found.claim}")
+    env = found.container.get("env") or ()
+    key = next((entry.get("valueFrom", {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
+    wanted = serving.api_key.kube if isinstance(serving.api_key, KubeSecret) else None
+    has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
+    if has != says:
+        field = f"{{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
+        fix = f"set serving.api_key to {field}" if key else "leave serving.api_key out"
+        why = f"the engine has {has}, the spec says {says}"
+        yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
+    plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
+    plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
+    for name in plain:
+        why = "an adopted release is kept as it is, and what is kept holds no secret"
+        fix = "put it into a Secret and name that (this restarts the engine), then adopt"
+        yield Finding("adopt.plain-secret", f"{name} holds a secret in plain text", why, fix)
+    names = tuple(_values(found.words, NAMES)) or (model_of(found.words),)
+    if set(names) != set(serving.model_names):
+        served, fix = ", ".join(names), f"set serving.model_names to [{', '.join(names)}]"
+        why = f"it is served as {served}, the spec says {', '.join(serving.model_names)}"
+        yield Finding("adopt.another-model", "the spec names another model", why, fix)
+
+
+def taken_name(route: Ref, delivery: str, seen: Observed) -> Iterator[Finding]:
+    """The route takes the delivery's name: what has that name must be free to take."""
+    owner = controller(seen)
+    if owner or seen.resource.delivery not in ("", delivery):
+        why = f"it belongs to {f'the {owner.split()[0]}' if owner else seen.resource.delivery}"
+        fix = "give the delivery another name: its address is called by it"
+        yield Finding("adopt.name-taken", f"{route} is there already", why, fix)
+
+
+def refusal(ref: Ref, why: str, fix: str) -> Refused:
+    """Of an object that is of a form which cannot go on as it is."""
+    return Refused(Finding("adopt.form", f"{ref} cannot be adopted", why, fix))
+
+
+def engine_of(containers: Sequence[Object]) -> tuple[Object, tuple[str, ...]]:
+    """The container that serves, and the words that start it; those of a shell's line are taken apart."""
+    spoken = [(container, _words(container)) for container in containers]
+    serving = ((found, words) for found, words in spoken if found.get("name") in ENGINES or model_of(words))
+    return next(serving, spoken[0])
+
+
+def _words(container: Object) -> tuple[str, ...]:
+    words = [*(container.get("command") or ()), *(container.get("args") or ())]
+    if len(words) > 2 and words[0].rpartition("/")[2] in ("sh", "bash") and words[1] in ("-c", "-lc", "-ec"):
+        words = shlex.split(words[2].replace("\\\n", " "))
+    return tuple(words)
+
+
+def _values(words: Sequence[str], flags: tuple[str, ...]) -> Iterator[str]:
+    """What follows a flag, to the next one."""
+    taking = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taking = name in flags
+            if taking and equals:
+                yield value
+                taking = False
+        elif taking:
+            yield word
+
+
+def value_of(words: Sequence[str], flags: tuple[str, ...]) -> str:
+    """Empty where it is not said."""
+    return next(_values(words, flags), "")
+
+
+def model_of(words: Sequence[str]) -> str:
+    """What the words load: by a flag, or behind ``vllm serve``."""
+    return value_of(words, MODEL) or (words[words.index("serve") + 1] if "serve" in words[:-1] else "")
+
+
+def filled(words: Sequence[str], parameters: Mapping[str, str]) -> tuple[str, ...]:
+    """Words with their Go templates filled in."""
+    return tuple(PARAMETER.sub(lambda match: str(parameters.get(match[1], "")), word) for word in words)
+
+
+def on_a_claim(ref: Ref, pod: Object, container: Object, model: str) -> tuple[str, str]:
+    """The claim that holds the folder ``model``, and the folder as seen from the claim's root."""
+    claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ()}
+    mounts = [
+        (len(mount["mountPath"]), claims.get(mount["name"]), posixpath.join(mount.get("subPath", ""), inside))
+        for mount in container.get("volumeMounts") or ()
+        if (inside := relative(model, mount["mountPath"])) is not None
+    ]
+    _, claim, folder = max(mounts, key=lambda mount: mount[0], default=(0, None, ""))
+    if not claim:
+        raise not_on_a_claim(ref, model)
+    return str(claim["claimName"]), posixpath.normpath(folder)
+
+
+def relative(path: str, folder: str) -> str | None:
+    """``path`` as seen from ``folder``; None: it is elsewhere."""
+    whole, top = posixpath.normpath(path), posixpath.normpath(folder)
+    return whole[len(top) :].strip("/") or "." if f"{whole}/".startswith(f"{top.rstrip('/')}/") else None
+
+
+def not_on_a_claim(ref: Ref, model: str) -> Refused:
+    source = model or "a model that its arguments do not name"
+    why = f"it loads {source}: what is not a folder of a claim can be neither verified nor kept"
+    fix = "deliver it anew with `deliver up`, beside it, under another name"
+    return Refused(Finding("adopt.not-on-a-claim", f"the weights of {ref} are not on a claim", why, fix))

@@ -1,0 +1,152 @@
+"""What all targets in a cluster have in common: the base classes of their specs, keys and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.part import Text
+from model_delivery.base.secrets import SecretRef
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes import adoption
+from model_delivery.targets.kubernetes import preflight as before
+from model_delivery.targets.kubernetes.adoption import Found
+from model_delivery.targets.kubernetes.claim import models_claim
+from model_delivery.targets.kubernetes.job import job_state, step_job
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster
+from model_delivery.targets.kubernetes.pod import MOUNT
+from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, TargetKey, TargetSpec, not_yet
+from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import StepState
+from model_delivery.values.release import Address, Desired, Lock, Payload, Release
+from model_delivery.values.resources import Observed, Ref, Resource, World
+from model_delivery.values.serving import Storage
+
+NEW = "new"
+
+
+class ClusterKey(TargetKey):
+    place: ClassVar[Literal["host", "cluster"]] = "cluster"
+    context: str | None = None
+    namespace: str = "default"
+
+
+class ClusterTarget(TargetSpec):
+    context: Text | None = None
+    namespace: Text = "default"
+    image: Text = "vllm/vllm-openai:v0.33.0"
+
+    @property
+    def engine(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class InCluster:
+    """A target whose objects lie in ``namespace`` of the cluster that ``context`` names.
+
+    ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's container
+    that names none.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[tuple[Kind, ...]]
+    adopts: ClassVar[Kind | None]
+    former: ClassVar[type[AdoptedPayload]]
+    engine_port: ClassVar[int]
+    namespace: str
+    context: str | None = field(default=None, kw_only=True)
+
+    def root(self, storage: Storage) -> str | None:
+        return MOUNT
+
+    def main(self, delivery: str, release: Release) -> Ref:
+        return in_cluster(release).main(f"{delivery}-{release.id}", self.former.adopts)
+
+    def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
+        return (models_claim(name, lock, storage),)
+
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        return step_job(run)
+
+    def step_state(self, ref: Ref, world: World) -> StepState:
+        return job_state(ref, world)
+
+    def address(self, name: str) -> Address:
+        raise NotImplementedError
+
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
+        raise NotImplementedError
+
+    def compose(self, want: Desired) -> tuple[Resource, ...]:
+        raise NotImplementedError
+
+    def route(self, name: str) -> Ref:
+        """The object that takes the delivery's name."""
+        raise NotImplementedError
+
+    def read(self, live: Observed, get: Get) -> Found:
+        """What an object of kind ``adopts`` serves. Refused where it is of a form that cannot stay."""
+        raise NotImplementedError
+
+    def uses(self, asked: Asked) -> tuple[Kind, ...]:
+        """The kinds that not every cluster has, and ``asked`` needs."""
+        return self.kinds
+
+    def lacks(self, asked: Asked) -> dict[str, bool]:
+        """What no target in a cluster can do yet, and whether it is asked for."""
+        return {"approval: manual": asked.approval == "manual", "storage.notebook": asked.storage.notebook}
+
+    def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        """What this target alone can refuse."""
+        yield from ()
+
+    def preflight(
+        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
+    ) -> Iterator[Finding]:
+        """Where rights or the namespace are missing, nothing else can be known."""
+        yield from not_yet(self.kind, self.lacks(asked))
+        yield from before.foreign_secrets(secrets)
+        missing = [*before.rights(place, self.namespace, self.uses(asked))]
+        missing = missing or [*before.namespace(place, self.namespace, self.context)]
+        yield from missing
+        if not missing:
+            yield from before.fields(asked, place)
+            yield from before.secrets(asked, place, self.namespace, secrets)
+            yield from self.misfits(asked, place)
+
+    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
+        ref, route = Ref(self.former.adopts, named), self.route(asked.name)
+        live, there = adoption.live_object(ref, asked.name, get), get(route)
+        found = self.read(live, get)
+        wrong = [*adoption.unlike(asked, found)]
+        if there is not None and route != ref:
+            wrong += adoption.taken_name(route, asked.name, there)
+        if wrong:
+            raise Refused(*wrong)
+        origin = {
+            "kind": ref.kind.name,
+            "name": named,
+            "uid": live.status["uid"],
+            "metadata": adoption.kept_metadata(live),
+            "pods": found.pods,
+            "port": found.port(self.engine_port),
+            "folder": found.folder,
+            "routes": {} if there is None else {route.kind.name: there.status["uid"]},
+            "service": None,
+        }
+        own = {"chat_template": None, "args": found.words, "claim": found.claim, "devices": found.devices}
+        own |= {"image": found.container.get("image"), "live": found.spec, "adopted": origin | found.more}
+        payload = self.former.model_validate(common(asked, lock) | own | found.beside)
+        differs = tuple(adoption.differences(found, self._anew(asked, lock)))
+        return Adoption(str(ref), payload, found.replicas, differs)
+
+    def _anew(self, asked: Asked, lock: Lock) -> Found:
+        """What ``asked`` would make, read as if it were there."""
+        release = Release(NEW, self.payload(asked, lock))
+        made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
+        there = {resource.ref: Observed(resource, "", {}) for resource in made}
+        main = next(seen for ref, seen in there.items() if ref.kind == self.adopts)
+        return self.read(main, there.get)

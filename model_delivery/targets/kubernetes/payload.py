@@ -1,0 +1,190 @@
+"""What is frozen of every release in a cluster: of one that was made here, and of one that was adopted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.manifests import Object
+from model_delivery.targets.asked import Asked
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
+from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, startup_seconds
+from model_delivery.values.kind import Kind
+from model_delivery.values.release import Lock, Payload, Release
+from model_delivery.values.resources import Ref, Resource, World
+
+
+class ClusterPayload(Payload):
+    """``pod``, ``claim``, ``image``, ``devices``: for the steps that work near the models.
+
+    What a release is called, how its pods are selected and where its Service leads differ for
+    one that was adopted: so they are asked here.
+    """
+
+    startup_seconds: int
+    pod: Object
+    claim: str
+    image: str | None
+    devices: dict[str, int]
+
+    @property
+    def port(self) -> int:
+        """The engine's, in its container."""
+        return PORT
+
+    @property
+    def target_port(self) -> int | str:
+        """As a Service names it."""
+        return "http"
+
+    def main(self, name: str, kind: Kind) -> Ref:
+        """The object that was made for the release ``name``."""
+        return Ref(kind, name)
+
+    def selector(self, name: str) -> dict[str, str]:
+        """The labels of its pods that a Service selects."""
+        return {"model-delivery/object": name}
+
+    def backend(self, own: str) -> str:
+        """The Service of the release alone."""
+        return own
+
+    def former_route(self, kind: Kind) -> str | None:
+        """The uid of the route that was somebody's before the release was adopted."""
+        return None
+
+    def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
+        """Everything of the release but its share of the route."""
+        raise NotImplementedError
+
+    def chat_config(self, delivery: str, release: Release, pod: Object, engine: Object) -> Iterator[Resource]:
+        """The ConfigMap of its chat template, where it has one, mounted into its engine."""
+        if self.chat_template is not None:
+            ref = Ref(CONFIG_MAP, f"{delivery}-{release.id}")
+            yield Resource(ref, "release", delivery, chat_template(self.chat_template), release.id)
+            mount_config(pod, engine, ref.name)
+
+
+class Origin(BaseModel):
+    """The object that was adopted. ``pods``: how its pods are known; ``folder``: of its weights on
+    the claim; ``routes``: uids of what had the delivery's name, by kind; ``service``: its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    name: str
+    uid: str
+    metadata: Object
+    pods: Object
+    port: int
+    folder: str
+    routes: dict[str, str]
+    service: str | None
+
+
+class AdoptedPayload(ClusterPayload):
+    """``live``: the spec of the object as it ran when it was adopted."""
+
+    adopts: ClassVar[Kind]
+    live: Object
+    adopted: Origin
+
+    @classmethod
+    def fits(cls, stored: Mapping[str, Any]) -> bool:
+        return super().fits(stored) and stored["adopted"]["kind"] == cls.adopts.name
+
+    @property
+    def by_hand(self) -> str | None:
+        return self.adopted.folder
+
+    @property
+    def uid(self) -> str | None:
+        return self.adopted.uid
+
+    @property
+    def port(self) -> int:
+        return self.adopted.port
+
+    @property
+    def target_port(self) -> int | str:
+        return self.adopted.port
+
+    def main(self, name: str, kind: Kind) -> Ref:
+        return Ref(kind, self.adopted.name)
+
+    def selector(self, name: str) -> dict[str, str]:
+        return dict(self.adopted.pods["labels"])
+
+    def backend(self, own: str) -> str:
+        return self.adopted.service or own
+
+    def former_route(self, kind: Kind) -> str | None:
+        return self.adopted.routes.get(kind.name)
+
+    def theirs(self, delivery: str, release: Release, spec: Object) -> Resource:
+        """The adopted object, with ``spec``."""
+        made = {"metadata": copy.deepcopy(self.adopted.metadata), "spec": spec}
+        ref = Ref(self.adopts, self.adopted.name)
+        return owned(Resource(ref, "release", delivery, made, release.id), self.uid)
+
+
+def in_cluster(release: Release) -> ClusterPayload:
+    """Its payload, which is a cluster's."""
+    if not isinstance(release.payload, ClusterPayload):
+        raise TypeError(f"release {release.id} is of another target")
+    return release.payload
+
+
+def common(asked: Asked, lock: Lock) -> dict[str, Any]:
+    """The fields that the payloads of every target in a cluster have. Refused without an image."""
+    if lock.image is None:
+        raise Refused(Finding("target.no-image", "no image", "a pod needs one", "name it in target.image"))
+    serving = asked.serving
+    return {
+        "chat_template": serving.chat_template,
+        "names": serving.model_names,
+        "args": serving.args,
+        "api_key": serving.api_key,
+        "startup_seconds": startup_seconds(serving, lock),
+        "pod": serving.pod.model_dump(mode="json"),
+        "claim": claim_name(asked.name, asked.storage),
+        "image": lock.image,
+        "devices": {key: int(value) for key, value in serving.resources.limits.items() if "/" in key},
+    }
+
+
+def chat_template(text: str) -> Object:
+    """As a ConfigMap."""
+    return {"metadata": {}, "data": {"chat_template.jinja": text}}
+
+
+def mount_config(pod: Object, engine: Object, name: str) -> None:
+    pod["volumes"].append({"name": "config", "configMap": {"name": name}})
+    engine["volumeMounts"].append({"name": "config", "mountPath": CONFIG, "readOnly": True})
+
+
+def owned(resource: Resource, uid: str | None) -> Resource:
+    """``resource``, which may be the object ``uid`` of somebody's."""
+    if uid is None:
+        return resource
+    bind = {**resource.spec.get("bind", {}), "adopted": uid, "bare": resource.ref.kind.bare}
+    return replace(resource, spec={**resource.spec, "bind": bind})
+
+
+def owned_route(resource: Resource, releases: tuple[Release, ...]) -> Resource:
+    """``resource``, which may be the route that was somebody's before one of the releases was adopted."""
+    former = (in_cluster(release).former_route(resource.ref.kind) for release in releases)
+    return owned(resource, next(filter(None, former), None))
+
+
+def pods_of(world: World, name: str) -> list[Mapping[str, Any]]:
+    """The pods that carry the release's name as ``model-delivery/object``; a look gives it to those
+    of an adopted release.
+    """
+    return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]

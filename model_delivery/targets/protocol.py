@@ -1,0 +1,196 @@
+"""What every target has: a spec class, a key, payloads, and the answers that the house asks of it.
+
+All of it is pure; what a place knows is asked of the place that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import model_validator
+
+from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.part import Part
+from model_delivery.base.secrets import Secret, SecretRef
+from model_delivery.targets.asked import Asked
+from model_delivery.values.kind import Kind
+from model_delivery.values.readiness import Readiness, StepState
+from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
+from model_delivery.values.resources import Observed, Ref, Resource, World
+from model_delivery.values.serving import Runner, Storage
+
+Get = Callable[[Ref], Observed | None]
+
+
+class TargetKey(Part):
+    """Which target, and where: what may not change while a delivery is up."""
+
+    place: ClassVar[Literal["host", "cluster"]]
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            raise NotImplementedError
+
+        @property
+        def context(self) -> str | None:
+            raise NotImplementedError
+
+        @property
+        def namespace(self) -> str | None:
+            raise NotImplementedError
+
+    def target(self) -> Target:
+        raise NotImplementedError
+
+    def admits(self, asked: TargetKey) -> bool:
+        """May a delivery that is up under this key go on under ``asked``?"""
+        return self == asked
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old(cls, given: Any) -> Any:
+        """An older version's key had the fields of all targets, null where they said nothing."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
+class TargetSpec(Part):
+    """What a spec says of its target. ``files``: its fields that name a file or folder."""
+
+    files: ClassVar[tuple[str, ...]] = ()
+    keyed: ClassVar[type[TargetKey]]
+
+    if TYPE_CHECKING:
+
+        @property
+        def kind(self) -> str:
+            raise NotImplementedError
+
+        @property
+        def engine(self) -> str | None:
+            raise NotImplementedError
+
+        @property
+        def image(self) -> str | None:
+            raise NotImplementedError
+
+    def key(self) -> TargetKey:
+        return self.keyed.model_validate(self.model_dump(include=set(self.keyed.model_fields)))
+
+    def check(self, storage: Storage) -> None:
+        """ValueError where a place of this target has no such storage."""
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One try of a step: its name and input are its identity, with the stage, the attempt and
+    the try. ``release`` and ``payload``: what it is for; ``runner``: the image that runs it.
+    """
+
+    delivery: str
+    name: str
+    input: str
+    stage: str
+    attempt: int
+    try_: int
+    payload: Payload | None = None
+    runner: Runner = field(default_factory=Runner)
+    release: str | None = None
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What can come under a spec: the release's payload, its replicas, and how it differs from
+    what the spec would make of it.
+    """
+
+    what: str
+    payload: Payload
+    replicas: int
+    differs: tuple[str, ...]
+
+
+class Site(Protocol):
+    """What a target's preflight asks of the place."""
+
+    def look_up(self, path: str) -> dict[str, Any] | None:
+        """The answer of a cluster's API at ``path``; None: there is no such thing."""
+
+    def rights(self) -> Sequence[Mapping[str, Any]] | None:
+        """The rules that hold for us in the namespace; None: nobody can say."""
+
+    def own_image(self) -> str | None: ...
+
+    def listening(self, port: int) -> bool: ...
+
+    def secret(self, ref: SecretRef) -> Secret: ...
+
+
+class Target(Protocol):
+    """What is served, as values. ``kinds``: of the objects that no other target has; ``adopts``:
+    of what can come under a spec.
+    """
+
+    spec: ClassVar[type[TargetSpec]]
+    payloads: ClassVar[tuple[type[Payload], ...]]
+    kinds: ClassVar[tuple[Kind, ...]]
+    adopts: ClassVar[Kind | None]
+
+    @property
+    def can(self) -> Capabilities: ...
+
+    def address(self, name: str) -> Address:
+        """Where clients will find the service."""
+
+    def root(self, storage: Storage) -> str | None:
+        """The store's folder as steps see it; None: the state folder."""
+
+    def main(self, delivery: str, release: Release) -> Ref:
+        """The object that says most of a release."""
+
+    def payload(self, asked: Asked, lock: Lock) -> Payload:
+        """Rendered once per release, then frozen in its object."""
+
+    def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]: ...
+
+    def compose(self, want: Desired) -> tuple[Resource, ...]:
+        """Everything for ``want``: releases first, then the route."""
+
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        """What runs it comes last; what that needs, before."""
+
+    def step_state(self, ref: Ref, world: World) -> StepState:
+        """Failed when it cannot start, or was ended from outside."""
+
+    def readiness(self, release: Release, world: World) -> Readiness: ...
+
+    def routed(self, want: Desired, world: World) -> Readiness:
+        """Has the traffic really moved?"""
+
+    def preflight(
+        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
+    ) -> Iterator[Finding]:
+        """Every reason against ``asked`` that is known before anything is touched. ``secrets``: by
+        the spec's field; ``up_at``: where the delivery is up already.
+        """
+
+    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
+        """The object ``named``, of the kind ``adopts``, as it runs now, as a release. Refused with
+        every reason why it cannot come under ``asked``. ``get`` reads an object of the place.
+        """
+
+
+def nothing_to_adopt(kind: str) -> Refused:
+    why = "what runs on a host is the process of the run that started it"
+    return Refused(Finding("adopt.no-such-target", f"nothing can be adopted on target {kind}", why, "use `deliver up`"))
+
+
+def not_yet(kind: str, wanted: Mapping[str, bool]) -> Iterator[Finding]:
+    """What is asked for, and this target has not."""
+    why = f"target {kind} of this version cannot do it"
+    for what, asked in wanted.items():
+        if asked:
+            yield Finding("target.not-there-yet", f"{what} is not there yet", why, f"remove {what} from the spec")

@@ -1,0 +1,131 @@
+"""What the version before typed payloads stored is read, and makes the very objects that it made: an upgrade restarts nothing.
+
+``payloads.json`` was written by that version (see ``about`` in it).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from model_delivery.places.cluster.objects import from_object, to_object
+from model_delivery.run.protocol import unchanged_digest
+from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.targets import AnyKey, AnyPayload, StepRun, Target, TargetKey
+from model_delivery.targets.deployment import DeploymentAdopted
+from model_delivery.values.release import Address, Desired, Lock, Payload, Release
+from model_delivery.values.resources import Ref, Resource, digest
+from tests.parts.kinds import BY_NAME
+
+STORED = json.loads((Path(__file__).parent / "payloads.json").read_text())
+ENTRIES: dict[str, dict[str, Any]] = {
+    **STORED["specs"],
+    **{f"adopted {kind}": e for kind, e in STORED["adopted"].items()},
+}
+KEY: TypeAdapter[TargetKey] = TypeAdapter(AnyKey)
+PAYLOAD: TypeAdapter[Payload] = TypeAdapter(AnyPayload)
+
+
+class Entry:
+    """One delivery as it was stored."""
+
+    def __init__(self, title: str) -> None:
+        self.stored = ENTRIES[title]
+        self.key = KEY.validate_python(self.stored["key"])
+        self.payload = PAYLOAD.validate_python(self.stored["payload"])
+        self.lock = Lock.model_validate(self.stored["lock"])
+
+    @property
+    def spec(self) -> DeliverySpec:
+        return parse_spec(self.stored["spec"])
+
+    @property
+    def target(self) -> Target:
+        return self.key.target()
+
+    def shown(self, resource: Resource) -> dict[str, Any]:
+        ref = [str(resource.ref.kind), resource.ref.name]
+        made = {"ref": ref, "role": resource.role, "delivery": resource.delivery, "release": resource.release}
+        if self.key.namespace is None:
+            return made | {"spec": dict(resource.spec)}
+        bind = {"bind": resource.spec["bind"]} if "bind" in resource.spec else {}
+        return made | {"object": to_object(resource, self.key.namespace)} | bind
+
+
+@pytest.fixture(params=ENTRIES)
+def entry(request: pytest.FixtureRequest) -> Entry:
+    return Entry(request.param)
+
+
+def without_version(content: dict[str, Any]) -> dict[str, Any]:
+    """The package's version stands in a Deployment's labels."""
+    made = json.loads(json.dumps(content))
+    made.get("deployment", {}).get("metadata", {}).get("labels", {}).pop("app.kubernetes.io/version", None)
+    return dict(made)
+
+
+def test_a_stored_payload_keeps_its_content_and_its_id(entry: Entry) -> None:
+    content = entry.payload.content()
+    if isinstance(entry.payload, DeploymentAdopted):
+        del content["service"]  # an older version made it from the manifest, so it must be kept from now on
+    assert content == entry.stored["payload"]
+    assert digest(content) == entry.stored["release"]
+    assert PAYLOAD.validate_python(entry.payload.content()) == entry.payload
+
+
+def test_a_stored_payload_makes_the_same_objects(entry: Entry) -> None:
+    table, name = entry.stored["resources"], entry.stored["spec"]["name"]
+    host, port = entry.stored["address"]
+    for title, want in entry.stored["composed"].items():
+        releases = tuple(Release(id_, entry.payload, replicas) for id_, replicas in want["releases"])
+        address = Address(host, port) if want["address"] else None
+        made = [entry.shown(r) for r in entry.target.compose(Desired(name, releases, want["traffic"], address))]
+        assert made == [table[number] for number in want["resources"]], title
+
+
+def test_the_service_of_a_deployment_that_was_adopted_is_what_it_was_whatever_the_manifest_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from model_delivery.targets import deployment
+
+    monkeypatch.setattr(deployment, "manifest", lambda *_: pytest.fail("a live release is made from a manifest"))
+    entry = Entry("adopted deployment")
+    *_, service = entry.payload.resources("llama", Release("r1", entry.payload))  # type: ignore[attr-defined]
+    assert service.spec["spec"]["ports"] == [{"name": "http", "port": 8000, "targetPort": 9000, "protocol": "TCP"}]
+
+
+def test_a_spec_is_known_again_and_comes_to_the_same_payload(entry: Entry) -> None:
+    assert unchanged_digest(entry.spec, entry.lock) == entry.stored["unchanged_digest"]
+    target = entry.spec.target.key().target()
+    if entry.payload.by_hand is None:
+        made = target.payload(entry.spec, entry.lock)
+        assert without_version(made.content()) == without_version(entry.stored["payload"])
+        return
+    live = {kind: BY_NAME[kind] for kind in (found["kind"] for found in entry.stored["live"])}
+    there = {Ref(live[o["kind"]], o["metadata"]["name"]): from_object(o, live[o["kind"]]) for o in entry.stored["live"]}
+    found = target.adopt(entry.spec, entry.lock, entry.stored["named"], there.get)
+    assert (found.what, found.replicas, list(found.differs)) == tuple(
+        entry.stored[field] for field in ("what", "replicas", "differs")
+    )
+    assert found.payload == entry.payload
+
+
+def test_a_stored_key_is_the_specs_own(entry: Entry) -> None:
+    key = entry.spec.target.key()
+    assert entry.key.admits(key)
+    address = key.target().address(entry.stored["spec"]["name"])
+    assert [address.host, address.port] == entry.stored["address"]
+
+
+def test_steps_and_storage_are_the_same(entry: Entry) -> None:
+    name, spec = entry.stored["spec"]["name"], entry.spec
+    assert [entry.shown(r) for r in entry.target.storage(name, entry.lock, spec.storage)] == entry.stored["storage"]
+    for step, stored in entry.stored["steps"].items():
+        given = json.dumps(stored["input"], separators=(",", ":"), ensure_ascii=False)
+        run = StepRun(name, step, given, "dark", 1, 1, entry.payload, spec.runner, entry.stored["release"])
+        made = json.dumps([entry.shown(resource) for resource in entry.target.step(run)])
+        assert json.loads(made.replace("model_delivery.steps.run", "delivery.steps.run")) == stored["resources"], step

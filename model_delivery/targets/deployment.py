@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from model_delivery.targets.kubernetes.kinds import SERVICE
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, pods_of
 from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Get, Target
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
@@ -37,7 +37,7 @@ class DeploymentKey(RoutedKey):
 class DeploymentTarget(RoutedTarget):
     """A plain Deployment and Service; without ``gateway`` traffic cannot be weighed."""
 
-    keyed: ClassVar[type[TargetKey]] = DeploymentKey
+    keyed = DeploymentKey
     kind: Literal["deployment"]
 
 
@@ -69,7 +69,7 @@ def _service_before() -> Object:
 class DeploymentAdopted(AdoptedPayload):
     """Somebody's Deployment as it is, and a Service of ours before its pods."""
 
-    adopts: ClassVar[Kind] = DEPLOYMENT
+    adopts = DEPLOYMENT
     service: Object = Field(default_factory=_service_before)
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
@@ -88,13 +88,8 @@ def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Rele
 class Deployment(Routed):
     """Without a gateway a Service selects one release, so that traffic cannot be weighed."""
 
-    kind: ClassVar[str] = "deployment"
-    spec: ClassVar[type[TargetSpec]] = DeploymentTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (DeploymentPayload, DeploymentAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (DEPLOYMENT,)
-    adopts: ClassVar[Kind | None] = DEPLOYMENT
-    former: ClassVar[type[AdoptedPayload]] = DeploymentAdopted
-    engine_port: ClassVar[int] = PORT
+    kind, spec, kinds, engine_port = "deployment", DeploymentTarget, (DEPLOYMENT,), PORT
+    payloads, former, adopts = (DeploymentPayload, DeploymentAdopted), DeploymentAdopted, DEPLOYMENT
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
         made = manifest(FILE, "Deployment")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from model_delivery.base.findings import Finding
@@ -27,7 +27,7 @@ from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPay
 from model_delivery.targets.kubernetes.pod import claim_name, serve, verbatim
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Site, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Get, Site, Target
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Lock, Payload, Release
@@ -66,7 +66,7 @@ class KServeKey(RoutedKey):
 class KServeTarget(RoutedTarget):
     """A KServe InferenceService; without ``gateway`` traffic cannot be weighed."""
 
-    keyed: ClassVar[type[TargetKey]] = KServeKey
+    keyed = KServeKey
     kind: Literal["kserve"]
 
 
@@ -86,7 +86,7 @@ class KServePayload(ClusterPayload):
 
 
 class KServeAdopted(AdoptedPayload):
-    adopts: ClassVar[Kind] = INFERENCE_SERVICE
+    adopts = INFERENCE_SERVICE
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         live = copy.deepcopy(self.live)
@@ -98,15 +98,9 @@ class KServeAdopted(AdoptedPayload):
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    kind: ClassVar[str] = "kserve"
-    spec: ClassVar[type[TargetSpec]] = KServeTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (KServePayload, KServeAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (INFERENCE_SERVICE, SERVING_RUNTIME)
-    adopts: ClassVar[Kind | None] = INFERENCE_SERVICE
-    former: ClassVar[type[AdoptedPayload]] = KServeAdopted
-    engine_port: ClassVar[int] = 8080
-    backend: ClassVar[str] = BACKEND
-    port: ClassVar[int] = 80
+    kind, spec, kinds, engine_port = "kserve", KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
+    payloads, former, adopts = (KServePayload, KServeAdopted), KServeAdopted, INFERENCE_SERVICE
+    backend, port = BACKEND, 80
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the service's predictor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -44,7 +44,7 @@ LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 class ProcessKey(TargetKey):
     """``port``: None in a record of an older version."""
 
-    place: ClassVar[Literal["host"]] = "host"
+    place = "host"
     kind: Literal["process"] = "process"
     port: int | None = None
 
@@ -66,8 +66,8 @@ class ProcessKey(TargetKey):
 class ProcessTarget(TargetSpec):
     """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name under engines/, or a folder with an engine.toml."""
 
-    files: ClassVar[tuple[str, ...]] = ("engine",)
-    keyed: ClassVar[type[TargetKey]] = ProcessKey
+    files = ("engine",)
+    keyed = ProcessKey
     kind: Literal["process"]
     engine: Text
     port: int = Field(PORT, ge=1, le=65535, strict=True)
@@ -100,14 +100,12 @@ class ProcessPayload(Payload):
 
 
 @dataclass(frozen=True)
-class Process:
+class Process(Target):
     """Engines are resources of kind Engine, the router one Router and twenty Slots: a slot is 5 % of the traffic."""
 
-    spec: ClassVar[type[TargetSpec]] = ProcessTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (ProcessPayload,)
-    kinds: ClassVar[tuple[Kind, ...]] = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
-    adopts: ClassVar[Kind | None] = None
-    can: ClassVar[Capabilities] = Capabilities(dark_first=True, weights="slots")
+    kind, spec, payloads = "process", ProcessTarget, (ProcessPayload,)
+    kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
+    can = Capabilities(dark_first=True, weights="slots")
     port: int = PORT
 
     def address(self, name: str) -> Address:
@@ -208,7 +206,7 @@ class Process:
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
-        yield from not_yet("process", wanted | limits)
+        yield from not_yet(self.kind, wanted | limits)
         for field, ref in secrets.items():
             if isinstance(ref, KubeSecret):
                 what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
@@ -227,7 +225,7 @@ class Process:
             yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        raise nothing_to_adopt("process")
+        raise nothing_to_adopt(self.kind)
 
 
 def whole_cpus(limit: float | str) -> int:

@@ -134,10 +134,11 @@ class Target(Protocol):
     of what can come under a spec.
     """
 
+    kind: ClassVar[str]
     spec: ClassVar[type[TargetSpec]]
     payloads: ClassVar[tuple[type[Payload], ...]]
     kinds: ClassVar[tuple[Kind, ...]]
-    adopts: ClassVar[Kind | None]
+    adopts: ClassVar[Kind | None] = None
 
     @property
     def can(self) -> Capabilities: ...

@@ -50,7 +50,7 @@ from model_delivery.targets.kubernetes.pod import (
     verbatim,
 )
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
-from model_delivery.targets.protocol import Adoption, Get, Site, Target, TargetKey, TargetSpec
+from model_delivery.targets.protocol import Adoption, Get, Site, Target
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
@@ -80,7 +80,7 @@ class T9kKey(ClusterKey):
 class T9kTarget(ClusterTarget):
     """A T9k MLService; ``queue``: of its scheduler."""
 
-    keyed: ClassVar[type[TargetKey]] = T9kKey
+    keyed = T9kKey
     kind: Literal["t9k"]
     queue: Text | None = None
 
@@ -123,7 +123,7 @@ class T9kOrigin(Origin):
 class T9kAdopted(AdoptedPayload):
     """Its runtime is somebody's, and may serve others."""
 
-    adopts: ClassVar[Kind] = ML_SERVICE
+    adopts = ML_SERVICE
     adopted: T9kOrigin
 
     @property
@@ -147,14 +147,9 @@ class T9kAdopted(AdoptedPayload):
 class T9k(InCluster):
     """``queue``: of T9k's own scheduler; without one the cluster's default scheduler places the pods."""
 
-    kind: ClassVar[str] = "t9k"
-    spec: ClassVar[type[TargetSpec]] = T9kTarget
-    payloads: ClassVar[tuple[type[Payload], ...]] = (T9kPayload, T9kAdopted)
-    kinds: ClassVar[tuple[Kind, ...]] = (ML_SERVICE, ML_SERVICE_RUNTIME)
-    adopts: ClassVar[Kind | None] = ML_SERVICE
-    former: ClassVar[type[AdoptedPayload]] = T9kAdopted
-    engine_port: ClassVar[int] = 8080
-    can: ClassVar[Capabilities] = Capabilities(dark_first=False, weights="percent")
+    kind, spec, kinds, engine_port = "t9k", T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
+    payloads, former, adopts = (T9kPayload, T9kAdopted), T9kAdopted, ML_SERVICE
+    can = Capabilities(dark_first=False, weights="percent")
     queue: str | None = None
 
     def address(self, name: str) -> Address:

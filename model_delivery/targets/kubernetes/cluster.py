@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.part import Text
@@ -17,10 +17,10 @@ from model_delivery.targets.kubernetes.claim import models_claim
 from model_delivery.targets.kubernetes.job import job_state, step_job
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster
 from model_delivery.targets.kubernetes.pod import MOUNT
-from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, TargetKey, TargetSpec, not_yet
+from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import StepState
-from model_delivery.values.release import Address, Desired, Lock, Payload, Release
+from model_delivery.values.release import Address, Desired, Lock, Release
 from model_delivery.values.resources import Observed, Ref, Resource, World
 from model_delivery.values.serving import Storage
 
@@ -28,7 +28,7 @@ NEW = "new"
 
 
 class ClusterKey(TargetKey):
-    place: ClassVar[Literal["host", "cluster"]] = "cluster"
+    place = "cluster"
     context: str | None = None
     namespace: str = "default"
 
@@ -44,16 +44,13 @@ class ClusterTarget(TargetSpec):
 
 
 @dataclass(frozen=True)
-class InCluster:
+class InCluster(Target):
     """A target whose objects lie in ``namespace`` of the cluster that ``context`` names.
 
     ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's container
     that names none.
     """
 
-    kind: ClassVar[str]
-    kinds: ClassVar[tuple[Kind, ...]]
-    adopts: ClassVar[Kind | None]
     former: ClassVar[type[AdoptedPayload]]
     engine_port: ClassVar[int]
     namespace: str
@@ -73,15 +70,6 @@ class InCluster:
 
     def step_state(self, ref: Ref, world: World) -> StepState:
         return job_state(ref, world)
-
-    def address(self, name: str) -> Address:
-        raise NotImplementedError
-
-    def payload(self, asked: Asked, lock: Lock) -> Payload:
-        raise NotImplementedError
-
-    def compose(self, want: Desired) -> tuple[Resource, ...]:
-        raise NotImplementedError
 
     def route(self, name: str) -> Ref:
         """The object that takes the delivery's name."""

@@ -10,12 +10,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from model_delivery.base.manifests import Object, manifest
-from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, pods_of
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common
 from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
 from model_delivery.targets.protocol import Get, Target
@@ -108,8 +106,7 @@ class Deployment(Routed):
         enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
         if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
             return Current(f"http://{name}.{self.namespace}.svc:{PORT}")
-        events, nodes = world.beside["Event"], world.beside["Node"]
-        return pods.engine(pods_of(world, name), events, nodes, status, claim_status(release, world), name)
+        return self.pending(release, world, name, status)
 
     def read(self, live: Observed, get: Get) -> Found:
         ref, spec = live.resource.ref, live.resource.spec["spec"]

@@ -22,7 +22,6 @@ from model_delivery.targets.kubernetes.adoption import (
     on_a_claim,
     refusal,
 )
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
 from model_delivery.targets.kubernetes.pod import claim_name, serve, verbatim
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
@@ -124,16 +123,15 @@ class KServe(Routed):
             return InProgress("the InferenceService is not there yet")
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = pods.living(pods_of(world, f"{world.delivery}-{release.id}"))
+        its = pods.living(pods_of(world, release))
         ready = pods.condition(seen.status, "PredictorReady")
         told, few = pods.reason_of(ready), len(its) < release.replicas
         if not few and all(map(pods.is_ready, its)):
             if ready.get("status") == "True":
                 return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
             return InProgress(f"its pods are ready, KServe is not: {told}")
-        events = [event for event in world.beside["Event"] if event.get("reason") not in NOISE]
-        failure = _failure(ready, events, ref) if few else {}
-        state = pods.engine(its, events, world.beside["Node"], failure, claim_status(release, world), ref.name)
+        failure = _failure(ready, world.beside["Event"], ref) if few else {}
+        state = self.pending(release, world, ref.name, failure, *NOISE)
         if its or failure or not isinstance(state, InProgress):
             return state
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")

@@ -23,7 +23,6 @@ from model_delivery.targets.kubernetes.adoption import (
     refusal,
     relative,
 )
-from model_delivery.targets.kubernetes.claim import claim_status
 from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.kubernetes.payload import (
@@ -231,10 +230,10 @@ class T9k(InCluster):
     ) -> Readiness:
         """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
         delivery, events = world.delivery, world.beside["Event"]
-        its = pods_of(world, f"{delivery}-{release.id}")
+        its = pods_of(world, release)
         refused = [text for event in pods.events_of(events, name) if "forbidden" in (text := event.get("message", ""))]
         status = {} if its else pods.not_made(refused)
-        state = pods.engine(its, events, world.beside["Node"], status, claim_status(release, world), name)
+        state = self.pending(release, world, name, status)
         if its or not isinstance(state, InProgress):
             return state
         about = (ML_SERVICE.name, delivery)

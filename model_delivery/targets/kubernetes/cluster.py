@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from model_delivery.base.findings import Finding, Refused
+from model_delivery.base.manifests import manifest
 from model_delivery.base.part import Text
 from model_delivery.base.secrets import SecretRef
+from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
 from model_delivery.targets.kubernetes import preflight as before
 from model_delivery.targets.kubernetes.adoption import Found
-from model_delivery.targets.kubernetes.claim import models_claim
 from model_delivery.targets.kubernetes.job import job_state, step_job
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster
-from model_delivery.targets.kubernetes.pod import MOUNT
+from model_delivery.targets.kubernetes.kinds import CLAIM
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster, pods_of
+from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
 from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import StepState
@@ -60,10 +63,24 @@ class InCluster(Target):
         return MOUNT
 
     def main(self, delivery: str, release: Release) -> Ref:
-        return in_cluster(release).main(f"{delivery}-{release.id}", self.former.adopts)
+        return in_cluster(release).main(f"{delivery}-{release.id}", self.kinds[0])
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        return (models_claim(name, lock, storage),)
+        """The claim that holds the models; without ``storage.size``, three times the model."""
+        made = manifest("storage.yaml", "PersistentVolumeClaim")
+        size = storage.size or f"{max(1, math.ceil(3 * lock.snapshot.size / 2**30))}Gi"
+        made["spec"] |= {"accessModes": [storage.access], "resources": {"requests": {"storage": str(size)}}}
+        made["spec"] |= {"storageClassName": storage.storage_class} if storage.storage_class else {}
+        made["bind"] = {"any_size": storage.size is None}
+        return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
+
+    def pending(self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str) -> pods.Pending:
+        """Why it is not ready, by its pods. ``name``: of what is told by events; ``status``: as a
+        Deployment has it; ``noise``: events that say nothing.
+        """
+        its, claim = pods_of(world, release), world.objects.get(Ref(CLAIM, in_cluster(release).claim))
+        events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
+        return pods.engine(its, events, world.beside["Node"], status, claim.status if claim else None, name)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         return step_job(run)

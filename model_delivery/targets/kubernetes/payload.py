@@ -183,8 +183,9 @@ def owned_route(resource: Resource, releases: tuple[Release, ...]) -> Resource:
     return owned(resource, next(filter(None, former), None))
 
 
-def pods_of(world: World, name: str) -> list[Mapping[str, Any]]:
+def pods_of(world: World, release: Release) -> list[Mapping[str, Any]]:
     """The pods that carry the release's name as ``model-delivery/object``; a look gives it to those
     of an adopted release.
     """
+    name = f"{world.delivery}-{release.id}"
     return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]

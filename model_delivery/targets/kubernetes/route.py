@@ -17,7 +17,7 @@ from model_delivery.targets.kubernetes.pod import PORT
 from model_delivery.targets.protocol import Site
 from model_delivery.values.kind import Kind
 from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired
+from model_delivery.values.release import Address, Capabilities, Desired, Release
 from model_delivery.values.resources import Ref, Resource, World
 
 FILE = "deployment.yaml"
@@ -103,7 +103,7 @@ class Routed(InCluster):
         seen, name = world.objects.get(self.route(want.delivery)), f"{want.delivery}-{owner}"
         if seen is None or seen.resource.spec["spec"].get("selector") != _payload(want, owner).selector(name):
             return InProgress("the Service does not select the release yet")
-        allowed = {pod["metadata"]["name"] for pod in pods_of(world, name)}
+        allowed = {pod["metadata"]["name"] for pod in pods_of(world, Release(owner, NOBODYS))}
         ready = {
             endpoint.get("targetRef", {}).get("name")
             for part in world.beside["EndpointSlice"]

@@ -1,4 +1,6 @@
-"""The manifests that come with Model Delivery: valid YAML, read once, given out as fresh copies."""
+"""The manifests that come with Model Delivery: valid YAML, read once, given out as fresh
+copies.
+"""
 
 from __future__ import annotations
 

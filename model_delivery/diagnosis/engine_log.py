@@ -1,4 +1,6 @@
-"""One table: what an engine's log says, what that means, and what to do. Seen in real logs of vLLM 0.26 (GPU) and 0.32 (CPU)."""
+"""One table: what an engine's log says, what that means, and what to do. Seen in real
+logs of vLLM 0.26 (GPU) and 0.32 (CPU).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ EVIDENCE_LINES = 5
 EVIDENCE_WIDTH = 300
 
 
-SIGNS = (  # looked for in the lines that are no warnings; the first that is found counts: causes stand before what they lead to
+# Looked for in the lines that are no warnings. The first that is found counts: causes stand
+# before what they lead to.
+SIGNS = (
     sign(
         "engine.unknown-argument",
         r"unrecognized arguments: (.*)",
@@ -206,9 +210,11 @@ class _Line:
 
 
 def diagnose(log: str, exit_code: int | None) -> Finding:
-    """Why an engine that has ended did so: ``log`` is its tail, ``exit_code`` None when nobody saw it (negative: a signal).
+    """Why an engine that has ended did so: ``log`` is its tail, ``exit_code`` None when
+    nobody saw it (negative: a signal).
 
-    ``what`` names the cause, ``why`` how it ended, ``evidence`` the lines that say so (at most 5).
+    ``what`` names the cause, ``why`` how it ended, ``evidence`` the lines that say so (at
+    most 5).
     """
     lines, why = list(_lines(log)), _ended(exit_code)
     if (found := _find(lines)) is not None:
@@ -228,13 +234,17 @@ def diagnose(log: str, exit_code: int | None) -> Finding:
 
 
 def is_retryable(log: str, exit_code: int | None) -> bool:
-    """May starting it again, as it stands, help? A SIGKILL of unknown origin does not count."""
+    """May starting it again, as it stands, help? A SIGKILL of unknown origin does not
+    count.
+    """
     found = _find(list(_lines(log)))
     return found is not None and found[0].retryable and exit_code != USAGE
 
 
 def _lines(log: str) -> Iterator[_Line]:
-    """Without prefixes, blank lines and warnings (one of vLLM's quotes an OSError at every start)."""
+    """Without prefixes, blank lines and warnings (one of vLLM's quotes an OSError at
+    every start).
+    """
     for raw in log.splitlines():
         prefix = PREFIX.match(raw)
         text = raw[prefix.end() :] if prefix else raw
@@ -251,7 +261,9 @@ def _find(lines: list[_Line]) -> tuple[Sign, re.Match[str], tuple[str, ...]] | N
 
 
 def _cause(lines: list[_Line]) -> str:
-    """The last un-indented exception of a worker or the engine's core, else of anybody; for pydantic's the value error below it."""
+    """The last un-indented exception of a worker or the engine's core, else of anybody;
+    for pydantic's the value error below it.
+    """
     values = [line for line in lines if VALUE_ERROR.match(line.text)]
     raised = [line for line in lines if EXCEPTION.match(line.text) and EFFECT not in line.text]
     core = [line for line in raised if line.who.startswith(("Worker", "EngineCore"))]
@@ -270,7 +282,9 @@ def _ended(exit_code: int | None) -> str:
 
 
 def _nearest(said: str, log: str) -> str:
-    """For an argument that is not known, the nearest one that the engine's own usage lists."""
+    """For an argument that is not known, the nearest one that the engine's own usage
+    lists.
+    """
     wrong = FLAG.findall(said) if said.startswith("unrecognized") else []
     known = set(FLAG.findall(log)) - set(wrong)
     near = [close[0] for flag in wrong if (close := difflib.get_close_matches(flag, known, 1))]

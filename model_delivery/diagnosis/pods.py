@@ -1,4 +1,6 @@
-"""Why a pod is not ready: pure, of the API's own objects. Waiting is for what may yet come; a Failed names cause and remedy."""
+"""Why a pod is not ready: pure, of the API's own objects. Waiting is for what may yet
+come; a Failed names cause and remedy.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +78,8 @@ def engine(
     claim: Object | None,
     name: str,
 ) -> Pending:
-    """Of a release's pods: its Deployment's status, the events of its namespace (warnings), the
-    nodes where they may be seen, its claim's status.
+    """Of a release's pods: its Deployment's status, the events of its namespace
+    (warnings), the nodes where they may be seen, its claim's status.
     """
     failure = condition(deployment, "ReplicaFailure")  # quota and admission speak through it
     if failure.get("status") == "True":
@@ -169,7 +171,9 @@ def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
 
 
 def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:
-    """Not found and not allowed will not pass by waiting; a busy or unreachable registry may."""
+    """Not found and not allowed will not pass by waiting; a busy or unreachable registry
+    may.
+    """
     image, said = status["image"], " ".join([message, *told])
     line = (message if "rpc error" in message or "fail" in message else (told[-1] if told else message))[:400]
     if BUSY.search(said) and not MISSING.search(said):
@@ -213,7 +217,9 @@ def _unbound(pod: Object, message: str, events: Sequence[Object]) -> str:
 
 
 def _never(pod: Object, nodes: Sequence[Object], name: str) -> str:
-    """Why no node there is could hold the pod, even when empty. A device that no node has may come with another node: not judged."""
+    """Why no node there is could hold the pod, even when empty. A device that no node has
+    may come with another node: not judged.
+    """
     wanted = _requests(pod)[name]
     most = max((_number(node["status"].get("allocatable", {}).get(name, "0")) for node in nodes), default=0.0)
     return f"{name}: {wanted:g} wanted, the largest node has {most:g}" if most and wanted > most else ""
@@ -245,8 +251,8 @@ def _evicted(pod: Object) -> Finding | None:
 
 
 def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:
-    """What, why and fix. ``limit``: as the pod has it, which may be another's (a LimitRange's, a
-    default of KServe's) where the spec has none.
+    """What, why and fix. ``limit``: as the pod has it, which may be another's (a
+    LimitRange's, a default of KServe's) where the spec has none.
     """
     why = f"{OOM}, exit code 137" + (f"; its limit is {limit}" if limit else "")
     fix = f"raise {where}, or use a smaller model, dtype or --max-model-len"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sign:
-    """``what`` and ``fix`` may use the groups of ``pattern`` (``\\1``). ``retryable``: starting
-    again, as it stands, may help.
+    """``what`` and ``fix`` may use the groups of ``pattern`` (``\\1``). ``retryable``:
+    starting again, as it stands, may help.
     """
 
     code: str

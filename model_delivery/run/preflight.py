@@ -19,7 +19,9 @@ NOTHING = Payload(names=(), args=())
 
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
-    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to ``place`` as it stands."""
+    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to
+    ``place`` as it stands.
+    """
     if spec.target.engine is not None:
         load_engine(spec.target.engine)
     seen = place.get(spec.name, RECORD_REF) if spec.target.key().place == "host" else None

@@ -10,7 +10,9 @@ from model_delivery.targets.asked import Asked
 
 
 class DeliverySpec(Asked):
-    """One service: a model, where and how it is served, and what it must be able to do before it gets traffic."""
+    """One service: a model, where and how it is served, and what it must be able to do
+    before it gets traffic.
+    """
 
     target: AnyTarget
 

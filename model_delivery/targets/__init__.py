@@ -1,4 +1,6 @@
-"""Targets say what is served: pure, no I/O. One room a target; ``ROOMS`` is where one is registered."""
+"""Targets say what is served: pure, no I/O. One room a target; ``ROOMS`` is where one is
+registered.
+"""
 
 from __future__ import annotations
 

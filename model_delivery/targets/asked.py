@@ -13,7 +13,9 @@ from model_delivery.values.serving import Runner, Serving, Storage
 
 
 class Asked(Part):
-    """A spec without its target: the model, how it is served, and what it must be able to do before it gets traffic."""
+    """A spec without its target: the model, how it is served, and what it must be able to
+    do before it gets traffic.
+    """
 
     api_version: Literal["model-delivery/v1"] = Field(alias="apiVersion")
     name: DnsLabel

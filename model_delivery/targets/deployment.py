@@ -1,4 +1,6 @@
-"""Plain Kubernetes: a Deployment and a Service a release; a stable Service, or a gateway's HTTPRoute, in front."""
+"""Plain Kubernetes: a Deployment and a Service a release; a stable Service, or a
+gateway's HTTPRoute, in front.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ class DeploymentPayload(ClusterPayload):
 
 
 def _service_before() -> Object:
-    """What an older version, which did not keep it, put before an adopted Deployment's pods.
+    """What an older version, which did not keep it, put before an adopted Deployment's
+    pods.
 
     A later manifest must not change it: it is part of releases that serve.
     """

@@ -1,4 +1,6 @@
-"""KServe in Standard mode: a ServingRuntime and an InferenceService a release; its Deployment and Service are made by KServe."""
+"""KServe in Standard mode: a ServingRuntime and an InferenceService a release; its
+Deployment and Service are made by KServe.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,9 @@ class KServe(Routed):
     backend, port = BACKEND, 80
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
-        """The pod's containers and volumes stand in the runtime, the rest of it in the service's predictor."""
+        """The pod's containers and volumes stand in the runtime, the rest of it in the
+        service's predictor.
+        """
         runtime, service = manifest(FILE, "ServingRuntime"), manifest(FILE, "InferenceService")
         predictor = service["spec"]["predictor"]
         template: Object = {"metadata": {}, "spec": runtime["spec"] | predictor}
@@ -116,7 +120,9 @@ class KServe(Routed):
         return KServePayload(runtime=runtime, service=service, **common(asked, lock))
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying Ready while its pods are refused: so the pods are counted."""
+        """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying
+        Ready while its pods are refused: so the pods are counted.
+        """
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
         if seen is None:
@@ -137,7 +143,9 @@ class KServe(Routed):
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
     def _endpoint(self, ref: Ref, status: Mapping[str, Any], port: int) -> str:
-        """A Service without an address of its own (a setting of KServe's) leads straight to the engine's port: KServe's address has a port then."""
+        """A Service without an address of its own (a setting of KServe's) leads straight
+        to the engine's port: KServe's address has a port then.
+        """
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
         return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
 
@@ -181,7 +189,8 @@ class KServe(Routed):
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
-    """Why no pod can be made, as a Deployment would say it: by KServe's condition; where its manager is dead, that says nothing new, but events do.
+    """Why no pod can be made, as a Deployment would say it: by KServe's condition; where
+    its manager is dead, that says nothing new, but events do.
 
     Of events only what waits, since they outlive what they tell.
     """

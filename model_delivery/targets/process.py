@@ -64,7 +64,9 @@ class ProcessKey(TargetKey):
 
 
 class ProcessTarget(TargetSpec):
-    """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name under engines/, or a folder with an engine.toml."""
+    """An engine on this host behind a router on 127.0.0.1:``port``; ``engine``: a name
+    under engines/, or a folder with an engine.toml.
+    """
 
     files = ("engine",)
     keyed = ProcessKey
@@ -101,7 +103,9 @@ class ProcessPayload(Payload):
 
 @dataclass(frozen=True)
 class Process(Target):
-    """Engines are resources of kind Engine, the router one Router and twenty Slots: a slot is 5 % of the traffic."""
+    """Engines are resources of kind Engine, the router one Router and twenty Slots: a
+    slot is 5 % of the traffic.
+    """
 
     kind, spec, payloads = "process", ProcessTarget, (ProcessPayload,)
     kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
@@ -235,7 +239,9 @@ def whole_cpus(limit: float | str) -> int:
 
 
 def slot_owners(shares: Mapping[str, int]) -> list[str]:
-    """The owner of each of the twenty slots; shares are multiples of 5 that add up to 100 (or there are none)."""
+    """The owner of each of the twenty slots; shares are multiples of 5 that add up to 100
+    (or there are none).
+    """
     if any(share % 5 for share in shares.values()):
         what, why = "a share of the traffic is not a multiple of 5 %", f"the router has {SLOTS} slots: {dict(shares)}"
         raise Refused(Finding("rollout.share-too-fine", what, why, "use multiples of 5 in rollout.steps"))

@@ -1,4 +1,5 @@
-"""What every target has: a spec class, a key, payloads, and the answers that the house asks of it.
+"""What every target has: a spec class, a key, payloads, and the answers that the house
+asks of it.
 
 All of it is pure; what a place knows is asked of the place that is passed in.
 """
@@ -53,7 +54,9 @@ class TargetKey(Part):
     @model_validator(mode="before")
     @classmethod
     def _old(cls, given: Any) -> Any:
-        """An older version's key had the fields of all targets, null where they said nothing."""
+        """An older version's key had the fields of all targets, null where they said
+        nothing.
+        """
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
@@ -86,8 +89,9 @@ class TargetSpec(Part):
 
 @dataclass(frozen=True)
 class StepRun:
-    """One try of a step: its name and input are its identity, with the stage, the attempt and
-    the try. ``release`` and ``payload``: what it is for; ``runner``: the image that runs it.
+    """One try of a step: its name and input are its identity, with the stage, the attempt
+    and the try. ``release`` and ``payload``: what it is for; ``runner``: the image that
+    runs it.
     """
 
     delivery: str
@@ -103,8 +107,8 @@ class StepRun:
 
 @dataclass(frozen=True)
 class Adoption:
-    """What can come under a spec: the release's payload, its replicas, and how it differs from
-    what the spec would make of it.
+    """What can come under a spec: the release's payload, its replicas, and how it differs
+    from what the spec would make of it.
     """
 
     what: str
@@ -130,8 +134,8 @@ class Site(Protocol):
 
 
 class Target(Protocol):
-    """What is served, as values. ``kinds``: of the objects that no other target has; ``adopts``:
-    of what can come under a spec.
+    """What is served, as values. ``kinds``: of the objects that no other target has;
+    ``adopts``: of what can come under a spec.
     """
 
     kind: ClassVar[str]
@@ -174,13 +178,14 @@ class Target(Protocol):
     def preflight(
         self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
     ) -> Iterator[Finding]:
-        """Every reason against ``asked`` that is known before anything is touched. ``secrets``: by
-        the spec's field; ``up_at``: where the delivery is up already.
+        """Every reason against ``asked`` that is known before anything is touched.
+        ``secrets``: by the spec's field; ``up_at``: where the delivery is up already.
         """
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        """The object ``named``, of the kind ``adopts``, as it runs now, as a release. Refused with
-        every reason why it cannot come under ``asked``. ``get`` reads an object of the place.
+        """The object ``named``, of the kind ``adopts``, as it runs now, as a release.
+        Refused with every reason why it cannot come under ``asked``. ``get`` reads an
+        object of the place.
         """
 
 

@@ -1,4 +1,6 @@
-"""T9k: one MLService is the route and holds every release as an entry; each entry names an MLServiceRuntime, called by the hash of its content."""
+"""T9k: one MLService is the route and holds every release as an entry; each entry names
+an MLServiceRuntime, called by the hash of its content.
+"""
 
 from __future__ import annotations
 
@@ -96,8 +98,8 @@ class T9kPayload(ClusterPayload):
         return release.id
 
     def entry(self, delivery: str, release: Release) -> Object:
-        """Its entry of the MLService. Our labels reach the pods by the predictor's template (as the
-        manuals say of annotations; of labels it is inferred).
+        """Its entry of the MLService. Our labels reach the pods by the predictor's
+        template (as the manuals say of annotations; of labels it is inferred).
         """
         predictor, count = copy.deepcopy(self.predictor), release.replicas
         predictor |= {"minReplicas": count, "maxReplicas": max(count, predictor["maxReplicas"])}
@@ -144,7 +146,9 @@ class T9kAdopted(AdoptedPayload):
 
 @dataclass(frozen=True)
 class T9k(InCluster):
-    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler places the pods."""
+    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler
+    places the pods.
+    """
 
     kind, spec, kinds, engine_port = "t9k", T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
     payloads, former, adopts = (T9kPayload, T9kAdopted), T9kAdopted, ML_SERVICE
@@ -152,7 +156,9 @@ class T9k(InCluster):
     queue: str | None = None
 
     def address(self, name: str) -> Address:
-        """The name inside the cluster; the domain outside is T9k's to choose: ``routed`` gives ``status.address.url``."""
+        """The name inside the cluster; the domain outside is T9k's to choose: ``routed``
+        gives ``status.address.url``.
+        """
         return Address(f"{name}.{self.namespace}", 80)
 
     def route(self, name: str) -> Ref:
@@ -162,7 +168,9 @@ class T9k(InCluster):
         return self.route(delivery)
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
-        """Refused where a text would meet Go's templates in a place where nobody documents whether they are filled in."""
+        """Refused where a text would meet Go's templates in a place where nobody
+        documents whether they are filled in.
+        """
         name, serving = asked.name, asked.serving
         config = None if serving.chat_template is None else f"{name}-{digest(serving.chat_template)}"
         runtime, limits = _runtime(asked, lock, config), limits_of(serving)
@@ -187,7 +195,9 @@ class T9k(InCluster):
         return (claim, Resource(Ref(NOTEBOOK, claim.ref.name), "storage", name, made))
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
-        """Releases of the same content share their runtime. A service cannot be without a default: no traffic, no service."""
+        """Releases of the same content share their runtime. A service cannot be without a
+        default: no traffic, no service.
+        """
         beside = {
             made.ref: made for release in want.releases for made in _payload(release).resources(want.delivery, release)
         }
@@ -208,7 +218,9 @@ class T9k(InCluster):
         return owned_route(Resource(self.route(want.delivery), "route", want.delivery, made), want.releases)
 
     def readiness(self, release: Release, world: World) -> Readiness:
-        """There is no observedGeneration: the service must be Ready and this release ready. An address says nothing, it is set before."""
+        """There is no observedGeneration: the service must be Ready and this release
+        ready. An address says nothing, it is set before.
+        """
         seen = world.objects.get(self.route(world.delivery))
         if seen is None:
             return InProgress("the MLService is not there yet")
@@ -228,7 +240,9 @@ class T9k(InCluster):
     def _why_not(
         self, release: Release, world: World, name: str, row: Mapping[str, Any], service: Mapping[str, Any]
     ) -> Readiness:
-        """The pods know best; then the events of what T9k made for the release, and last what T9k says itself."""
+        """The pods know best; then the events of what T9k made for the release, and last
+        what T9k says itself.
+        """
         delivery, events = world.delivery, world.beside["Event"]
         its = pods_of(world, release)
         refused = [text for event in pods.events_of(events, name) if "forbidden" in (text := event.get("message", ""))]
@@ -251,7 +265,9 @@ class T9k(InCluster):
         return InProgress("; ".join(filter(None, [said, *own[-1:]])) or state.why)
 
     def routed(self, want: Desired, world: World) -> Readiness:
-        """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``; the endpoint is ``address.url``."""
+        """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``;
+        the endpoint is ``address.url``.
+        """
         if want.address is None or not want.shares:
             return Current("")
         seen = world.objects.get(self.route(want.delivery))
@@ -274,7 +290,9 @@ class T9k(InCluster):
         return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
-        """Is its API there, and of the form of 2024-07 and later? Both forms are called v1beta1: the published schema tells."""
+        """Is its API there, and of the form of 2024-07 and later? Both forms are called
+        v1beta1: the published schema tells.
+        """
         if missing := absent_kinds(place, self.uses(asked)):
             what = f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}"
             fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"

@@ -16,8 +16,8 @@ ReleaseId = str
 
 
 class Lock(BaseModel):
-    """All that was resolved before anything was touched: the model's commit with its files,
-    and the engine that will serve it.
+    """All that was resolved before anything was touched: the model's commit with its
+    files, and the engine that will serve it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,8 +28,8 @@ class Lock(BaseModel):
 
 
 class Payload(BaseModel):
-    """All that a release's objects are made from, rendered once, then frozen. Targets have
-    classes of their own; what is declared here, the house may ask of any.
+    """All that a release's objects are made from, rendered once, then frozen. Targets
+    have classes of their own; what is declared here, the house may ask of any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,8 +48,8 @@ class Payload(BaseModel):
 
     @property
     def by_hand(self) -> str | None:
-        """Of a release that was adopted, the folder of its weights as seen from the claim's
-        root; None: it was made here.
+        """Of a release that was adopted, the folder of its weights as seen from the
+        claim's root; None: it was made here.
         """
         return None
 
@@ -60,7 +60,9 @@ class Payload(BaseModel):
 
     @classmethod
     def fits(cls, stored: Mapping[str, Any]) -> bool:
-        """Was ``stored`` written from this class? By its keys: what is stored names no class."""
+        """Was ``stored`` written from this class? By its keys: what is stored names no
+        class.
+        """
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
         return required <= stored.keys() <= cls.model_fields.keys()
 
@@ -92,7 +94,9 @@ class Address:
 
 @dataclass(frozen=True)
 class Desired:
-    """Which releases run, and who gets which share of the traffic (percent; empty: nobody). No address: no route."""
+    """Which releases run, and who gets which share of the traffic (percent; empty:
+    nobody). No address: no route.
+    """
 
     delivery: str
     releases: tuple[Release, ...] = ()
@@ -106,7 +110,9 @@ class Desired:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """``dark_first``: a first release can run without traffic. ``weights``: how finely traffic divides."""
+    """``dark_first``: a first release can run without traffic. ``weights``: how finely
+    traffic divides.
+    """
 
     dark_first: bool
     weights: Literal["none", "percent", "slots"]

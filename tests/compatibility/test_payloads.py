@@ -1,4 +1,5 @@
-"""What the version before typed payloads stored is read, and makes the very objects that it made: an upgrade restarts nothing.
+"""What the version before typed payloads stored is read, and makes the very objects that
+it made: an upgrade restarts nothing.
 
 ``payloads.json`` was written by that version (see ``about`` in it).
 """
@@ -71,7 +72,7 @@ def without_version(content: dict[str, Any]) -> dict[str, Any]:
 def test_a_stored_payload_keeps_its_content_and_its_id(entry: Entry) -> None:
     content = entry.payload.content()
     if isinstance(entry.payload, DeploymentAdopted):
-        del content["service"]  # an older version made it from the manifest, so it must be kept from now on
+        del content["service"]  # an older version made it from the manifest
     assert content == entry.stored["payload"]
     assert digest(content) == entry.stored["release"]
     assert PAYLOAD.validate_python(entry.payload.content()) == entry.payload

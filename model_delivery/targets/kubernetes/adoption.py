@@ -1,4 +1,6 @@
-"""What somebody made by hand, read from its object: what every target's reading has in common."""
+"""What somebody made by hand, read from its object: what every target's reading has in
+common.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ OURS = ("model-delivery/", "app.kubernetes.io/")
 
 @dataclass(frozen=True)
 class Found:
-    """What serves by hand: the kind's own ``spec``, the engine's words and image, its claim and
-    folder there; ``pods``: how its pods are known. ``more`` and ``beside`` are kept: in the
-    payload's origin, and in the payload.
+    """What serves by hand: the kind's own ``spec``, the engine's words and image, its
+    claim and folder there; ``pods``: how its pods are known. ``more`` and ``beside`` are
+    kept: in the payload's origin, and in the payload.
     """
 
     spec: Object
@@ -62,7 +64,9 @@ class Found:
 
 
 def kept_metadata(live: Observed) -> Object:
-    """Labels and annotations of its owner's: where it is made anew, they come back (KServe's mode is one)."""
+    """Labels and annotations of its owner's: where it is made anew, they come back
+    (KServe's mode is one).
+    """
     meta = live.resource.spec["metadata"]
     labels = {key: value for key, value in (meta.get("labels") or {}).items() if not key.startswith(OURS)}
     notes = {key: value for key, value in (meta.get("annotations") or {}).items() if key not in NOT_KEPT}
@@ -134,7 +138,9 @@ def live_object(ref: Ref, delivery: str, get: Get) -> Observed:
 
 
 def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
-    """What a difference would make a lie of: where the weights are, and what clients send."""
+    """What a difference would make a lie of: where the weights are, and what clients
+    send.
+    """
     claim, serving = claim_name(asked.name, asked.storage), asked.serving
     if found.claim != claim:
         why = f"the engine reads from {found.claim}, the spec says {claim}"
@@ -176,7 +182,9 @@ def refusal(ref: Ref, why: str, fix: str) -> Refused:
 
 
 def engine_of(containers: Sequence[Object]) -> tuple[Object, tuple[str, ...]]:
-    """The container that serves, and the words that start it; those of a shell's line are taken apart."""
+    """The container that serves, and the words that start it; those of a shell's line are
+    taken apart.
+    """
     spoken = [(container, _words(container)) for container in containers]
     serving = ((found, words) for found, words in spoken if found.get("name") in ENGINES or model_of(words))
     return next(serving, spoken[0])
@@ -219,7 +227,9 @@ def filled(words: Sequence[str], parameters: Mapping[str, str]) -> tuple[str, ..
 
 
 def on_a_claim(ref: Ref, pod: Object, container: Object, model: str) -> tuple[str, str]:
-    """The claim that holds the folder ``model``, and the folder as seen from the claim's root."""
+    """The claim that holds the folder ``model``, and the folder as seen from the claim's
+    root.
+    """
     claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ()}
     mounts = [
         (len(mount["mountPath"]), claims.get(mount["name"]), posixpath.join(mount.get("subPath", ""), inside))

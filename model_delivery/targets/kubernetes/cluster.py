@@ -1,4 +1,6 @@
-"""What all targets in a cluster have in common: the base classes of their specs, keys and answers."""
+"""What all targets in a cluster have in common: the base classes of their specs, keys and
+answers.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,8 @@ class ClusterTarget(TargetSpec):
 class InCluster(Target):
     """A target whose objects lie in ``namespace`` of the cluster that ``context`` names.
 
-    ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's container
-    that names none.
+    ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's
+    container that names none.
     """
 
     former: ClassVar[type[AdoptedPayload]]
@@ -66,7 +68,9 @@ class InCluster(Target):
         return in_cluster(release).main(f"{delivery}-{release.id}", self.kinds[0])
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        """The claim that holds the models; without ``storage.size``, three times the model."""
+        """The claim that holds the models; without ``storage.size``, three times the
+        model.
+        """
         made = manifest("storage.yaml", "PersistentVolumeClaim")
         size = storage.size or f"{max(1, math.ceil(3 * lock.snapshot.size / 2**30))}Gi"
         made["spec"] |= {"accessModes": [storage.access], "resources": {"requests": {"storage": str(size)}}}
@@ -74,9 +78,11 @@ class InCluster(Target):
         made["bind"] = {"any_size": storage.size is None}
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
-    def pending(self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str) -> pods.Pending:
-        """Why it is not ready, by its pods. ``name``: of what is told by events; ``status``: as a
-        Deployment has it; ``noise``: events that say nothing.
+    def pending(
+        self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str
+    ) -> pods.Pending:
+        """Why it is not ready, by its pods. ``name``: of what is told by events;
+        ``status``: as a Deployment has it; ``noise``: events that say nothing.
         """
         its, claim = pods_of(world, release), world.objects.get(Ref(CLAIM, in_cluster(release).claim))
         events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
@@ -93,7 +99,9 @@ class InCluster(Target):
         raise NotImplementedError
 
     def read(self, live: Observed, get: Get) -> Found:
-        """What an object of kind ``adopts`` serves. Refused where it is of a form that cannot stay."""
+        """What an object of kind ``adopts`` serves. Refused where it is of a form that
+        cannot stay.
+        """
         raise NotImplementedError
 
     def uses(self, asked: Asked) -> tuple[Kind, ...]:

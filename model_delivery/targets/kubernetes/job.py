@@ -25,7 +25,9 @@ SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 
 
 def step_job(run: StepRun) -> tuple[Resource, ...]:
-    """The fetch Job's second container pulls the serving image, which proves its pull secret."""
+    """The fetch Job's second container pulls the serving image, which proves its pull
+    secret.
+    """
     payload = run.payload
     if not isinstance(payload, ClusterPayload):
         what, why = f"the {run.name} step has no release", "it needs its pod's settings"

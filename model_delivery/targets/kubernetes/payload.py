@@ -1,4 +1,6 @@
-"""What is frozen of every release in a cluster: of one that was made here, and of one that was adopted."""
+"""What is frozen of every release in a cluster: of one that was made here, and of one
+that was adopted.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ from model_delivery.values.resources import Ref, Resource, World
 
 
 class ClusterPayload(Payload):
-    """``pod``, ``claim``, ``image``, ``devices``: for the steps that work near the models.
+    """``pod``, ``claim``, ``image``, ``devices``: for the steps that work near the
+    models.
 
-    What a release is called, how its pods are selected and where its Service leads differ for
-    one that was adopted: so they are asked here.
+    What a release is called, how its pods are selected and where its Service leads differ
+    for one that was adopted: so they are asked here.
     """
 
     startup_seconds: int
@@ -71,8 +74,9 @@ class ClusterPayload(Payload):
 
 
 class Origin(BaseModel):
-    """The object that was adopted. ``pods``: how its pods are known; ``folder``: of its weights on
-    the claim; ``routes``: uids of what had the delivery's name, by kind; ``service``: its own.
+    """The object that was adopted. ``pods``: how its pods are known; ``folder``: of its
+    weights on the claim; ``routes``: uids of what had the delivery's name, by kind;
+    ``service``: its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,7 +146,9 @@ def in_cluster(release: Release) -> ClusterPayload:
 
 
 def common(asked: Asked, lock: Lock) -> dict[str, Any]:
-    """The fields that the payloads of every target in a cluster have. Refused without an image."""
+    """The fields that the payloads of every target in a cluster have. Refused without an
+    image.
+    """
     if lock.image is None:
         raise Refused(Finding("target.no-image", "no image", "a pod needs one", "name it in target.image"))
     serving = asked.serving
@@ -178,14 +184,16 @@ def owned(resource: Resource, uid: str | None) -> Resource:
 
 
 def owned_route(resource: Resource, releases: tuple[Release, ...]) -> Resource:
-    """``resource``, which may be the route that was somebody's before one of the releases was adopted."""
+    """``resource``, which may be the route that was somebody's before one of the releases
+    was adopted.
+    """
     former = (in_cluster(release).former_route(resource.ref.kind) for release in releases)
     return owned(resource, next(filter(None, former), None))
 
 
 def pods_of(world: World, release: Release) -> list[Mapping[str, Any]]:
-    """The pods that carry the release's name as ``model-delivery/object``; a look gives it to those
-    of an adopted release.
+    """The pods that carry the release's name as ``model-delivery/object``; a look gives
+    it to those of an adopted release.
     """
     name = f"{world.delivery}-{release.id}"
     return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]

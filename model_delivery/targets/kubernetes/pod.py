@@ -1,4 +1,6 @@
-"""The pod that serves, and the pod of a step, as data: shared by every target in a cluster."""
+"""The pod that serves, and the pod of a step, as data: shared by every target in a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def literal(text: str) -> str:
 
 
 def verbatim(text: str) -> str:
-    """So that Go's templates, which T9k and KServe fill in, give the process ``text`` as it is; in backquotes, for it may be done in JSON."""
+    """So that Go's templates, which T9k and KServe fill in, give the process ``text`` as
+    it is; in backquotes, for it may be done in JSON.
+    """
     return text.replace("{{", "{{`{{`}}")
 
 
@@ -58,15 +62,17 @@ def claim_name(name: str, storage: Storage) -> str:
 
 
 def startup_seconds(serving: Serving, lock: Lock) -> int:
-    """The one number behind probes, deadlines and the wait: image pull + node scale-up + imports + loading a model of this size."""
+    """The one number behind probes, deadlines and the wait: image pull + node scale-up +
+    imports + loading a model of this size.
+    """
     if serving.startup_timeout is not None:
         return math.ceil(serving.startup_timeout.seconds)
     return math.ceil(PULL_SECONDS + NODE_SECONDS + IMPORT_SECONDS + lock.snapshot.size / LOAD_BYTES_PER_SECOND)
 
 
 def serve(template: Object, asked: Asked, lock: Lock, model: str = "") -> None:
-    """Fill in the pod template of a release. ``model``: where somebody else mounts its folder; else
-    the template's volume ``models`` is its claim.
+    """Fill in the pod template of a release. ``model``: where somebody else mounts its
+    folder; else the template's volume ``models`` is its claim.
     """
     serving, pod = asked.serving, template["spec"]
     (engine,) = pod["containers"]
@@ -86,7 +92,9 @@ def serve(template: Object, asked: Asked, lock: Lock, model: str = "") -> None:
 
 
 def furnish(pod: Object, engine: Object, serving: Serving, shm: str) -> None:
-    """What ``serving.pod`` asks of the pod and its engine; ``shm``: the volume of /dev/shm."""
+    """What ``serving.pod`` asks of the pod and its engine; ``shm``: the volume of
+    /dev/shm.
+    """
     if serving.pod.shm is not None:
         _named(pod["volumes"], shm)["emptyDir"]["sizeLimit"] = str(serving.pod.shm)
     schedule(pod, serving.pod.model_dump(mode="json"))
@@ -137,7 +145,9 @@ def pull_secrets(pod: Object, names: Iterable[str]) -> None:
 
 
 def mount_secrets(pod: Object, refs: Iterable[SecretRef]) -> None:
-    """Each Secret's named keys as files ``NAME/KEY`` for the step's container; nothing of them stands in the Job."""
+    """Each Secret's named keys as files ``NAME/KEY`` for the step's container; nothing of
+    them stands in the Job.
+    """
     named = sorted({(ref.kube.name, ref.kube.key) for ref in refs if isinstance(ref, KubeSecret)})
     if named:
         sources = [{"secret": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"}]}} for name, key in named]

@@ -1,4 +1,6 @@
-"""What a cluster can refuse before anything is touched, whatever the target: rights, namespace, secrets, storage."""
+"""What a cluster can refuse before anything is touched, whatever the target: rights,
+namespace, secrets, storage.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def wanted_rules() -> list[tuple[str, str, str]]:
 
 
 def rights(place: Site, namespace: str, uses: Sequence[Kind]) -> Iterator[Finding]:
-    """Rules for the API of a target, or of an option, are needed by it alone. A list that the
-    server itself calls incomplete proves nothing missing.
+    """Rules for the API of a target, or of an option, are needed by it alone. A list that
+    the server itself calls incomplete proves nothing missing.
     """
     held, used = place.rights(), {(kind.group, kind.plural) for kind in uses}
     if held is None:

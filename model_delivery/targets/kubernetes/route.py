@@ -1,4 +1,6 @@
-"""The route of targets whose releases each have a Service: a stable Service that selects one of them, or a gateway's HTTPRoute with weights."""
+"""The route of targets whose releases each have a Service: a stable Service that selects
+one of them, or a gateway's HTTPRoute with weights.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,11 @@ class RoutedTarget(ClusterTarget):
 
 @dataclass(frozen=True)
 class Routed(InCluster):
-    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then ``backend``.
+    """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then
+    ``backend``.
 
-    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable Service selects
-    the pods of one release. ``port``: of a release's own Service.
+    ``gateway``: ``NAME`` or ``NAMESPACE/NAME`` of a Gateway; without one the stable
+    Service selects the pods of one release. ``port``: of a release's own Service.
     """
 
     backend: ClassVar[str] = ""

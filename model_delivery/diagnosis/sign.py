@@ -1,4 +1,4 @@
-"""A row of a table: the words by which a fault is known, what they mean, and what to do."""
+"""A row of a table: by which words a fault is known, what they mean, what to do."""
 
 from __future__ import annotations
 

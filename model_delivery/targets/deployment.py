@@ -87,7 +87,7 @@ def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Rele
 
 
 class Deployment(Routed):
-    """Without a gateway a Service selects one release, so that traffic cannot be weighed."""
+    """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
     kind, spec, kinds, engine_port = "deployment", DeploymentTarget, (DEPLOYMENT,), PORT
     payloads, former, adopts = (DeploymentPayload, DeploymentAdopted), DeploymentAdopted, DEPLOYMENT

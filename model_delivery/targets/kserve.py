@@ -150,7 +150,7 @@ class KServe(Routed):
         return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
-        """Is its API there, and can the service and what KServe makes of it be called so?"""
+        """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
         for kind in absent_kinds(place, self.kinds):
             what, fix = (

@@ -61,7 +61,7 @@ class TargetKey(Part):
 
 
 class TargetSpec(Part):
-    """What a spec says of its target. ``files``: its fields that name a file or folder."""
+    """What a spec says of its target. ``files``: fields that name a file or folder."""
 
     files: ClassVar[tuple[str, ...]] = ()
     keyed: ClassVar[type[TargetKey]]

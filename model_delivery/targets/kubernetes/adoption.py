@@ -108,7 +108,7 @@ def _settings(container: Object) -> Object:
 
 
 def _without_containers(spec: Any) -> Any:
-    """And without what is told already, what the API server adds by itself, and labels."""
+    """And without what is told already, what the API server adds, and labels."""
     if isinstance(spec, Mapping):
         left = ("containers", "metadata", "selector", "replicas", "minReplicas", *DEFAULTS)
         return {key: _without_containers(value) for key, value in spec.items() if key not in left}

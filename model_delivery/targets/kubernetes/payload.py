@@ -66,7 +66,7 @@ class ClusterPayload(Payload):
         raise NotImplementedError
 
     def chat_config(self, delivery: str, release: Release, pod: Object, engine: Object) -> Iterator[Resource]:
-        """The ConfigMap of its chat template, where it has one, mounted into its engine."""
+        """The ConfigMap of its chat template, if any, mounted into its engine."""
         if self.chat_template is not None:
             ref = Ref(CONFIG_MAP, f"{delivery}-{release.id}")
             yield Resource(ref, "release", delivery, chat_template(self.chat_template), release.id)

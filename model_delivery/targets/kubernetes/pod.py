@@ -35,7 +35,7 @@ PASSED = {
 
 
 def literal(text: str) -> str:
-    """So that a kubelet, which replaces ``$(NAME)``, gives the process ``text`` as it is."""
+    """So that a kubelet, which replaces ``$(NAME)``, passes ``text`` on as it is."""
     return text.replace("$", "$$")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.run.protocol import unchanged_digest
@@ -130,3 +130,9 @@ def test_steps_and_storage_are_the_same(entry: Entry) -> None:
         run = StepRun(name, step, given, "dark", 1, 1, entry.payload, spec.runner, entry.stored["release"])
         made = json.dumps([entry.shown(resource) for resource in entry.target.step(run)])
         assert json.loads(made.replace("model_delivery.steps.run", "delivery.steps.run")) == stored["resources"], step
+
+
+@pytest.mark.parametrize("stored", [{}, {"names": [], "args": []}, {**ENTRIES["t9k-least"]["payload"], "more": 1}])
+def test_a_payload_of_no_target_is_refused(stored: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PAYLOAD.validate_python(stored)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from model_delivery.base.clock import SystemClock
-from model_delivery.run.converge import changes, converge
 from model_delivery.base.findings import BadInput, Permanent, Refused, Trouble
 from model_delivery.places.guarded import guarded, observed
+from model_delivery.run.converge import changes, converge
 from model_delivery.run.lease import REF, Lease
 from model_delivery.values.kind import RELEASE
 from model_delivery.values.resources import ABSENT, ANY, RECORD_REF, Mismatch, Ref, Resource

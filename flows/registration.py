@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base import Finding, Permanent, Refused
 from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
 

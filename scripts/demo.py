@@ -30,8 +30,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 from rich.markdown import Markdown
 
-from model_delivery.base.findings import Trouble
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import Progress, Trouble, sink
 from model_delivery.places.host.engines import load_engine, make_environment
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Ended

@@ -16,12 +16,11 @@ from typing import Any
 
 import httpx
 
-from model_delivery.base import progress
-from model_delivery.base.progress import Progress
+from model_delivery.base import Progress, progress
 from model_delivery.run.protocol import Admission
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks.step import flow_run
-from model_delivery.values.release import Capabilities, Lock, ReleaseId
+from model_delivery.values import Capabilities, Lock, ReleaseId
 
 LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 1.0

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from model_delivery.base.findings import Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from model_delivery.base import Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from model_delivery.base.home import default_home
-from model_delivery.base.units import Duration
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
@@ -33,12 +32,8 @@ from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
-from model_delivery.values.gates import Rollout
-from model_delivery.values.readiness import Failed
-from model_delivery.values.release import Lock
-from model_delivery.values.rollout import FETCH as FETCHING
-from model_delivery.values.rollout import Stage
-from model_delivery.values.serving import max_model_len
+from model_delivery.values import FETCH as FETCHING
+from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
 
 EVERYTHING = 10**6

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import tenacity
 
-from model_delivery.base.findings import Retryable
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Progress, Retryable, report
 
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext

@@ -8,7 +8,7 @@ Python takes.
 
 from __future__ import annotations
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 
 ENTRYPOINTS = ("flows.deliver.deliver", "flows.rollback.rollback")
 

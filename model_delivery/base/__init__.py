@@ -1,0 +1,60 @@
+"""What everything else stands on: findings, secrets, quantities, progress, the clock."""
+
+from model_delivery.base.clock import Clock, SystemClock
+from model_delivery.base.findings import (
+    BadInput,
+    Finding,
+    GateFailed,
+    Interrupted,
+    NoRoom,
+    Permanent,
+    Refused,
+    Retryable,
+    Trouble,
+    trouble,
+)
+from model_delivery.base.part import DnsLabel, Part, Text
+from model_delivery.base.progress import Progress, report, sink
+from model_delivery.base.secrets import (
+    EnvSecret,
+    FileSecret,
+    KubeKey,
+    KubeSecret,
+    Secret,
+    SecretRef,
+    from_cluster,
+    read_secret,
+)
+from model_delivery.base.units import Duration, Rate, Size
+
+__all__ = [
+    "BadInput",
+    "Clock",
+    "DnsLabel",
+    "Duration",
+    "EnvSecret",
+    "FileSecret",
+    "Finding",
+    "GateFailed",
+    "Interrupted",
+    "KubeKey",
+    "KubeSecret",
+    "NoRoom",
+    "Part",
+    "Permanent",
+    "Progress",
+    "Rate",
+    "Refused",
+    "Retryable",
+    "Secret",
+    "SecretRef",
+    "Size",
+    "SystemClock",
+    "Text",
+    "Trouble",
+    "from_cluster",
+    "read_secret",
+    "report",
+    "sink",
+    "trouble",
+]

@@ -14,8 +14,7 @@ import click
 import httpx
 from pydantic import ValidationError
 
-from model_delivery.base.findings import BadInput, Finding, GateFailed, Permanent
-from model_delivery.base.units import Duration, Rate
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate
 from model_delivery.cli import printing
 from model_delivery.measure import capacity, report
 from model_delivery.measure.metrics import LoadReport
@@ -23,7 +22,7 @@ from model_delivery.measure.validity import needed
 from model_delivery.measure.verdict import Verdict, judge
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, problems, profile, run
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0

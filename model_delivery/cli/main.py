@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base.findings import Finding, Interrupted, Permanent, Trouble, trouble
+from model_delivery.base import Finding, Interrupted, Permanent, Trouble, trouble
 from model_delivery.base.home import default_home
 from model_delivery.cli import deployments, loadtest, model, printing, release, service
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from model_delivery.base.findings import BadInput, Finding, Permanent
+from model_delivery.base import BadInput, Finding, Permanent
 from model_delivery.base.home import default_home
 from model_delivery.cli import printing
 from model_delivery.models.sources import SOURCES, Model

@@ -14,8 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from model_delivery.base.findings import Trouble
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import Progress, Trouble, sink
 from model_delivery.verbs.where import find
 
 QUIET_SECONDS = 5.0

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from model_delivery.base.findings import BadInput, Finding
+from model_delivery.base import BadInput, Finding
 from model_delivery.cli import printing
 from model_delivery.places.opening import Location
 from model_delivery.run.record import dump_ended

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 from model_delivery.diagnosis.sign import Sign, sign
 
 USAGE = 2  # the exit code for arguments that are refused

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from model_delivery.base.findings import Finding
-from model_delivery.base.units import Size
+from model_delivery.base import Finding, Size
 from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
 from model_delivery.diagnosis.sign import sign
-from model_delivery.values.readiness import Ended, Failed, InProgress, Started, StepState
-from model_delivery.values.resources import ENGINES
+from model_delivery.values import ENGINES, Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]
 Pending = InProgress | Failed

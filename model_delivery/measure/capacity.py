@@ -11,7 +11,7 @@ from statistics import fmean
 
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.verdict import judge
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 
 PRECISION = 1.1
 GROWTH, SLACK = 1.5, 3.0

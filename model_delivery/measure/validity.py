@@ -5,7 +5,7 @@ figure.
 from __future__ import annotations
 
 from model_delivery.measure.metrics import LoadReport, Validity
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 
 LAG_MS = 10.0
 LAG_SHARE = 0.05

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 from model_delivery.measure.compare import CONFIDENCE, Comparison, comparable, compare
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 from model_delivery.values.metrics import Figure, shown
 
 OUTCOMES = {

@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.values.snapshot import File
+from model_delivery.base import Finding, Refused
+from model_delivery.values import File
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 RESERVED = (".git", ".model-delivery", ".cache")

@@ -9,10 +9,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from model_delivery.base import Part
 from model_delivery.base.durable import replace_file, sync
-from model_delivery.base.part import Part
-from model_delivery.values.resources import digest
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Snapshot, digest
 
 MANIFEST = ".model-delivery.json"
 MODELS = "models"

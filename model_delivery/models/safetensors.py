@@ -6,7 +6,7 @@ import json
 import struct
 from pathlib import Path
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 
 MAX_HEADER = 100_000_000
 POINTER = b"version https://git-lfs"

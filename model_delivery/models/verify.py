@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_delivery.base.findings import Finding
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, Progress, report
 from model_delivery.models.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:

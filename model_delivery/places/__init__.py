@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from model_delivery.base.secrets import Secret, SecretRef
-from model_delivery.values.resources import ANY, Change, Observed, Ref, Resource, Version, World
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.base import Secret, SecretRef
+from model_delivery.values import ANY, Change, Observed, Ref, Resource, Snapshot, Version, World
 
 
 class Place(Protocol):

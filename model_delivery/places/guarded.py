@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from model_delivery.places import Place
-from model_delivery.values.resources import ANY, Change, Ref, Resource, Version
+from model_delivery.values import ANY, Change, Ref, Resource, Version
 
 Observer = Callable[[Literal["before", "after"], str, Ref], None]
 

@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import ConfigDict
 
+from model_delivery.base import Part
 from model_delivery.base.home import default_home
-from model_delivery.base.part import Part
 from model_delivery.places import Place
 from model_delivery.places.host.place import Host
 from model_delivery.targets import TargetKey

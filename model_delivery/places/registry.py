@@ -11,8 +11,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from model_delivery.base.findings import Finding, Refused, Retryable
-from model_delivery.base.secrets import KubeSecret, read_secret
+from model_delivery.base import Finding, KubeSecret, Refused, Retryable, read_secret
 
 HUB = "registry-1.docker.io"
 DOCKER, OCI = "docker.distribution.manifest", "oci.image"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from model_delivery.base.findings import BadInput, Finding, Permanent, Refused
+from model_delivery.base import BadInput, Finding, Permanent, Refused
 from model_delivery.places import Place
 from model_delivery.run import frozen as releases
 from model_delivery.run import record as records
@@ -15,10 +15,19 @@ from model_delivery.run.converge import changes
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.record import Candidate, Record, Wanted
 from model_delivery.targets import Target, TargetKey
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Current
-from model_delivery.values.release import Desired, Release, ReleaseId
-from model_delivery.values.resources import ABSENT, RECORD_REF, Change, Ref, Version, World
+from model_delivery.values import (
+    ABSENT,
+    RECORD_REF,
+    RELEASE,
+    Change,
+    Current,
+    Desired,
+    Ref,
+    Release,
+    ReleaseId,
+    Version,
+    World,
+)
 
 
 @dataclass

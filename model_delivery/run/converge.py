@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.places import Place
-from model_delivery.values.resources import ABSENT, Change, Mismatch, Observed, Ref, Resource, World, covers
+from model_delivery.values import ABSENT, Change, Mismatch, Observed, Ref, Resource, World, covers
 
 RouteMark = Mapping[Ref, Mapping[str, Any]]
 

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from model_delivery.base.findings import Trouble
+from model_delivery.base import Trouble
 from model_delivery.places import Place
 from model_delivery.run.record import Candidate, Ended, Record
-from model_delivery.values.kind import REPORT
-from model_delivery.values.release import ReleaseId
-from model_delivery.values.resources import Ref, Resource
+from model_delivery.values import REPORT, Ref, ReleaseId, Resource
 
 LARGEST = 900 * 1024  # bytes: a ConfigMap holds 1 MiB
 WORTH = ("report.json", "report.html", "engine.log", "metrics.prom", "throughput.png")

@@ -7,16 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_delivery.base.findings import Finding, Permanent
-from model_delivery.base.part import Part
-from model_delivery.base.units import Duration
+from model_delivery.base import Duration, Finding, Part, Permanent
 from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.release import Address, Lock, ReleaseId
-from model_delivery.values.resources import World
-from model_delivery.values.serving import Storage
+from model_delivery.values import RELEASE, Address, Lock, ReleaseId, Storage, World
 
 
 class Frozen(Part):

@@ -11,12 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from model_delivery.base.clock import Clock
-from model_delivery.base.findings import Finding, Permanent, Refused, Trouble
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Clock, Finding, Permanent, Progress, Refused, Trouble, report
 from model_delivery.places import Place
-from model_delivery.values.kind import LEASE
-from model_delivery.values.resources import ABSENT, Mismatch, Observed, Ref, Resource, Version
+from model_delivery.values import ABSENT, LEASE, Mismatch, Observed, Ref, Resource, Version
 
 REF = Ref(LEASE, "lease")
 RENEWALS = 4  # in a lease's time: it survives an API server that is away for a while

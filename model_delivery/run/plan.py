@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from model_delivery.base.findings import NoRoom
+from model_delivery.base import NoRoom
 from model_delivery.run import rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
@@ -16,9 +16,7 @@ from model_delivery.run.record import Candidate, Outcome
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.release import Desired, Lock, Release, ReleaseId
-from model_delivery.values.resources import Change, digest
-from model_delivery.values.rollout import Stage, StageKind, Strategy, stages
+from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Stage, StageKind, Strategy, digest, stages
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from model_delivery.base.findings import Refused
-from model_delivery.base.secrets import SecretRef
+from model_delivery.base import Refused, SecretRef
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets import Target
-from model_delivery.values.release import Address, Desired, Payload, Release
-from model_delivery.values.resources import RECORD_REF
-from model_delivery.values.rollout import stages
+from model_delivery.values import RECORD_REF, Address, Desired, Payload, Release, stages
 
 NOTHING = Payload(names=(), args=())
 

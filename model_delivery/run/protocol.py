@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding, GateFailed, Refused, Trouble
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, planned
@@ -17,12 +16,7 @@ from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.gates import Rollout
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Current, Failed
-from model_delivery.values.release import Lock, ReleaseId
-from model_delivery.values.resources import Ref
-from model_delivery.values.rollout import Stage, StageKind, Strategy
+from model_delivery.values import RELEASE, Current, Failed, Lock, Ref, ReleaseId, Rollout, Stage, StageKind, Strategy
 
 READY_SECONDS = 600.0
 REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}

@@ -9,12 +9,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.targets import AnyKey
-from model_delivery.values.gates import Gates, Rollout
-from model_delivery.values.release import Address, ReleaseId
-from model_delivery.values.rollout import StageKind, StoredPhase, Strategy
-from model_delivery.values.serving import Runner
+from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
 STRICT = ConfigDict(extra="forbid")
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from model_delivery.base.findings import Finding, Retryable, Trouble
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, Progress, Retryable, Trouble, report
 from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import ModelSpec, RemoteModel
@@ -15,8 +14,7 @@ from model_delivery.places.host.engines import load_engine
 from model_delivery.places.registry import pin
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.release import Lock
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Lock, Snapshot
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:

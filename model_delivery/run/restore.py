@@ -8,8 +8,7 @@ from model_delivery.run import rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import releases
 from model_delivery.run.record import Record, alone
-from model_delivery.values.readiness import Current
-from model_delivery.values.resources import ABSENT
+from model_delivery.values import ABSENT, Current
 
 
 def rebuilt(book: Book, replicas: int) -> Record:

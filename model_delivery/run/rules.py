@@ -10,10 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from model_delivery.run.record import Candidate, Ended, Outcome, Record, Wanted, alone
-from model_delivery.values.gates import Gates, Rollout
-from model_delivery.values.release import Address, ReleaseId
-from model_delivery.values.rollout import FETCH, Stage, Strategy
-from model_delivery.values.serving import Runner
+from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy
 
 NO_GATES = Gates(smoke=None, throughput=None)
 

@@ -8,9 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from model_delivery.base.clock import Clock, SystemClock
-from model_delivery.base.findings import Finding, NoRoom, Permanent
-from model_delivery.base.secrets import from_cluster
+from model_delivery.base import Clock, Finding, NoRoom, Permanent, SystemClock, from_cluster
 from model_delivery.places import Place
 from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
@@ -21,10 +19,18 @@ from model_delivery.run.lease import Lease
 from model_delivery.run.record import Record
 from model_delivery.run.wait import until
 from model_delivery.targets import TargetKey
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Failed, InProgress
-from model_delivery.values.release import ReleaseId
-from model_delivery.values.resources import ABSENT, RECORD_REF, Mismatch, Ref, Resource, World
+from model_delivery.values import (
+    ABSENT,
+    RECORD_REF,
+    RELEASE,
+    Failed,
+    InProgress,
+    Mismatch,
+    Ref,
+    ReleaseId,
+    Resource,
+    World,
+)
 
 GONE_SECONDS = 300.0
 ROUTED_SECONDS = 60.0

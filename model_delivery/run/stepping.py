@@ -6,13 +6,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from model_delivery.base.findings import Permanent, Retryable
+from model_delivery.base import Permanent, Retryable
 from model_delivery.run.session import Session
 from model_delivery.steps import Step, reading
 from model_delivery.targets import StepRun
-from model_delivery.values.readiness import Ended, Failed, InProgress, Started, StepState
-from model_delivery.values.release import ReleaseId
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ended, Failed, InProgress, Ref, ReleaseId, Started, StepState
 
 TRIES = 3
 START_SECONDS = 1800.0

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from model_delivery.base.clock import Clock
-from model_delivery.base.findings import Finding, Permanent, Retryable
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Clock, Finding, Permanent, Progress, Retryable, report
 from model_delivery.places import Place
-from model_delivery.values.readiness import Failed, InProgress
-from model_delivery.values.resources import World
+from model_delivery.values import Failed, InProgress, World
 
 R = TypeVar("R")
 

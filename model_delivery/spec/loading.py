@@ -15,8 +15,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base.findings import BadInput, Finding
-from model_delivery.base.secrets import SecretRef
+from model_delivery.base import BadInput, Finding, SecretRef
 from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, model_validator
 
-from model_delivery.base.part import Part
+from model_delivery.base import Part
 from model_delivery.targets import AnyTarget
 from model_delivery.targets.asked import Asked
 

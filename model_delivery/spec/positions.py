@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from model_delivery.base.findings import BadInput, Finding
+from model_delivery.base import BadInput, Finding
 
 Key = str | int
 Marks = dict[tuple[Key, ...], tuple[int, int]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_delivery.base.part import Part
+from model_delivery.base import Part
 from model_delivery.models.manifest import model_folder
 from model_delivery.models.sources import Model
 from model_delivery.models.store.commit import Fetched, fetch
 from model_delivery.steps import Step
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Snapshot
 
 
 class FetchInput(Part):

@@ -20,18 +20,15 @@ import psutil
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_delivery.base.findings import BadInput, Finding, Permanent
+from model_delivery.base import BadInput, Duration, Finding, Permanent, Progress, Rate, SecretRef, read_secret, report
 from model_delivery.base.home import packaged
-from model_delivery.base.progress import Progress, report
-from model_delivery.base.secrets import SecretRef, read_secret
-from model_delivery.base.units import Duration, Rate
 from model_delivery.measure.metrics import LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
 from model_delivery.steps import Step
 from model_delivery.steps.pods import Watch
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 
 FOLDER = packaged("loadtests")
 DEFAULT_USERS = 16

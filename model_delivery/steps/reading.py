@@ -6,8 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from model_delivery.base.findings import Finding, Retryable
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, Progress, Retryable, report
 from model_delivery.steps.run import KINDS
 
 

@@ -19,8 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from model_delivery.base.findings import BadInput, Finding, GateFailed, Permanent, Refused, Retryable, Trouble
-from model_delivery.base.progress import sink
+from model_delivery.base import BadInput, Finding, GateFailed, Permanent, Refused, Retryable, Trouble, sink
 from model_delivery.steps import Step
 
 STEPS = ("fetch", "verify", "smoke", "load")

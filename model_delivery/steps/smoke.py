@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base.progress import Progress, report
-from model_delivery.base.secrets import SecretRef, read_secret
+from model_delivery.base import Progress, SecretRef, read_secret, report
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.steps import Step
 

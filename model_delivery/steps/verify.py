@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_delivery.base.findings import Finding, Permanent
-from model_delivery.base.part import Part
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, Part, Permanent, Progress, report
 from model_delivery.models.listing import check_config, is_weights
 from model_delivery.models.manifest import MANIFEST, Entry, read_manifest, write_manifest
 from model_delivery.models.verify import hash_file, hash_git, misfit, names_in
 from model_delivery.steps import Step
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 MADE_BY_HAND = "by hand"
 

@@ -15,8 +15,7 @@ from model_delivery.targets.kubernetes.kinds import SHARED
 from model_delivery.targets.process import Process
 from model_delivery.targets.protocol import Adoption, Site, StepRun, Target, TargetKey, TargetSpec
 from model_delivery.targets.t9k import T9k
-from model_delivery.values.kind import Kind
-from model_delivery.values.release import Payload
+from model_delivery.values import Kind, Payload
 
 __all__ = [
     "ROOMS",

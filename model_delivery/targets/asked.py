@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from model_delivery.base.part import DnsLabel, Part
+from model_delivery.base import DnsLabel, Part
 from model_delivery.models.sources import Model
-from model_delivery.values.gates import Gates, Rollout, Schedule
-from model_delivery.values.serving import Runner, Serving, Storage
+from model_delivery.values import Gates, Rollout, Runner, Schedule, Serving, Storage
 
 
 class Asked(Part):

@@ -19,10 +19,20 @@ from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPay
 from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, devices, pod_labels, serve, startup_seconds
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
 from model_delivery.targets.protocol import Get, Target
-from model_delivery.values.kind import Demand, Kind
-from model_delivery.values.readiness import Current, InProgress, Readiness
-from model_delivery.values.release import Lock, Payload, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World
+from model_delivery.values import (
+    Current,
+    Demand,
+    InProgress,
+    Kind,
+    Lock,
+    Observed,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    World,
+)
 
 
 def _demand(body: Mapping[str, Any]) -> Demand:

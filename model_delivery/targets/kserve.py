@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 from model_delivery.base.manifests import Object, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
@@ -29,10 +29,21 @@ from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, ve
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
 from model_delivery.targets.protocol import Get, Site, Target
-from model_delivery.values.kind import Demand, Kind
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Lock, Payload, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World
+from model_delivery.values import (
+    Current,
+    Demand,
+    Failed,
+    InProgress,
+    Kind,
+    Lock,
+    Observed,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    World,
+)
 
 GROUP = "serving.kserve.io"
 

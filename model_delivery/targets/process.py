@@ -9,10 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.part import Text
-from model_delivery.base.secrets import KubeSecret, SecretRef
-from model_delivery.base.units import Duration, Size
+from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
 from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
 from model_delivery.models.store import folder_name
 from model_delivery.targets.asked import Asked
@@ -27,11 +24,27 @@ from model_delivery.targets.protocol import (
     not_yet,
     nothing_to_adopt,
 )
-from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, Started, StepState
-from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, World, digest
-from model_delivery.values.serving import Storage
+from model_delivery.values import (
+    Address,
+    Capabilities,
+    Current,
+    Desired,
+    Ended,
+    Failed,
+    InProgress,
+    Kind,
+    Lock,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    Started,
+    StepState,
+    Storage,
+    World,
+    digest,
+)
 
 ENGINE, ROUTER, SLOT = Kind("Engine", foreground=True), Kind("Router"), Kind("Slot", detail=True)
 STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")

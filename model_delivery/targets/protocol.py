@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import model_validator
 
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.part import Part
-from model_delivery.base.secrets import Secret, SecretRef
+from model_delivery.base import Finding, Part, Refused, Secret, SecretRef
 from model_delivery.targets.asked import Asked
-from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import Readiness, StepState
-from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World
-from model_delivery.values.serving import Runner, Storage
+from model_delivery.values import (
+    Address,
+    Capabilities,
+    Desired,
+    Kind,
+    Lock,
+    Observed,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    Runner,
+    StepState,
+    Storage,
+    World,
+)
 
 Get = Callable[[Ref], Observed | None]
 

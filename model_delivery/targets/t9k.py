@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused, Text
 from model_delivery.base.manifests import Object, manifest
-from model_delivery.base.part import Text
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
 from model_delivery.targets.asked import Asked
@@ -53,11 +52,26 @@ from model_delivery.targets.kubernetes.pod import (
 )
 from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
 from model_delivery.targets.protocol import Adoption, Get, Site, Target
-from model_delivery.values.kind import Demand, Kind
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World, digest
-from model_delivery.values.serving import Storage
+from model_delivery.values import (
+    Address,
+    Capabilities,
+    Current,
+    Demand,
+    Desired,
+    Failed,
+    InProgress,
+    Kind,
+    Lock,
+    Observed,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    Storage,
+    World,
+    digest,
+)
 
 API = ("tensorstack.dev", "v1beta1")
 

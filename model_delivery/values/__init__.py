@@ -1,0 +1,81 @@
+"""The values that rooms hand to each other: releases, resources, kinds, readiness, a rollout."""
+
+from model_delivery.values.engine import Engine, Environment
+from model_delivery.values.gates import Gates, Rollout, Schedule, Slo
+from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Demand, Kind
+from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, Started, StepState
+from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release, ReleaseId
+from model_delivery.values.resources import (
+    ABSENT,
+    ANY,
+    ENGINES,
+    RECORD_REF,
+    Change,
+    Mismatch,
+    Observed,
+    Ref,
+    Resource,
+    Version,
+    World,
+    covers,
+    difference,
+    digest,
+)
+from model_delivery.values.rollout import FETCH, Stage, StageKind, StoredPhase, Strategy, stages
+from model_delivery.values.serving import Runner, Serving, Storage, max_model_len
+from model_delivery.values.snapshot import File, Snapshot
+
+__all__ = [
+    "ABSENT",
+    "ANY",
+    "ENGINES",
+    "FETCH",
+    "LEASE",
+    "RECORD",
+    "RECORD_REF",
+    "RELEASE",
+    "REPORT",
+    "Address",
+    "Capabilities",
+    "Change",
+    "Current",
+    "Demand",
+    "Desired",
+    "Ended",
+    "Engine",
+    "Environment",
+    "Failed",
+    "File",
+    "Gates",
+    "InProgress",
+    "Kind",
+    "Lock",
+    "Mismatch",
+    "Observed",
+    "Payload",
+    "Readiness",
+    "Ref",
+    "Release",
+    "ReleaseId",
+    "Resource",
+    "Rollout",
+    "Runner",
+    "Schedule",
+    "Serving",
+    "Slo",
+    "Snapshot",
+    "Stage",
+    "StageKind",
+    "Started",
+    "StepState",
+    "Storage",
+    "StoredPhase",
+    "Strategy",
+    "Version",
+    "World",
+    "covers",
+    "difference",
+    "digest",
+    "max_model_len",
+    "stages",
+]

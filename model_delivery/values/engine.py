@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from model_delivery.base import Duration, Size
 from model_delivery.base.home import packaged
-from model_delivery.base.units import Duration, Size
 
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")

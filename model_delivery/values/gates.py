@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from model_delivery.base.part import Part, Text
-from model_delivery.base.units import Duration, Rate
+from model_delivery.base import Duration, Part, Rate, Text
 from model_delivery.values.metrics import FIGURES, LATENCIES, Figure, Metric
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 
 
 @dataclass(frozen=True)

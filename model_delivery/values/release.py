@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base.secrets import SecretRef
+from model_delivery.base import SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 

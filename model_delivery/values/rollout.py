@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused
 from model_delivery.values.release import Capabilities, Desired, Release
 
 Strategy = Literal["canary", "blue-green", "recreate"]

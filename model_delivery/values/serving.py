@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model_delivery.base.part import Part, Text
-from model_delivery.base.secrets import SecretRef
-from model_delivery.base.units import Duration, Size
+from model_delivery.base import Duration, Part, SecretRef, Size, Text
 
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 

@@ -7,9 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from posixpath import join
 
-from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.secrets import from_cluster
+from model_delivery.base import Finding, Refused, SystemClock, from_cluster
 from model_delivery.places import Place
 from model_delivery.run import rules
 from model_delivery.run.book import Book, read_or_new
@@ -27,8 +25,7 @@ from model_delivery.steps.verify import Verified, VerifyInput
 from model_delivery.targets import Adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM
 from model_delivery.targets.protocol import nothing_to_adopt
-from model_delivery.values.release import Desired, Lock, Release, ReleaseId
-from model_delivery.values.resources import Change, Resource, digest
+from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Resource, digest
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from model_delivery.base.secrets import EnvSecret, FileSecret, KubeSecret, SecretRef
+from model_delivery.base import EnvSecret, FileSecret, KubeSecret, SecretRef
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_delivery.base.findings import BadInput, Finding
+from model_delivery.base import BadInput, Finding
 from model_delivery.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store import garbage

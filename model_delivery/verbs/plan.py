@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.secrets import from_cluster
+from model_delivery.base import Finding, Refused, SystemClock, from_cluster
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
@@ -15,8 +13,7 @@ from model_delivery.run.plan import planned
 from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.release import Desired, Lock, Release
-from model_delivery.values.resources import digest
+from model_delivery.values import Desired, Lock, Release, digest
 from model_delivery.verbs.status import line
 
 
@@ -79,7 +76,7 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         raise Refused(Finding("target.not-in-a-cluster", "there is nothing to render", why, "use `deliver plan`"))
     warnings = tuple[str, ...]()
     if offline:
-        snapshot = spec.model.unresolved()
+        snapshot = spec.model.snapshot((), spec.model.revision)
         lock = Lock(snapshot=snapshot, image=spec.target.image)
         what = f"revision {snapshot.commit} and image {lock.image} were not resolved"
         warnings = (f"{what}: what is applied may change under them",)

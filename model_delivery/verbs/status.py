@@ -6,15 +6,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book, read
 from model_delivery.run.plan import route
 from model_delivery.run.session import opened
-from model_delivery.values.readiness import Current, Failed
-from model_delivery.values.release import Release
-from model_delivery.values.resources import Change, World
+from model_delivery.values import Change, Current, Failed, Release, World
 from model_delivery.verbs.connect import Connection, connect
 
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"

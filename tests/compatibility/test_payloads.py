@@ -18,8 +18,7 @@ from model_delivery.run.plan import unchanged_digest
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import AnyKey, AnyPayload, StepRun, Target, TargetKey
 from model_delivery.targets.deployment import DeploymentAdopted
-from model_delivery.values.release import Address, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, digest
+from model_delivery.values import Address, Desired, Lock, Payload, Ref, Release, Resource, digest
 from tests.parts.kinds import BY_NAME
 
 STORED = json.loads((Path(__file__).parent / "payloads.json").read_text())

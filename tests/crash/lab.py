@@ -13,12 +13,12 @@ from typing import Any, Literal
 import httpx
 import psutil
 
-from model_delivery.base.findings import Trouble
+from model_delivery.base import Trouble
 from model_delivery.places.guarded import observed
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Record, load
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.values.resources import RECORD_REF, Ref
+from model_delivery.values import RECORD_REF, Ref
 
 Event = tuple[Literal["before", "after"], str, str]
 NAME = "crash"

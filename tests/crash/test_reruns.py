@@ -8,12 +8,11 @@ import signal
 from contextlib import suppress
 from typing import Any, Literal
 
-from model_delivery.base.findings import Retryable
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import Progress, Retryable, sink
 from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.process import ENGINE
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from model_delivery.verbs.status import down
 from tests.crash.lab import NAME, Lab, Result
 from tests.parts.timing_engine import engine_folder

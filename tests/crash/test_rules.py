@@ -9,8 +9,7 @@ import time
 from typing import Any
 
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.kind import RECORD
-from model_delivery.values.resources import Ref
+from model_delivery.values import RECORD, Ref
 from tests.crash.lab import NAME, Lab, Result
 
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import FlowRun
 from model_delivery.places.host.engines import load_engine, make_environment
 from model_delivery.places.host.place import Host
 from model_delivery.run.record import Record, load
-from model_delivery.values.resources import RECORD_REF
+from model_delivery.values import RECORD_REF
 from tests.parts.ports import free_port
 from tests.parts.prefect_server import Server, client_of, wait_for
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from model_delivery.targets.process import ROUTER
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from tests.e2e.service_under_test import NAME, Service, Streams, prepare
 from tests.parts.prefect_server import artifacts_of, client_of, running_server, running_worker
 

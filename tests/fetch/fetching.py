@@ -10,7 +10,7 @@ from model_delivery.models.store import MANIFEST, verify
 from model_delivery.models.store.commit import Fetched
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import FetchInput
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Snapshot
 
 WEIGHTS = "model.safetensors"
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Permanent, Refused, Retryable
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import Permanent, Progress, Refused, Retryable, sink
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store import read_manifest
 from model_delivery.run.resolve import resolve_model

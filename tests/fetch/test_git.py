@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.base import Permanent, Refused, Retryable
 from model_delivery.models.sources.git import GitModel
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole

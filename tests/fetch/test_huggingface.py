@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Permanent, Refused, Retryable
+from model_delivery.base import Permanent, Refused, Retryable
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store.commit import Fetched
 from model_delivery.steps.fetch import FetchInput

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Permanent, Refused
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import Permanent, Progress, Refused, sink
 from model_delivery.models.sources.local import LocalModel
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Refused, Retryable
+from model_delivery.base import Refused, Retryable
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import fetch as fetch_into

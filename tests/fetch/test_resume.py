@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base import Permanent, Refused
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store.part import CHUNK
 from model_delivery.models.store.transfer import STREAMS

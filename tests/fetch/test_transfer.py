@@ -13,7 +13,7 @@ import httpx
 import pytest
 from huggingface_hub import close_session
 
-from model_delivery.base.findings import Permanent, Retryable
+from model_delivery.base import Permanent, Retryable
 from model_delivery.models.sources import http
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.sources.modelscope import ModelScopeModel

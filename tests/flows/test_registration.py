@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prefect.client.schemas.schedules import CronSchedule
 
-from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base import Permanent, Refused
 from model_delivery.flows.registration import register
 from model_delivery.spec import DeliverySpec, parse_spec
 from tests.parts import prefect_server as parts

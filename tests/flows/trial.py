@@ -11,8 +11,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from model_delivery.base.findings import Finding, GateFailed, Permanent, Retryable
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, GateFailed, Permanent, Progress, Retryable, report
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
 

@@ -14,7 +14,7 @@ from model_delivery.places.host.engines import load_engine
 from model_delivery.places.host.place import Host
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, SERVICE
 from model_delivery.targets.process import ENGINE, ROUTER
-from model_delivery.values.resources import Ref, Resource
+from model_delivery.values import Ref, Resource
 from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder

@@ -14,10 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SystemClock
 from model_delivery.base.manifests import document
-from model_delivery.base.secrets import KubeSecret
 from model_delivery.places.cluster.client import Forbidden
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.lease import Lease
@@ -25,8 +23,7 @@ from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
 from model_delivery.targets.kubernetes.preflight import wanted_rules
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
+from model_delivery.values import ABSENT, RECORD_REF, RELEASE, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.places.conftest import NAME, config, service

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import BadInput, Permanent, Refused, Trouble
+from model_delivery.base import BadInput, Permanent, Refused, SystemClock, Trouble
 from model_delivery.places.guarded import guarded, observed
 from model_delivery.run.converge import changes, converge
 from model_delivery.run.lease import REF, Lease
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.resources import ABSENT, ANY, RECORD_REF, Mismatch, Ref, Resource
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import ABSENT, ANY, RECORD_REF, RELEASE, Mismatch, Ref, Resource, Snapshot
 from tests.parts.ports import free_port
 from tests.places.conftest import NAME, Given
 

@@ -11,12 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from model_delivery.base.findings import NoRoom, Permanent
+from model_delivery.base import NoRoom, Permanent
 from model_delivery.places.host.engines import load_engine
 from model_delivery.places.host.place import Host
 from model_delivery.targets.process import ENGINE, ROUTER, SLOT
-from model_delivery.values.kind import RECORD
-from model_delivery.values.resources import ABSENT, Mismatch, Ref, Resource
+from model_delivery.values import ABSENT, RECORD, Mismatch, Ref, Resource
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
 from tests.parts.tiny_model import tiny_model

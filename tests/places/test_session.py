@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Refused
+from model_delivery.base import Refused
 from model_delivery.places.host.place import Host
 from model_delivery.run.session import opened
 from model_delivery.targets import TargetKey

@@ -9,17 +9,34 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-from model_delivery.base.findings import Finding, NoRoom
-from model_delivery.base.secrets import Secret, SecretRef
+from model_delivery.base import Finding, NoRoom, Secret, SecretRef
 from model_delivery.models.store.commit import Fetched
 from model_delivery.targets.process import Process
 from model_delivery.targets.protocol import StepRun
-from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import Current, Ended, Failed, InProgress, Readiness, StepState
-from model_delivery.values.release import Capabilities, Desired, Lock, Release
-from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World
-from model_delivery.values.serving import Storage
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import (
+    ABSENT,
+    ANY,
+    Capabilities,
+    Change,
+    Current,
+    Desired,
+    Ended,
+    Failed,
+    InProgress,
+    Kind,
+    Lock,
+    Mismatch,
+    Observed,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    Snapshot,
+    StepState,
+    Storage,
+    Version,
+    World,
+)
 
 ENGINE, ROUTE, JOB = Kind("Engine", foreground=True), Kind("Route"), Kind("Job")
 THE_ROUTE = Ref(ROUTE, "route")

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from model_delivery.base.findings import Finding, GateFailed, Trouble
+from model_delivery.base import Finding, GateFailed, Trouble
 from model_delivery.places.guarded import guarded, observed
 from model_delivery.run import protocol, record, rules
 from model_delivery.run.frozen import Frozen
@@ -34,11 +34,19 @@ from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.tasks import delivering as do
-from model_delivery.values.engine import Engine
-from model_delivery.values.kind import LEASE, RELEASE
-from model_delivery.values.release import Capabilities, Lock
-from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, digest
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import (
+    ABSENT,
+    LEASE,
+    RECORD_REF,
+    RELEASE,
+    Capabilities,
+    Engine,
+    File,
+    Lock,
+    Ref,
+    Snapshot,
+    digest,
+)
 from tests.protocol.simulated import THE_ROUTE, Clock, Place, Target
 
 STEPS_WANTED = 20_000

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from model_delivery.base.findings import Refused
+from model_delivery.base import Refused
 from model_delivery.places.cluster.objects import from_object
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import Adoption
-from model_delivery.values.release import Desired, Lock, Release
-from model_delivery.values.resources import Ref
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Desired, Lock, Ref, Release, Snapshot
 from tests.parts.kinds import BY_NAME
 from tests.parts.t9k import filled
 

@@ -8,7 +8,7 @@ import pytest
 
 from model_delivery.measure.capacity import Capacity, find
 from model_delivery.measure.metrics import LoadReport, Summary, Validity
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 from tests.unit.test_validity import load
 
 SLO = Slo.model_validate({"ttft_p95_max": "500ms"})

@@ -11,7 +11,7 @@ import pytest
 from model_delivery.measure.compare import comparable, compare, student
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.verdict import judge
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 from tests.unit.test_validity import load
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_delivery.base.secrets import EnvSecret, FileSecret
+from model_delivery.base import EnvSecret, FileSecret
 from model_delivery.verbs.connect import connect
 from tests.parts.timing_engine import TimingServer
 

@@ -8,15 +8,28 @@ from typing import Any
 
 import pytest
 
-from model_delivery.base.findings import Refused
+from model_delivery.base import Refused
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.targets import StepRun
 from model_delivery.targets.deployment import Deployment
-from model_delivery.values.readiness import Current, Failed, InProgress
-from model_delivery.values.release import Address, Desired, Lock, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World, digest
-from model_delivery.values.serving import Runner, Storage
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import (
+    Address,
+    Current,
+    Desired,
+    Failed,
+    File,
+    InProgress,
+    Lock,
+    Observed,
+    Ref,
+    Release,
+    Resource,
+    Runner,
+    Snapshot,
+    Storage,
+    World,
+    digest,
+)
 from tests.parts.asked import asked
 from tests.parts.kinds import BY_NAME
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import uv
 
-from model_delivery.base.findings import BadInput, Permanent
-from model_delivery.base.progress import Progress, sink
+from model_delivery.base import BadInput, Permanent, Progress, sink
 from model_delivery.places.host.engines import DONE, environment_folder, load_engine, make_environment
 
 PLAIN = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import Finding, GateFailed
+from model_delivery.base import Finding, GateFailed
 from model_delivery.cli.main import unexpected
 from scripts.findings import Entry, Scan, page
 from tests.parts.ports import free_port

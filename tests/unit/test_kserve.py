@@ -8,10 +8,7 @@ import pytest
 
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Desired, Lock, Release
-from model_delivery.values.resources import Ref, World
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Current, Desired, Failed, InProgress, Lock, Readiness, Ref, Release, Snapshot, World
 from tests.parts.asked import asked
 
 LOCK = Lock(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.findings import BadInput
+from model_delivery.base import BadInput
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.steps.load import LoadInput, profile, run
 from tests.parts.timing_engine import TimingServer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model_delivery.diagnosis import pods
-from model_delivery.values.readiness import Ended, Failed, InProgress, Readiness, Started, StepState
+from model_delivery.values import Ended, Failed, InProgress, Readiness, Started, StepState
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"

@@ -12,8 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_delivery.base.findings import Refused, Retryable, Trouble
-from model_delivery.base.secrets import KubeSecret, Secret, from_cluster
+from model_delivery.base import KubeSecret, Refused, Retryable, Secret, Trouble, from_cluster
 from model_delivery.places.registry import parts, pin
 from tests.parts.ports import free_port
 

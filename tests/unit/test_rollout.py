@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model_delivery.base.findings import Refused
+from model_delivery.base import Refused
 from model_delivery.targets.process import whole_cpus
-from model_delivery.values.release import Address, Capabilities, Desired, Payload, Release
-from model_delivery.values.rollout import Strategy, stages
+from model_delivery.values import Address, Capabilities, Desired, Payload, Release, Strategy, stages
 
 NOTHING = Payload(names=(), args=())
 OLD, NEW = Release("old", NOTHING), Release("new", NOTHING)

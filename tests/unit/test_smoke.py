@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.base.secrets import EnvSecret
+from model_delivery.base import EnvSecret
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.steps.smoke import SmokeInput, run
 from tests.parts.timing_engine import TimingServer

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_delivery.base.findings import BadInput
-from model_delivery.base.units import Duration, Rate, Size
+from model_delivery.base import BadInput, Duration, Rate, Size
 from model_delivery.spec import DeliverySpec, load_spec, parse_spec
 
 GOOD = """\

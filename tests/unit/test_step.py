@@ -7,7 +7,7 @@ import sys
 
 PLAIN_CALL = """
 import sys
-from model_delivery.base.progress import Progress, report, sink
+from model_delivery.base import Progress, report, sink
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
 

@@ -10,16 +10,27 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from model_delivery.base.findings import Refused
+from model_delivery.base import Refused
 from model_delivery.cli.release import render
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import load_spec, parse_spec
 from model_delivery.targets.t9k import ML_SERVICE, T9k
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release
-from model_delivery.values.resources import Ref, World
-from model_delivery.values.rollout import stages
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import (
+    Address,
+    Capabilities,
+    Current,
+    Desired,
+    Failed,
+    InProgress,
+    Lock,
+    Payload,
+    Readiness,
+    Ref,
+    Release,
+    Snapshot,
+    World,
+    stages,
+)
 from model_delivery.verbs import plan as plans
 from tests.parts.asked import asked
 from tests.parts.t9k import filled

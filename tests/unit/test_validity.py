@@ -9,7 +9,7 @@ import pytest
 from model_delivery.measure.metrics import Client, LoadReport, Pod, Summary
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.steps.pods import Watch
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 from tests.parts.timing_engine import TimingServer
 
 SLO = Slo.model_validate({"ttft_p95_max": "500ms"})

@@ -7,7 +7,7 @@ import pytest
 from model_delivery.measure.metrics import Client, Histogram, LoadReport, Summary
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.measure.verdict import judge
-from model_delivery.values.gates import Slo
+from model_delivery.values import Slo
 from model_delivery.values.metrics import FIGURES, METRICS
 
 

@@ -19,12 +19,11 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
-from model_delivery.base.secrets import Secret
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret
 from model_delivery.models.listing import wanted
 from model_delivery.models.sources.http import NAME_A_TOKEN, NotGiven, authorities, http_trouble, pool, unreachable
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, Revision
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from model_delivery.base.findings import Finding, Refused, Retryable, Trouble
+from model_delivery.base import Finding, Refused, Retryable, Trouble
 from model_delivery.models.sources.spec import RemoteModel
 
 LONGEST_WAIT = 120.0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import quote
 
-from model_delivery.base.findings import Finding, Permanent, Trouble
+from model_delivery.base import Finding, Permanent, Trouble
 from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 
 class HuggingFaceModel(HubModel):

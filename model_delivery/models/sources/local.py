@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from model_delivery.base import Finding, Refused, Text
 from model_delivery.base.durable import replace_file
-from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.home import default_home
-from model_delivery.base.part import Text
 from model_delivery.models.listing import check_config
 from model_delivery.models.manifest import read_manifest
 from model_delivery.models.safetensors import check_header
 from model_delivery.models.sources.spec import Local, ModelSpec
 from model_delivery.models.verify import hash_file
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 SKIPPED = (".git", ".cache", ".model-delivery")
 

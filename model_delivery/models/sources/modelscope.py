@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlencode
 
-from model_delivery.base.findings import Finding, Trouble
+from model_delivery.base import Finding, Trouble
 from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 
 class ModelScopeModel(HubModel):

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from model_delivery.base.part import Part, Text
-from model_delivery.base.secrets import Secret, SecretRef, read_secret
+from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
 from model_delivery.models.listing import hashed, pinned, select
-from model_delivery.values.resources import digest
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot, digest
 
 if TYPE_CHECKING:
     Remotes = str  # the names of the sources that can be a fallback: a Literal, once all rooms are known

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
-from model_delivery.base.part import Part
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Finding, Part, Permanent, Progress, Refused, Retryable, report
 from model_delivery.models.manifest import MANIFEST, read_manifest, write_manifest
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store.filling import Filling
@@ -22,7 +20,7 @@ from model_delivery.models.store.origin import origins
 from model_delivery.models.store.part import noted, size_of, with_parts
 from model_delivery.models.store.transfer import Patience
 from model_delivery.models.verify import verify
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 
 class Fetched(Part):

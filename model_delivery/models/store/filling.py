@@ -11,15 +11,14 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from pathlib import Path
 
-from model_delivery.base.findings import Refused, Retryable, Trouble
-from model_delivery.base.progress import Progress, report
+from model_delivery.base import Progress, Refused, Retryable, Trouble, report
 from model_delivery.models.listing import check_config
 from model_delivery.models.manifest import Entry
 from model_delivery.models.safetensors import check_header
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import Part, chunks_in, size_of
 from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped, unlisted
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import Snapshot
 
 ROW = 8
 SAY_SECONDS = 0.5

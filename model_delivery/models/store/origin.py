@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_delivery.base.findings import Finding
+from model_delivery.base import Finding
 from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import Local, ModelSpec, Remote
-from model_delivery.values.snapshot import File, Snapshot
+from model_delivery.values import File, Snapshot
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from model_delivery.base import Trouble
 from model_delivery.base.durable import sync
-from model_delivery.base.findings import Trouble
 from model_delivery.models.verify import blob
-from model_delivery.values.snapshot import File
+from model_delivery.values import File
 
 CHUNK = 8 << 20
 BUFFER = 1 << 20

@@ -16,12 +16,12 @@ from urllib.parse import urljoin, urlsplit
 import tenacity
 import urllib3
 
-from model_delivery.base.findings import Finding, Permanent, Retryable, Trouble
+from model_delivery.base import Finding, Permanent, Retryable, Trouble
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
 from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
-from model_delivery.values.snapshot import File
+from model_delivery.values import File
 
 STREAMS = 16
 SLOWEST = 64 * 1024

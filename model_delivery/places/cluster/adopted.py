@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from model_delivery.places.cluster.objects import Object, label
 from model_delivery.targets.kubernetes.pod import pod_labels
-from model_delivery.values.kind import RELEASE
+from model_delivery.values import RELEASE
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.places.cluster import jobs, room, taking
 from model_delivery.places.cluster.client import APPLY, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import MANAGER, Object, label, shown, to_object
-from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Ref, Resource, Version, covers, difference
+from model_delivery.values import ABSENT, ANY, Change, Mismatch, Ref, Resource, Version, covers, difference
 
 
 @dataclass(frozen=True)

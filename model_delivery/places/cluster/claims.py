@@ -4,11 +4,10 @@ user made it.
 
 from __future__ import annotations
 
-from model_delivery.base.findings import Finding, Refused
-from model_delivery.base.units import Size
+from model_delivery.base import Finding, Refused, Size
 from model_delivery.places.cluster.client import Client, Forbidden, Status
 from model_delivery.places.cluster.objects import Object, label
-from model_delivery.values.resources import Change, Resource
+from model_delivery.values import Change, Resource
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 DEFAULT = "storageclass.kubernetes.io/is-default-class"

@@ -18,8 +18,8 @@ import urllib3
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
-from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
-from model_delivery.values.resources import Ref
+from model_delivery.base import Finding, Permanent, Refused, Retryable
+from model_delivery.values import Ref
 
 PATIENCE = 60.0
 CONNECT, READ = 5.0, 30.0

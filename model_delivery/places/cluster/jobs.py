@@ -17,7 +17,7 @@ from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object
 from model_delivery.places.cluster.room import allocatable
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB, POD
-from model_delivery.values.resources import Resource
+from model_delivery.values import Resource
 
 PASSED_ON = (
     *ENDPOINTS,

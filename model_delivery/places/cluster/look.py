@@ -14,8 +14,7 @@ from model_delivery.places.cluster.adopted import Adopted, adoptions, marked
 from model_delivery.places.cluster.client import Broken, Forbidden, Space, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
-from model_delivery.values.kind import Kind
-from model_delivery.values.resources import ENGINES, Observed, Ref, World
+from model_delivery.values import ENGINES, Kind, Observed, Ref, World
 
 PAGE = 500
 OLD = 28.0

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB
-from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Kind
-from model_delivery.values.resources import Observed, Ref, Resource
+from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Kind, Observed, Ref, Resource
 
 Object = dict[str, Any]
 MANAGER = "model-delivery"

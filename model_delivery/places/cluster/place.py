@@ -12,8 +12,7 @@ from typing import Any
 
 import psutil
 
-from model_delivery.base.findings import Finding, Permanent, Refused
-from model_delivery.base.secrets import KubeSecret, Secret, SecretRef, read_secret
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
 from model_delivery.places.cluster import claims, jobs, pods, taking
 from model_delivery.places.cluster.apply import Apply
 from model_delivery.places.cluster.client import Broken, Client, Space, Status
@@ -23,9 +22,19 @@ from model_delivery.places.cluster.pace import Pace
 from model_delivery.places.cluster.swap import swap
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
-from model_delivery.values.kind import LEASE
-from model_delivery.values.resources import ABSENT, ANY, Change, Mismatch, Observed, Ref, Resource, Version, World
-from model_delivery.values.snapshot import Snapshot
+from model_delivery.values import (
+    ABSENT,
+    ANY,
+    LEASE,
+    Change,
+    Mismatch,
+    Observed,
+    Ref,
+    Resource,
+    Snapshot,
+    Version,
+    World,
+)
 
 GONE_SECONDS = 300.0
 BREAKS = 5  # of a log in a row, before what is there must do

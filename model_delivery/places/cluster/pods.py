@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model_delivery.places.cluster.objects import Object
-from model_delivery.values.resources import ENGINES
+from model_delivery.values import ENGINES
 
 STEP = "step"  # the container of a step's pod: its log is its output, read where it is wanted
 COMING_UP = (None, "ContainerCreating", "PodInitializing")  # what a container waits for that may well start

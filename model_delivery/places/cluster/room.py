@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model_delivery.base.findings import Finding, NoRoom
+from model_delivery.base import Finding, NoRoom
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, label
 from model_delivery.targets.kubernetes.pod import devices
-from model_delivery.values.resources import Resource
+from model_delivery.values import Resource
 
 
 def check(look: Look, resource: Resource, body: Object, live: Object | None) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 
-from model_delivery.base.findings import Finding, Retryable
+from model_delivery.base import Finding, Retryable
 from model_delivery.places.cluster.client import Doubt, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, WRITE, Object, from_object, object_ref, to_object
-from model_delivery.values.resources import Change, Mismatch, Ref, Resource
+from model_delivery.values import Change, Mismatch, Ref, Resource
 
 TRIES = 5
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from model_delivery.places.cluster.client import APPLY, MERGE, Space, Status
 from model_delivery.places.cluster.objects import MANAGER, Object, label
-from model_delivery.values.resources import Ref, Resource, Version
+from model_delivery.values import Ref, Resource, Version
 
 
 def may_take(resource: Resource, live: Object) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from model_delivery.base.findings import Finding, NoRoom
+from model_delivery.base import Finding, NoRoom
 
 
 def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

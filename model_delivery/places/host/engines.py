@@ -23,10 +23,9 @@ from typing import IO
 import uv
 from pydantic import ValidationError
 
-from model_delivery.base.findings import BadInput, Finding, Permanent, Retryable
+from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, report
 from model_delivery.base.home import packaged
-from model_delivery.base.progress import Progress, report
-from model_delivery.values.engine import Engine, Environment
+from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
 PROBE_SECONDS = 3

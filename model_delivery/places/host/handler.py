@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from model_delivery.places.host.processes import Processes, Run, tail
-from model_delivery.values.resources import Ref, Resource
+from model_delivery.values import Ref, Resource
 
 Bound = Mapping[str, Any]
 PASSED_ON = (

@@ -12,9 +12,8 @@ from pathlib import Path
 import httpx
 from pydantic import TypeAdapter
 
+from model_delivery.base import Finding, Permanent, SecretRef, read_secret
 from model_delivery.base.durable import replace_file
-from model_delivery.base.findings import Finding, Permanent
-from model_delivery.base.secrets import SecretRef, read_secret
 from model_delivery.places.host import binding
 from model_delivery.places.host.engines import DONE, environment_folder, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
@@ -22,9 +21,7 @@ from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import Run, identified, tail
 from model_delivery.places.host.router import caddy, configuration
 from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, STEP
-from model_delivery.values.engine import Engine
-from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Kind
-from model_delivery.values.resources import Ref
+from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref
 
 SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
 

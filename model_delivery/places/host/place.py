@@ -14,15 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from model_delivery.base import BadInput, Finding, Secret, SecretRef, read_secret
 from model_delivery.base.durable import replace_file
-from model_delivery.base.findings import BadInput, Finding
-from model_delivery.base.secrets import Secret, SecretRef, read_secret
 from model_delivery.models.store import MANIFEST, model_folder
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS
 from model_delivery.targets.process import ENGINE
-from model_delivery.values.resources import (
+from model_delivery.values import (
     ABSENT,
     ANY,
     Change,
@@ -30,11 +29,11 @@ from model_delivery.values.resources import (
     Observed,
     Ref,
     Resource,
+    Snapshot,
     Version,
     World,
     difference,
 )
-from model_delivery.values.snapshot import Snapshot
 
 LOOK_SECONDS = 0.5
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.places.host import launcher
 
 LAUNCHER = Path(launcher.__file__)

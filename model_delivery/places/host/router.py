@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base.findings import Finding, Permanent
+from model_delivery.base import Finding, Permanent
 from model_delivery.targets.process import SLOTS
 
 

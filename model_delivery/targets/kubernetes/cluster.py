@@ -9,10 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused, SecretRef, Text
 from model_delivery.base.manifests import manifest
-from model_delivery.base.part import Text
-from model_delivery.base.secrets import SecretRef
 from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
@@ -23,11 +21,19 @@ from model_delivery.targets.kubernetes.kinds import CLAIM
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster, pods_of
 from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
 from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
-from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import StepState
-from model_delivery.values.release import Address, Desired, Lock, Release
-from model_delivery.values.resources import Observed, Ref, Resource, World
-from model_delivery.values.serving import Storage
+from model_delivery.values import (
+    Address,
+    Desired,
+    Kind,
+    Lock,
+    Observed,
+    Ref,
+    Release,
+    Resource,
+    StepState,
+    Storage,
+    World,
+)
 
 NEW = "new"
 

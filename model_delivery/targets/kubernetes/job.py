@@ -8,16 +8,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused, SecretRef
 from model_delivery.base.manifests import manifest
-from model_delivery.base.secrets import SecretRef
 from model_delivery.diagnosis import pods
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB
 from model_delivery.targets.kubernetes.payload import ClusterPayload
 from model_delivery.targets.kubernetes.pod import CONFIG, MOUNT, mount_secrets, pull_secrets, schedule
 from model_delivery.targets.protocol import StepRun
-from model_delivery.values.readiness import Failed, StepState
-from model_delivery.values.resources import Ref, Resource, World, digest
+from model_delivery.values import Failed, Ref, Resource, StepState, World, digest
 
 FETCH = "fetch"
 NEAR_MODELS = (FETCH, "verify")  # steps that work in the models' claim

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_delivery.values.kind import Kind
+from model_delivery.values import Kind
 
 CONFIG_MAP = Kind("ConfigMap", "", "v1", "configmaps", steady=True)
 SERVICE = Kind("Service", "", "v1", "services", steady=True)

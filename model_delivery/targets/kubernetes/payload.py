@@ -11,14 +11,12 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base.findings import Finding, Refused
+from model_delivery.base import Finding, Refused
 from model_delivery.base.manifests import Object
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, startup_seconds
-from model_delivery.values.kind import Kind
-from model_delivery.values.release import Lock, Payload, Release
-from model_delivery.values.resources import Ref, Resource, World
+from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, World
 
 
 class ClusterPayload(Payload):

@@ -8,12 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from model_delivery.base import KubeSecret, SecretRef
 from model_delivery.base.manifests import Object
-from model_delivery.base.secrets import KubeSecret, SecretRef
 from model_delivery.models.store import folder_name
 from model_delivery.targets.asked import Asked
-from model_delivery.values.release import Lock
-from model_delivery.values.serving import Serving, Storage
+from model_delivery.values import Lock, Serving, Storage
 
 MOUNT = "/mnt/model-delivery"
 CONFIG = "/etc/model-delivery"

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef
 from model_delivery.base.manifests import document
-from model_delivery.base.secrets import KubeSecret, SecretRef
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.kinds import SECRET
 from model_delivery.targets.protocol import Site
-from model_delivery.values.kind import Kind
+from model_delivery.values import Kind
 
 ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 

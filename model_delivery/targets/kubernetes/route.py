@@ -8,19 +8,28 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from model_delivery.base.findings import Finding, Permanent, Refused
+from model_delivery.base import Finding, Permanent, Refused, Text
 from model_delivery.base.manifests import manifest
-from model_delivery.base.part import Text
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
 from model_delivery.targets.kubernetes.kinds import GATEWAY, HTTP_ROUTE, SERVICE
 from model_delivery.targets.kubernetes.payload import ClusterPayload, in_cluster, owned_route, pods_of
 from model_delivery.targets.kubernetes.pod import PORT
 from model_delivery.targets.protocol import Site
-from model_delivery.values.kind import Kind
-from model_delivery.values.readiness import Current, Failed, InProgress, Readiness
-from model_delivery.values.release import Address, Capabilities, Desired, Release
-from model_delivery.values.resources import Ref, Resource, World
+from model_delivery.values import (
+    Address,
+    Capabilities,
+    Current,
+    Desired,
+    Failed,
+    InProgress,
+    Kind,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    World,
+)
 
 FILE = "deployment.yaml"
 NOBODY = "none"

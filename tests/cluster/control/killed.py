@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any, Literal
 
-from model_delivery.base.findings import Trouble
-from model_delivery.values.resources import Ref
+from model_delivery.base import Trouble
+from model_delivery.values import Ref
 
 Event = tuple[str, str, str]
 MODULES = [

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from model_delivery.base.findings import Permanent
+from model_delivery.base import Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.record import Record, load
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets.t9k import ML_SERVICE
-from model_delivery.values.resources import RECORD_REF, Ref, World
+from model_delivery.values import RECORD_REF, Ref, World
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
 from tests.parts.hubs import Hub

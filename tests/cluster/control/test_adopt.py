@@ -14,7 +14,7 @@ import yaml
 from model_delivery.flows.deliver import deliver
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from tests.cluster.control.killed import run
 from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab
 from tests.parts.cluster.provisioner import folder_of

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from model_delivery.base.findings import GateFailed, Refused
+from model_delivery.base import GateFailed, Refused
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from model_delivery.verbs.status import down, status
 from model_delivery.verbs.where import find
 from tests.cluster.control.lab import NAME, Lab, delivering_lab

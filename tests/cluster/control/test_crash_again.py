@@ -14,7 +14,7 @@ import pytest
 from model_delivery.run.lease import REF
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.cluster.control.test_crash import SEED, converged, deliver, moments, served, spec

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import pytest
 
-from model_delivery.base.findings import Permanent
+from model_delivery.base import Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.guarded import observed
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from model_delivery.base.findings import GateFailed, Permanent
+from model_delivery.base import GateFailed, Permanent
 from model_delivery.base.manifests import document
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback

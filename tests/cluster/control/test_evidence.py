@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from model_delivery.base.findings import GateFailed, Permanent
+from model_delivery.base import GateFailed, Permanent
 from model_delivery.flows.deliver import deliver
 from model_delivery.measure.report import load_test
 from model_delivery.run import evidence

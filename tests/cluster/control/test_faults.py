@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import pytest
 
-from model_delivery.base.clock import SystemClock
-from model_delivery.base.findings import Permanent, Refused
+from model_delivery.base import Permanent, Refused, SystemClock
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.places.guarded import observed
 from model_delivery.run.lease import Lease
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.resources import ABSENT, RECORD_REF, Ref, Resource
+from model_delivery.values import ABSENT, RECORD_REF, Ref, Resource
 from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
 from tests.parts.cluster import Cluster

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from model_delivery.base.findings import GateFailed, Permanent, Refused, Retryable
+from model_delivery.base import GateFailed, Permanent, Refused, Retryable
 from model_delivery.base.manifests import document
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
@@ -23,10 +23,7 @@ from model_delivery.places.opening import Location
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kserve import KServe as Target
-from model_delivery.values.kind import RELEASE
-from model_delivery.values.readiness import Failed, InProgress, Readiness
-from model_delivery.values.release import Release
-from model_delivery.values.resources import Ref
+from model_delivery.values import RELEASE, Failed, InProgress, Readiness, Ref, Release
 from model_delivery.verbs.status import down, status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
 from tests.parts.cluster import Cluster, running_control_plane

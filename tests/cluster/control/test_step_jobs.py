@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pytest
 from huggingface_hub import close_session
 
-from model_delivery.base.findings import Finding, Interrupted
+from model_delivery.base import Finding, Interrupted
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
-from model_delivery.values.resources import Ref
+from model_delivery.values import Ref
 from tests.cluster.control.lab import ENGINE, RUNNER, Lab, delivering_lab
 from tests.fetch.test_transfer import Proxy
 from tests.parts.cluster import Cluster

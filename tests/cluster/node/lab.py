@@ -16,7 +16,7 @@ import yaml
 
 from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.record import Record, load
-from model_delivery.values.resources import RECORD_REF
+from model_delivery.values import RECORD_REF
 from model_delivery.verbs.status import status
 from tests.parts.cluster.node import ADDRESS, Node
 from tests.parts.gateway import running_gateway

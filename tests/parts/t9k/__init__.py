@@ -29,7 +29,7 @@ from typing import Any, Literal
 import kopf
 import yaml
 
-from model_delivery.values.resources import digest
+from model_delivery.values import digest
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.cluster.waiting import until
 from tests.parts.golang import build

@@ -11,7 +11,9 @@ import psutil
 
 
 def watched(child: subprocess.Popen[bytes], busy: Callable[[], bool], limit: float) -> float:
-    """CPU seconds of ``child`` and its children from the moment on that the server is ``busy``. RuntimeError after ``limit`` s: it is ended then."""
+    """CPU seconds of ``child`` and its children from the moment on that the server is
+    ``busy``. RuntimeError after ``limit`` s: it is ended then.
+    """
     before, deadline = None, time.monotonic() + limit
     seen: dict[int, float] = {}
     while child.poll() is None:

@@ -1,1 +1,3 @@
-"""The core of Model Delivery: specs, sources, targets, places and the release protocol. It knows neither Prefect nor Locust."""
+"""The core of Model Delivery: specs, sources, targets, places and the release protocol.
+It knows neither Prefect nor Locust.
+"""

@@ -1,4 +1,5 @@
-"""What a run shows on its page: plan, progress, verdict, picture. Outside a run nothing happens.
+"""What a run shows on its page: plan, progress, verdict, picture. Outside a run nothing
+happens.
 
 A page that cannot be written is a warning in the run's log: it never ends a delivery.
 """
@@ -37,7 +38,9 @@ def publish_verdict(markdown: str) -> None:
 
 
 def publish_picture(png: bytes, caption: str) -> None:
-    """A PNG, carried inside the artifact: Prefect's image artifact knows only addresses."""
+    """A PNG, carried inside the artifact: Prefect's image artifact knows only
+    addresses.
+    """
     data = base64.b64encode(png).decode()
     _markdown("throughput", f"![{caption}](data:image/png;base64,{data})\n\n{caption}", caption)
 
@@ -62,7 +65,9 @@ def plan_table(
 
 
 def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:
-    """Create the run's progress artifact, or update ``artifact`` (an earlier answer); ``percent`` is 0 to 100."""
+    """Create the run's progress artifact, or update ``artifact`` (an earlier answer);
+    ``percent`` is 0 to 100.
+    """
     if flow_run() is None:
         return None
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -75,7 +80,8 @@ def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:
 
 @contextmanager
 def progress_sink() -> Iterator[None]:
-    """Inside a run: progress goes to the run's log (every 5 s, and what a step said last) and to a progress artifact (once a second).
+    """Inside a run: progress goes to the run's log (every 5 s, and what a step said last)
+    and to a progress artifact (once a second).
 
     A sink that listens already still hears everything.
     """
@@ -141,7 +147,9 @@ def _markdown(kind: str, markdown: str, description: str) -> None:
 
 
 def _key(kind: str) -> str:
-    """A key of this delivery's own (its runs are named after it), of lower-case letters, digits and dashes."""
+    """A key of this delivery's own (its runs are named after it), of lower-case letters,
+    digits and dashes.
+    """
     context = flow_run()
     run = context.flow_run.name if context is not None and context.flow_run is not None else ""
     return re.sub(r"[^a-z0-9]+", "-", f"{run}-{kind}".lower()).strip("-")

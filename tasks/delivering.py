@@ -73,7 +73,9 @@ class Run:
             raise
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
-        """What this request came to, as plain JSON. A reported failure is raised again, with its exit code."""
+        """What this request came to, as plain JSON. A reported failure is raised again,
+        with its exit code.
+        """
         session = self.session
         ended = admission.ended or session.record.answered(session.request)
         if ended is not None and ended.exit_code != 0:
@@ -92,7 +94,9 @@ class Run:
 
 @contextmanager
 def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = False) -> Iterator[Run]:
-    """Preflight, then a session of ``spec``'s delivery. Refused before anything is touched."""
+    """Preflight, then a session of ``spec``'s delivery. Refused before anything is
+    touched.
+    """
     key = spec.target.key()
     place = Location.of(key).open(take_over=take_over)
     with artifacts.progress_sink():
@@ -116,7 +120,9 @@ def _request(named: str | None) -> str:
 
 @step("resolve")
 def resolve(spec: DeliverySpec) -> Lock:
-    """Branch → commit with its files; engine → its content. When that fails, what serves is still looked after."""
+    """Branch → commit with its files; engine → its content. When that fails, what serves
+    is still looked after.
+    """
     session = current()
     try:
         return resolve_lock(spec, last_snapshot(spec.model, session.releases().values()))
@@ -172,7 +178,8 @@ def release(stage: Stage, way: Route) -> None:
 
 @step("ready")
 def ready(stage: Stage) -> str:
-    """The candidate's own endpoint, once it is ready and the traffic is where it shall be.
+    """The candidate's own endpoint, once it is ready and the traffic is where it shall
+    be.
 
     A retry starts again what may come up then.
     """
@@ -210,7 +217,9 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
 
 @step("throughput")
 def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadReport | None:
-    """Locust against the candidate's own endpoint; not where the smoke test already said no."""
+    """Locust against the candidate's own endpoint; not where the smoke test already said
+    no.
+    """
     session = current()
     candidate, gate = session.candidate, session.candidate.gates.throughput
     if gate is None or "throughput" not in stage.gates or (smoked is not None and not smoked.passed):
@@ -229,7 +238,9 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
 
 @step("verdict")
 def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -> None:
-    """Judge what was measured; GateFailed names every figure and bound that it broke, and where the evidence is."""
+    """Judge what was measured; GateFailed names every figure and bound that it broke, and
+    where the evidence is.
+    """
     if smoked is None and load is None:
         return
     session = current()
@@ -257,7 +268,9 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
 
 @step("watch")
 def watch(stage: Stage) -> None:
-    """Look after the candidate while it has traffic; GateFailed when it does not stay ready."""
+    """Look after the candidate while it has traffic; GateFailed when it does not stay
+    ready.
+    """
     protocol.watch(current(), stage)
 
 
@@ -290,7 +303,9 @@ def keep(session: Session, written: reports.Written) -> str:
 
 
 def baseline(session: Session) -> LoadReport | None:
-    """The load test that what serves now has passed; None when there was none, or its report is gone."""
+    """The load test that what serves now has passed; None when there was none, or its
+    report is gone.
+    """
     serving = session.record.serving
     passed = [e for e in session.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
     if not passed:

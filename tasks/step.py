@@ -1,4 +1,6 @@
-"""``@step``: a Prefect task inside a flow run, a plain call outside; both try again what may pass, with the same waits."""
+"""``@step``: a Prefect task inside a flow run, a plain call outside; both try again what
+may pass, with the same waits.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,17 @@ JITTER = 0.3
 
 
 def flow_run() -> FlowRunContext | None:
-    """The context of the flow run that this code runs in. A process that never imported Prefect is in none."""
+    """The context of the flow run that this code runs in. A process that never imported
+    Prefect is in none.
+    """
     prefect_context = sys.modules.get("prefect.context")
     return None if prefect_context is None else prefect_context.FlowRunContext.get()
 
 
 def run_id() -> str | None:
-    """The id of the flow run that this code runs in, None outside of one. A run that Prefect starts again keeps it."""
+    """The id of the flow run that this code runs in, None outside of one. A run that
+    Prefect starts again keeps it.
+    """
     context = flow_run()
     return None if context is None or context.flow_run is None else str(context.flow_run.id)
 
@@ -37,8 +43,9 @@ def run_id() -> str | None:
 def step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a step of the DAG, shown as ``name``.
 
-    It is tried again (twice, after about 5 and 10 s) only when it raises ``findings.Retryable``. In a run it is a task
-    without cache and without a stored result. Context variables set around the call are seen inside it. Exceptions pass
+    It is tried again (twice, after about 5 and 10 s) only when it raises
+    ``findings.Retryable``. In a run it is a task without cache and without a stored
+    result. Context variables set around the call are seen inside it. Exceptions pass
     through unchanged.
     """
 

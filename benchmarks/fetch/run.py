@@ -1,10 +1,13 @@
-"""The fetch against the hubs' own downloaders and aria2c, on one local hub, in one run; prints a table.
+"""The fetch against the hubs' own downloaders and aria2c, on one local hub, in one
+run; prints a table.
 
     python benchmarks/fetch/run.py [--size-mb 2048] [--rate 40] [--latency 30] [--runs 3] [--out docs/benchmarks/fetch.md]
 
-Needs Go and aria2c (Debian's package aria2). Every side fetches the same four shards: on a wire with ``--rate`` MB/s for each stream and
-``--latency`` ms for each request, and on loopback as fast as it goes; is killed with -9 half way and run again; meets a shard with one
-flipped bit. Seconds are the median of ``--runs``; CPU and memory are the whole process's (getrusage).
+Needs Go and aria2c (Debian's package aria2). Every side fetches the same four shards:
+on a wire with ``--rate`` MB/s for each stream and ``--latency`` ms for each request,
+and on loopback as fast as it goes; is killed with -9 half way and run again; meets a
+shard with one flipped bit. Seconds are the median of ``--runs``; CPU and memory are
+the whole process's (getrusage).
 """
 
 from __future__ import annotations

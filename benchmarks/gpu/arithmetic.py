@@ -1,4 +1,6 @@
-"""What the GPU benchmark computes: quantiles of a server's own histograms, and its table. Needs no GPU."""
+"""What the GPU benchmark computes: quantiles of a server's own histograms, and its table.
+Needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Buckets = dict[float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """One tool's load: what it says, what the server says of the same time, and what the load cost it. Latencies in ms, CPU in s."""
+    """One tool's load: what it says, what the server says of the same time, and what the
+    load cost it. Latencies in ms, CPU in s.
+    """
 
     users: int
     tool: str
@@ -24,7 +28,9 @@ class Row:
 
 
 def buckets(metrics: Sequence[tuple[str, Mapping[str, str], float]], name: str) -> Buckets:
-    """Cumulative counts by upper bound (s) of the histogram ``name``, added up over its labels, from (name, labels, value)."""
+    """Cumulative counts by upper bound (s) of the histogram ``name``, added up over its
+    labels, from (name, labels, value).
+    """
     found: Buckets = {}
     for sample, labels, value in metrics:
         if sample == f"{name}_bucket":
@@ -39,7 +45,9 @@ def between(before: Buckets, after: Buckets) -> Buckets:
 
 
 def quantile(counted: Buckets, share: float) -> float | None:
-    """In ms, interpolated within its bucket as Prometheus does; None when nothing was counted. Beyond the last bound: that bound."""
+    """In ms, interpolated within its bucket as Prometheus does; None when nothing was
+    counted. Beyond the last bound: that bound.
+    """
     bounds = sorted(counted)
     total = counted[bounds[-1]] if bounds else 0.0
     if not total:

@@ -1,6 +1,8 @@
-"""A 7B Llama's shape without weights, a tokenizer with all its entries, and prompts of exactly 256 tokens: ``model.py OUTDIR [PROMPTS]``.
+"""A 7B Llama's shape without weights, a tokenizer with all its entries, and prompts of
+exactly 256 tokens: ``model.py OUTDIR [PROMPTS]``.
 
-Random token ids must decode to text, or clients see empty deltas: so the tokenizer is trained (on Python's own library) to the full vocabulary.
+Random token ids must decode to text, or clients see empty deltas: so the tokenizer is
+trained (on Python's own library) to the full vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompts(known: PreTrainedTokenizerFast, number: int) -> list[str]:
-    """All different from their first words on, each of 256 tokens with the template. RuntimeError when one cannot be made so."""
+    """All different from their first words on, each of 256 tokens with the template.
+    RuntimeError when one cannot be made so.
+    """
     dice = random.Random(7)
     words = [
         text

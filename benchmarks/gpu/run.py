@@ -1,10 +1,13 @@
-"""The same workload by this harness and by ``vllm bench serve`` on one vLLM, the server's own histograms beside them: one table.
+"""The same workload by this harness and by ``vllm bench serve`` on one vLLM, the
+server's own histograms beside them: one table.
 
-On any host where vLLM can be imported (``PYTHONPATH``), with Locust, pydantic, PyYAML and psutil; no network and no weights::
+On any host where vLLM can be imported (``PYTHONPATH``), with Locust, pydantic, PyYAML
+and psutil; no network and no weights::
 
     python3 benchmarks/gpu/run.py --out RESULTS [--users 16,64,256] [--url http://127.0.0.1:8000 --model-folder DIR]
 
-Without --url it makes the model, starts vLLM on it (dummy weights, no prefix caching), and stops it at the end.
+Without --url it makes the model, starts vLLM on it (dummy weights, no prefix caching),
+and stops it at the end.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def environ() -> dict[str, str]:
 
 @contextmanager
 def served(model: Path, out: Path, extra: list[str]) -> Iterator[str]:
-    """VLLM on ``model``, in a session of its own, stopped with all of its processes at the end. RuntimeError when it does not become healthy."""
+    """VLLM on ``model``, in a session of its own, stopped with all of its processes at
+    the end. RuntimeError when it does not become healthy.
+    """
     url = "http://127.0.0.1:8000"
     command = [
         sys.executable,
@@ -258,7 +263,9 @@ def main() -> None:
 
 
 def load(url: str, given: argparse.Namespace) -> None:
-    """Every tool at every number of users, after a warm-up; the results are written after each."""
+    """Every tool at every number of users, after a warm-up; the results are written after
+    each.
+    """
     measured("this harness", url, given.model_folder, 16, given.out)
     rows: list[Row] = []
     for users in map(int, given.users.split(",")):

@@ -1,4 +1,6 @@
-"""Locust's FastHttpUser as people write it for a token stream: lines as they come, a clock read for each."""
+"""Locust's FastHttpUser as people write it for a token stream: lines as they come, a
+clock read for each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The load generators that are compared: how each is installed, started, and what it reports. All times in ms."""
+"""The load generators that are compared: how each is installed, started, and what it
+reports. All times in ms.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Shape = tuple[list[str], dict[str, str]]
 
 @dataclass(frozen=True)
 class Load:
-    """``streams`` at once (or ``rate`` per second), ``requests`` in all, of ``tokens`` tokens each."""
+    """``streams`` at once (or ``rate`` per second), ``requests`` in all, of ``tokens``
+    tokens each.
+    """
 
     url: str
     requests: int
@@ -30,7 +34,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Reported:
-    """What a peer says; percentiles by name, None where it reports none. ``itl_kind``: of every gap, or of each request's mean."""
+    """What a peer says; percentiles by name, None where it reports none. ``itl_kind``: of
+    every gap, or of each request's mean.
+    """
 
     ttft: dict[str, float]
     itl: dict[str, float]
@@ -40,7 +46,9 @@ class Reported:
 
 @dataclass(frozen=True)
 class Peer:
-    """``packages``: of its environment (none: ours). ``command`` and ``read`` know a folder of the run's own."""
+    """``packages``: of its environment (none: ours). ``command`` and ``read`` know a
+    folder of the run's own.
+    """
 
     name: str
     packages: tuple[str, ...]

@@ -1,7 +1,10 @@
-"""Measures load generators against a server that knows the truth; writes one table (docs/benchmarks/loadtest.md).
+"""Measures load generators against a server that knows the truth; writes one table
+(docs/benchmarks/loadtest.md).
 
-``benchmarks/loadtest/run.py [--streams 16,64,256] [--only NAME,…] [--parts accuracy,errors,arrivals,capacity] [--out FILE]``. Each peer gets an environment
-of its own under .cache/peers/. Load goes to loopback only. The machine should have nothing else to do: the load average is written beside each row.
+``benchmarks/loadtest/run.py [--streams 16,64,256] [--only NAME,…] [--parts
+accuracy,errors,arrivals,capacity] [--out FILE]``. Each peer gets an environment of its
+own under .cache/peers/. Load goes to loopback only. The machine should have nothing else
+to do: the load average is written beside each row.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ LIMIT = 170
 
 @dataclass
 class Run:
-    """One run of one peer: what it reports, what the server sent, and the CPU seconds of the peer from its first request on."""
+    """One run of one peer: what it reports, what the server sent, and the CPU seconds of
+    the peer from its first request on.
+    """
 
     reported: Reported
     truth: dict[str, Any]
@@ -55,7 +60,9 @@ class Run:
         return None if told is None or true is None else told - true
 
     def rate(self) -> float:
-        """Tokens per second that the server sent, from the first request to the last token."""
+        """Tokens per second that the server sent, from the first request to the last
+        token.
+        """
         streams = self.truth["streams"]
         span = max(s["start_ns"] + s["total_ns"] for s in streams) - min(s["start_ns"] for s in streams)
         return float(1e9 * self.truth["tokens"] / span)
@@ -92,7 +99,9 @@ def tokenizer() -> Path:
 
 
 def measure(peer: Peer, server: TimingServer, load: Load, cores: set[int] | None = None) -> Run:
-    """Run the peer once. Its CPU before the first request (imports, its own preparations) is not counted."""
+    """Run the peer once. Its CPU before the first request (imports, its own preparations)
+    is not counted.
+    """
     folder = CACHE / "runs" / f"{peer.name.replace(' ', '-')}-{load.streams}-{load.requests}"
     subprocess.run(["rm", "-rf", folder], check=True)
     folder.mkdir(parents=True)
@@ -167,7 +176,9 @@ def arrivals(peers: list[Peer], model: Path, rate: float, number: int) -> list[s
 
 
 def capacity(peers: list[Peer], model: Path) -> list[str]:
-    """More and more streams, server on one core, client on another, until ITL p95 is off by more than 1 ms or TTFT p95 by more than 5."""
+    """More and more streams, server on one core, client on another, until ITL p95 is off
+    by more than 1 ms or TTFT p95 by more than 5.
+    """
     lines = [
         "| | streams | tokens/s | TTFT error p95 (ms) | ITL error p95 (ms) | CPU per 1,000 tokens (ms) | undistorted |",
         "|---|--:|--:|--:|--:|--:|---|",
@@ -195,7 +206,9 @@ def capacity(peers: list[Peer], model: Path) -> list[str]:
 
 
 def scaling(model: Path) -> list[str]:
-    """This harness with more and more processes (a core each): does what it reads undistorted grow with them?"""
+    """This harness with more and more processes (a core each): does what it reads
+    undistorted grow with them?
+    """
     ours = next(peer for peer in PEERS if not peer.packages)
     lines = ["| processes | streams | tokens/s | TTFT error p95 (ms) | ITL error p95 (ms) |", "|--:|--:|--:|--:|--:|"]
     with TimingServer(model, "--ttft", str(TTFT), "--itl", str(ITL)) as server:

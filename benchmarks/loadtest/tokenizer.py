@@ -1,4 +1,6 @@
-"""A small word tokenizer for the peers that want one: ``tokenizer.py OUTDIR WORDS_FILE``, run with an environment that has transformers."""
+"""A small word tokenizer for the peers that want one: ``tokenizer.py OUTDIR WORDS_FILE``,
+run with an environment that has transformers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``vllm bench serve`` without vLLM's own entry point (which looks for a distribution that is called vllm)."""
+"""``vllm bench serve`` without vLLM's own entry point (which looks for a distribution
+that is called vllm).
+"""
 
 from __future__ import annotations
 

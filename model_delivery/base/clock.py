@@ -7,7 +7,9 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """``now`` is seconds since the epoch (it is written to disk); ``monotonic`` is for measuring; ``sleep`` takes seconds."""
+    """``now`` is seconds since the epoch (it is written to disk); ``monotonic`` is for
+    measuring; ``sleep`` takes seconds.
+    """
 
     def now(self) -> float: ...
     def monotonic(self) -> float: ...

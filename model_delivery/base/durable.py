@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new file whole; only its owner may read it by default."""
+    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new
+    file whole; only its owner may read it by default.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with suppress(FileNotFoundError):
@@ -23,7 +25,9 @@ def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def sync(path: Path) -> None:
-    """What was written to this file, or renamed in this folder, survives a power cut from here on."""
+    """What was written to this file, or renamed in this folder, survives a power cut from
+    here on.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,5 +13,7 @@ def default_home() -> Path:
 
 
 def packaged(folder: str) -> Path:
-    """A folder of data inside the package: ``manifests`` or ``engines``; in a checkout it is a link to the one at the top."""
+    """A folder of data inside the package: ``manifests`` or ``engines``; in a checkout it
+    is a link to the one at the top.
+    """
     return Path(__file__).parent.parent / folder

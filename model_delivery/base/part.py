@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 
 class Part(BaseModel):
-    """Frozen; a field that is not known is an error; values are never echoed in messages (one may be a token)."""
+    """Frozen; a field that is not known is an error; values are never echoed in messages
+    (one may be a token).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

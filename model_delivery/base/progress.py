@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of news. ``done`` and ``total`` are in ``unit`` ("B", "requests", "s", ""); ``rate`` is unit/s, ``eta`` seconds."""
+    """One line of news. ``done`` and ``total`` are in ``unit`` ("B", "requests", "s",
+    ""); ``rate`` is unit/s, ``eta`` seconds.
+    """
 
     step: str
     note: str = ""
@@ -57,7 +59,9 @@ def report(progress: Progress) -> None:
 
 @contextmanager
 def sink(listener: Sink) -> Iterator[None]:
-    """Listen to all progress reported inside the block, in this context and in those copied from it."""
+    """Listen to all progress reported inside the block, in this context and in those
+    copied from it.
+    """
     token = _sink.set(listener)
     try:
         yield

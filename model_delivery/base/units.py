@@ -1,4 +1,6 @@
-"""Quantities that keep the text the user wrote: ``Duration("500ms").seconds``, ``Size("100Gi").bytes``, ``Rate("4/s").per_second``."""
+"""Quantities that keep the text the user wrote: ``Duration("500ms").seconds``,
+``Size("100Gi").bytes``, ``Rate("4/s").per_second``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from pydantic_core import core_schema
 
 
 class _Quantity(str):
-    """A string of one number and one unit; pydantic reads, checks and writes it as that string."""
+    """A string of one number and one unit; pydantic reads, checks and writes it as that
+    string.
+    """
 
     __slots__ = ()
     pattern: ClassVar[re.Pattern[str]]

@@ -28,7 +28,9 @@ FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text such as ``81e1067962`` too, a release's id: a number to kubectl, not to PyYAML."""
+    """Quotes text such as ``81e1067962`` too, a release's id: a number to kubectl, not to
+    PyYAML.
+    """
 
 
 _Dumper.add_implicit_resolver(
@@ -42,7 +44,9 @@ _Dumper.add_implicit_resolver(
 @click.option("--take-over", is_flag=True, help="In a cluster: take values that another field manager holds.")
 @printing.as_json
 def up(file: Path, request: str | None, take_over: bool, as_json: bool) -> None:
-    """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect server when Prefect's settings name none."""
+    """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect
+    server when Prefect's settings name none.
+    """
     spec = load_spec(file)
     from model_delivery.flows.deliver import deliver
 
@@ -76,7 +80,9 @@ def plan(file: Path, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Take it without asking.")
 @printing.as_json
 def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
-    """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts. What differs is shown first."""
+    """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts.
+    What differs is shown first.
+    """
     spec = load_spec(file)
     place = Location.of(spec.target.key()).open()
     found = adopting.look(place, spec, named)
@@ -164,7 +170,9 @@ def down(where: Where, as_json: bool) -> None:
 )
 @printing.as_json
 def history(where: Where, reports: Path | None, as_json: bool) -> None:
-    """How every delivery of NAME ended: release, commit, arguments and figures; newest last."""
+    """How every delivery of NAME ended: release, commit, arguments and figures; newest
+    last.
+    """
     ended = histories.history(where.place, where.name)
     for file in histories.save_reports(where.place, where.name, reports) if reports else ():
         click.echo(f"wrote {file}", err=True)
@@ -184,7 +192,9 @@ def history(where: Where, reports: Path | None, as_json: bool) -> None:
 
 
 def _run(flow: Any, call: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """Call the flow: as a Prefect run where Prefect's settings name a server, else as a plain function."""
+    """Call the flow: as a Prefect run where Prefect's settings name a server, else as a
+    plain function.
+    """
     from prefect.settings import PREFECT_API_URL
 
     with printing.progress_lines():

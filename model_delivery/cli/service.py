@@ -17,7 +17,9 @@ from model_delivery.verbs.where import Where, location
 @printing.delivery
 @printing.as_json
 def status(where: Where, as_json: bool) -> None:
-    """What serves under NAME, what is being tried, and whether the world is as it should be."""
+    """What serves under NAME, what is being tried, and whether the world is as it should
+    be.
+    """
     now = statuses.status(where.place, where.name)
     if as_json:
         printing.emit(asdict(now), machine=True)

@@ -18,7 +18,8 @@ EVIDENCE_LINES = 5
 EVIDENCE_WIDTH = 300
 
 
-# Looked for in the lines that are no warnings. The first that is found counts: causes stand
+# Looked for in the lines that are no warnings. The first that is found counts: causes
+# stand
 # before what they lead to.
 SIGNS = (
     sign(

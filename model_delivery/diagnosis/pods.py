@@ -273,7 +273,9 @@ def reason_of(told: Object) -> str:
 
 
 def not_made(messages: Sequence[str]) -> Object:
-    """A Deployment's status that says so; of the messages, where there are any, the last."""
+    """A Deployment's status that says so; of the messages, where there are any, the
+    last.
+    """
     return {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": messages[-1]}]} if messages else {}
 
 

@@ -14,7 +14,9 @@ from model_delivery.targets import TargetKey
 
 
 class Location(Part):
-    """A namespace of a cluster (``context``: of the kubeconfig, None: its current one); without a namespace this host."""
+    """A namespace of a cluster (``context``: of the kubeconfig, None: its current one);
+    without a namespace this host.
+    """
 
     model_config = ConfigDict(extra="ignore")  # an older version's parameter also says the target's kind
 
@@ -26,7 +28,9 @@ class Location(Part):
         return cls(context=key.context, namespace=key.namespace)
 
     def open(self, *, take_over: bool = False) -> Place:
-        """Refused when no cluster is known. ``take_over``: values that another field manager holds are taken."""
+        """Refused when no cluster is known. ``take_over``: values that another field
+        manager holds are taken.
+        """
         if self.namespace is None:
             return Host(default_home())
         from model_delivery.places.cluster.place import Cluster

@@ -1,4 +1,6 @@
-"""What is known of a delivery, for whoever only reads: its place, its target, its record and its releases."""
+"""What is known of a delivery, for whoever only reads: its place, its target, its record
+and its releases.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from model_delivery.values import (
 
 @dataclass
 class Book:
-    """``record`` is what was last read. ``supposed``: releases that a plan thinks of, and nobody has stored."""
+    """``record`` is what was last read. ``supposed``: releases that a plan thinks of, and
+    nobody has stored.
+    """
 
     place: Place
     target: Target
@@ -75,17 +79,23 @@ class Book:
         return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
 
     def desired(self, wanted: Wanted | None = None) -> Desired:
-        """The record's ``desired`` (or ``wanted``) with the payloads that its releases were frozen with."""
+        """The record's ``desired`` (or ``wanted``) with the payloads that its releases
+        were frozen with.
+        """
         wanted = self.record.desired if wanted is None else wanted
         running = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
         return Desired(self.delivery, running, dict(wanted.traffic), self.record.address)
 
     def changes(self, want: Desired) -> tuple[Change, ...]:
-        """What putting ``want`` in place would change. NoRoom where the place cannot hold it."""
+        """What putting ``want`` in place would change. NoRoom where the place cannot hold
+        it.
+        """
         return changes(self.place, self.delivery, self.target.compose(want))
 
     def url(self, world: World) -> str | None:
-        """Where clients find the service: as the target sees it now, else as meant; None where it has no address."""
+        """Where clients find the service: as the target sees it now, else as meant; None
+        where it has no address.
+        """
         if self.record.address is None:
             return None
         match self.target.routed(self.desired(), world):
@@ -95,7 +105,9 @@ class Book:
 
 
 def read(place: Place, name: str) -> Book:
-    """The book of a delivery that exists. BadInput with the nearest name when there is none."""
+    """The book of a delivery that exists. BadInput with the nearest name when there is
+    none.
+    """
     known = place.deliveries()
     seen = place.get(name, RECORD_REF) if name in known else None
     if seen is None:
@@ -108,7 +120,9 @@ def read(place: Place, name: str) -> Book:
 
 
 def read_or_new(place: Place, name: str, key: TargetKey) -> Book:
-    """The book of a delivery to ``key``, which may be the first. Refused when one of another target is up."""
+    """The book of a delivery to ``key``, which may be the first. Refused when one of
+    another target is up.
+    """
     seen = place.get(name, RECORD_REF)
     record = records.load(seen.resource.spec) if seen else Record(key)
     if record.active and not record.target.admits(key):

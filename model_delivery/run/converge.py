@@ -15,7 +15,9 @@ RouteMark = Mapping[Ref, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Converged:
-    """What was changed, and the route as it was left: the baseline of the run's next converge."""
+    """What was changed, and the route as it was left: the baseline of the run's next
+    converge.
+    """
 
     changes: tuple[Change, ...]
     route: RouteMark
@@ -24,9 +26,11 @@ class Converged:
 def converge(
     place: Place, delivery: str, resources: tuple[Resource, ...], baseline: RouteMark | None = None
 ) -> Converged:
-    """Offer every resource to ``put``, releases before the route, then delete ours that are no longer wanted.
+    """Offer every resource to ``put``, releases before the route, then delete ours that
+    are no longer wanted.
 
-    Does not wait. Raises Permanent when somebody else changed the route since ``baseline``, and whatever ``put`` raises.
+    Does not wait. Raises Permanent when somebody else changed the route since
+    ``baseline``, and whatever ``put`` raises.
     """
     world = place.world(delivery)
     _unmoved(baseline or {}, world)
@@ -51,7 +55,9 @@ def _ordered(resources: Iterable[Resource]) -> list[Resource]:
 
 
 def unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
-    """Ours of a release or the route that are not among ``resources``, the route's first."""
+    """Ours of a release or the route that are not among ``resources``, the route's
+    first.
+    """
     wanted = {resource.ref for resource in resources}
     ours = [
         seen.resource
@@ -62,7 +68,9 @@ def unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
 
 
 def _route(place: Place, world: World, resources: Iterable[Resource], changed: set[Ref]) -> RouteMark:
-    """What we want of it as the place holds it now: a list may have others' entries beside ours."""
+    """What we want of it as the place holds it now: a list may have others' entries
+    beside ours.
+    """
     marks = dict[Ref, Mapping[str, Any]]()
     for resource in resources:
         if resource.role == "route":

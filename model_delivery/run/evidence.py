@@ -1,4 +1,6 @@
-"""Where an attempt's reports and its engine's log stay: on a host in files; in a cluster in one ConfigMap, so that they outlive a run's pod."""
+"""Where an attempt's reports and its engine's log stay: on a host in files; in a cluster
+in one ConfigMap, so that they outlive a run's pod.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def where(delivery: str, release: str, attempt: int) -> str:
 
 
 def keep(place: Place, delivery: str, release: str, attempt: int, files: Mapping[str, bytes]) -> None:
-    """Into the cluster, each file by itself as gzip, and of all as much as fits, in the order of their worth."""
+    """Into the cluster, each file by itself as gzip, and of all as much as fits, in the
+    order of their worth.
+    """
     packed, left = dict[str, str](), LARGEST
     for name in WORTH:
         data = gzip.compress(files.get(name, b""), mtime=0)
@@ -49,7 +53,9 @@ def files(place: Place, delivery: str, tried: Ended | Candidate) -> dict[str, by
 
 
 def forget(place: Place, delivery: str, ended: Ended) -> Ended:
-    """Remove it from the cluster, and what the record says of it. A host's files are the user's to remove."""
+    """Remove it from the cluster, and what the record says of it. A host's files are the
+    user's to remove.
+    """
     if ended.report is None or not ended.report.startswith(PREFIX):
         return ended
     place.delete(delivery, _ref(ended.release, ended.attempt))
@@ -57,16 +63,20 @@ def forget(place: Place, delivery: str, ended: Ended) -> Ended:
 
 
 def collected(place: Place, delivery: str, record: Record, live: set[ReleaseId]) -> Record:
-    """Only the last attempts, and those of releases that a rollback can want, keep theirs in a cluster."""
+    """Only the last attempts, and those of releases that a rollback can want, keep theirs
+    in a cluster.
+    """
     old = [ended.release not in live for ended in record.ended[:-KEPT]]
     kept = [forget(place, delivery, e) if gone else e for e, gone in zip(record.ended, old, strict=False)]
     return replace(record, ended=(*kept, *record.ended[len(old) :]))
 
 
 def engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
-    """The end of the engine's log, at most 64 KiB, where the place does not keep it in files of its own.
+    """The end of the engine's log, at most 64 KiB, where the place does not keep it in
+    files of its own.
 
-    Of the container before, where it has just been restarted. Empty when it cannot be had.
+    Of the container before, where it has just been restarted. Empty when it cannot be
+    had.
     """
     if place.keeps_files:
         return b""

@@ -15,10 +15,11 @@ from model_delivery.values import RELEASE, Address, Lock, ReleaseId, Storage, Wo
 
 
 class Frozen(Part):
-    """The payload it was made with, its lock, and the digest by which a rerun knows it again.
+    """The payload it was made with, its lock, and the digest by which a rerun knows it
+    again.
 
-    ``address`` is the one that a rollback goes back to after ``down``. ``verified``: every file of its weights is as
-    the source lists it.
+    ``address`` is the one that a rollback goes back to after ``down``. ``verified``:
+    every file of its weights is as the source lists it.
     """
 
     payload: AnyPayload
@@ -47,7 +48,9 @@ class Frozen(Part):
 
 
 def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:
-    """Read a stored release back, an older version's too. Permanent where this version cannot read it."""
+    """Read a stored release back, an older version's too. Permanent where this version
+    cannot read it.
+    """
     try:
         return Frozen.model_validate(stored)
     except ValidationError as error:

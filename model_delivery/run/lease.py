@@ -21,7 +21,9 @@ RENEWALS = 4  # in a lease's time: it survives an API server that is away for a 
 
 @dataclass
 class Lease:
-    """Held by one run, for ``seconds`` (default: the place's) unless renewed. It ends with its process where that can be seen."""
+    """Held by one run, for ``seconds`` (default: the place's) unless renewed. It ends
+    with its process where that can be seen.
+    """
 
     place: Place
     delivery: str
@@ -36,9 +38,11 @@ class Lease:
         return self.seconds or self.place.lease_seconds
 
     def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
-        """Take it; one that expired, whose process is dead, or that the same request holds, is taken over.
+        """Take it; one that expired, whose process is dead, or that the same request
+        holds, is taken over.
 
-        Another's is waited for (``when_busy`` "wait"), or Refused with its holder and expiry named.
+        Another's is waited for (``when_busy`` "wait"), or Refused with its holder and
+        expiry named.
         """
         deadline = self.clock.monotonic() + timeout
         told = False

@@ -1,7 +1,9 @@
-"""The one planner: which release a spec means, what a request for it comes to, by which stages, and what they change.
+"""The one planner: which release a spec means, what a request for it comes to, by which
+stages, and what they change.
 
-``plan`` shows it, ``up`` carries it out, ``status`` shows what is left of it. Nothing is touched here: where a rule would
-change the record first, the plan goes on with the changed record in thought.
+``plan`` shows it, ``up`` carries it out, ``status`` shows what is left of it. Nothing is
+touched here: where a rule would change the record first, the plan goes on with the
+changed record in thought.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Sta
 
 @dataclass(frozen=True)
 class Route:
-    """The stages that a candidate has before it, by the strategy that was chosen; ``changes``: what the first one would change."""
+    """The stages that a candidate has before it, by the strategy that was chosen;
+    ``changes``: what the first one would change.
+    """
 
     strategy: Strategy
     stages: tuple[Stage, ...]
@@ -30,7 +34,9 @@ class Route:
 
 @dataclass(frozen=True)
 class Planned:
-    """What a request for a spec comes to; ``replaces``: the candidate that is withdrawn first."""
+    """What a request for a spec comes to; ``replaces``: the candidate that is withdrawn
+    first.
+    """
 
     answer: Answer
     release: ReleaseId
@@ -41,7 +47,8 @@ class Planned:
 
 
 def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
-    """By this a rerun knows a release again: model, serving without replicas, target, storage and lock.
+    """By this a rerun knows a release again: model, serving without replicas, target,
+    storage and lock.
 
     Replicas, gates and rollout are no part of what a release is.
     """
@@ -51,9 +58,11 @@ def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
 
 
 def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[ReleaseId, Frozen]:
-    """The release that ``spec`` means: a known one with its frozen payload, else a new one, rendered now.
+    """The release that ``spec`` means: a known one with its frozen payload, else a new
+    one, rendered now.
 
-    An adoption that was killed before its record was written has taken nothing, and is not known.
+    An adoption that was killed before its record was written has taken nothing, and is
+    not known.
     """
     unchanged, tried = unchanged_digest(spec, lock), {ended.release for ended in book.record.ended}
     same = {
@@ -80,9 +89,11 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
 
 
 def route(book: Book, *, freed: bool = False) -> Route:
-    """The candidate's stages from its phase on; ``recreate`` where both releases do not fit and the spec allows it.
+    """The candidate's stages from its phase on; ``recreate`` where both releases do not
+    fit and the spec allows it.
 
-    ``freed``: what runs now makes room before the first stage. NoRoom where it does not fit.
+    ``freed``: what runs now makes room before the first stage. NoRoom where it does not
+    fit.
     """
     candidate = book.candidate
     old, new = book.desired(book.record.only_serving), book.release(candidate.release)
@@ -108,7 +119,9 @@ def route(book: Book, *, freed: bool = False) -> Route:
 def planned(
     book: Book, spec: DeliverySpec, lock: Lock, *, now: float, request: str = "", scheduled: bool = False
 ) -> Planned:
-    """What an ``up`` of ``spec`` would come to now. NoRoom where it could only be refused for want of room."""
+    """What an ``up`` of ``spec`` would come to now. NoRoom where it could only be refused
+    for want of room.
+    """
     replicas = spec.serving.replicas.min
     book = book.supposing(rules.withdrawn(rebuilt(book, replicas)), {})
     release, frozen = identify(book, spec, lock, now)
@@ -138,6 +151,8 @@ def _wished(candidate: Candidate) -> Strategy:
 
 
 def _replaced(book: Book, old: Desired, new: Release) -> tuple[Change, ...]:
-    """Where the old release has to go first, the place cannot say yet what the new one will change."""
+    """Where the old release has to go first, the place cannot say yet what the new one
+    will change.
+    """
     gone = [Change(book.target.main(book.delivery, release), "deleted") for release in old.releases]
     return (*gone, Change(book.target.main(book.delivery, new), "created"))

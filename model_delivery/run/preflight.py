@@ -13,7 +13,9 @@ NOTHING = Payload(names=(), args=())
 
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
-    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to ``place`` as it stands."""
+    """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to
+    ``place`` as it stands.
+    """
     findings = [*target.preflight(spec, secrets(spec), place, _up_at(spec, place))]
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:

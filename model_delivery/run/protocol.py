@@ -1,6 +1,8 @@
-"""The protocol of a release: the rules of ``run/rules.py`` with what each does to the world, in an order that survives a kill.
+"""The protocol of a release: the rules of ``run/rules.py`` with what each does to the
+world, in an order that survives a kill.
 
-Every function leaves the record so that a run killed anywhere in it is finished, or undone, by the next one.
+Every function leaves the record so that a run killed anywhere in it is finished, or
+undone, by the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
 
 @dataclass(frozen=True)
 class Admission:
-    """What this request came to, and the release that it is about; ``ended``: how it had ended before."""
+    """What this request came to, and the release that it is about; ``ended``: how it had
+    ended before.
+    """
 
     answer: Answer
     release: ReleaseId
@@ -32,7 +36,9 @@ class Admission:
 
 
 def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) -> Admission:
-    """Finish what was left, then carry out what the plan says of this request, up to a candidate's proposal."""
+    """Finish what was left, then carry out what the plan says of this request, up to a
+    candidate's proposal.
+    """
     replicas = spec.serving.replicas.min
     _restore(session, replicas)
     release, frozen = identify(session, spec, lock, session.clock.now())
@@ -68,7 +74,9 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
 
 
 def _restore(session: Session, replicas: int) -> None:
-    """A record that somebody deleted comes back, while one of its releases has all of the traffic."""
+    """A record that somebody deleted comes back, while one of its releases has all of the
+    traffic.
+    """
     record = rebuilt(session, replicas)
     if record != session.record:
         session.write(record)
@@ -91,7 +99,9 @@ def finish_ending(session: Session) -> None:
 
 
 def look_after(session: Session) -> None:
-    """Rule 2, where resolve failed: what serves is healed; a candidate is neither finished nor removed."""
+    """Rule 2, where resolve failed: what serves is healed; a candidate is neither
+    finished nor removed.
+    """
     finish_ending(session)
     if session.record.candidate is None:
         session.converge()
@@ -109,7 +119,8 @@ def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
 
 
 def watch(session: Session, stage: Stage) -> None:
-    """Look after the candidate while it has traffic: ``soak`` on a canary's share, ``watch`` on all of it.
+    """Look after the candidate while it has traffic: ``soak`` on a canary's share,
+    ``watch`` on all of it.
 
     GateFailed when it, or the route to it, does not stay ready.
     """
@@ -146,7 +157,9 @@ def promote(session: Session) -> None:
 
 
 def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str, *, by: str = "") -> None:
-    """End the candidate: what serves keeps (or gets back) all of the traffic, the rest goes."""
+    """End the candidate: what serves keeps (or gets back) all of the traffic, the rest
+    goes.
+    """
     facts, now = session.frozen(session.candidate.release).facts, session.clock.now()
     session.write(rules.ending(session.record, outcome, exit_code, message, now, facts, by=by))
     finish_ending(session)
@@ -155,7 +168,9 @@ def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str, *
 
 
 def refuse(session: Session, trouble: Trouble) -> None:
-    """Withdraw the candidate because of ``trouble``; what cannot be withdrawn (a lost lease) is left to the next run."""
+    """Withdraw the candidate because of ``trouble``; what cannot be withdrawn (a lost
+    lease) is left to the next run.
+    """
     tried = session.record.candidate
     if tried is None or tried.ending is not None:
         return
@@ -170,7 +185,9 @@ def refuse(session: Session, trouble: Trouble) -> None:
 
 
 def collect(session: Session, rollout: Rollout) -> None:
-    """What is due: a standby whose time is over, steps of ended attempts, releases that no rollback can want."""
+    """What is due: a standby whose time is over, steps of ended attempts, releases that
+    no rollback can want.
+    """
     if session.record.candidate is not None:
         return
     if rules.standby_over(session.record, session.clock.now()):
@@ -234,7 +251,9 @@ def _wait_serving(session: Session) -> None:
 
 
 def _write_history(session: Session, record: Record, rollout: Rollout) -> None:
-    """Without what is older than ``rollout.history``, whose evidence goes first: nothing is left without a record of it."""
+    """Without what is older than ``rollout.history``, whose evidence goes first: nothing
+    is left without a record of it.
+    """
     shorter, gone = rules.shortened(record, rollout.history)
     for ended in gone:
         evidence.forget(session.place, session.delivery, ended)

@@ -1,4 +1,6 @@
-"""The record of a delivery: what serves, what was before, what is being tried, and how earlier tries ended."""
+"""The record of a delivery: what serves, what was before, what is being tried, and how
+earlier tries ended.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ STRICT = ConfigDict(extra="forbid")
 
 
 class Outcome(StrEnum):
-    """How an attempt ended; ``ROLLED_BACK_FROM`` is of the release that a rollback left."""
+    """How an attempt ended; ``ROLLED_BACK_FROM`` is of the release that a rollback
+    left.
+    """
 
     PROMOTED = "promoted"
     ADOPTED = "adopted"
@@ -32,7 +36,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """``Desired`` in words that survive a crash: release ids with replicas, and percent of the traffic."""
+    """``Desired`` in words that survive a crash: release ids with replicas, and percent
+    of the traffic.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -42,7 +48,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended; ``figures`` are metric names with their values, ``at`` seconds since the epoch."""
+    """How an attempt ended; ``figures`` are metric names with their values, ``at``
+    seconds since the epoch.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -61,7 +69,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The release on its way. ``rollout`` and ``gates`` are those of its start: a rerun goes on with them.
+    """The release on its way. ``rollout`` and ``gates`` are those of its start: a rerun
+    goes on with them.
 
     ``strategy`` is the one that was really chosen, None before its first stage.
     """
@@ -85,7 +94,8 @@ class Candidate:
 class Record:
     """Written whole, by compare and swap; each change is a rule's (``run/rules.py``).
 
-    ``runner``: of the last request by spec. ``stop_after``: when a standby ends, seconds since the epoch.
+    ``runner``: of the last request by spec. ``stop_after``: when a standby ends, seconds
+    since the epoch.
     """
 
     __pydantic_config__ = STRICT
@@ -145,7 +155,9 @@ def dump_ended(ended: Ended) -> dict[str, Any]:
 
 
 def load(stored: Mapping[str, Any]) -> Record:
-    """Read a stored record back, an older version's too. Permanent where this version cannot read it."""
+    """Read a stored record back, an older version's too. Permanent where this version
+    cannot read it.
+    """
     try:
         return _RECORD.validate_python(_upgraded(stored))
     except ValidationError as error:

@@ -12,7 +12,9 @@ from model_delivery.values import ABSENT, Current
 
 
 def rebuilt(book: Book, replicas: int) -> Record:
-    """The book's record; where there is none, but a release has all of the traffic, one that says so."""
+    """The book's record; where there is none, but a release has all of the traffic, one
+    that says so.
+    """
     if book.version != ABSENT:
         return book.record
     world = book.world()

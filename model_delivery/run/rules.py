@@ -1,6 +1,8 @@
-"""The rules of a release (docs/architecture.md) as pure functions: a record and what happened give the next record.
+"""The rules of a release (docs/architecture.md) as pure functions: a record and what
+happened give the next record.
 
-Each is one write. What must happen to the world between two of them is ``run/protocol.py``'s.
+Each is one write. What must happen to the world between two of them is
+``run/protocol.py``'s.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a release: what history keeps of it (the model's commit, the engine's arguments), and its spec's digest."""
+    """Of a release: what history keeps of it (the model's commit, the engine's
+    arguments), and its spec's digest.
+    """
 
     commit: str
     args: tuple[str, ...]
@@ -41,7 +45,8 @@ class Facts:
 
 
 def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, scheduled: bool) -> Answer:
-    """Rules 1, 2, 6 and 7: a request for ``release``, whose spec and lock have the digest ``unchanged``.
+    """Rules 1, 2, 6 and 7: a request for ``release``, whose spec and lock have the digest
+    ``unchanged``.
 
     NEW where another candidate is on its way too: that one is withdrawn first.
     """
@@ -56,14 +61,18 @@ def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, 
 
 
 def asked_by_hand(record: Record, runner: Runner) -> Record:
-    """A request that is not held takes what a rollback holds, and its runner counts from now on."""
+    """A request that is not held takes what a rollback holds, and its runner counts from
+    now on.
+    """
     return replace(record, held=None, runner=runner)
 
 
 def proposed(
     record: Record, release: ReleaseId, request: str, rollout: Rollout, gates: Gates, address: Address
 ) -> Record:
-    """Rule 3: a candidate, which ends a standby. It is wanted only when its first stage is entered."""
+    """Rule 3: a candidate, which ends a standby. It is wanted only when its first stage
+    is entered.
+    """
     candidate = Candidate(release, "deliver", record.attempt_of(release), FETCH, request, rollout, gates)
     where = record.address or address
     return replace(record, candidate=candidate, desired=record.only_serving, stop_after=None, address=where)
@@ -72,7 +81,9 @@ def proposed(
 def rollback_proposed(
     record: Record, release: ReleaseId, request: str, rollout: Rollout, address: Address | None
 ) -> Record:
-    """Rule 7: a candidate of its own kind, which leaves ``desired`` as it is, so that a standby it goes to stays up."""
+    """Rule 7: a candidate of its own kind, which leaves ``desired`` as it is, so that a
+    standby it goes to stays up.
+    """
     candidate = Candidate(release, "rollback", record.attempt_of(release), FETCH, request, rollout, NO_GATES)
     return replace(record, candidate=candidate, address=record.address or address)
 
@@ -90,12 +101,16 @@ def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
 
 
 def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
-    """What the gates measured belongs to the attempt, and a rerun that starts behind them must know it."""
+    """What the gates measured belongs to the attempt, and a rerun that starts behind them
+    must know it.
+    """
     return _with(record, replace(_candidate(record), figures=figures, report=report))
 
 
 def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:
-    """Rule 5: the candidate serves. A rollback holds what it left (``left``): a scheduled run does not bring it back."""
+    """Rule 5: the candidate serves. A rollback holds what it left (``left``): a scheduled
+    run does not bring it back.
+    """
     candidate, old = _candidate(record), record.serving
     by_rollback = candidate.kind == "rollback"
     ended = _ended(candidate, Outcome.ROLLED_BACK_TO if by_rollback else Outcome.PROMOTED, 0, "", now, facts)
@@ -118,9 +133,11 @@ def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Re
 def ending(
     record: Record, outcome: Outcome, exit_code: int, message: str, now: float, facts: Facts, *, by: str = ""
 ) -> Record:
-    """Withdraw, first: what serves keeps (or gets back) all of the traffic; the candidate says how it ends.
+    """Withdraw, first: what serves keeps (or gets back) all of the traffic; the candidate
+    says how it ends.
 
-    ``by``: the request that ends it; where that is the candidate's own, it goes on with another release.
+    ``by``: the request that ends it; where that is the candidate's own, it goes on with
+    another release.
     """
     candidate = _candidate(record)
     ended = _ended(candidate, outcome, exit_code, message, now, facts)
@@ -130,7 +147,9 @@ def ending(
 
 
 def withdrawn(record: Record) -> Record:
-    """Withdraw, second, where the world has followed: the candidate is history. Without an ending nothing changes."""
+    """Withdraw, second, where the world has followed: the candidate is history. Without
+    an ending nothing changes.
+    """
     candidate = record.candidate
     if candidate is None or candidate.ending is None:
         return record
@@ -159,7 +178,9 @@ def standby_gone(record: Record) -> Record:
 
 
 def taken_down(record: Record) -> Record:
-    """Rule 8: nothing serves, nothing is on its way; weights, storage and history stay."""
+    """Rule 8: nothing serves, nothing is on its way; weights, storage and history
+    stay.
+    """
     previous = record.serving or record.previous
     return replace(
         record, serving=None, candidate=None, stop_after=None, previous=previous, desired=Wanted(), address=None
@@ -167,7 +188,9 @@ def taken_down(record: Record) -> Record:
 
 
 def adopted(record: Record, ended: Ended, replicas: int, address: Address | None, runner: Runner) -> Record:
-    """What was made by hand serves from now on, as it runs; ``ended`` is how its adoption went."""
+    """What was made by hand serves from now on, as it runs; ``ended`` is how its adoption
+    went.
+    """
     return replace(
         record,
         serving=ended.release,
@@ -186,7 +209,9 @@ def restored(record: Record, release: ReleaseId, replicas: int, address: Address
 
 
 def live(record: Record, keep: int) -> set[ReleaseId]:
-    """Releases that somebody may yet want: what runs, what was before, and the last ``keep`` that were promoted."""
+    """Releases that somebody may yet want: what runs, what was before, and the last
+    ``keep`` that were promoted.
+    """
     passed = dict.fromkeys(e.release for e in reversed(record.ended) if e.exit_code == 0)
     named = {record.serving, record.previous, *(name for name, _ in record.desired.releases), *list(passed)[:keep]}
     return {name for name in named if name is not None}

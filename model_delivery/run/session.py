@@ -1,4 +1,6 @@
-"""One run's hold on a delivery: its lease, its record, and the few moves that the protocol is made of."""
+"""One run's hold on a delivery: its lease, its record, and the few moves that the
+protocol is made of.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +42,18 @@ _current: ContextVar[Session] = ContextVar("session")
 
 @dataclass
 class Session(Book):
-    """Open for one request on one delivery; the only writer of its record, by compare and swap."""
+    """Open for one request on one delivery; the only writer of its record, by compare and
+    swap.
+    """
 
     request: str = ""
     clock: Clock = field(default_factory=SystemClock)
     baseline: RouteMark | None = None
 
     def write(self, record: Record) -> None:
-        """Store ``record``. A doubtful answer is read again: ours, it was applied; else Permanent."""
+        """Store ``record``. A doubtful answer is read again: ours, it was applied; else
+        Permanent.
+        """
         if record == self.record and self.version != ABSENT:
             return
         resource = Resource(RECORD_REF, "record", self.delivery, records.dump(record))
@@ -69,7 +75,8 @@ class Session(Book):
         self.place.put(Resource(Ref(RELEASE, release), "record", self.delivery, frozen.dump(), release))
 
     def converge(self) -> Converged:
-        """Make the place hold what the record wants, and wait until what had to go has gone.
+        """Make the place hold what the record wants, and wait until what had to go has
+        gone.
 
         Where what is wanted has no room, the releases that are no longer wanted go first.
         """
@@ -128,7 +135,9 @@ def opened(
     when_busy: str = "wait",
     clock: Clock | None = None,
 ) -> Iterator[Session]:
-    """Hold the lease of ``delivery`` for ``request`` and know its record. Refused when one of another target is up."""
+    """Hold the lease of ``delivery`` for ``request`` and know its record. Refused when
+    one of another target is up.
+    """
     clock = clock or SystemClock()
     lease = Lease(place, delivery, request, clock)
     lease.acquire(when_busy)

@@ -1,4 +1,6 @@
-"""Steps of a session: each runs near the data, and one that a killed run left is adopted."""
+"""Steps of a session: each runs near the data, and one that a killed run left is
+adopted.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ O = TypeVar("O", bound=BaseModel)
 
 
 def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None) -> O:
-    """Run ``step``, or adopt the one that a killed run of this attempt left; a try that ended retryably counts.
+    """Run ``step``, or adopt the one that a killed run of this attempt left; a try that
+    ended retryably counts.
 
     For the candidate, or where there is none for ``release``.
     """
@@ -45,7 +48,9 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
 
 
 def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
-    """The step's result as JSON, once all of it has ended well; where there is none, what ended it from outside."""
+    """The step's result as JSON, once all of it has ended well; where there is none, what
+    ended it from outside.
+    """
     what, target = f"the {name} step", session.target
     session.until(what, lambda world: target.step_state(ref, world), patience, "started")
     try:

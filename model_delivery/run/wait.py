@@ -22,9 +22,11 @@ def until(
     clock: Clock,
     reached: str = "ready",
 ) -> R:
-    """Observe until ``judge`` says neither InProgress nor Failed; returns what it says then.
+    """Observe until ``judge`` says neither InProgress nor Failed; returns what it says
+    then.
 
-    Raises the finding of Failed at once (Retryable or Permanent as it says), Permanent after ``timeout`` seconds.
+    Raises the finding of Failed at once (Retryable or Permanent as it says), Permanent
+    after ``timeout`` seconds.
     """
     start = clock.monotonic()
     before = ""

@@ -19,7 +19,9 @@ MADE_BY_HAND = "by hand"
 
 
 class VerifyInput(Part):
-    """``folder`` holds what ``snapshot`` lists; ``allow``: as a spec's ``model.allow``."""
+    """``folder`` holds what ``snapshot`` lists; ``allow``: as a spec's
+    ``model.allow``.
+    """
 
     snapshot: Snapshot
     folder: str

@@ -1,4 +1,6 @@
-"""The values that rooms hand to each other: releases, resources, kinds, readiness, a rollout."""
+"""The values that rooms hand to each other: releases, resources, kinds, readiness, a
+rollout.
+"""
 
 from model_delivery.values.engine import Engine, Environment
 from model_delivery.values.gates import Gates, Rollout, Schedule, Slo

@@ -1,4 +1,6 @@
-"""An engine as a value: how a model server is started, when it is ready, and how it stops (the content of an ``engine.toml``)."""
+"""An engine as a value: how a model server is started, when it is ready, and how it stops
+(the content of an ``engine.toml``).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ class _Part(BaseModel):
 
 
 class Environment(_Part):
-    """A Python environment of the engine's own, made from the ``uv.lock`` beside its engine.toml; ``key`` is that lock's digest.
+    """A Python environment of the engine's own, made from the ``uv.lock`` beside its
+    engine.toml; ``key`` is that lock's digest.
 
-    ``python``: as ``uv venv --python`` takes it. ``torch_backend``: as ``uv pip --torch-backend``; used where that index answers.
+    ``python``: as ``uv venv --python`` takes it. ``torch_backend``: as ``uv pip
+    --torch-backend``; used where that index answers.
     """
 
     python: str = ">=3.11,<3.13"
@@ -39,7 +43,9 @@ class Ready(_Part):
 
 
 class Stop(_Part):
-    """``drain``: what the engine itself gives open streams; ``grace``: on top of it, before SIGKILL."""
+    """``drain``: what the engine itself gives open streams; ``grace``: on top of it,
+    before SIGKILL.
+    """
 
     drain: Duration = Duration("30s")
     grace: Duration = Duration("10s")
@@ -50,9 +56,11 @@ class Needs(_Part):
 
 
 class Engine(_Part):
-    """The content of an engine.toml, whole: what a release was started with does not change when the folder does.
+    """The content of an engine.toml, whole: what a release was started with does not
+    change when the folder does.
 
-    ``folder`` is the name of an engine that comes with Model Delivery (so that a moved checkout changes no release), else an absolute path.
+    ``folder`` is the name of an engine that comes with Model Delivery (so that a moved
+    checkout changes no release), else an absolute path.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -88,7 +96,9 @@ class Engine(_Part):
         return packaged("engines") / self.folder
 
     def argv(self, environment: Path, model: Path, names: Sequence[str], port: int, args: Sequence[str]) -> list[str]:
-        """The command line; ``{names}`` becomes one argument a name, and the user's ``args`` stay as they are."""
+        """The command line; ``{names}`` becomes one argument a name, and the user's
+        ``args`` stay as they are.
+        """
         known = {
             "{env}": str(environment),
             "{folder}": str(self.location),
@@ -102,7 +112,9 @@ class Engine(_Part):
         return [*line, *args]
 
     def environ(self, cpus: Sequence[int], environment: Path | None = None) -> dict[str, str]:
-        """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to, such as ``0,1``."""
+        """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to,
+        such as ``0,1``.
+        """
         known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": str(self.location), "{env}": str(environment or "")}
         return {name: _filled(value, known) for name, value in self.variables.items()}
 

@@ -28,7 +28,9 @@ def digest(value: Any, length: int = 10) -> str:
 
 
 def covers(now: Any, wanted: Any) -> bool:
-    """Does every value of ``wanted`` stand in ``now``? A server may have added to mappings; lists are as long as they were."""
+    """Does every value of ``wanted`` stand in ``now``? A server may have added to
+    mappings; lists are as long as they were.
+    """
     if isinstance(wanted, Mapping):
         return isinstance(now, Mapping) and all(key in now and covers(now[key], value) for key, value in wanted.items())
     if isinstance(wanted, list | tuple):
@@ -64,7 +66,9 @@ RECORD_REF = Ref(RECORD, "record")
 
 @dataclass(frozen=True)
 class Resource:
-    """What is wanted. ``spec`` is plain JSON; it states needs (``port: auto``), the place binds them."""
+    """What is wanted. ``spec`` is plain JSON; it states needs (``port: auto``), the place
+    binds them.
+    """
 
     ref: Ref
     role: Role
@@ -75,7 +79,9 @@ class Resource:
 
 @dataclass(frozen=True)
 class Change:
-    """What one ``put`` or ``delete`` did, or in a dry run would do; ``diff`` is lines for people."""
+    """What one ``put`` or ``delete`` did, or in a dry run would do; ``diff`` is lines for
+    people.
+    """
 
     ref: Ref
     action: Literal["created", "updated", "unchanged", "deleted", "absent"]
@@ -85,7 +91,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Observed:
-    """A resource as the place holds it now; ``status`` is what the place sees of it (address, alive, healthy, log tail…)."""
+    """A resource as the place holds it now; ``status`` is what the place sees of it
+    (address, alive, healthy, log tail…).
+    """
 
     resource: Resource
     version: Version
@@ -94,9 +102,11 @@ class Observed:
 
 @dataclass(frozen=True)
 class World:
-    """Everything of one delivery at one moment (``observed_at``: seconds since the epoch).
+    """Everything of one delivery at one moment (``observed_at``: seconds since the
+    epoch).
 
-    ``beside``: what a cluster shows next to our objects, by kind (Pod, Event, EndpointSlice, Node), as its API gives it.
+    ``beside``: what a cluster shows next to our objects, by kind (Pod, Event,
+    EndpointSlice, Node), as its API gives it.
     """
 
     delivery: str

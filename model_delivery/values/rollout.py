@@ -17,7 +17,9 @@ ALL_GATES: tuple[Gate, ...] = ("smoke", "throughput")
 
 
 class StageKind(StrEnum):
-    """In the order in which a candidate meets them; not every strategy has all of them."""
+    """In the order in which a candidate meets them; not every strategy has all of
+    them.
+    """
 
     FETCH = "fetch"
     STOP = "stop"
@@ -28,7 +30,9 @@ class StageKind(StrEnum):
 
 @dataclass(frozen=True)
 class Phase:
-    """How far a candidate is: the stage that it has entered; a canary's with its percent of the traffic."""
+    """How far a candidate is: the stage that it has entered; a canary's with its percent
+    of the traffic.
+    """
 
     kind: StageKind
     weight: int | None = None
@@ -51,7 +55,9 @@ FETCH = Phase(StageKind.FETCH)
 
 @dataclass(frozen=True)
 class Stage:
-    """``desired`` is put in place, waited for, and judged by ``gates`` before the next one."""
+    """``desired`` is put in place, waited for, and judged by ``gates`` before the next
+    one.
+    """
 
     phase: Phase
     desired: Desired
@@ -70,11 +76,13 @@ class Stage:
 def stages(
     strategy: Strategy, old: Desired, new: Release, weights: tuple[int, ...], can: Capabilities
 ) -> tuple[Stage, ...]:
-    """The stages from ``old`` (what serves now, alone) to ``new`` with all of the traffic.
+    """The stages from ``old`` (what serves now, alone) to ``new`` with all of the
+    traffic.
 
-    A recreate tests the new release before it gives it traffic, where the target can have a release
-    without any; where it cannot (``dark_first``), the new one takes the place of the old in one write.
-    Refused: canary where traffic cannot be weighed, or where slots of 5 % cannot hold a step.
+    A recreate tests the new release before it gives it traffic, where the target can have
+    a release without any; where it cannot (``dark_first``), the new one takes the place
+    of the old in one write. Refused: canary where traffic cannot be weighed, or where
+    slots of 5 % cannot hold a step.
     """
     dark, promote = Phase(StageKind.DARK), Phase(StageKind.PROMOTE)
     everything = {new.id: 100}

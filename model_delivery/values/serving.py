@@ -70,7 +70,9 @@ class Pod(Part):
 
 
 class Serving(Part):
-    """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a template's content, once loaded."""
+    """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a
+    template's content, once loaded.
+    """
 
     model_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$", max_length=200)], ...] = ()
     args: tuple[Text, ...] = ()
@@ -102,7 +104,9 @@ class Runner(Part):
 
 
 def max_model_len(args: tuple[str, ...]) -> int | None:
-    """What ``--max-model-len`` says among the engine's arguments, None when it says nothing (or no plain number)."""
+    """What ``--max-model-len`` says among the engine's arguments, None when it says
+    nothing (or no plain number).
+    """
     for at, arg in enumerate(args):
         name, _, value = arg.partition("=")
         if name == "--max-model-len":

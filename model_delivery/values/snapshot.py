@@ -6,7 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class File(BaseModel):
-    """One file of a model: its path inside the repository, its size in bytes, and the hash that its source states."""
+    """One file of a model: its path inside the repository, its size in bytes, and the
+    hash that its source states.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,7 +19,9 @@ class File(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """A model as of one commit; ``key`` names the repository within its source (and in the store)."""
+    """A model as of one commit; ``key`` names the repository within its source (and in
+    the store).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,4 +1,6 @@
-"""``deliver adopt``: what was made by hand comes under a spec, as it runs. Shown, taken, then its weights are verified."""
+"""``deliver adopt``: what was made by hand comes under a spec, as it runs. Shown, taken,
+then its weights are verified.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Res
 class Offer:
     """What was found, before anything is touched.
 
-    ``changes``: what taking it changes; ``differs``: what the spec would make of it, with the next release.
+    ``changes``: what taking it changes; ``differs``: what the spec would make of it, with
+    the next release.
     """
 
     name: str
@@ -45,7 +48,8 @@ class Offer:
 
 
 def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Offer:
-    """Read the object ``named`` (default: as the delivery) and compare; nothing is touched.
+    """Read the object ``named`` (default: as the delivery) and compare; nothing is
+    touched.
 
     Refused with every reason why it cannot be adopted.
     """
@@ -77,7 +81,9 @@ def _lines(place: Place, resource: Resource) -> list[str]:
 
 
 def _frozen(book: Book, spec: DeliverySpec, lock: Lock, found: Adoption, known: Frozen | None) -> Frozen:
-    """As it is known already; until it is verified, a revision that was wrong can be corrected."""
+    """As it is known already; until it is verified, a revision that was wrong can be
+    corrected.
+    """
     if known is not None and known.verified:
         return known
     payload = known.payload if known else found.payload
@@ -96,7 +102,9 @@ def _frozen(book: Book, spec: DeliverySpec, lock: Lock, found: Adoption, known: 
 
 
 def _known(book: Book, found: Adoption) -> Frozen | None:
-    """The release that it is already. Refused where another one is delivered under the name."""
+    """The release that it is already. Refused where another one is delivered under the
+    name.
+    """
     record = book.record
     if not record.active:
         return None
@@ -110,7 +118,9 @@ def _known(book: Book, found: Adoption) -> Frozen | None:
 
 
 def take(place: Place, spec: DeliverySpec, found: Offer) -> None:
-    """The release's object first, then the record, then the objects: the next `adopt` or `up` finishes a killed one."""
+    """The release's object first, then the record, then the objects: the next `adopt` or
+    `up` finishes a killed one.
+    """
     with _opened(place, spec) as session:
         if not session.record.active:
             session.freeze(found.release, found.frozen)

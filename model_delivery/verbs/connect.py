@@ -32,7 +32,9 @@ class Connection:
 def connect(
     url: str, model_names: tuple[str, ...], api_key: SecretRef | None, namespace: str | None = None
 ) -> Connection:
-    """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the service's, without /v1; ``namespace``: of a key in a cluster."""
+    """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the
+    service's, without /v1; ``namespace``: of a key in a cluster.
+    """
     model, base = model_names[0], f"{url}/v1"
     key = _shell_key(api_key, namespace)
     body = json.dumps(

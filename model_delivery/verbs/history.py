@@ -16,7 +16,8 @@ def history(place: Place, name: str) -> tuple[Ended, ...]:
 
 
 def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
-    """Write what is kept of every attempt of ``name`` (reports, and in a cluster its engine's log) below ``folder``.
+    """Write what is kept of every attempt of ``name`` (reports, and in a cluster its
+    engine's log) below ``folder``.
 
     Each attempt has a folder of its own there.
     """

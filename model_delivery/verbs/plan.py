@@ -19,7 +19,9 @@ from model_delivery.verbs.status import line
 
 @dataclass(frozen=True)
 class Plan:
-    """What a delivery of the spec would come to; ``changes`` are lines for people, empty when nothing would change."""
+    """What a delivery of the spec would come to; ``changes`` are lines for people, empty
+    when nothing would change.
+    """
 
     name: str
     release: str
@@ -56,7 +58,9 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
 
 
 def _fetched(book: Book, spec: DeliverySpec, lock: Lock) -> bool:
-    """Where the place cannot look into its store, a promoted release of the same commit tells."""
+    """Where the place cannot look into its store, a promoted release of the same commit
+    tells.
+    """
     there = book.place.has_model(lock.snapshot, spec.storage.path)
     if there is not None:
         return there
@@ -64,9 +68,11 @@ def _fetched(book: Book, spec: DeliverySpec, lock: Lock) -> bool:
 
 
 def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """Storage, first release and route as manifests that `kubectl apply` takes, and warnings.
+    """Storage, first release and route as manifests that `kubectl apply` takes, and
+    warnings.
 
-    ``offline``: neither hub nor registry is asked; then branch and tag stand as they are written.
+    ``offline``: neither hub nor registry is asked; then branch and tag stand as they are
+    written.
     """
     from model_delivery.places.cluster.objects import to_object
 

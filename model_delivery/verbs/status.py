@@ -1,4 +1,6 @@
-"""What a person asks of a delivery that is there: what serves, its log, how to reach it, and its end."""
+"""What a person asks of a delivery that is there: what serves, its log, how to reach it,
+and its end.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
-    """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it lies in the past.
+    """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it
+    lies in the past.
 
     ``stages``: what a candidate has before it.
     """
@@ -101,7 +104,9 @@ def _running(book: Book, world: World, release: Release) -> Running:
 
 
 def _stages(book: Book) -> tuple[str, ...]:
-    """The planner's words; none where the place cannot say (a candidate that does not fit is refused by its run)."""
+    """The planner's words; none where the place cannot say (a candidate that does not fit
+    is refused by its run).
+    """
     candidate = book.record.candidate
     if candidate is None or candidate.ending is not None:
         return ()
@@ -119,7 +124,9 @@ def line(change: Change) -> str:
 
 
 def logs(place: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
-    """Lines of the engine's log: of ``release``, else the candidate's, else what serves, else the last that was tried."""
+    """Lines of the engine's log: of ``release``, else the candidate's, else what serves,
+    else the last that was tried.
+    """
     record = read(place, name).record
     last = record.ended[-1].release if record.ended else ""
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
@@ -127,7 +134,9 @@ def logs(place: Place, name: str, release: str | None = None, *, follow: bool = 
 
 
 def down(place: Place, name: str) -> tuple[str, ...]:
-    """Stop everything of ``name`` but its weights and record; returns what was stopped, as lines."""
+    """Stop everything of ``name`` but its weights and record; returns what was stopped,
+    as lines.
+    """
     key = read(place, name).record.target
     with opened(place, name, key, request=uuid.uuid4().hex) as session:
         before = session.world().objects
@@ -148,7 +157,9 @@ def connection(place: Place, name: str) -> Connection:
 
 
 def rollback_goal(place: Place, name: str) -> str:
-    """The release that a bare rollback of ``name`` goes to: fixed before the first write. Refused when there is none."""
+    """The release that a bare rollback of ``name`` goes to: fixed before the first write.
+    Refused when there is none.
+    """
     record = read(place, name).record
     if record.candidate is not None and record.candidate.kind == "rollback":
         return record.candidate.release

@@ -1,4 +1,6 @@
-"""Which delivery a person means: a spec's file, a name on this host, or one in a cluster."""
+"""Which delivery a person means: a spec's file, a name on this host, or one in a
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def location(context: str | None = None, namespace: str | None = None) -> Locati
 
 
 def find(named: str, context: str | None = None, namespace: str | None = None) -> Where:
-    """``named`` is a spec's file, or a name on this host, or with ``context`` or ``namespace`` one in a cluster."""
+    """``named`` is a spec's file, or a name on this host, or with ``context`` or
+    ``namespace`` one in a cluster.
+    """
     if named.endswith((".yaml", ".yml")):
         spec = load_spec(Path(named))
         return Where(spec.name, Location.of(spec.target.key()))

@@ -1,4 +1,6 @@
-"""A delivery under test: each run is a process of its own, which the test may kill with SIGKILL before or after any effect."""
+"""A delivery under test: each run is a process of its own, which the test may kill with
+SIGKILL before or after any effect.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ NAME = "crash"
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended: its exit code (None: killed by the test), what it returned or said, and the effects that it began or finished."""
+    """How a run ended: its exit code (None: killed by the test), what it returned or
+    said, and the effects that it began or finished.
+    """
 
     code: int | None
     said: Any
@@ -35,7 +39,9 @@ class Result:
 
 @dataclass
 class Lab:
-    """A state folder, a model and the stand-in engine; every release differs by its label."""
+    """A state folder, a model and the stand-in engine; every release differs by its
+    label.
+    """
 
     home: Path
     model: Path
@@ -96,7 +102,9 @@ class Lab:
     def run(
         self, act: Callable[[], Any], kill_at: int | None = None, meanwhile: Callable[[int], None] | None = None
     ) -> Result:
-        """Fork, act, and report; at its effect number ``kill_at`` (before and after count apart) the run kills itself with SIGKILL."""
+        """Fork, act, and report; at its effect number ``kill_at`` (before and after count
+        apart) the run kills itself with SIGKILL.
+        """
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -154,7 +162,9 @@ class Lab:
         return answer
 
     def processes(self) -> list[psutil.Process]:
-        """Every process that has to do with this lab, whoever its parent is: by its command line or its working folder."""
+        """Every process that has to do with this lab, whoever its parent is: by its
+        command line or its working folder.
+        """
         found = []
         for process in psutil.process_iter():
             try:
@@ -166,7 +176,9 @@ class Lab:
         return found
 
     def converged(self, serving: str | None) -> None:
-        """One release serves, alone and with all of the traffic; nothing is left to change; no process without a record."""
+        """One release serves, alone and with all of the traffic; nothing is left to
+        change; no process without a record.
+        """
         record = self.record
         assert record.candidate is None, record.candidate
         assert record.serving == serving, (record.serving, serving)

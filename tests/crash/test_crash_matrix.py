@@ -1,4 +1,6 @@
-"""Real runs, killed with SIGKILL before and after their effects, then run again: always converged, nothing doubled, nothing orphaned."""
+"""Real runs, killed with SIGKILL before and after their effects, then run again: always
+converged, nothing doubled, nothing orphaned.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ pytestmark = pytest.mark.timeout(1800)  # a hundred runs each; deadlines that ma
 def moments(events: tuple[Event, ...]) -> list[int]:
     """When to kill: before the first effect, and after each one.
 
-    Only effects change the world, so after one is before the next. Of an unbroken row of slots (twenty times the same effect) the
-    moments after the first, after one in the middle and after the last are taken.
+    Only effects change the world, so after one is before the next. Of an unbroken row of
+    slots (twenty times the same effect) the moments after the first, after one in the
+    middle and after the last are taken.
     """
     after = [at for at, (when, _, _) in enumerate(events) if when == "after"]
     slots = [events[at][2].startswith("Slot/") for at in after]
@@ -34,7 +37,9 @@ def moments(events: tuple[Event, ...]) -> list[int]:
 
 @dataclass(frozen=True)
 class Story:
-    """``make`` is delivered to a lab whose state ``before`` prepared; ``ends`` is the exit code of an undisturbed run, ``other`` how another spec is rolled out."""
+    """``make`` is delivered to a lab whose state ``before`` prepared; ``ends`` is the
+    exit code of an undisturbed run, ``other`` how another spec is rolled out.
+    """
 
     name: str
     before: Callable[[Lab], object]

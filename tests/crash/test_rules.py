@@ -1,4 +1,6 @@
-"""The rules of a release that an undisturbed run shows: standby, hold, requests, attempts, the lease."""
+"""The rules of a release that an undisturbed run shows: standby, hold, requests,
+attempts, the lease.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real main job under test: real vLLM, a real Prefect server and worker, one state folder."""
+"""The real main job under test: real vLLM, a real Prefect server and worker, one state
+folder.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Service:
         return {**self.server.env, "MODEL_DELIVERY_HOME": str(self.home)}
 
     def spec(self, length: int, slo: dict[str, Any] | None = None) -> Path:
-        """The offline example with another port, a shorter load, and what the test is about."""
+        """The offline example with another port, a shorter load, and what the test is
+        about.
+        """
         spec = yaml.safe_load((ROOT / "deliveries" / "smollm2-offline.yaml").read_text())
         spec["model"]["path"] = str(MODEL)
         spec["serving"]["args"] = ["--max-model-len", str(length), "--dtype", "bfloat16"]
@@ -73,7 +77,9 @@ class Service:
         return path
 
     def deliver(self, *args: str, with_server: bool = True) -> subprocess.CompletedProcess[str]:
-        """The ``deliver`` command; without a server when Prefect's settings shall name none."""
+        """The ``deliver`` command; without a server when Prefect's settings shall name
+        none.
+        """
         env = dict(self.env)
         if not with_server:
             del env["PREFECT_API_URL"]
@@ -143,7 +149,9 @@ class Service:
 
     @contextmanager
     def asked_all_along(self) -> Iterator[list[str]]:
-        """A keep-alive client that asks twice a second and never retries; yields what it saw."""
+        """A keep-alive client that asks twice a second and never retries; yields what it
+        saw.
+        """
         seen: list[str] = []
         over = threading.Event()
 
@@ -167,7 +175,9 @@ class Service:
 
 @dataclass
 class Streams:
-    """Eight streams at a time, each to its end; ``done`` has (began, ended, finish reason, usage, error)."""
+    """Eight streams at a time, each to its end; ``done`` has (began, ended, finish
+    reason, usage, error).
+    """
 
     url: str
     done: list[tuple[float, float, str | None, bool, str | None]] = field(default_factory=list)

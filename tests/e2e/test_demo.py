@@ -1,4 +1,6 @@
-"""``scripts/demo`` as a new user runs it, in this checkout: what it prints, what it leaves."""
+"""``scripts/demo`` as a new user runs it, in this checkout: what it prints, what it
+leaves.
+"""
 
 from __future__ import annotations
 

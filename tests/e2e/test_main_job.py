@@ -1,4 +1,6 @@
-"""The main job as a user runs it, in the order of a service's life. Each test goes on where the one before ended."""
+"""The main job as a user runs it, in the order of a service's life. Each test goes on
+where the one before ended.
+"""
 
 from __future__ import annotations
 

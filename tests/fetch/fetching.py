@@ -1,4 +1,6 @@
-"""What the tests of the fetch do again and again: ask for a model as a run does, and look at what lies on the disk afterwards."""
+"""What the tests of the fetch do again and again: ask for a model as a run does, and look
+at what lies on the disk afterwards.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def models(root: Path) -> list[Path]:
 
 
 def whole(done: Fetched, files: dict[str, bytes]) -> None:
-    """The folder holds these files, all of them readable for everybody, and nothing else."""
+    """The folder holds these files, all of them readable for everybody, and nothing
+    else.
+    """
     folder = Path(done.path)
     assert verify(folder, deep=True) == []
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,6 @@
-"""A second source gives what the first cannot, by its sha256 or not at all; what came from where is recorded."""
+"""A second source gives what the first cannot, by its sha256 or not at all; what came
+from where is recorded.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A model in a folder: trusted where a manifest speaks for it, hashed once where none does, copied and never linked."""
+"""A model in a folder: trusted where a manifest speaks for it, hashed once where none
+does, copied and never linked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A model from ModelScope: the sha256 of every file, branches and tags, its default branch."""
+"""A model from ModelScope: the sha256 of every file, branches and tags, its default
+branch.
+"""
 
 from __future__ import annotations
 

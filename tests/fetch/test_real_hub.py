@@ -1,4 +1,6 @@
-"""The hub's API by olah, driven by huggingface_hub; its bytes by a range server; the network between by toxiproxy."""
+"""The hub's API by olah, driven by huggingface_hub; its bytes by a range server; the
+network between by toxiproxy.
+"""
 
 from __future__ import annotations
 

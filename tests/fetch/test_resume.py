@@ -1,4 +1,6 @@
-"""A fetch that was cut goes on where it was: at most one chunk a stream is fetched again."""
+"""A fetch that was cut goes on where it was: at most one chunk a stream is fetched
+again.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def noted(root: Path) -> int:
 
 
 def killed_half_way(hub: HuggingFaceHub, wanted: FetchInput, root: Path, tmp_path: Path) -> int:
-    """Kill a fetch that has the first half of the file and is stuck; returns how many bytes had been sent."""
+    """Kill a fetch that has the first half of the file and is stuck; returns how many
+    bytes had been sent.
+    """
     hub.stalled = WEIGHTS
     with step(wanted, tmp_path) as running:
         assert hub.stuck.wait(60)
@@ -78,7 +82,9 @@ def test_after_kill_9_at_most_one_chunk_a_stream_is_fetched_again(
 def test_after_a_reboot_that_lost_what_was_not_synced_the_bytes_are_right(
     hub: HuggingFaceHub, root: Path, tmp_path: Path
 ) -> None:
-    """A node that loses power loses the pages that nobody synced: they are zeroed here, all but the chunks that are noted."""
+    """A node that loses power loses the pages that nobody synced: they are zeroed here,
+    all but the chunks that are noted.
+    """
     wanted = given(root, MODEL)
     before = killed_half_way(hub, wanted, root, tmp_path)
     (part,) = root.rglob(f".{WEIGHTS}.part")

@@ -1,4 +1,6 @@
-"""Hubs that stall, trickle, ignore ranges, send elsewhere, or lie behind a proxy or a private authority."""
+"""Hubs that stall, trickle, ignore ranges, send elsewhere, or lie behind a proxy or a
+private authority.
+"""
 
 from __future__ import annotations
 

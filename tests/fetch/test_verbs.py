@@ -1,4 +1,6 @@
-"""``deliver fetch``, ``verify`` and ``gc``: what a person types, sees, and finds on the disk."""
+"""``deliver fetch``, ``verify`` and ``gc``: what a person types, sees, and finds on the
+disk.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace
 
 
 def deliver(*args: object, code: int = 0, only_output: bool = False) -> str:
-    """Standard output and error of the command; it must end with ``code`` and without a traceback."""
+    """Standard output and error of the command; it must end with ``code`` and without a
+    traceback.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "model_delivery.cli.main", *map(str, args)],
         capture_output=True,

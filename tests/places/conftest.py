@@ -1,4 +1,6 @@
-"""The two places: a state folder, and a namespace of a real control plane; each test has one of its own."""
+"""The two places: a state folder, and a namespace of a real control plane; each test has
+one of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ NAME = "m"
 
 @dataclass(frozen=True)
 class Given:
-    """``open``: the place, as another run would open it. ``thing``: something that serves; ``way``: something of the route; both in versions."""
+    """``open``: the place, as another run would open it. ``thing``: something that
+    serves; ``way``: something of the route; both in versions.
+    """
 
     open: Callable[[], Place]
     thing: Callable[[str, int], Resource]

@@ -1,4 +1,6 @@
-"""The cluster place: other managers, lost answers, claims, rights, credentials, and how often it asks. All on a real control plane."""
+"""The cluster place: other managers, lost answers, claims, rights, credentials, and how
+often it asks. All on a real control plane.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A place in memory, and a target with any capabilities: what serves is made, starts, fails and is routed as a world would."""
+"""A place in memory, and a target with any capabilities: what serves is made, starts,
+fails and is routed as a world would.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Clock:
 
 
 class Target(Process):
-    """``together``: one object is the route and holds the releases, as T9k's MLService does."""
+    """``together``: one object is the route and holds the releases, as T9k's MLService
+    does.
+    """
 
     together: bool
 
@@ -115,7 +119,9 @@ class Target(Process):
 
 @dataclass
 class Place:
-    """``room``: how many releases fit. ``failing``: releases by their label (an argument) that never start. ``wait``: what a waiting run does."""
+    """``room``: how many releases fit. ``failing``: releases by their label (an argument)
+    that never start. ``wait``: what a waiting run does.
+    """
 
     clock: Clock
     together: bool

@@ -1,7 +1,9 @@
-"""The protocol of a release, played by hypothesis: any story, killed after any effect, killed again in its recovery.
+"""The protocol of a release, played by hypothesis: any story, killed after any effect,
+killed again in its recovery.
 
-A run is the real protocol on a place in memory; each effect of it is a step of the machine, so that runs meet each other
-anywhere. ``shared/protocol`` is where the rules were first tried; nothing of it is used here.
+A run is the real protocol on a place in memory; each effect of it is a step of the
+machine, so that runs meet each other anywhere. ``shared/protocol`` is where the rules
+were first tried; nothing of it is used here.
 """
 
 from __future__ import annotations
@@ -332,7 +334,9 @@ class Deliveries(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(which=st.integers(0, 3))
     def stop(self, which: int) -> None:
-        """A process that is stopped (SIGSTOP) for longer than its lease: another may take it meanwhile."""
+        """A process that is stopped (SIGSTOP) for longer than its lease: another may take
+        it meanwhile.
+        """
         self.runs[which % len(self.runs)].stopped = True
         self.clock.sleep(61)
 
@@ -348,7 +352,9 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Every run ends, the last request is made again, and again: then everything is as it should be."""
+        """Every run ends, the last request is made again, and again: then everything is
+        as it should be.
+        """
         self._finish()
         if self.last is None:
             return
@@ -410,7 +416,9 @@ class Deliveries(RuleBasedStateMachine):
         assert len(requests) == len(set(requests)), requests
 
     def _at_rest(self) -> None:
-        """One release serves, alone or beside its standby; a rerun changes nothing; the plan says so."""
+        """One release serves, alone or beside its standby; a rerun changes nothing; the
+        plan says so.
+        """
         now = self._record()
         assert now.candidate is None
         assert Ref(LEASE, "lease") not in self.place.objects

@@ -1,4 +1,6 @@
-"""``deliver adopt`` as values: what is read from objects that were made by hand, and what is refused."""
+"""``deliver adopt`` as values: what is read from objects that were made by hand, and what
+is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Target deployment as values: what a release and a route are made of, and when traffic has really moved."""
+"""Target deployment as values: what a release and a route are made of, and when traffic
+has really moved.
+"""
 
 from __future__ import annotations
 

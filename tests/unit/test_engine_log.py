@@ -1,4 +1,6 @@
-"""What a real engine's last lines are turned into: every way to fail that was seen has a name and a remedy."""
+"""What a real engine's last lines are turned into: every way to fail that was seen has a
+name and a remedy.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ SEEN = {
     "tensor-parallel-2-on-1": "more GPUs than there are",
     "truncated-safetensors": "cut short",
     "unknown-flag": "does not know the argument",
-    # vLLM 0.32 on the CPU says some of it otherwise; its log warns of an OSError at every start
+    # vLLM 0.32 on the CPU says some of it otherwise; its log warns of an OSError at every
+    # start
     "cpu-arch": "does not know the model's architecture",
     "cpu-bad-value": "refuses the argument --max-model-len",
     "cpu-kv-fraction": "invalid literal for int() with base 10: '0.25'",

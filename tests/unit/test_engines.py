@@ -1,4 +1,6 @@
-"""An engine.toml is read, its mistakes are named, and its environment is made once by the real uv."""
+"""An engine.toml is read, its mistakes are named, and its environment is made once by the
+real uv.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Target kserve as values: its objects, and what each condition and event of KServe's comes to."""
+"""Target kserve as values: its objects, and what each condition and event of KServe's
+comes to.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How often a waiting run looks: never above the budget, and always again. On a clock of its own."""
+"""How often a waiting run looks: never above the budget, and always again. On a clock of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ MINUTE, WAIT = 60.0, 1800.0
 
 
 class World:
-    """An API server that is asked, on a clock that only waiting moves. ``changes``: how many pods' changes a second."""
+    """An API server that is asked, on a clock that only waiting moves. ``changes``: how
+    many pods' changes a second.
+    """
 
     def __init__(self, changes: float) -> None:
         self.now, self.asked, self.rate = 1000.0, deque[float](maxlen=1000), changes
@@ -49,7 +53,9 @@ class World:
 def test_a_waiting_run_looks_again_and_again_within_its_budget(
     monkeypatch: pytest.MonkeyPatch, cost: int, changes: float, before: int
 ) -> None:
-    """``cost``: the requests of a look; ``before``: those of the effects before the wait."""
+    """``cost``: the requests of a look; ``before``: those of the effects before the
+    wait.
+    """
     world = World(changes)
     monkeypatch.setattr(pacing, "time", world)
     pace: Any = Pace(world.client, world.look)  # type: ignore[arg-type]

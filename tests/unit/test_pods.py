@@ -1,4 +1,6 @@
-"""Why a pod is not ready, from the API's own objects: what ends the wait, what does not, and what the user is told."""
+"""Why a pod is not ready, from the API's own objects: what ends the wait, what does not,
+and what the user is told.
+"""
 
 from __future__ import annotations
 

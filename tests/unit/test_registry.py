@@ -1,4 +1,6 @@
-"""A tag becomes a digest: against a registry of the tests' own, behind the wire protocol (HEAD of a manifest, Basic and Bearer challenges)."""
+"""A tag becomes a digest: against a registry of the tests' own, behind the wire protocol
+(HEAD of a manifest, Basic and Bearer challenges).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ LOGIN = base64.b64encode(b"me:s3cret").decode()
 
 @dataclass
 class Registry:
-    """``wants``: what its challenge asks for; ``status`` answers every manifest that may be seen."""
+    """``wants``: what its challenge asks for; ``status`` answers every manifest that may
+    be seen.
+    """
 
     host: str = ""
     wants: str = ""

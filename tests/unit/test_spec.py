@@ -1,4 +1,6 @@
-"""What a user sees of a spec that is wrong: file, line, column, field, what was wrong, the nearest right name."""
+"""What a user sees of a spec that is wrong: file, line, column, field, what was wrong,
+the nearest right name.
+"""
 
 from __future__ import annotations
 

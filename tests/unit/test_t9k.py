@@ -1,4 +1,6 @@
-"""Target t9k as values: the seed's objects, a user's text, and what each condition and event of T9k's manuals comes to."""
+"""Target t9k as values: the seed's objects, a user's text, and what each condition and
+event of T9k's manuals comes to.
+"""
 
 from __future__ import annotations
 

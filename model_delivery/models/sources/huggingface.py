@@ -39,7 +39,9 @@ class HuggingFace:
     model: HuggingFaceModel
 
     def resolve(self) -> Snapshot:
-        """Retryable when the hub cannot be reached or is overloaded; a "no" is Refused."""
+        """Retryable when the hub cannot be reached or is overloaded; a "no" is
+        Refused.
+        """
         import httpx2
         from huggingface_hub import HfApi, RepoFile, errors
 

@@ -41,7 +41,9 @@ class ModelScope:
     model: ModelScopeModel
 
     def resolve(self) -> Snapshot:
-        """Retryable when the hub cannot be reached or is overloaded; a "no" is NotGiven."""
+        """Retryable when the hub cannot be reached or is overloaded; a "no" is
+        NotGiven.
+        """
         import requests
         from modelscope.hub.api import HubApi
         from modelscope_hub.errors import HubError

@@ -93,9 +93,10 @@ class Processes:
         """Start it, and return when it has become what it shall be. One that is there
         already is left alone.
 
-        Its working folder is ``folder``, which is there: the starter's own may be gone before it. A
-        launcher that dies before its exec is started again. What an earlier one left of
-        its session is killed first. Raises Permanent when the program cannot be executed.
+        Its working folder is ``folder``, which is there: the starter's own may be gone
+        before it. A launcher that dies before its exec is started again. What an earlier
+        one left of its session is killed first. Raises Permanent when the program cannot
+        be executed.
         """
         if run.session and not self.running(folder):
             _kill(session_of(self.state(folder)))

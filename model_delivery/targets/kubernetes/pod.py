@@ -57,7 +57,9 @@ def pod_labels(delivery: str, release: str) -> dict[str, str]:
 
 
 def devices(containers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """The extended resources (``vendor/device``) that a pod of these containers asks for."""
+    """The extended resources (``vendor/device``) that a pod of these containers asks
+    for.
+    """
     asked: dict[str, int] = {}
     for container in containers:
         for name, count in container.get("resources", {}).get("limits", {}).items():

@@ -28,7 +28,9 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def node(cluster: Cluster) -> Iterator[PlayedNode]:
-    """With two GPUs. One at a time: the scheduler knows no tests, and would give its pods to another module's node."""
+    """With two GPUs. One at a time: the scheduler knows no tests, and would give its pods
+    to another module's node.
+    """
     with gpu_node(cluster) as made:
         yield made
 

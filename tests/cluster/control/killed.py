@@ -1,4 +1,6 @@
-"""Runs in a process of their own, which kill themselves with SIGKILL before or after any effect: forked from a clean server, since the test has threads."""
+"""Runs in a process of their own, which kill themselves with SIGKILL before or after any
+effect: forked from a clean server, since the test has threads.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,11 @@ def run(
     kill_at: int | Event | None = None,
     occurrence: int = 1,
 ) -> Result:
-    """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills itself: its number (before and after count apart), or what it is.
+    """``arguments`` are the flow's, as JSON; at its effect ``kill_at`` the run kills
+    itself: its number (before and after count apart), or what it is.
 
-    An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``); ``occurrence``: at which one of several.
+    An ``Event`` is ("before" or "after", "put" or "delete", a pattern of ``KIND/NAME``);
+    ``occurrence``: at which one of several.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)

@@ -1,4 +1,6 @@
-"""A delivery to the control-plane tier: a hub, a played node with GPUs, the stand-in engine as the serving image, our own steps as children."""
+"""A delivery to the control-plane tier: a hub, a played node with GPUs, the stand-in
+engine as the serving image, our own steps as children.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,8 @@ def gpu_node(cluster: Cluster) -> Iterator[PlayedNode]:
 
 
 def refused_then_recreated(make: Callable[..., DeliverySpec], alone: Callable[[str], None]) -> str:
-    """Of two releases that need all GPUs each, the second is refused, and then takes the first one's place; returns its id.
+    """Of two releases that need all GPUs each, the second is refused, and then takes the
+    first one's place; returns its id.
 
     ``make`` makes a spec, ``alone`` asserts that a release serves alone.
     """

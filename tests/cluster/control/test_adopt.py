@@ -1,4 +1,6 @@
-"""What was made by hand comes under a spec without a restart: on each target, in a real control plane with played pods."""
+"""What was made by hand comes under a spec without a restart: on each target, in a real
+control plane with played pods.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ OBJECTS = {"deployment": ("deployment", "by-hand"), "t9k": ("mls", NAME), "kserv
 
 
 def by_hand(lab: Lab, weights: bytes | None = None) -> None:
-    """A claim with a clone, and an engine that serves it, as a person makes them with kubectl; until its pod is ready."""
+    """A claim with a clone, and an engine that serves it, as a person makes them with
+    kubectl; until its pod is ready.
+    """
     claim = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": "1Gi"}},
@@ -91,7 +95,9 @@ def plain(mount: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def t9k(_: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """As the example's: https://github.com/t9k/examples has it; the runtime serves others too."""
+    """As the example's: https://github.com/t9k/examples has it; the runtime serves others
+    too.
+    """
     args = ["--model={{.MODEL_PATH}}", "--served-model-name={{.MODEL_NAME}}", "--label=hand", "--ttft=2", "--itl=1"]
     container = {"name": "user-container", "image": ENGINE, "args": args, "ports": [{"containerPort": 8000}]}
     predictor = {
@@ -159,7 +165,9 @@ def live(lab: Lab, kind: str, name: str) -> dict[str, Any]:
 
 
 def untouched(found: dict[str, Any]) -> Any:
-    """What people write of an object, and who holds it: the rest its controller may change at any time."""
+    """What people write of an object, and who holds it: the rest its controller may
+    change at any time.
+    """
     meta = found["metadata"]
     held = [(one["manager"], one["fieldsV1"]) for one in meta["managedFields"] if not one.get("subresource")]
     return meta["generation"], meta.get("labels"), meta.get("annotations"), held
@@ -203,7 +211,9 @@ def source(lab: Lab) -> list[str]:
 
 
 def adopted(lab: Lab, before: tuple[str, int] | None) -> None:
-    """It serves under our name with all of the traffic, is the same process, and differs in nothing from what is wanted."""
+    """It serves under our name with all of the traffic, is the same process, and differs
+    in nothing from what is wanted.
+    """
     assert before is not None
     assert engine(lab) == before
     record = lab.record

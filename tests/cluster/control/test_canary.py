@@ -1,4 +1,6 @@
-"""A canary behind a gateway, end to end: each step's share is what the stand-in gateway really sends, each step is judged, a refused one gives it back."""
+"""A canary behind a gateway, end to end: each step's share is what the stand-in gateway
+really sends, each step is judged, a refused one gives it back.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def label(spec: DeliverySpec) -> str:
 
 
 def asked(gateway: StandIn, requests: int = 100) -> Counter[str]:
-    """Who answers through the gateway, by label; a request that nobody answers counts under its status."""
+    """Who answers through the gateway, by label; a request that nobody answers counts
+    under its status.
+    """
     with httpx.Client(base_url=gateway.url, headers={"Host": HOSTNAME}, trust_env=False) as client:
         answers = [client.get("/v1/models") for _ in range(requests)]
     return Counter(str(one.json()["data"][0]["root"]) if one.is_success else str(one.status_code) for one in answers)
@@ -87,7 +91,9 @@ def test_a_canary_gets_the_share_of_each_step_is_judged_there_and_rolled_back(
 
 
 def test_a_refused_canary_takes_its_weight_back(lab: Lab, gateway: StandIn) -> None:
-    """It dies of its ninth request: after the smoke test of the dark stage, in the one of the first step."""
+    """It dies of its ninth request: after the smoke test of the dark stage, in the one of
+    the first step.
+    """
     first = canary(lab, gates=SMOKE_ONLY)
     serves = deliver.fn(first)["release"]
     with pytest.raises(GateFailed) as refused:

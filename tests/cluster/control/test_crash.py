@@ -1,6 +1,8 @@
-"""Real runs against a real control plane with played pods, killed with SIGKILL before and after their effects, then run again.
+"""Real runs against a real control plane with played pods, killed with SIGKILL before and
+after their effects, then run again.
 
-``MODEL_DELIVERY_MOMENTS`` bounds how many moments of each story are taken (seeded; default: all of them).
+``MODEL_DELIVERY_MOMENTS`` bounds how many moments of each story are taken (seeded;
+default: all of them).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ SEED = 20261124
 
 
 def spec(lab: Lab, **more: Any) -> DeliverySpec:
-    """Without a load test: its effects are those of the smoke test, and Locust's start is most of its time."""
+    """Without a load test: its effects are those of the smoke test, and Locust's start is
+    most of its time.
+    """
     return lab.spec(gates={"smoke": {"max_tokens": 16, **more.pop("smoke", {})}, "throughput": None}, **more)
 
 
@@ -34,14 +38,18 @@ def deliver(wanted: DeliverySpec, kill_at: int | None = None) -> Result:
 
 
 def moments(whole: Result) -> list[int]:
-    """Before the first effect, and after each one: after one is before the next, since only effects change the world."""
+    """Before the first effect, and after each one: after one is before the next, since
+    only effects change the world.
+    """
     every = [0, *(at for at, (when, _, _) in enumerate(whole.events) if when == "after")]
     wanted = int(os.environ.get("MODEL_DELIVERY_MOMENTS", len(every)))
     return sorted(random.Random(SEED).sample(every, min(wanted, len(every))))
 
 
 def converged(lab: Lab, serving: str | None) -> None:
-    """One release serves, alone and with all of the traffic; nothing is left to change, and nothing of a step, a lease or another release."""
+    """One release serves, alone and with all of the traffic; nothing is left to change,
+    and nothing of a step, a lease or another release.
+    """
     place, record = lab.place, lab.record
     assert (record.candidate, record.serving) == (None, serving)
     world = place.world(NAME)
@@ -59,7 +67,9 @@ def converged(lab: Lab, serving: str | None) -> None:
 
 
 def released(lab: Lab) -> set[str]:
-    """Whose pods there are: a controller that has been told to end a release takes its time."""
+    """Whose pods there are: a controller that has been told to end a release takes its
+    time.
+    """
     labels = [pod["metadata"]["labels"] for pod in lab.place.world(NAME).beside["Pod"]]
     return {one["model-delivery/release"] for one in labels if one["model-delivery/role"] == "release"}
 
@@ -73,7 +83,9 @@ def jobs(lab: Lab) -> list[bool]:
 
 @dataclass(frozen=True)
 class Story:
-    """``before`` prepares; ``make`` is what is delivered; ``ends``: the exit code of an undisturbed run."""
+    """``before`` prepares; ``make`` is what is delivered; ``ends``: the exit code of an
+    undisturbed run.
+    """
 
     name: str
     before: Callable[[Lab], object]

@@ -1,6 +1,8 @@
-"""Crashes that are not followed by a quiet rerun of the same: of a canary behind a gateway, a second one in the recovery, and another spec after one.
+"""Crashes that are not followed by a quiet rerun of the same: of a canary behind a
+gateway, a second one in the recovery, and another spec after one.
 
-``MODEL_DELIVERY_MOMENTS`` bounds how many moments are taken (seeded; default: all of them).
+``MODEL_DELIVERY_MOMENTS`` bounds how many moments are taken (seeded; default: all of
+them).
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def canary(lab: Lab) -> DeliverySpec:
 
 
 def settled(lab: Lab, serving: str) -> None:
-    """One release serves, alone, with all of the route's weight; nothing is left to change, no lease, no step."""
+    """One release serves, alone, with all of the route's weight; nothing is left to
+    change, no lease, no step.
+    """
     record, world = lab.record, lab.place.world(NAME)
     assert (record.candidate, record.serving) == (None, serving)
     assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serving}"]

@@ -1,4 +1,6 @@
-"""The promise of diagnosis: what waiting cannot mend ends the wait within 10 s, from the moment at which the cluster knew it. Two stamps of one clock."""
+"""The promise of diagnosis: what waiting cannot mend ends the wait within 10 s, from the
+moment at which the cluster knew it. Two stamps of one clock.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,18 @@ def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node:
 
 
 def ended_at(lab: Lab, says: str, *args: str, **more: Any) -> float:
-    """When the wait for a release that cannot start was over (before it is withdrawn), in seconds since the epoch."""
+    """When the wait for a release that cannot start was over (before it is withdrawn), in
+    seconds since the epoch.
+    """
     with pytest.raises(Permanent, match=says):
         deliver.fn(lab.spec(*args, gates=SMOKE_ONLY, **more))
     return lab.record.ended[-1].at
 
 
 def known_at(lab: Lab) -> float:
-    """When the played kubelet first had a container of the last engine in the state that ends the wait."""
+    """When the played kubelet first had a container of the last engine in the state that
+    ends the wait.
+    """
     name = f"{NAME}-{lab.record.ended[-1].release}"
     return min(
         p.failed_at["engine"]
@@ -46,7 +52,9 @@ def known_at(lab: Lab) -> float:
 
 
 def test_an_image_that_is_not_there(lab: Lab, cluster: Cluster) -> None:
-    """The fetch Job's second container pulls it first: that is where it is told. A release without a fetch is told by its own pod."""
+    """The fetch Job's second container pulls it first: that is where it is told. A
+    release without a fetch is told by its own pod.
+    """
     end = ended_at(lab, "there is no image", target={"image": ABSENT})
     (begin,) = [
         p.failed_at["image"]
@@ -67,7 +75,9 @@ def test_a_quota_that_is_used_up(lab: Lab, cluster: Cluster, monkeypatch: pytest
     since: list[float] = []
 
     def note(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-        """The condition's own stamp, in whole seconds, while the Deployment is still there."""
+        """The condition's own stamp, in whole seconds, while the Deployment is still
+        there.
+        """
         listed = cluster.listed(f"/apis/apps/v1/namespaces/{lab.namespace}/deployments")
         conditions = [condition for one in listed for condition in one.get("status", {}).get("conditions", ())]
         failures = [one["lastTransitionTime"] for one in conditions if one["type"] == "ReplicaFailure"]

@@ -1,4 +1,6 @@
-"""The whole way on a real control plane with played pods: claim, fetch, dark release, gates, switch, record; again; and what heals."""
+"""The whole way on a real control plane with played pods: claim, fetch, dark release,
+gates, switch, record; again; and what heals.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +118,9 @@ def test_odd_text_reaches_the_engine_as_it_is(lab: Lab) -> None:
 
 
 def refused(lab: Lab, serves: str, **more: Any) -> str:
-    """What a delivery that fails says; what served still does, alone, and nothing else is left."""
+    """What a delivery that fails says; what served still does, alone, and nothing else is
+    left.
+    """
     with pytest.raises(Permanent) as failed:
         deliver.fn(lab.spec(gates={"smoke": {"max_tokens": 16}, "throughput": None}, **more))
     assert lab.record.serving == serves

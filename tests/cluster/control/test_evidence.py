@@ -1,4 +1,6 @@
-"""Reports and evidence stay in the cluster: whoever delivered, and wherever that ran, may be gone."""
+"""Reports and evidence stay in the cluster: whoever delivered, and wherever that ran, may
+be gone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What befalls a delivery in a cluster from outside (FAULTS 2, 3, 6, 9), and what its user is told. Each converges, or says cause and next step."""
+"""What befalls a delivery in a cluster from outside (FAULTS 2, 3, 6, 9), and what its
+user is told. Each converges, or says cause and next step.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_a_log_that_breaks_in_the_middle_of_a_result_is_read_on(
 
 
 def token_file(cluster: Cluster, namespace: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kubeconfig's command reads its token from this file; the account may do anything."""
+    """The kubeconfig's command reads its token from this file; the account may do
+    anything.
+    """
     cluster.kubectl(
         "create",
         "rolebinding",
@@ -153,7 +157,9 @@ def test_a_token_that_ends_in_the_middle_of_a_wait_is_fetched_anew_or_told(
     lasting = cluster.token(lab.namespace, "default", 600)
 
     def run(spec: DeliverySpec, seconds: float, then: str) -> Any:
-        """With a token of ``seconds``, while the engine needs longer to start; ``then`` is the next one that the command gives."""
+        """With a token of ``seconds``, while the engine needs longer to start; ``then``
+        is the next one that the command gives.
+        """
         short = cluster.token(lab.namespace, "default", seconds)
         token.write_text(short)
         with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,6 @@
-"""The stand-in gateway splits traffic as an HTTPRoute's weights say, and says so in its status."""
+"""The stand-in gateway splits traffic as an HTTPRoute's weights say, and says so in its
+status.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The whole way to KServe on a real control plane: the real manager with its webhooks, played pods; and what it hides."""
+"""The whole way to KServe on a real control plane: the real manager with its webhooks,
+played pods; and what it hides.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 def test_a_cluster_without_kserve_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cluster of its own: whatever ran before may have installed it in the other one."""
+    """A cluster of its own: whatever ran before may have installed it in the other
+    one.
+    """
     with (
         running_control_plane(tmp_path / "cluster") as cluster,
         gpu_node(cluster) as node,
@@ -73,7 +77,9 @@ def live(lab: Lab, what: str) -> dict[str, Any]:
 
 
 def alone(lab: Lab, release: str) -> None:
-    """It serves with all of the traffic, nothing else is there, and nothing is left to change."""
+    """It serves with all of the traffic, nothing else is there, and nothing is left to
+    change.
+    """
     world = lab.place.world(NAME)
     ours = {
         str(ref)

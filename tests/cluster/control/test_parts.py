@@ -1,4 +1,6 @@
-"""The control-plane tier's parts are what they say: a real API server, and a played node that its client cannot tell from a kubelet."""
+"""The control-plane tier's parts are what they say: a real API server, and a played node
+that its client cannot tell from a kubelet.
+"""
 
 from __future__ import annotations
 

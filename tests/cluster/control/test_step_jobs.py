@@ -1,4 +1,6 @@
-"""The fetch Job: on a node that has the device, and with the endpoint, the proxy and the authority of the machine that delivers."""
+"""The fetch Job: on a node that has the device, and with the endpoint, the proxy and the
+authority of the machine that delivers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node:
 
 
 def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Deliver until the model is on the claim, and no further; the Job that fetched it."""
+    """Deliver until the model is on the claim, and no further; the Job that fetched
+    it.
+    """
 
     def stop(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
         if ref.kind.name == "Deployment":

@@ -1,4 +1,6 @@
-"""The whole way to T9k on a real control plane: its API from the public manuals, a stand-in for its controller, played pods."""
+"""The whole way to T9k on a real control plane: its API from the public manuals, a
+stand-in for its controller, played pods.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +236,9 @@ def test_the_example_by_hand_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
 
 
 def answered(lab: Lab, url: str) -> str:
-    """By the model's name, as the seed's curl asks: the names inside the cluster are really addresses in 127/8."""
+    """By the model's name, as the seed's curl asks: the names inside the cluster are
+    really addresses in 127/8.
+    """
     (found,) = [
         one
         for one in lab.cluster.listed(f"/api/v1/namespaces/{lab.namespace}/services")

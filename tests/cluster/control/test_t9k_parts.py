@@ -1,4 +1,6 @@
-"""The stand-in for T9k's controller does what T9k's example does by hand: objects by kubectl, an address by host, a canary's share of the traffic."""
+"""The stand-in for T9k's controller does what T9k's example does by hand: objects by
+kubectl, an address by host, a canary's share of the traffic.
+"""
 
 from __future__ import annotations
 

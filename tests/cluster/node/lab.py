@@ -1,4 +1,6 @@
-"""A delivery to the node tier: a hub over TLS with the cluster's own authority, the registry with its password, and ``deliver`` as a user runs it."""
+"""A delivery to the node tier: a hub over TLS with the cluster's own authority, the
+registry with its password, and ``deliver`` as a user runs it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Lab:
     kind: str = "deployment"
 
     def spec(self, image: str, **more: Any) -> Path:
-        """The file of a spec for ``image``; ``more`` goes over its sections, a level deep."""
+        """The file of a spec for ``image``; ``more`` goes over its sections, a level
+        deep.
+        """
         made: dict[str, Any] = {
             "apiVersion": "model-delivery/v1",
             "name": NAME,
@@ -101,7 +105,9 @@ class Lab:
 
 @contextmanager
 def controller(node: Node, kind: str) -> Iterator[None]:
-    """What makes pods of a target's objects: KServe's real manager, a stand-in for T9k's."""
+    """What makes pods of a target's objects: KServe's real manager, a stand-in for
+    T9k's.
+    """
     if kind == "deployment":
         yield
         return
@@ -119,7 +125,9 @@ def controller(node: Node, kind: str) -> Iterator[None]:
 def running_lab(
     node: Node, folder: Path, model: Path, images: Mapping[str, str], kind: str = "deployment"
 ) -> Iterator[Lab]:
-    """In a namespace of its own with the pull secret ``pull``; it enforces the restricted Pod Security level, which Knative's pods would not pass."""
+    """In a namespace of its own with the pull secret ``pull``; it enforces the restricted
+    Pod Security level, which Knative's pods would not pass.
+    """
     level = {} if kind == "t9k" else {"pod-security.kubernetes.io/enforce": "restricted"}
     crt, key = node.authority.issue("hub", "hub.test", names=["hub.test"])
     certificate = folder / "hub.pem"

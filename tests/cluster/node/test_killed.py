@@ -1,4 +1,6 @@
-"""Runs on a real node that are killed with SIGKILL at five named moments, on each target; the next run of the same spec ends them."""
+"""Runs on a real node that are killed with SIGKILL at five named moments, on each target;
+the next run of the same spec ends them.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def arguments(lab: Lab, label: str, **smoke: str) -> dict[str, object]:
 
 
 def at(lab: Lab, moment: Event) -> tuple[Event, int]:
-    """On t9k the route is the MLService, which a run writes for a dark release too: its second write is the switch, where something serves."""
+    """On t9k the route is the MLService, which a run writes for a dark release too: its
+    second write is the switch, where something serves.
+    """
     when, verb, pattern = moment
     t9k = lab.kind == "t9k" and pattern == "ROUTE"
     return (when, verb, pattern.replace("ROUTE", f"MLService/{NAME}" if t9k else f"Service/{NAME}")), 2 if t9k else 1

@@ -1,4 +1,6 @@
-"""The node tier's parts are what they say: pods run under the restricted level, claims bind, names answer, the registry refuses when told to."""
+"""The node tier's parts are what they say: pods run under the restricted level, claims
+bind, names answer, the registry refuses when told to.
+"""
 
 from __future__ import annotations
 

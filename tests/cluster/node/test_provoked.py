@@ -1,4 +1,6 @@
-"""What goes wrong on a real node, and what its user is told: each case leaves the release that served before, alone and answering."""
+"""What goes wrong on a real node, and what its user is told: each case leaves the release
+that served before, alone and answering.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def unharmed(lab: Lab, serving: str) -> None:
 
 
 def refused(lab: Lab, file: Path, code: int = 1) -> tuple[str, float]:
-    """What ``deliver up`` said, and when it said that a wait had failed (seconds since the epoch); the old release is unharmed."""
+    """What ``deliver up`` said, and when it said that a wait had failed (seconds since
+    the epoch); the old release is unharmed.
+    """
     serving = lab.record.serving
     assert serving
     lines, ended = [], 0.0
@@ -73,7 +77,9 @@ def test_an_image_that_is_not_there(lab: Lab) -> None:
 
 
 def event(lab: Lab, text: str) -> float:
-    """When the first event that says ``text`` happened (seconds since the epoch, whole)."""
+    """When the first event that says ``text`` happened (seconds since the epoch,
+    whole).
+    """
     told = [one for one in lab.there("events") if text in one.get("message", "")]
     return min(datetime.fromisoformat(one["firstTimestamp"] or one["eventTime"]).timestamp() for one in told)
 

@@ -1,4 +1,6 @@
-"""The story on a real node: a claim binds, a Job fetches, real vLLM answers in its pod, Locust measures it in a Job, and it is promoted; again; healed."""
+"""The story on a real node: a claim binds, a Job fetches, real vLLM answers in its pod,
+Locust measures it in a Job, and it is promoted; again; healed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""T9k (its controller is a stand-in) and KServe (its real manager) on a real node, with real vLLM: dark, promoted, rolled back, refused."""
+"""T9k (its controller is a stand-in) and KServe (its real manager) on a real node, with
+real vLLM: dark, promoted, rolled back, refused.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,9 @@ def test_it_is_rolled_back_and_taken_down(lab: Lab) -> None:
 
 
 def by_hand(lab: Lab) -> str:
-    """A clone on the claim, and an engine that serves it, as people make them with kubectl; the name of its object."""
+    """A clone on the claim, and an engine that serves it, as people make them with
+    kubectl; the name of its object.
+    """
     (volume,) = lab.there("pvc")
     claim, folder = volume["metadata"]["name"], "clones/smollm2"
     copy = "import pathlib, shutil; (old,) = pathlib.Path('/data/models/huggingface').glob('*/*/config.json'); "

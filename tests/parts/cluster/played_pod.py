@@ -1,7 +1,9 @@
-"""What a played pod is made of: its mounted files, its variables and its containers' words, as they are for a child process.
+"""What a played pod is made of: its mounted files, its variables and its containers'
+words, as they are for a child process.
 
-A child has no mounts, no network and no DNS of its own. So each of its paths below a mount, each name of a Service and the address
-``0.0.0.0`` is rewritten to where the thing really is, in arguments, variables and mounted text.
+A child has no mounts, no network and no DNS of its own. So each of its paths below a
+mount, each name of a Service and the address ``0.0.0.0`` is rewritten to where the thing
+really is, in arguments, variables and mounted text.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ KEPT = ("PATH", "HOME", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
 
 
 def loopback(address: str) -> str:
-    """Where the address of a pod or a Service really is: the same one, in 127/8 (the API refuses loopback in an EndpointSlice)."""
+    """Where the address of a pod or a Service really is: the same one, in 127/8 (the API
+    refuses loopback in an EndpointSlice).
+    """
     return re.sub(r"^\d+", "127", address)
 
 

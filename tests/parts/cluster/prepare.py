@@ -1,6 +1,8 @@
-"""``python -m tests.parts.cluster.prepare TIER…``: builds what the tiers ``control`` and ``node`` need, while the network is there.
+"""``python -m tests.parts.cluster.prepare TIER…``: builds what the tiers ``control`` and
+``node`` need, while the network is there.
 
-What is in the cache already costs nothing. Exit code 1, with what failed, when something cannot be built.
+What is in the cache already costs nothing. Exit code 1, with what failed, when something
+cannot be built.
 """
 
 from __future__ import annotations

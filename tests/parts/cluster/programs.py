@@ -1,4 +1,6 @@
-"""Long-running programs of one state folder: started, ended by process id, found again after a test that was killed."""
+"""Long-running programs of one state folder: started, ended by process id, found again
+after a test that was killed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ ROOT = Path(__file__).parents[3]
 
 
 class Programs:
-    """``log/NAME`` holds a program's output, ``pids/NAME`` its process id and start time."""
+    """``log/NAME`` holds a program's output, ``pids/NAME`` its process id and start
+    time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,7 +31,9 @@ class Programs:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> psutil.Popen:
-        """Start it in the state folder, in a session of its own; it does not outlive this process, even one that is killed."""
+        """Start it in the state folder, in a session of its own; it does not outlive this
+        process, even one that is killed.
+        """
         with (self.folder / "log" / name).open("ab") as out:
             process = psutil.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *map(str, command)], cwd=self.folder, env=None if environ is None else dict(environ),
@@ -43,7 +49,9 @@ class Programs:
         return list(self._running.values())
 
     def wait_for(self, name: str, answers: Callable[[], bool], timeout: float = 60.0) -> None:
-        """Return when ``answers``; RuntimeError with the end of the program's log when it ended, or after ``timeout`` seconds."""
+        """Return when ``answers``; RuntimeError with the end of the program's log when it
+        ended, or after ``timeout`` seconds.
+        """
         process = self._running[name]
         until(
             lambda: answers() or process.poll() is not None,
@@ -54,7 +62,9 @@ class Programs:
             raise RuntimeError(f"{name} ended with {process.poll()}:\n{self.tail(name)}")
 
     def stop(self, name: str, grace: float = 10.0) -> None:
-        """SIGTERM, ``grace`` seconds, SIGKILL; 0: SIGKILL at once. Returns when it is gone."""
+        """SIGTERM, ``grace`` seconds, SIGKILL; 0: SIGKILL at once. Returns when it is
+        gone.
+        """
         process = self._running.pop(name, None)
         if process is not None:
             end(process, grace)
@@ -66,7 +76,9 @@ class Programs:
             self.stop(name, grace)
 
     def end_leftovers(self) -> None:
-        """End what a killed test left running: ids whose start time is the one that was written down."""
+        """End what a killed test left running: ids whose start time is the one that was
+        written down.
+        """
         for file in (self.folder / "pids").iterdir():
             pid, began = json.loads(file.read_text() or "[0, 0]")
             with suppress(psutil.NoSuchProcess):

@@ -1,7 +1,9 @@
-"""A provisioner of volumes that are folders of one node, of the kind ``local``: unlike a hostPath, they take a pod's fsGroup.
+"""A provisioner of volumes that are folders of one node, of the kind ``local``: unlike a
+hostPath, they take a pod's fsGroup.
 
-It plays what a storage driver does for a class that waits for its first consumer: when the scheduler has chosen a node for a claim it makes
-a volume there, grows it when the claim asks for more, and removes it after its claim.
+It plays what a storage driver does for a class that waits for its first consumer: when
+the scheduler has chosen a node for a claim it makes a volume there, grows it when the
+claim asks for more, and removes it after its claim.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def storage_class(name: str = CLASS, *, default: bool = False, growing: bool = T
 
 
 class Provisioner:
-    """Makes the class ``folders`` (not the default), and serves it and every other class of its kind while the block runs."""
+    """Makes the class ``folders`` (not the default), and serves it and every other class
+    of its kind while the block runs.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -115,6 +119,8 @@ class Provisioner:
 
 
 def folder_of(volume: Object) -> Path:
-    """Where a volume's files are, of ours and of the controller-manager's own host-path provisioner."""
+    """Where a volume's files are, of ours and of the controller-manager's own host-path
+    provisioner.
+    """
     source = volume["spec"].get("local") or volume["spec"]["hostPath"]
     return Path(source["path"])

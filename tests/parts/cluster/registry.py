@@ -1,6 +1,8 @@
-"""An image registry with a password: Debian's docker-registry, over TLS, behind a proxy that answers with faults when told to.
+"""An image registry with a password: Debian's docker-registry, over TLS, behind a proxy
+that answers with faults when told to.
 
-Images are pushed past the proxy, to the registry itself. What it stores outlives it (it is a cache, keyed by content).
+Images are pushed past the proxy, to the registry itself. What it stores outlives it (it
+is a cache, keyed by content).
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ Descriptor = Mapping[str, Any]
 
 @dataclass
 class Fault:
-    """Answers requests whose path matches ``path`` with ``status``, ``times`` times (None: always)."""
+    """Answers requests whose path matches ``path`` with ``status``, ``times`` times
+    (None: always).
+    """
 
     status: int
     path: str = ""
@@ -46,7 +50,9 @@ class Fault:
 
 @dataclass
 class Registry:
-    """``asked``: method and path of each request of the wire; ``faults``: the first that fits answers."""
+    """``asked``: method and path of each request of the wire; ``faults``: the first that
+    fits answers.
+    """
 
     port: int
     faults: list[Fault] = field(default_factory=list)
@@ -124,7 +130,9 @@ class Registry:
         return self._client.head(f"/v2/{repository}/blobs/{digest}").is_success
 
     def push(self, repository: str, tag: str, layers: Iterable[Descriptor], config: Mapping[str, Any]) -> str:
-        """An image of uncompressed layers that are there; returns its reference by digest."""
+        """An image of uncompressed layers that are there; returns its reference by
+        digest.
+        """
         layers = list(layers)
         rootfs = {"type": "layers", "diff_ids": [one["digest"] for one in layers]}
         whole = {"architecture": "amd64", "os": "linux", "config": config, "rootfs": rootfs}
@@ -186,7 +194,9 @@ class _Proxy(BaseHTTPRequestHandler):
 
 @contextmanager
 def running_registry(cluster: Cluster, address: str) -> Iterator[Registry]:
-    """``https://registry.test`` on ``address``, with a certificate of the cluster's authority."""
+    """``https://registry.test`` on ``address``, with a certificate of the cluster's
+    authority.
+    """
     registry = Registry(free_port())
     (cluster.folder / "htpasswd").write_text(f"{USER}:{HASHED}\n")
     config = {

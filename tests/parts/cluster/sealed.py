@@ -1,7 +1,9 @@
-"""``python -m tests.parts.cluster.sealed COMMAND…`` (root): run it where nothing outside this machine can be reached.
+"""``python -m tests.parts.cluster.sealed COMMAND…`` (root): run it where nothing outside
+this machine can be reached.
 
-The command gets network, mount and process namespaces of its own: what it starts, mounts and listens on ends with it, however it ends.
-(Not ``ip netns exec``, which remounts /sys and hides the cgroups.) ``SEALED=1`` tells it where it is.
+The command gets network, mount and process namespaces of its own: what it starts, mounts
+and listens on ends with it, however it ends. (Not ``ip netns exec``, which remounts /sys
+and hides the cgroups.) ``SEALED=1`` tells it where it is.
 """
 
 from __future__ import annotations

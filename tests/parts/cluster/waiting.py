@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 def until(answer: Callable[[], T | None], timeout: float, why_not: str | Callable[[], str], pause: float = 0.1) -> T:
-    """The first true ``answer``; RuntimeError with ``why_not`` after ``timeout`` seconds."""
+    """The first true ``answer``; RuntimeError with ``why_not`` after ``timeout``
+    seconds.
+    """
     deadline = time.monotonic() + timeout
     while True:
         found = answer()

@@ -1,7 +1,10 @@
-"""A stand-in for a gateway controller (none builds from package registries): it programs a Caddy from Gateway API HTTPRoutes.
+"""A stand-in for a gateway controller (none builds from package registries): it programs
+a Caddy from Gateway API HTTPRoutes.
 
-Real: the API's definitions, Gateways, HTTPRoutes, their status, and the proxy that splits the traffic by weight, exact to 1 %. Not there:
-matches, filters, TLS, listeners of different ports, cross-namespace grants. A weight changes without a reload; a new route reloads Caddy.
+Real: the API's definitions, Gateways, HTTPRoutes, their status, and the proxy that splits
+the traffic by weight, exact to 1 %. Not there: matches, filters, TLS, listeners of
+different ports, cross-namespace grants. A weight changes without a reload; a new route
+reloads Caddy.
 """
 
 from __future__ import annotations
@@ -31,13 +34,17 @@ Object = Mapping[str, Any]
 
 
 def definitions() -> list[Path]:
-    """The Gateway API's standard CRDs, from its Go module (needs the network the first time)."""
+    """The Gateway API's standard CRDs, from its Go module (needs the network the first
+    time).
+    """
     folder = module(CRDS, "sigs.k8s.io/gateway-api") / "config/crd/standard"
     return [folder / f"gateway.networking.k8s.io_{kind}.yaml" for kind in ("gatewayclasses", "gateways", "httproutes")]
 
 
 def share(weights: Sequence[int]) -> list[int]:
-    """For each of the slots, in turn, the index of its backend: as even as it can be; empty when nothing has weight."""
+    """For each of the slots, in turn, the index of its backend: as even as it can be;
+    empty when nothing has weight.
+    """
     total, given, slots = sum(weights), [0] * len(weights), list[int]()
     for slot in range(1, SLOTS + 1 if total else 1):
         behind = [weight * slot / total - given[index] for index, weight in enumerate(weights)]
@@ -48,7 +55,9 @@ def share(weights: Sequence[int]) -> list[int]:
 
 
 class StandIn:
-    """Follows every HTTPRoute whose parent is a Gateway of class ``caddy``; ``real`` says where a cluster address really is."""
+    """Follows every HTTPRoute whose parent is a Gateway of class ``caddy``; ``real`` says
+    where a cluster address really is.
+    """
 
     def __init__(self, cluster: Cluster, address: str, port: int, real: Callable[[str], str]) -> None:
         self._cluster, self.address, self.port, self._real = cluster, address, port, real
@@ -111,7 +120,9 @@ class StandIn:
             self._tell_gateway(gateway)
 
     def _program(self, key: str, route: Object, services: Mapping[tuple[str, str], Object]) -> bool:
-        """Write the slots of a route's first rule; False: one of its backends is not there."""
+        """Write the slots of a route's first rule; False: one of its backends is not
+        there.
+        """
         namespace = route["metadata"]["namespace"]
         refs = [ref for rule in route["spec"].get("rules", ())[:1] for ref in rule.get("backendRefs", ())]
         there = [services.get((ref.get("namespace", namespace), ref["name"])) for ref in refs]
@@ -226,7 +237,9 @@ def install(cluster: Cluster) -> None:
 
 @contextmanager
 def running_gateway(cluster: Cluster, address: str, port: int, real: Callable[[str], str] = str) -> Iterator[StandIn]:
-    """It listens on ``address`` and ``port``, for the length of the block. ``real``: ``played_pod.loopback`` where a node is played."""
+    """It listens on ``address`` and ``port``, for the length of the block. ``real``:
+    ``played_pod.loopback`` where a node is played.
+    """
     made = StandIn(cluster, address, port, real)
     try:
         made.start()

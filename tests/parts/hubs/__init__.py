@@ -1,4 +1,6 @@
-"""Hubs of the tests' own, behind their wire protocols; faults are told to them, never patched into our client."""
+"""Hubs of the tests' own, behind their wire protocols; faults are told to them, never
+patched into our client.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ PIECE = 1 << 20
 
 @dataclass
 class Hub:
-    """One repository, ``org/model``. ``status`` (with ``error_code``) answers everything; the rest faults the bytes of the file that is named.
+    """One repository, ``org/model``. ``status`` (with ``error_code``) answers everything;
+    the rest faults the bytes of the file that is named.
 
-    ``flipped``: one bit differs; ``truncated``: cut at the file's middle, once; ``stalled``: nothing comes after its middle until ``go_on``
-    (``stuck`` says that it was asked for); ``trickling``: a byte every 50 ms after its middle; ``missing``: 404; ``whole_only``: Range is ignored; ``lying_size``: the list is wrong.
+    ``flipped``: one bit differs; ``truncated``: cut at the file's middle, once;
+    ``stalled``: nothing comes after its middle until ``go_on`` (``stuck`` says that it
+    was asked for); ``trickling``: a byte every 50 ms after its middle; ``missing``: 404;
+    ``whole_only``: Range is ignored; ``lying_size``: the list is wrong.
     """
 
     files: dict[str, bytes]
@@ -164,9 +169,11 @@ class Server(ThreadingHTTPServer):
 def serving(
     handler: type[HubHandler], hub: Hub, certificate: Path | None = None, at: tuple[str, str] | None = None
 ) -> Iterator[Hub]:
-    """``hub`` on a free port until the end of the block; over TLS with a ``certificate`` (a file of key and chain).
+    """``hub`` on a free port until the end of the block; over TLS with a ``certificate``
+    (a file of key and chain).
 
-    ``at``: the address that it listens on and the name that it goes by; otherwise loopback.
+    ``at``: the address that it listens on and the name that it goes by; otherwise
+    loopback.
     """
     address, name = at or ("127.0.0.1", "localhost" if certificate else "127.0.0.1")
     server = Server((address, 0), type("Handler", (handler,), {"hub": hub}))

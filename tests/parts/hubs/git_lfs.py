@@ -1,7 +1,10 @@
-"""A git remote with LFS of the tests' own: git's smart HTTP by git's own ``http-backend``, LFS's batch API and its objects by this server.
+"""A git remote with LFS of the tests' own: git's smart HTTP by git's own
+``http-backend``, LFS's batch API and its objects by this server.
 
-``/org/model.git/…`` is git's, ``POST /org/model.git/info/lfs/objects/batch`` answers with addresses ``/lfs/OID``, which want the header
-``X-Ticket`` that the batch gave. With ``token`` set, git and the batch want it as Basic password. ``missing`` names a file whose object is gone.
+``/org/model.git/…`` is git's, ``POST /org/model.git/info/lfs/objects/batch`` answers with
+addresses ``/lfs/OID``, which want the header ``X-Ticket`` that the batch gave. With
+``token`` set, git and the batch want it as Basic password. ``missing`` names a file whose
+object is gone.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ class GitServer(Hub):
         return f"{self.url}/org/model.git"
 
     def commit_files(self, files: dict[str, bytes], links: dict[str, str] | None = None) -> str:
-        """A commit of ``files`` on main, the large ones as LFS pointers; returns its id."""
+        """A commit of ``files`` on main, the large ones as LFS pointers; returns its
+        id.
+        """
         work = self.root / "work"
         for old in [
             path for path in work.rglob("*") if ".git" not in path.parts and (path.is_symlink() or path.is_file())
@@ -141,7 +146,9 @@ class Handler(HubHandler):
 
 @contextmanager
 def running_git(model: Path, folder: Path) -> Iterator[GitServer]:
-    """A remote whose main branch holds the files of ``model``; its repositories lie in ``folder``."""
+    """A remote whose main branch holds the files of ``model``; its repositories lie in
+    ``folder``.
+    """
     bare, work = folder / "org" / "model.git", folder / "work"
     bare.mkdir(parents=True)
     work.mkdir()

@@ -1,10 +1,12 @@
 """A Hugging Face hub of the tests' own, of one repository.
 
-It answers what huggingface_hub and the transfer ask: ``GET /api/models/org/model/revision/REV`` (the commit),
-``GET /api/models/org/model/tree/COMMIT?recursive=true`` (each file's size with its LFS sha256 or git blob id) and
-``GET /org/model/resolve/COMMIT/PATH`` (bytes, with ``Range``; with ``redirected`` from a signed address that expires, with
-``elsewhere`` from another host), with the hub's
-``X-Error-Code`` on refusals. With ``api`` set to another hub's address (olah's), its API's answers are passed on.
+It answers what huggingface_hub and the transfer ask: ``GET
+/api/models/org/model/revision/REV`` (the commit), ``GET
+/api/models/org/model/tree/COMMIT?recursive=true`` (each file's size with its LFS sha256
+or git blob id) and ``GET /org/model/resolve/COMMIT/PATH`` (bytes, with ``Range``; with
+``redirected`` from a signed address that expires, with ``elsewhere`` from another host),
+with the hub's ``X-Error-Code`` on refusals. With ``api`` set to another hub's address
+(olah's), its API's answers are passed on.
 """
 
 from __future__ import annotations

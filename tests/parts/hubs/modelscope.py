@@ -1,7 +1,10 @@
-"""A ModelScope hub of the tests' own, of one repository: it answers what modelscope's HubApi and the transfer ask.
+"""A ModelScope hub of the tests' own, of one repository: it answers what modelscope's
+HubApi and the transfer ask.
 
-``GET /api/v1/models/org/model/repo/files?Revision=REV&Recursive=True`` lists (``master`` and the tag ``v1``; sha256 of every file, a latest
-commit without an id, as the real one leaves it), ``GET /api/v1/models/org/model/repo?Revision=REV&FilePath=PATH`` gives bytes, with ``Range``.
+``GET /api/v1/models/org/model/repo/files?Revision=REV&Recursive=True`` lists (``master``
+and the tag ``v1``; sha256 of every file, a latest commit without an id, as the real one
+leaves it), ``GET /api/v1/models/org/model/repo?Revision=REV&FilePath=PATH`` gives bytes,
+with ``Range``.
 """
 
 from __future__ import annotations

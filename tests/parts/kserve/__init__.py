@@ -1,6 +1,8 @@
-"""The real KServe controller manager, as a program of a test cluster: upstream's definitions, rights, configuration and webhooks.
+"""The real KServe controller manager, as a program of a test cluster: upstream's
+definitions, rights, configuration and webhooks.
 
-Its configuration is upstream's own, whose default mode is Knative, which is not there. The API server calls its webhooks on loopback.
+Its configuration is upstream's own, whose default mode is Knative, which is not there.
+The API server calls its webhooks on loopback.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def manager() -> Path:
 
 
 def documents(*folders: str) -> list[Object]:
-    """Upstream's manifests directly in these folders below ``config``, put into the namespace ``kserve``."""
+    """Upstream's manifests directly in these folders below ``config``, put into the
+    namespace ``kserve``.
+    """
     files = [
         file for folder in folders for file in sorted((module(SOURCES, MODULE) / "config" / folder).glob("*.yaml"))
     ]
@@ -85,7 +89,9 @@ class KServe:
             shutil.copy(file, certificates / name)
 
     def start(self) -> None:
-        """As upstream's service account, so that a right which its role lacks would show; returns when its webhooks are called."""
+        """As upstream's service account, so that a right which its role lacks would show;
+        returns when its webhooks are called.
+        """
         token = self.cluster.token(NAMESPACE, ACCOUNT, 86400)
         config = self.cluster.kubeconfig_of("kserve", token=token)
         environ = os.environ | {"KUBECONFIG": str(config), "POD_NAMESPACE": NAMESPACE, "TMPDIR": str(self.folder)}
@@ -126,7 +132,9 @@ class KServe:
         return "denied the request" in self.cluster.client.post(path, json=bad).text
 
     def close(self) -> None:
-        """Its definitions stay: where they come and go, the garbage collector stands still for minutes."""
+        """Its definitions stay: where they come and go, the garbage collector stands
+        still for minutes.
+        """
         hooks = [f"{one['kind'].lower()}/{one['metadata']['name']}" for one in webhooks(self.cluster, self.port)]
         self.cluster.kubectl("delete", *hooks)
         self.stop()

@@ -1,4 +1,5 @@
-"""olah (PyPI): a real implementation of the Hugging Face Hub's API, offline, on git repositories of this machine.
+"""olah (PyPI): a real implementation of the Hugging Face Hub's API, offline, on git
+repositories of this machine.
 
 Its environment is made from ``requirements.txt``, outside the tree.
 """
@@ -49,7 +50,9 @@ def environment() -> Path:
 
 
 def repository(mirrors: Path, files: dict[str, bytes]) -> str:
-    """``org/model`` with a commit of ``files``, the large ones as LFS pointers; returns the commit's id."""
+    """``org/model`` with a commit of ``files``, the large ones as LFS pointers; returns
+    the commit's id.
+    """
     work = mirrors / "models" / "org" / "model"
     work.mkdir(parents=True, exist_ok=True)
     if not (work / ".git").exists():

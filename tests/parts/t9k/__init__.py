@@ -1,16 +1,22 @@
-"""A stand-in for T9k's serving controller, which is not public: it makes real Deployments and Services of an MLService, and writes its status.
+"""A stand-in for T9k's serving controller, which is not public: it makes real Deployments
+and Services of an MLService, and writes its status.
 
-Stated in T9k's manuals: Go templates filled from a release's parameters, and nothing predefined; a predictor's template laid over the
-runtime's, its containersResources replacing those; the claim mounted at /var/lib/t9k/model by subPath; one address for the service and one
-for each release; default and canary share the traffic, any other release has none and its own address; ``address.url`` is there before
-anything is ready; Ready is False with no reason at first, then with ``PredictorNotReady``; there is no observedGeneration; the events
-``Created`` and ``Ready``; an edited runtime leaves running pods alone.
-Inferred: names of Deployments and Services, labels of a predictor's template reach Deployment and pods, a service's objects are owned by it
-and go with it, a release's reason and message while it is not ready; without a probe Knative's own (a TCP connect to the port) decides.
-Unknown, so a test may choose: whether Ready waits for releases without traffic (``holds``); whether a service is ever ready with a runtime
-that is not there (here: no, ``RuntimeNotFound`` is our own word).
-Not there: Knative and its sidecar, scaling to zero, transformer, S3, logger, queues, Notebooks. A canary's share of the traffic is told in
-the status; only ``gateway`` (a Gateway of tests/parts/gateway) splits it.
+Stated in T9k's manuals: Go templates filled from a release's parameters, and nothing
+predefined; a predictor's template laid over the runtime's, its containersResources
+replacing those; the claim mounted at /var/lib/t9k/model by subPath; one address for the
+service and one for each release; default and canary share the traffic, any other release
+has none and its own address; ``address.url`` is there before anything is ready; Ready is
+False with no reason at first, then with ``PredictorNotReady``; there is no
+observedGeneration; the events ``Created`` and ``Ready``; an edited runtime leaves running
+pods alone. Inferred: names of Deployments and Services, labels of a predictor's template
+reach Deployment and pods, a service's objects are owned by it and go with it, a release's
+reason and message while it is not ready; without a probe Knative's own (a TCP connect to
+the port) decides. Unknown, so a test may choose: whether Ready waits for releases without
+traffic (``holds``); whether a service is ever ready with a runtime that is not there
+(here: no, ``RuntimeNotFound`` is our own word). Not there: Knative and its sidecar,
+scaling to zero, transformer, S3, logger, queues, Notebooks. A canary's share of the
+traffic is told in the status; only ``gateway`` (a Gateway of tests/parts/gateway) splits
+it.
 """
 
 from __future__ import annotations
@@ -48,7 +54,9 @@ def definitions() -> list[Object]:
 
 
 def install(cluster: Cluster, *crds: Object) -> None:
-    """``crds`` (default: all of them), until the API server serves them and publishes their schema."""
+    """``crds`` (default: all of them), until the API server serves them and publishes
+    their schema.
+    """
     wanted = crds or tuple(definitions())
     cluster.apply(*wanted)
     names = [f"crd/{one['metadata']['name']}" for one in wanted]
@@ -75,9 +83,11 @@ def filled(texts: Sequence[str], parameters: Mapping[str, str]) -> list[str]:
 
 @dataclass
 class StandIn:
-    """``domain`` ends every address: names of Services, unless ``gateway`` (``NAMESPACE/NAME``) routes by host.
+    """``domain`` ends every address: names of Services, unless ``gateway``
+    (``NAMESPACE/NAME``) routes by host.
 
-    ``holds``: which releases Ready waits for. ``alter``: a test's own change of a status before it is written.
+    ``holds``: which releases Ready waits for. ``alter``: a test's own change of a status
+    before it is written.
     """
 
     cluster: Cluster
@@ -357,7 +367,9 @@ class StandIn:
 
 
 def pod_template(runtime: Object, predictor: Object) -> Object:
-    """The runtime's template with its texts filled, the predictor's laid over it, its resources and its claim. ValueError: a text cannot be filled."""
+    """The runtime's template with its texts filled, the predictor's laid over it, its
+    resources and its claim. ValueError: a text cannot be filled.
+    """
     made = json.loads(json.dumps(runtime["spec"]["template"]))
     made.setdefault("metadata", {})
     engine = next(one for one in made["spec"]["containers"] if one["name"] == "user-container")
@@ -401,7 +413,9 @@ def stamp() -> str:
 
 @contextmanager
 def running_t9k(cluster: Cluster, **more: Any) -> Iterator[StandIn]:
-    """T9k's API, and the stand-in for its controller, for the length of the block; the API stays."""
+    """T9k's API, and the stand-in for its controller, for the length of the block; the
+    API stays.
+    """
     install(cluster)
     made = StandIn(cluster, **more)
     made.start()

@@ -1,4 +1,6 @@
-"""Shopify's toxiproxy, built from its Go module: a real network with faults between a client and a server."""
+"""Shopify's toxiproxy, built from its Go module: a real network with faults between a
+client and a server.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Network:
         self.api.post("/proxies", json=body).raise_for_status()
 
     def fault(self, kind: str, **attributes: Any) -> None:
-        """``latency`` (ms), ``bandwidth`` (rate in KB/s), ``reset_peer`` (timeout ms), ``limit_data`` (bytes), ``timeout`` (0: stalls for ever)."""
+        """``latency`` (ms), ``bandwidth`` (rate in KB/s), ``reset_peer`` (timeout ms),
+        ``limit_data`` (bytes), ``timeout`` (0: stalls for ever).
+        """
         toxic = {"name": kind, "type": kind, "stream": "downstream", "attributes": attributes}
         self.api.post("/proxies/way/toxics", json=toxic).raise_for_status()
 

@@ -100,7 +100,10 @@ def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
     elif not yes:
         raise BadInput(
             Finding(
-                "todo", "nothing was taken", "nobody can be asked here", "read what differs, then run it with --yes"
+                "cli.nobody-to-ask",
+                "nothing was taken",
+                "nobody can be asked here",
+                "read what differs, then run it with --yes",
             )
         )
     if not yes:

@@ -54,7 +54,7 @@ class Lease:
             if when_busy == "refuse":
                 raise Refused(
                     Finding(
-                        "todo",
+                        "lease.held",
                         f"another run is delivering {self.delivery}",
                         who,
                         "wait for it to end, or set concurrency: wait",
@@ -63,7 +63,10 @@ class Lease:
             if self.clock.monotonic() > deadline:
                 raise Permanent(
                     Finding(
-                        "todo", f"another run still delivers {self.delivery}", who, "wait for it to end, then run again"
+                        "lease.still-held",
+                        f"another run still delivers {self.delivery}",
+                        who,
+                        "wait for it to end, then run again",
                     )
                 )
             if not told:
@@ -100,7 +103,7 @@ class Lease:
             who = _who(seen) if seen else "nobody"
             raise Permanent(
                 Finding(
-                    "todo",
+                    "lease.lost",
                     f"the lease of {self.delivery} was lost",
                     f"now held by {who}",
                     "nothing more was done by this run; run again when the other has ended",

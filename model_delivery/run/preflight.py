@@ -16,7 +16,7 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to
     ``place`` as it stands.
     """
-    findings = [*target.preflight(spec, secrets(spec), place, _up_at(spec, place))]
+    findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:
         stages(spec.rollout.strategy, Desired(spec.name, (old,), {old.id: 100}), new, spec.rollout.steps, target.can)

@@ -21,6 +21,7 @@ from model_delivery.targets.protocol import (
     Target,
     TargetKey,
     TargetSpec,
+    UpAt,
     not_yet,
     nothing_to_adopt,
 )
@@ -211,9 +212,7 @@ class Process(Target):
             return InProgress(f"slots {', '.join(late)} not moved" if late else "the router is starting")
         return Current(want.address.url)
 
-    def preflight(
-        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
-    ) -> Iterator[Finding]:
+    def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         serving = asked.serving
         wanted = {
             "approval: manual": asked.approval == "manual",
@@ -233,12 +232,13 @@ class Process(Target):
                 place.secret(ref)
             except Refused as refused:
                 yield from refused.findings
-        if up_at is None and place.listening(self.port):
+        up = up_at()
+        if up is None and place.listening(self.port):
             what, why = "the service's port is taken", f"something else listens on {HOST}:{self.port}"
             yield Finding("host.port-taken", what, why, "choose another target.port, or stop what listens there")
-        elif up_at is not None and up_at.port != self.port:
+        elif up is not None and up.port != self.port:
             what = f"the port of {asked.name} cannot change while it is up"
-            why = f"it is up on port {up_at.port}, the spec says {self.port}"
+            why = f"it is up on port {up.port}, the spec says {self.port}"
             yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:

@@ -33,6 +33,7 @@ from model_delivery.values import (
 )
 
 Get = Callable[[Ref], Observed | None]
+UpAt = Callable[[], Address | None]
 
 
 class TargetKey(Part):
@@ -185,9 +186,7 @@ class Target(Protocol):
     def routed(self, want: Desired, world: World) -> Readiness:
         """Has the traffic really moved?"""
 
-    def preflight(
-        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
-    ) -> Iterator[Finding]:
+    def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Every reason against ``asked`` that is known before anything is touched.
         ``secrets``: by the spec's field; ``up_at``: where the delivery is up already.
         """

@@ -211,7 +211,7 @@ def test_a_secret_is_read_by_name_and_key(cluster: Cluster, namespace: str, plac
 
 def missing_rights(spec: DeliverySpec, place: Place) -> list[Finding]:
     """What preflight says of rights."""
-    found = spec.target.key().target().preflight(spec, {}, place, None)
+    found = spec.target.key().target().preflight(spec, {}, place, lambda: None)
     return [finding for finding in found if finding.code == "cluster.right-missing"]
 
 

@@ -57,7 +57,7 @@ def codes(
     asked: DeliverySpec, site: Site, secrets: Mapping[str, SecretRef] | None = None, up_at: Address | None = None
 ) -> list[str]:
     target = asked.target.key().target()
-    return [finding.code for finding in target.preflight(asked, secrets or {}, site, up_at)]
+    return [finding.code for finding in target.preflight(asked, secrets or {}, site, lambda: up_at)]
 
 
 @pytest.mark.parametrize("kind", ["process", "t9k", "kserve", "deployment"])

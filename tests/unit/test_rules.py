@@ -19,7 +19,8 @@ def checked(folder: Path, what: str) -> str:
     config = folder / "mypy.ini"
     config.write_text("[mypy]\nstrict = True\nplugins = pydantic.mypy\nfollow_imports = silent\n")
     line = CHANGE.format(what=what)
-    command = [sys.executable, "-m", "mypy", "--config-file", config, "--cache-dir", folder / "cache", "-c", line]
+    options = ["--config-file", str(config), "--cache-dir", str(folder / "cache")]
+    command = [sys.executable, "-m", "mypy", *options, "-c", line]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=250)
     return done.stdout + done.stderr

@@ -20,9 +20,8 @@ from model_delivery.targets.kubernetes.job import job_state, step_job
 from model_delivery.targets.kubernetes.kinds import CLAIM
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster, pods_of
 from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
-from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
+from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
-    Address,
     Desired,
     Kind,
     Lock,
@@ -122,9 +121,7 @@ class InCluster(Target):
         """What this target alone can refuse."""
         yield from ()
 
-    def preflight(
-        self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
-    ) -> Iterator[Finding]:
+    def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
         yield from not_yet(self.kind, self.lacks(asked))
         yield from before.foreign_secrets(secrets)

@@ -29,7 +29,7 @@ from model_delivery.loadtests.connection import Connection
 from model_delivery.loadtests.prompts import Count, Vocabulary, bodies, question, vocabulary
 from model_delivery.loadtests.reader import Stream, clock
 from model_delivery.loadtests.recorder import SECOND, Recorder
-from model_delivery.measure.metrics import Tally
+from model_delivery.measure.metrics import TALLY, Tally
 from model_delivery.measure.profile import Profile
 
 LAG_EVERY = 0.01
@@ -166,7 +166,7 @@ def watch(environment: Any) -> None:
         gevent.sleep(0.02)
     recorder.tally.counts.update({"stamped": Connection.stamped - stamped, "reads": Connection.reads - reads})
     if isinstance(environment.runner, WorkerRunner):
-        environment.runner.send_message(ENDED, recorder.take().dump())
+        environment.runner.send_message(ENDED, TALLY.dump_python(recorder.take(), mode="json"))
     else:
         LOAD.total.merge(recorder.take())
         finish(environment)
@@ -178,7 +178,7 @@ def finish(environment: Any) -> None:
     if options.tally:
         target = Path(options.tally)
         temporary = target.with_suffix(".new")
-        temporary.write_text(json.dumps(LOAD.total.dump(), separators=(",", ":")), encoding="utf-8")
+        temporary.write_bytes(TALLY.dump_json(LOAD.total))
         temporary.replace(target)
     if options.headless:
         environment.runner.quit()
@@ -259,7 +259,7 @@ def prepare(environment: Any, runner: Any, **_: Any) -> None:
 
 
 def worker_ended(environment: Any, told: dict[str, Any]) -> None:
-    LOAD.total.merge(Tally(told))
+    LOAD.total.merge(TALLY.validate_python(told))
     LOAD.ended += 1
     if LOAD.ended == environment.runner.worker_count:
         gevent.spawn(finish, environment)

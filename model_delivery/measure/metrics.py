@@ -263,6 +263,9 @@ class LoadReport(Part):
         value: float | None = getattr(source, figure.percentile or figure.name, None)
         return value
 
+    def share_good(self) -> str:
+        return f"{self.good} of {self.requests} requests good"
+
     def error_kinds(self) -> str:
         return ", ".join(f"{count} × {kind}" for kind, count in sorted(self.errors.items()))
 

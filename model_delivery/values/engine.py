@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from model_delivery.base import Duration, Size
+from model_delivery.base import Duration, Part, Size
 from model_delivery.base.home import packaged
 
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
@@ -20,11 +20,7 @@ COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
 VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Environment(_Part):
+class Environment(Part):
     """A Python environment of the engine's own, made from the ``uv.lock`` beside its
     engine.toml; ``key`` is that lock's digest.
 
@@ -37,12 +33,12 @@ class Environment(_Part):
     key: str = ""
 
 
-class Ready(_Part):
+class Ready(Part):
     health: Annotated[str, Field(pattern="^/")] = "/health"
     timeout: Duration = Duration("300s")
 
 
-class Stop(_Part):
+class Stop(Part):
     """``drain``: what the engine itself gives open streams; ``grace``: on top of it,
     before SIGKILL.
     """
@@ -51,11 +47,11 @@ class Stop(_Part):
     grace: Duration = Duration("10s")
 
 
-class Needs(_Part):
+class Needs(Part):
     memory: Size = Size("1Gi")
 
 
-class Engine(_Part):
+class Engine(Part):
     """The content of an engine.toml, whole: what a release was started with does not
     change when the folder does.
 

@@ -53,15 +53,14 @@ class Stream:
             return self.error
         if self.status != OK:
             return f"status {self.status}" if self.status else "no answer"
-        for kind, there in (
-            ("no finish reason", self.reason),
-            ("no usage", self.usage),
-            ("no [DONE]", self.done),
-            ("zero tokens", self.first_text),
-        ):
-            if not there:
-                return kind
-        return "short of the asked length" if self.tokens < self.asked else None
+        parts = {
+            "no finish reason": self.reason,
+            "no usage": self.usage,
+            "no [DONE]": self.done,
+            "zero tokens": self.first_text,
+            "short of the asked length": self.tokens >= self.asked,
+        }
+        return next((kind for kind, there in parts.items() if not there), None)
 
 
 class Parser:
@@ -205,11 +204,10 @@ class Parser:
         if (key is None and not delta.get("tool_calls")) or ("role" in delta and not delta.get(key or "")):
             return
         self.stream.times.append(now)
+        if key is None or delta[key]:
+            self.stream.first_text = self.stream.first_text or now
         if key and delta[key]:
-            self.stream.first_text = self.stream.first_text or now
             self._learn(line)
-        elif key is None:
-            self.stream.first_text = self.stream.first_text or now
 
     def _learn(self, line: bytes) -> None:
         """The bytes around the text of a token that is not the last: the next ones will

@@ -26,16 +26,8 @@ class Recorder:
         self.step = int(slice_seconds(plan.duration) * SECOND)
         self.sent = 0
 
-    def measure(self, start: int, end: int) -> None:
-        self.open_at, self.close_at = start, end
-
     def slice(self, at: int) -> Slice:
         return self.tally.slices.setdefault((at - self.open_at) // self.step, Slice())
-
-    def take(self) -> Tally:
-        """What was counted since it was last taken."""
-        taken, self.tally = self.tally, Tally()
-        return taken
 
     def add(self, stream: Stream) -> None:
         """Count one finished stream."""

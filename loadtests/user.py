@@ -160,9 +160,9 @@ def watch(environment: Any) -> None:
         gevent.sleep(0.02)
     recorder.tally.counts.update(stamped=Connection.stamped - stamped, reads=Connection.reads - reads)
     if isinstance(environment.runner, WorkerRunner):
-        environment.runner.send_message(ENDED, TALLY.dump_python(recorder.take(), mode="json"))
+        environment.runner.send_message(ENDED, TALLY.dump_python(recorder.tally, mode="json"))
     else:
-        LOAD.total.merge(recorder.take())
+        LOAD.total.merge(recorder.tally)
         finish(environment)
 
 
@@ -267,8 +267,8 @@ def begin(environment: Any, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return
     learn(environment.host or environment.parsed_options.host)
-    start = clock() + int(LOAD.plan.warmup * SECOND)
-    LOAD.recorder.measure(start, start + int(LOAD.plan.duration * SECOND))
+    LOAD.recorder.open_at = clock() + int(LOAD.plan.warmup * SECOND)
+    LOAD.recorder.close_at = LOAD.recorder.open_at + int(LOAD.plan.duration * SECOND)
     gevent.spawn(watch, environment)
 
 

@@ -83,8 +83,8 @@ def value_of(key: int) -> float:
 
 
 def _histograms(flat: Mapping[str, Sequence[int]]) -> defaultdict[str, Histogram]:
-    pairs = {key: zip(bins[::2], bins[1::2], strict=True) for key, bins in flat.items()}
-    return defaultdict(Histogram, {key: Histogram(dict(counts)) for key, counts in pairs.items()})
+    filled = {key: Histogram(dict(zip(bins[::2], bins[1::2], strict=True))) for key, bins in flat.items()}
+    return defaultdict(Histogram, filled)
 
 
 def _flat(histograms: Mapping[str, Histogram]) -> dict[str, list[int]]:

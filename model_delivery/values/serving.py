@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -107,9 +106,6 @@ def max_model_len(args: tuple[str, ...]) -> int | None:
     """What ``--max-model-len`` says among the engine's arguments, None when it says
     nothing (or no plain number).
     """
-    for arg, following in zip_longest(args, args[1:], fillvalue=""):
-        name, _, value = arg.partition("=")
-        if name == "--max-model-len":
-            value = value or following
-            return int(value) if value.isdigit() else None
-    return None
+    words = iter([word for arg in args for word in arg.partition("=")[::2] if word])
+    value = next(words, "") if "--max-model-len" in words else ""  # "in" stops behind it
+    return int(value) if value.isdigit() else None

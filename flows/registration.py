@@ -63,8 +63,7 @@ def register(spec: DeliverySpec, pool: str) -> Registered:
 
 
 def _older(client: SyncPrefectClient) -> tuple[str, ...]:
-    names: list[str] = []
-    seen = 0
+    names, seen = list[str](), 0
     while page := client.read_deployments(offset=seen):
         seen += len(page)
         names += [f"{d.entrypoint.split('.')[-1]}/{d.name}" for d in page if d.entrypoint in older.ENTRYPOINTS]

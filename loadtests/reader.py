@@ -64,7 +64,9 @@ class Stream:
 
 
 class Parser:
-    """``feed`` takes bytes as they come and says when the answer is over."""
+    """``feed`` takes bytes as they come and says when the answer is over; where it is
+    ``until_close``, the end of the connection says so.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -107,10 +109,6 @@ class Parser:
             stream.first_text = now
         return True
 
-    def finish(self) -> bool:
-        """The connection ended: True when that is how this answer was to end."""
-        return self.until_close
-
     def _parse(self, data: bytes, now: int) -> bool:
         self.rest = b""
         while self.head:
@@ -123,9 +121,7 @@ class Parser:
         if self.until_close:
             self._payload(data, now)
             return False
-        if self.left is not None:
-            return self._sized(data, now)
-        return self._chunks(data, now)
+        return self._chunks(data, now) if self.left is None else self._sized(data, now)
 
     def _headers(self, head: bytes) -> None:
         first, *lines = head.split(b"\r\n")

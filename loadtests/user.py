@@ -249,13 +249,13 @@ def planned(given: Any) -> Plan:
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, runner: Any, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
-        runner.register_message(ENDED, lambda environment, msg, **_: worker_ended(environment, msg.data))
+        runner.register_message(ENDED, worker_ended)
     if not environment.stop_timeout:
         environment.stop_timeout = DRAIN_SECONDS
 
 
-def worker_ended(environment: Any, told: dict[str, Any]) -> None:
-    LOAD.total.merge(TALLY.validate_python(told))
+def worker_ended(environment: Any, msg: Any, **_: Any) -> None:
+    LOAD.total.merge(TALLY.validate_python(msg.data))
     LOAD.ended += 1
     if LOAD.ended == environment.runner.worker_count:
         gevent.spawn(finish, environment)

@@ -82,6 +82,8 @@ def _backlog(report: LoadReport) -> Iterator[str]:
     """A queue that grows has no steady latency, whatever was measured so far."""
     in_flight = [moment.in_flight for moment in report.timeline]
     third = len(in_flight) // 3
-    first, last = (fmean(part or [0]) for part in (in_flight[:third], in_flight[len(in_flight) - third :]))
+    if not third:
+        return
+    first, last = fmean(in_flight[:third]), fmean(in_flight[-third:])
     if last > GROWTH * first + SLACK:
         yield f"requests in flight grew from {first:.0f} to {last:.0f}: more come than are served"

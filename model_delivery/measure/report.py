@@ -20,7 +20,7 @@ from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict
-from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, Metric, shown
+from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, shown
 
 MARKS = {"✓": "yes", "✗": "no"}
 PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -157,8 +157,11 @@ def load_table(load: LoadReport) -> tuple[list[str], list[list[str]]]:
 
 def summary(load: LoadReport) -> str:
     """Load, rates and errors in a sentence."""
-    values = [(metric, getattr(load, metric.key)) for metric in RATES if metric.stated]
-    rates = ", ".join(f"{shown(value, metric.unit)} {metric.title}" for metric, value in values if value is not None)
+    rates = ", ".join(
+        f"{shown(rate, metric.unit)} {metric.title}"
+        for metric in RATES
+        if metric.stated and (rate := getattr(load, metric.key)) is not None
+    )
     exact = "" if load.exact else " (prompt lengths are approximate: the server has no tokenizer to ask)"
     return (
         f"{load.load} ({load.profile}) for {load.seconds:g} s: {rates}; "
@@ -179,21 +182,21 @@ def client_line(load: LoadReport) -> str:
 
 def to_prometheus(load: LoadReport) -> str:
     """The figures in Prometheus' text format; latencies in s, as its conventions want."""
+    lines: list[str] = []
     escaped = load.model.replace("\\", "\\\\").replace('"', '\\"')
-    lines = list[str]()
-
-    def family(name: str, kind: str, metric: Metric, samples: dict[tuple[str, str], object]) -> None:
-        lines.extend((f"# HELP {name} {metric.meaning}", f"# TYPE {name} {kind}"))
-        lines.extend(f'{name}{end}{{model="{escaped}"{label}}} {value}' for (end, label), value in samples.items())
-
+    model = f'model="{escaped}"'
     for metric in LATENCIES:
         if row := load.latencies.get(metric.key):
-            of = {("", f',quantile="{p / 100:g}"'): f"{getattr(row, f'p{p}') / 1000:.6f}" for p in PERCENTILES}
-            whole = {("_sum", ""): f"{row.mean * row.count / 1000:.6f}", ("_count", ""): row.count}
-            family(f"model_delivery_{metric.key}_seconds", "summary", metric, of | whole)
+            name = f"model_delivery_{metric.key}_seconds"
+            lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} summary"]
+            for p in PERCENTILES:
+                lines.append(f'{name}{{{model},quantile="{p / 100:g}"}} {getattr(row, f"p{p}") / 1000:.6f}')
+            total = f"{row.mean * row.count / 1000:.6f}"
+            lines += [f"{name}_sum{{{model}}} {total}", f"{name}_count{{{model}}} {row.count}"]
     for metric in RATES:
         if (rate := getattr(load, metric.key)) is not None:
-            family(f"model_delivery_{metric.key}", "gauge", metric, {("", ""): rate})
+            name = f"model_delivery_{metric.key}"
+            lines += [f"# HELP {name} {metric.meaning}", f"# TYPE {name} gauge", f"{name}{{{model}}} {rate}"]
     return "\n".join(lines) + "\n"
 
 

@@ -34,7 +34,7 @@ from arithmetic import HISTOGRAMS, Buckets, Row, between, buckets, quantile, tab
 from processes import watched  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from model_delivery.measure.metrics import Tally  # noqa: E402
+from model_delivery.measure.metrics import TALLY  # noqa: E402
 
 OUTPUT, ROUNDS, LIMIT, START = 128, 6, 300.0, 400.0
 SERVE = ("--load-format", "dummy", "--served-model-name", "m", "--max-model-len", "4096", "--no-enable-prefix-caching")
@@ -196,7 +196,7 @@ def bench(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[
 
 
 def told_by_ours(file: Path) -> tuple[int, float, dict[str, float]]:
-    tally = Tally(json.loads(file.read_bytes()))
+    tally = TALLY.validate_json(file.read_bytes())
     told = {}
     for key in ("ttft", "itl"):
         p50, p95 = tally.histograms[key].percentiles((50, 95))
@@ -237,7 +237,7 @@ def measured(tool: str, url: str, model: Path, users: int, out: Path) -> Row:
     }
     good, rate, told = read(file)
     if not rate:
-        tally = Tally(json.loads(file.read_bytes()))
+        tally = TALLY.validate_json(file.read_bytes())
         rate = tally.tokens / max(tally.seconds)
     return Row(users, tool, good, rate, told, server, cpu)
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base import BadInput, Duration, Finding, Permanent, Progress, Rate, SecretRef, read_secret, report
 from model_delivery.base.home import packaged
-from model_delivery.measure.metrics import LoadReport, Tally, measured
+from model_delivery.measure.metrics import TALLY, LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
@@ -194,7 +194,7 @@ def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) ->
     environ |= {"MODEL_DELIVERY_API_KEY": given.key()} if given.api_key else {}
     _conduct(list(map(str, command)), environ, log, plan, watch)
     try:
-        return Tally(json.loads(target.read_bytes()))
+        return TALLY.validate_json(target.read_bytes())
     except (OSError, ValueError) as error:
         last = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
         what, why = "the load generator ended without a tally", type(error).__name__

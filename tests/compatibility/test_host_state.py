@@ -7,8 +7,6 @@ Each case is put back with every process dead, as after a reboot.
 from __future__ import annotations
 
 import fcntl
-import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +17,16 @@ from typing import Any
 
 import psutil
 import pytest
-from click.testing import CliRunner
 
 from model_delivery.base import Trouble
-from model_delivery.cli.main import deliver as command
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.values import Stage
+from model_delivery.values import Stage, Strategy
 from tests.compatibility import restore
+from tests.compatibility.asking import known, says
 from tests.crash.lab import NAME, Lab
 from tests.parts.hubs.huggingface import running_hub
 from tests.parts.timing_engine import engine_folder
@@ -37,7 +34,6 @@ from tests.parts.tiny_model import tiny_model
 
 HOST = restore.cases("host")
 PLANNED = ("name", "release", "result", "commit", "files", "bytes", "fetched")
-CODE = r"(?m) \[[a-z0-9.-]+\]$"
 
 
 @dataclass
@@ -51,18 +47,9 @@ class Case:
     facts: dict[str, Any]
     rerun: dict[str, Any]
 
-    def says(self, verb: str, *words: str) -> Any:
-        """The verb's JSON, or how it failed."""
-        done = CliRunner().invoke(command, [verb, *words, "--json"])
-        if done.exception is None:
-            return json.loads(done.stdout)
-        assert isinstance(done.exception, Trouble), done.exception
-        told = "".join(f"✗ {re.sub(CODE, '', str(finding))}\n" for finding in done.exception.findings)
-        return {"exit_code": done.exception.exit_code, "stderr": told}
-
     def run(self) -> tuple[dict[str, Any], list[str]]:
-        """As ``rerun`` says, in a process of its own: what it came to, and the stages that
-        it passed.
+        """As ``rerun`` says, in a process of its own: what it came to, and the stages
+        that it passed.
         """
         asked = self.rerun["asked"][0]
         return self.forked(lambda: rollback.fn(NAME) if asked == "rollback" else deliver.fn(self.spec))
@@ -72,7 +59,7 @@ class Case:
             passed: list[str] = []
             entered = protocol.enter
 
-            def enter(session: Session, stage: Stage, strategy: Any) -> None:
+            def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
                 passed.append(str(stage.phase))
                 entered(session, stage, strategy)
 
@@ -140,25 +127,16 @@ def case(
         made.stop()
 
 
-def known(now: Any, then: Any) -> Any:
-    """``now`` without the fields that the old code did not have."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        return {key: known(value, then[key]) for key, value in now.items() if key in then}
-    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        return [known(one, other) for one, other in zip(now, then, strict=True)]
-    return now
-
-
 def test_the_new_code_says_what_the_old_one_said(case: Case) -> None:
     dead = case.facts["dead"]
     for verb in ("status", "history", "connect"):
-        assert known(case.says(verb, NAME), dead[verb]) == dead[verb], verb
-    assert known(case.says("list"), dead["list"]) == dead["list"]
+        assert known(says(verb, NAME), dead[verb]) == dead[verb], verb
+    assert known(says("list"), dead["list"]) == dead["list"]
 
 
 def test_the_next_run_does_what_the_old_code_would_have_done(case: Case) -> None:
-    rerun, ahead = case.rerun, case.says("status", NAME)["stages"]
-    planned = case.says("plan", str(case.file))
+    rerun, ahead = case.rerun, says("status", NAME)["stages"]
+    planned = says("plan", str(case.file))
     as_it_planned(case, planned)
     if "scheduled" in rerun:
         held, _ = case.forked(lambda: deliver.fn(case.spec, scheduled=True))
@@ -196,7 +174,7 @@ def as_it_planned(case: Case, planned: dict[str, Any]) -> None:
 
 def ends_as_it_did(case: Case) -> None:
     """In every field but those of a run's own: its pids, times and requests."""
-    status, then = case.says("status", NAME), case.rerun["status"]
+    status, then = says("status", NAME), case.rerun["status"]
     own = ("running", "standby_until")
     assert {name: status[name] for name in then if name not in own} == {
         name: value for name, value in then.items() if name not in own
@@ -205,7 +183,7 @@ def ends_as_it_did(case: Case) -> None:
     assert shown(status["running"], "release", "share", "state", "verified") == shown(
         then["running"], "release", "share", "state", "verified"
     )
-    now = case.says("history", NAME)
+    now = says("history", NAME)
     assert shown(now, "release", "attempt", "outcome") == shown(case.rerun["history"], "release", "attempt", "outcome")
     if status["serving"]:
         assert case.lab.answers()["data"][0]["id"] == NAME

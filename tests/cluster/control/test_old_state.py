@@ -1,0 +1,247 @@
+"""What an older version left in a cluster, put back: an ``up`` of the same spec rolls
+nothing, a rollback goes to its releases, a delivery that was killed is finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_delivery.flows.deliver import deliver
+from model_delivery.flows.rollback import rollback
+from model_delivery.places.opening import Location
+from model_delivery.run import protocol
+from model_delivery.run.session import Session
+from model_delivery.spec import DeliverySpec, load_spec
+from model_delivery.values import Stage, Strategy
+from tests.cluster.control.lab import NAME, RUNNER, Lab
+from tests.compatibility import restore
+from tests.compatibility.asking import known, says
+from tests.parts.cluster import Cluster
+from tests.parts.cluster.played import PlayedNode
+from tests.parts.cluster.provisioner import folder_of
+from tests.parts.cluster.waiting import until
+from tests.parts.hubs.huggingface import running_hub
+from tests.parts.tiny_model import tiny_model
+
+OWN = ("request", "at")
+ROUTES = ("Service", "HTTPRoute")
+KINDS = (
+    "inferenceservices", "servingruntimes", "mlservices", "mlserviceruntimes", "httproutes", "gateways", "deployments",
+    "jobs", "services", "leases", "pods",
+)  # fmt: skip
+TARGETS = ("deployment", "t9k", "kserve")
+
+
+@dataclass
+class Case:
+    lab: Lab
+    facts: dict[str, Any]
+    spec: DeliverySpec
+    file: Path
+
+    def says(self, verb: str, *words: str) -> Any:
+        return says(verb, *words, "-n", self.lab.namespace)
+
+    def live(self, kinds: str) -> list[dict[str, Any]]:
+        found = self.lab.cluster.kubectl("get", kinds, "-n", self.lab.namespace, "-o", "json", "--show-managed-fields")
+        return list(json.loads(found)["items"])
+
+    def there(self) -> dict[tuple[str, str], Any]:
+        """What would show that something was rolled or edited: of every object that a
+        person or we wrote its generation, content and who holds it, and every pod.
+        """
+        kinds = [kind for kind in KINDS if kind in self.kinds and kind not in ("jobs", "leases")]
+        return {
+            (found["kind"], found["metadata"]["name"]): _written(found)
+            for found in self.live(",".join(kinds))
+            if found["kind"] != "Pod" or found["metadata"]["labels"].get("model-delivery/role") != "step"
+        }
+
+    @property
+    def kinds(self) -> set[str]:
+        there = self.lab.cluster.kubectl("api-resources", "--namespaced", "--no-headers", "-o", "name")
+        return {line.partition(".")[0] for line in there.split()}
+
+    def clear(self) -> None:
+        """All but the claims, which the next case of the same namespace finds full."""
+        kinds = [kind for kind in KINDS if kind in self.kinds]
+        namespace = ("-n", self.lab.namespace)
+        self.lab.cluster.kubectl("delete", ",".join(kinds), "--all", *namespace, "--grace-period=1")
+        self.lab.cluster.kubectl("delete", "configmaps", "-l", "model-delivery/delivery", *namespace)
+        until(lambda: not self.live("deployments,pods"), 60, "what was deleted does not go")
+
+
+def _written(found: dict[str, Any]) -> Any:
+    meta = found["metadata"]
+    if found["kind"] == "Pod":
+        return meta["uid"]
+    held = [(field["manager"], field["fieldsV1"]) for field in meta["managedFields"] if not field.get("subresource")]
+    return meta["uid"], meta.get("generation"), found["spec"], meta.get("labels"), held
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest, cluster: Cluster, node: PlayedNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Case]:
+    title: str = request.param
+    facts = restore.said(f"cluster/{title}/facts.json")
+    for part in ("t9k", "kserve", "gateway"):
+        if title.startswith(part):
+            request.getfixturevalue(part)
+    namespace, model = facts["fixed"]["namespace"], tiny_model(tmp_path / "model")
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(restore.kept()[f"cluster/{title}/spec.yaml"])
+    with running_hub(model) as hub:
+        for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        monkeypatch.setenv("MODEL_DELIVERY_HOME", str(tmp_path / "home"))
+        made = Case(Lab(cluster, node, namespace, hub, kind=facts["target"]), facts, load_spec(file), file)
+        with suppress(RuntimeError):
+            cluster.kubectl("create", "namespace", namespace)
+        account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
+        until(lambda: cluster.client.get(account).is_success, 60, "no service account")
+        restore.cluster(cluster, title, lambda: fill(made))
+        wanted = {row["release"] for row in facts["live"]["status"]["running"]}
+        until(lambda: up(made) == wanted, 60, lambda: str(made.says("status", NAME)))
+        yield made
+        made.clear()
+
+
+def up(case: Case) -> set[str]:
+    return {row["release"] for row in case.says("status", NAME)["running"] if row["state"] == "up"}
+
+
+def fill(case: Case) -> None:
+    """The claims get the weights, whatever folder their releases have them in."""
+    cluster, namespace = case.lab.cluster, case.lab.namespace
+    claims = [found for found in case.live("pvc") if found["status"]["phase"] != "Bound"]
+    for claim in claims:
+        name = claim["metadata"]["name"]
+        container = {
+            "name": "fill", "image": RUNNER, "command": ["true"], "volumeMounts": [{"name": "models", "mountPath": "/data"}],
+        }  # fmt: skip
+        volume = {"name": "models", "persistentVolumeClaim": {"claimName": name}}
+        spec = {"containers": [container], "volumes": [volume], "restartPolicy": "Never"}
+        meta = {"name": f"fill-{name}", "namespace": namespace}
+        cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+        until(
+            lambda: all(found["status"]["phase"] == "Bound" for found in case.live("pvc")), 60, "a claim is not bound"
+        )
+        cluster.kubectl("delete", "pod", f"fill-{name}", "-n", namespace)
+        (bound,) = [found for found in case.live("pvc") if found["metadata"]["name"] == name]
+        root = folder_of(json.loads(cluster.kubectl("get", "pv", bound["spec"]["volumeName"], "-o", "json")))
+        for folder in ("clones/tiny", f"models/huggingface/org--model/{case.lab.hub.commit}"):
+            tiny_model(root / folder)
+
+
+def says_the_same(case: Case) -> None:
+    then = case.facts["live"]
+    for verb in ("status", "history", "connect"):
+        assert known(case.says(verb, NAME), then[verb]) == then[verb], verb
+    assert known(case.says("list"), then["list"]) == then["list"]
+
+
+def history(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["release"], row["outcome"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [f"{kind}-{state}" for kind in TARGETS for state in ("up", "second", "adopted", "adopted-second")],
+    indirect=True,
+)
+def test_an_up_of_what_is_up_rolls_nothing(case: Case) -> None:
+    says_the_same(case)
+    planned, then = says("plan", str(case.file)), case.facts["live"]["plan"]["spec.yaml"]
+    assert known(planned, then) == then
+    assert (planned["result"], planned["changes"], planned["stages"]) == ("unchanged", [], [])
+    before = case.there()
+    done = deliver.fn(case.spec)
+    assert (done["result"], done["release"]) == ("unchanged", case.facts["releases"]["serving"])
+    assert case.there() == before
+    says_the_same(case)
+
+
+@pytest.mark.parametrize(
+    "case", [f"{kind}-{state}" for kind in TARGETS for state in ("second", "adopted-second")], indirect=True
+)
+def test_a_rollback_goes_to_a_release_of_the_old_code(case: Case) -> None:
+    old = case.facts["releases"]
+    back = rollback.fn(NAME, where=Location(namespace=case.lab.namespace))
+    assert (back["result"], back["release"]) == ("rolled back to", old["previous"])
+    ended = history(case.facts["live"]["history"])
+    assert history(case.says("history", NAME)) == [
+        *ended,
+        (old["serving"], "rolled back from"),
+        (old["previous"], "rolled back to"),
+    ]
+    settled(case, serving=old["previous"], previous=old["serving"])
+
+
+@pytest.mark.parametrize("case", [f"{kind}-rolled-back" for kind in TARGETS], indirect=True)
+def test_a_scheduled_run_is_held_by_a_rollback_of_the_old_code(case: Case) -> None:
+    says_the_same(case)
+    before = case.there()
+    done = deliver.fn(case.spec, scheduled=True)
+    assert (done["result"], done["release"]) == ("held", case.facts["releases"]["serving"])
+    assert case.there() == before
+    says_the_same(case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(f"{kind}-killed-dark" for kind in TARGETS),
+        "deployment-killed-smoke",
+        "gateway-killed-canary",
+        "t9k-killed-canary",
+    ],
+    indirect=True,
+)
+def test_a_delivery_that_was_killed_under_the_old_code_is_finished(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    says_the_same(case)
+    planned, old = says("plan", str(case.file)), case.facts["releases"]
+    assert (planned["result"], planned["release"]) == ("goes on", old["candidate"])
+    assert planned["stages"] == case.says("status", NAME)["stages"]
+    assert planned["changes"] == case.facts["live"]["plan"]["spec.yaml"]["changes"] or old["phase"] != "dark"
+    passed: list[str] = []
+    entered = protocol.enter
+
+    def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
+        passed.append(str(stage.phase))
+        entered(session, stage, strategy)
+
+    monkeypatch.setattr(protocol, "enter", enter)
+    done = deliver.fn(case.spec)
+    assert (done["result"], done["release"]) == ("promoted", old["candidate"])
+    assert passed == planned["stages"]
+    ended = [*history(case.facts["live"]["history"]), (old["candidate"], "promoted")]
+    assert history(case.says("history", NAME)) == ended
+    settled(case, serving=old["candidate"], previous=old["serving"])
+    before = case.there()
+    assert deliver.fn(case.spec)["result"] == "unchanged"
+    assert case.there() == before
+
+
+def settled(case: Case, *, serving: str, previous: str) -> None:
+    """It serves alone, and nothing is left to change."""
+    status = case.says("status", NAME)
+    now = {name: status[name] for name in ("state", "serving", "previous", "candidate", "stages", "changes")}
+    assert now == {
+        "state": "up",
+        "serving": serving,
+        "previous": previous,
+        "candidate": None,
+        "stages": [],
+        "changes": [],
+    }
+    assert [(row["release"], row["share"]) for row in status["running"]] == [(serving, 100)]

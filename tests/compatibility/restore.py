@@ -68,20 +68,23 @@ def objects(case: str) -> list[dict[str, Any]]:
     return [yaml.load(data, yaml.CSafeLoader) for name, data in kept().items() if name.startswith(start)]
 
 
-def cluster(there: Cluster, case: str, with_claims: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def cluster(
+    there: Cluster, case: str, with_claims: Callable[[], None] = lambda: None, step: str | None = None
+) -> dict[str, Any]:
     """Make the objects as they were, each field held by whom it was held by, in the
     namespace of ``facts["fixed"]``, which must exist; returns the facts.
 
     ``with_claims`` is called when the claims are there (one that exists stays), and
-    nothing else is. Left out: the steps' Jobs, which would run again, and what only that
-    cluster knew (uids, addresses, volumes); a release that names uids gets the new ones.
+    nothing else is. Left out: the steps' Jobs, which would run again, but those of
+    ``step``; and what only that cluster knew (uids, addresses, volumes). A release that
+    names uids gets the new ones.
     """
     facts, uids = said(f"cluster/{case}/facts.json"), dict[str, str]()
     waves: dict[str, list[dict[str, Any]]] = {"claims": [], "named": [], "others": [], "releases": []}
     for found in objects(case):
         release = found["metadata"].get("labels", {}).get("model-delivery/kind") == "Release"
         wave = {"PersistentVolumeClaim": "claims"} | dict.fromkeys(NAMED, "named")
-        if found["kind"] != "Job":
+        if found["kind"] != "Job" or (step and f"-{step}-" in found["metadata"]["name"]):
             waves["releases" if release else wave.get(found["kind"], "others")].append(found)
     for title, wave_objects in waves.items():
         for found in wave_objects:
@@ -109,6 +112,11 @@ def _bare(found: dict[str, Any]) -> dict[str, Any]:
             spec.pop("volumeName", None)
             annotations = meta.get("annotations", {})
             meta["annotations"] = {key: value for key, value in annotations.items() if "kubernetes.io/" not in key}
+        case "Job":
+            del spec["selector"]
+            labels = spec["template"]["metadata"]["labels"]
+            for key in [key for key in labels if key.endswith(("controller-uid", "job-name"))]:
+                del labels[key]
     return found
 
 

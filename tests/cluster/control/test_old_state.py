@@ -5,21 +5,23 @@ nothing, a rollback goes to its releases, a delivery that was killed is finished
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.rollback import rollback
+from model_delivery.places.guarded import observed
 from model_delivery.places.opening import Location
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.values import Stage, Strategy
+from model_delivery.values import Ref, Stage, Strategy
 from tests.cluster.control.lab import NAME, RUNNER, Lab
 from tests.compatibility import restore
 from tests.compatibility.asking import known, says
@@ -114,11 +116,21 @@ def case(
         account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
         until(lambda: cluster.client.get(account).is_success, 60, "no service account")
         until(made.cleared, 60, "an earlier case's objects do not go")
-        restore.cluster(cluster, title, lambda: fill(made))
+        step = "smoke" if title.endswith("smoke") else None
+        old_image(tmp_path / "old", monkeypatch)
+        restore.cluster(cluster, title, lambda: fill(made), step)
         wanted = {row["release"] for row in facts["live"]["status"]["running"]}
         until(lambda: up(made) == wanted, 60, lambda: str(made.says("status", NAME)))
         yield made
         made.clear()
+
+
+def old_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played pods find the module that the old code's Jobs call, as in its image."""
+    module = folder / "delivery" / "steps" / "run.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import runpy\nrunpy.run_module('model_delivery.steps.run', run_name='__main__')\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
 
 
 def up(case: Case) -> set[str]:
@@ -200,7 +212,6 @@ KILLED = [
     *(f"{kind}-killed-dark" for kind in TARGETS),
     "gateway-killed-canary",
     "t9k-killed-canary",
-    "deployment-killed-smoke",
 ]
 
 
@@ -225,6 +236,20 @@ def test_a_delivery_that_was_killed_under_the_old_code_is_finished(case: Case, m
     assert history(case.says("history", NAME)) == ended
     settled(case, serving=old["candidate"], previous=old["serving"])
     assert says("plan", str(case.file))["result"] == "unchanged"
+
+
+@pytest.mark.parametrize("case", ["deployment-killed-smoke"], indirect=True)
+def test_a_step_that_the_old_code_started_is_followed_to_its_end(case: Case) -> None:
+    (job,) = case.live(JOBS)
+    seen: set[str] = set()
+
+    def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+        seen.update(found["metadata"]["uid"] for found in case.live(JOBS))
+
+    with observed(observer):
+        done = deliver.fn(case.spec)
+    assert (done["result"], done["release"]) == ("promoted", case.facts["releases"]["candidate"])
+    assert seen == {job["metadata"]["uid"]}
 
 
 def settled(case: Case, *, serving: str, previous: str) -> None:

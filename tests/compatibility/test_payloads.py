@@ -7,12 +7,15 @@ it made: an upgrade restarts nothing.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from model_delivery.base.manifests import document
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.run.plan import unchanged_digest
 from model_delivery.spec import DeliverySpec, parse_spec
@@ -26,6 +29,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     **STORED["specs"],
     **{f"adopted {kind}": e for kind, e in STORED["adopted"].items()},
 }
+COMMAND: list[str] = document("step.yaml", "Job")["spec"]["template"]["spec"]["containers"][0]["command"]
 KEY: TypeAdapter[TargetKey] = TypeAdapter(AnyKey)
 PAYLOAD: TypeAdapter[Payload] = TypeAdapter(AnyPayload)
 
@@ -128,7 +132,20 @@ def test_steps_and_storage_are_the_same(entry: Entry) -> None:
         given = json.dumps(stored["input"], separators=(",", ":"), ensure_ascii=False)
         run = StepRun(name, step, given, "dark", 1, 1, entry.payload, spec.runner, entry.stored["release"])
         made = json.dumps([entry.shown(resource) for resource in entry.target.step(run)])
-        assert json.loads(made.replace("model_delivery.steps.run", "delivery.steps.run")) == stored["resources"], step
+        now, then = (json.dumps(words) for words in (COMMAND, ["python", "-m", "delivery.steps.run"]))
+        assert json.loads(made.replace(now, then)) == stored["resources"], step
+
+
+@pytest.mark.parametrize("package", ["delivery", "model_delivery"])
+def test_a_step_runs_in_an_image_of_the_old_version_too(package: str, tmp_path: Path) -> None:
+    """A record and a spec name the image that was current when they were written."""
+    module = tmp_path / package / "steps" / "run.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("import sys\nprint(__name__, *sys.argv[1:])\n")
+    words = [sys.executable, "-S", *COMMAND[1:], "fetch", "/etc/model-delivery/input.json", "-"]
+    environ = {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=module.parent, env=environ, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["__main__", "fetch", "/etc/model-delivery/input.json", "-"], done.stderr
 
 
 @pytest.mark.parametrize("stored", [{}, {"names": [], "args": []}, {**ENTRIES["t9k-least"]["payload"], "more": 1}])

@@ -5,26 +5,23 @@ environment is made.
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import subprocess
-import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from subprocess import DEVNULL, PIPE, CompletedProcess, Popen, TimeoutExpired
 
 import uv
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, report
 from model_delivery.base.home import packaged
+from model_delivery.places.host.lock import locked
 from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
@@ -55,8 +52,8 @@ def load_engine(name: str) -> Engine:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
-        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)]
-        raise BadInput(*(Finding("engine.invalid", f"{file}: {key}: {why}", "", fix) for key, why in wrong)) from None
+        wrong = [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise BadInput(*(Finding("engine.invalid", what, "", fix) for what in wrong)) from None
 
 
 def _no_engine(name: str, file: Path) -> Finding:
@@ -86,8 +83,8 @@ def make_environment(engine: Engine, home: Path) -> Path:
     made = engine.environment
     if made is None or (folder / DONE).exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_suffix(".lock")) as lock:
+    waiting = Progress("environment", "waiting for another run that makes it")
+    with locked(folder.with_suffix(".lock"), waiting) as lock:
         if (folder / DONE).exists():
             return folder
         if _key(engine.location) != made.key:
@@ -99,17 +96,6 @@ def make_environment(engine: Engine, home: Path) -> Path:
         _Maker(engine.name, made, engine.location, folder, lock).make()
         (folder / DONE).touch()
     return folder
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(Progress("environment", "waiting for another run that makes it"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def _key(folder: Path) -> str:
@@ -143,8 +129,8 @@ class _Maker:
         gigabytes; False where it does not answer.
         """
         backend = str(self.made.torch_backend)
-        (version,) = (p["version"] for p in self._packages() if p["name"] == "torch")
-        options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}"]
+        (version,) = (package["version"] for package in self._packages() if package["name"] == "torch")
+        options = ("--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}")
         try:
             self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
@@ -159,10 +145,11 @@ class _Maker:
         whatever index uv is configured for.
         """
         options = [option for name in without for option in ("--no-emit-package", name)]
-        options += ["--project", str(self.source)]
         wanted = self.folder / "requirements.txt"
-        locked = self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120)
-        wanted.write_text(locked, encoding="utf-8")
+        requirements = self._uv(
+            *("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source)), timeout=120
+        )
+        wanted.write_text(requirements, encoding="utf-8")
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
@@ -173,54 +160,46 @@ class _Maker:
         self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
 
     def _packages(self) -> list[dict[str, str]]:
-        packages: list[dict[str, str]] = tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"]
-        return packages
+        return list(tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"])
 
     def _gpu_packages(self) -> list[str]:
-        return [p["name"] for p in self._packages() if p["name"].startswith(GPU_LIBRARIES)]
+        return [package["name"] for package in self._packages() if package["name"].startswith(GPU_LIBRARIES)]
 
     @property
     def _python(self) -> str:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        note, argv = f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"]
-        code, out, errors = self._run(note, argv, timeout=timeout, retries=retries)
-        if code == 0:
-            return out
-        kind = Retryable if NETWORK.search(errors) else Permanent
-        last = tuple(line for line in errors.splitlines() if line.strip())[:5]
+        done = self._run(f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"], timeout, retries)
+        if done.returncode == 0:
+            return done.stdout
+        kind = Retryable if NETWORK.search(done.stderr) else Permanent
+        last = tuple(line for line in done.stderr.splitlines() if line.strip())[:5]
         what, fix = f"the environment of {self.name} could not be made", "see what uv says, then run again"
         raise kind(Finding("engine.no-environment", what, f"uv {args[0]} failed", fix, last))
 
-    def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
-        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress
-        every two.
-        """
+    def _run(self, note: str, argv: list[str], timeout: float, retries: int = 3) -> CompletedProcess[str]:
+        """Retryable after ``timeout`` seconds; progress every two."""
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
         started = time.monotonic()
-        with (
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-            subprocess.Popen(
-                argv, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=(self.lock,)
-            ) as child,
-        ):
+        with Popen(
+            argv,
+            env=environ,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            pass_fds=(self.lock,),
+            encoding="utf-8",
+            errors="replace",
+        ) as child:
             try:
-                while child.returncode is None:
-                    passed = time.monotonic() - started
+                while (passed := time.monotonic() - started) < timeout:
                     report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
-                    if passed >= timeout:
-                        what, fix = f"{note} took longer than {timeout:g} s", "look at the network, then run again"
-                        raise Retryable(Finding("engine.no-index", what, "an index may not answer", fix))
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(min(2, timeout - passed))
+                    with suppress(TimeoutExpired):
+                        output = child.communicate(timeout=min(2, timeout - passed))
+                        return CompletedProcess(argv, child.returncode, *output)
             finally:
                 child.kill()
-            return child.returncode, _text(out), _text(err)
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
+        what, fix = f"{note} took longer than {timeout:g} s", "look at the network, then run again"
+        raise Retryable(Finding("engine.no-index", what, "an index may not answer", fix))

@@ -24,7 +24,10 @@ from model_delivery.values import Ref
 PATIENCE = 60.0
 CONNECT, READ = 5.0, 30.0
 SLOW_DOWN = 429
+WAITED_FOR = stamina.RetryingCaller(attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5)
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
+NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+Query = Mapping[str, Any] | None
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Broken(Exception):
 
 
 @dataclass
-class _Busy(Exception):
+class _Busy(Broken):
     """``sent``: the request may have been carried out. ``after``: the seconds that the
     server asked us to wait.
     """
@@ -65,16 +68,6 @@ class _Busy(Exception):
     why: str
     sent: bool
     after: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Request:
-    method: str
-    path: str
-    query: Mapping[str, Any] | None
-    body: Any = None
-    media: str = ""
-    stream: float | None = None
 
 
 class Client:
@@ -92,14 +85,7 @@ class Client:
         return str(self._configuration.host)
 
     def call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None = None,
-        body: Any = None,
-        *,
-        media: str = "",
-        once: bool = False,
+        self, method: str, path: str, query: Query = None, body: Any = None, *, media: str = "", once: bool = False
     ) -> dict[str, Any]:
         """The answer's JSON. Tried for up to 60 s while the server is busy, away or
         restarting.
@@ -112,34 +98,23 @@ class Client:
             return isinstance(error, _Busy) and not (once and error.sent) and (error.after or True)
 
         try:
-            for attempt in stamina.retry_context(
-                on=again, attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5
-            ):
-                with attempt:
-                    answer = self._send(_Request(method, path, query, body, media))
-                    return dict(json.loads(answer.data or b"{}"))
+            answer = WAITED_FOR(again, self._send, method, path, query, body, media)
         except _Busy as busy:
             if once and busy.sent:
                 raise Doubt(busy.why) from None
-            hook, why = "failed calling webhook" in busy.why, f"tried for {PATIENCE:.0f} s: {busy.why}"
-            if hook:
-                what, fix = "cannot call a webhook", "see whether what serves the webhook is up, then run again"
-                raise Retryable(
-                    Finding("cluster.no-webhook", f"the API server at {self.url} {what}", why, fix)
-                ) from None
-            what, fix = f"the API server at {self.url} does not answer", "see whether it is up, then run again"
-            raise Retryable(Finding("cluster.no-answer", what, why, fix)) from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            server, why = f"the API server at {self.url}", f"tried for {PATIENCE:.0f} s: {busy.why}"
+            if "failed calling webhook" in busy.why:
+                fix = "see whether what serves the webhook is up, then run again"
+                raise Retryable(Finding("cluster.no-webhook", f"{server} cannot call a webhook", why, fix)) from None
+            fix = "see whether it is up, then run again"
+            raise Retryable(Finding("cluster.no-answer", f"{server} does not answer", why, fix)) from None
+        return dict(json.loads(answer.data or b"{}"))
 
-    def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:
+    def lines(self, path: str, query: Query, seconds: float) -> Iterator[bytes]:
         """Whole lines of a stream (a log, a watch) until it ends. Raises Status when
         there is none, Broken when it breaks, or is silent for ``seconds``.
         """
-        try:
-            answer = self._send(_Request("GET", path, query, stream=seconds))
-        except _Busy as busy:
-            raise Broken(busy.why) from None
-        rest = b""
+        answer, rest = self._send("GET", path, query, stream=seconds), b""
         try:
             for chunk in answer.stream(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -151,44 +126,45 @@ class Client:
         if rest:
             yield rest
 
-    def _send(self, request: _Request) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, path: str, query: Query, body: Any = None, media: str = "", stream: float | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        url = self.url + path + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
+        headers |= {"Content-Type": media} if media else {}
         for renewed in (False, True):
-            answer = self._once(request)
+            answer = self._once(method, url, headers, body, stream)
             if answer.status < 300:
                 return answer
-            words = _words(answer)
             if answer.status != 401:
-                raise self._refusal(answer, words)
+                raise self._refusal(answer)
             if not renewed:
                 self._load()
         what, why = f"the API server at {self.url} does not know us", "the credentials are refused or have expired"
         fix = "log in again, or give the worker credentials that last; nothing is lost, run again"
         raise Permanent(Finding("cluster.unknown-user", what, why, fix))
 
-    def _once(self, request: _Request) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
+    def _once(
+        self, method: str, url: str, headers: dict[str, str], body: Any, stream: float | None
+    ) -> urllib3.BaseHTTPResponse:
         token = self._configuration.get_api_key_with_prefix("BearerToken")
-        headers |= {"Authorization": token} if token else {}
-        body = None if request.body is None else json.dumps(request.body).encode()
-        headers |= {"Content-Type": request.media or "application/json"} if body else {}
         self.asked.append(time.monotonic())
         try:
             return self._pool.request(
-                request.method,
-                self.url + request.path + ("?" + urlencode(request.query) if request.query else ""),
-                body=body,
-                headers=headers,
-                preload_content=request.stream is None,
+                method,
+                url,
+                json=body,
+                headers=headers | ({"Authorization": token} if token else {}),
+                preload_content=stream is None,
                 retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT, read=request.stream or READ),
+                timeout=urllib3.Timeout(connect=CONNECT, read=stream or READ),
             )
-        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
-            raise _Busy(_short(error), sent=False) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Busy(_short(error), sent=True) from None
+            raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
 
-    def _refusal(self, answer: urllib3.BaseHTTPResponse, words: Mapping[str, Any]) -> Exception:
-        code, message = answer.status, str(words.get("message", "")) or f"status {answer.status}"
+    def _refusal(self, answer: urllib3.BaseHTTPResponse) -> Exception:
+        code, words = answer.status, _words(answer)
+        message = str(words.get("message") or f"status {code}")
         if code == SLOW_DOWN or code >= 500:
             after = answer.headers.get("Retry-After", "")
             return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
@@ -231,23 +207,20 @@ class Space:
                 return None
             raise self.refusal(ref, status) from None
 
-    def send(
-        self, method: str, ref: Ref, query: Mapping[str, Any] | None = None, body: Any = None, **how: Any
-    ) -> dict[str, Any]:
+    def send(self, method: str, ref: Ref, query: Query = None, body: Any = None, **how: Any) -> dict[str, Any]:
         """The answer's JSON; ``how``: as Client.call has it. Raises what that raises."""
         return self.client.call(method, ref.kind.path(self.name, ref.name), query, body, **how)
 
     def refusal(self, ref: Ref, status: Status) -> Permanent:
         """Of a request that should have succeeded."""
-        what = f"the API server refuses {ref}"
+        what, why = f"the API server refuses {ref}", f"{status.code} {status.reason}: {status.message}"
         if status.code == 422:
             fix = "correct the spec's field that the message names"
             return Permanent(Finding("cluster.invalid", what, status.message, fix))
         if status.code == 404:
-            why = f"{status.message} (namespace {self.name})"
+            what, why = f"{ref} cannot be made", f"{status.message} (namespace {self.name})"
             fix = "does the namespace exist, and is the API of this kind installed?"
-            return Permanent(Finding("cluster.no-such-api", f"{ref} cannot be made", why, fix))
-        why = f"{status.code} {status.reason}: {status.message}"
+            return Permanent(Finding("cluster.no-such-api", what, why, fix))
         return Permanent(Finding("cluster.refused", what, why, "see the message"))
 
 

@@ -14,7 +14,7 @@ import psutil
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
 from model_delivery.places.cluster import claims, jobs, pods, taking
-from model_delivery.places.cluster.apply import Apply
+from model_delivery.places.cluster.apply import apply
 from model_delivery.places.cluster.client import Broken, Client, Space, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
@@ -79,7 +79,7 @@ class Cluster:
             live = None
         if live and ref.kind.constant:
             return Change(ref, "unchanged", version=live["metadata"]["resourceVersion"])
-        return Apply(self._look, resource, live, self.take_over, dry_run).apply(expect)
+        return apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         """Begin its end; pods end as their own grace says. An object that is not ours is

@@ -24,7 +24,7 @@ from model_delivery.values import Ref
 PATIENCE = 60.0
 CONNECT, READ = 5.0, 30.0
 SLOW_DOWN = 429
-WAITED_FOR = stamina.RetryingCaller(attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5)
+RETRIED = stamina.RetryingCaller(attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5)
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 Query = Mapping[str, Any] | None
@@ -98,7 +98,7 @@ class Client:
             return isinstance(error, _Busy) and not (once and error.sent) and (error.after or True)
 
         try:
-            answer = WAITED_FOR(again, self._send, method, path, query, body, media)
+            answer = RETRIED(again, self._send, method, path, query, body, media)
         except _Busy as busy:
             if once and busy.sent:
                 raise Doubt(busy.why) from None

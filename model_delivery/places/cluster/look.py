@@ -5,22 +5,57 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_delivery.places.cluster import pods
-from model_delivery.places.cluster.adopted import Adopted, adoptions, marked
-from model_delivery.places.cluster.client import Broken, Forbidden, Space, Status
+from model_delivery.places.cluster.client import Broken, Forbidden, Query, Space, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
-from model_delivery.values import ENGINES, Kind, Observed, Ref, World
+from model_delivery.targets.kubernetes.pod import pod_labels
+from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500
 OLD = 28.0
 TAIL_LINES = 400
 SILENCE = 60.0
-Query = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """What somebody made by hand and is a release of ours since: its object and its pods
+    carry no label of ours, and are known by what the release says of them.
+
+    The object's kind, name and uid; of its pods the labels, or where there are none the
+    prefix of their names.
+    """
+
+    kind: str
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+    prefix: str
+
+    def has(self, pod: Object) -> bool:
+        meta = pod["metadata"]
+        if self.labels:
+            return self.labels.items() <= (meta.get("labels") or {}).items()
+        return str(meta["name"]).startswith(self.prefix)
+
+
+def _adoptions(stored: Iterable[Object]) -> dict[str, Adopted]:
+    """Those among the ConfigMaps ``stored``, by release. The one place that reads a
+    payload's words.
+    """
+    adopted = {}
+    for release in stored:
+        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
+        if words := content.get("payload", {}).get("adopted"):
+            by = words["pods"]
+            known = Adopted(words["kind"], words["name"], words["uid"], by.get("labels") or {}, by.get("prefix", ""))
+            adopted[str(label(release, "release"))] = known
+    return adopted
 
 
 class Look:
@@ -40,7 +75,7 @@ class Look:
         self._known: dict[Kind, list[Object]] = {}
         self._known_at = -math.inf
 
-    def listed(self, kind: Kind, query: Query | None = None) -> list[Object]:
+    def listed(self, kind: Kind, query: Query = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old
         meanwhile.
         """
@@ -48,48 +83,46 @@ class Look:
         for _ in range(3):
             found.clear()
             try:
-                for page in self._pages(kind, query or {}):
+                for page in self._pages(kind, {"limit": PAGE, **(query or {})}):
                     found += [{**item, "kind": kind.name} for item in page["items"]]
                     if kind == POD:
                         self._since = page["metadata"]["resourceVersion"]
-                return found
+                break
             except Status as status:
                 if status.code != 410:
                     raise
         return found
 
-    def _pages(self, kind: Kind, query: Query) -> Iterator[Object]:
-        more = {"limit": PAGE, **query}
-        while True:
-            page = self.space.send("GET", Ref(kind, ""), more)
+    def _pages(self, kind: Kind, query: Object) -> Iterator[Object]:
+        rest = True
+        while rest:
+            page = self.space.send("GET", Ref(kind, ""), query)
             yield page
-            if not (rest := page["metadata"].get("continue")):
-                return
-            more["continue"] = rest
+            rest = query["continue"] = page["metadata"].get("continue")
 
-    def maybe(self, kind: Kind, query: Query | None = None) -> list[Object]:
-        if kind in self._absent:
-            return []
-        try:
-            return self.listed(kind, query)
-        except (Status, Forbidden) as refused:
-            if not kind.optional if isinstance(refused, Forbidden) else refused.code != 404:
-                raise
-            self._absent.add(kind)
-            return []
+    def maybe(self, kind: Kind, query: Query = None) -> list[Object]:
+        if kind not in self._absent:
+            try:
+                return self.listed(kind, query)
+            except (Status, Forbidden) as refused:
+                if not kind.optional if isinstance(refused, Forbidden) else refused.code != 404:
+                    raise
+                self._absent.add(kind)
+        return []
 
     def world(self, delivery: str, *, fresh: bool = True) -> World:
         """``fresh``: nothing of it is known from a look before."""
         labelled, now, began = _of(delivery), time.time(), time.monotonic()
         self._list(delivery, fresh=fresh)
-        adopted = adoptions(self._known[CONFIG_MAP])
+        adopted = _adoptions(self._known[CONFIG_MAP])
         ours = [from_object(live, kind) for kind in self.kinds for live in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in (*self._unmarked(delivery, adopted), *ours)}
-        listed = [marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
+        listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
         listed = [pod for pod in listed if label(pod, "delivery") == delivery]
         self._turns = {pod["metadata"]["name"]: pods.turn(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
-            objects |= {Ref(CLAIM, c["metadata"]["name"]): from_object(c, CLAIM) for c in self.listed(CLAIM)}
+            claims = (from_object(claim, CLAIM) for claim in self.listed(CLAIM))
+            objects |= {claim.resource.ref: claim for claim in claims}
         beside = {
             "Pod": tuple(map(self._with_log, listed)),
             "Event": tuple(self.maybe(EVENT, {"fieldSelector": "type!=Normal"})) if self._events_tell(listed) else (),
@@ -110,14 +143,14 @@ class Look:
 
     def _unmarked(self, delivery: str, adopted: Mapping[str, Adopted]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
+        bare = {kind.name: kind for kind in self.kinds if kind.bare}
         for release, owned in adopted.items():
-            kind = next((kind for kind in self.kinds if kind.bare and kind.name == owned.kind), None)
-            for live in self.maybe(kind, {"fieldSelector": f"metadata.name={owned.name}"}) if kind else ():
-                if kind and live["metadata"]["uid"] == owned.uid and label(live, "delivery") is None:
-                    seen = from_object(live, kind)
-                    yield replace(
-                        seen, resource=replace(seen.resource, role="release", delivery=delivery, release=release)
-                    )
+            if kind := bare.get(owned.kind):
+                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={owned.name}"}):
+                    if live["metadata"]["uid"] == owned.uid and label(live, "delivery") is None:
+                        seen = from_object(live, kind)
+                        resource = replace(seen.resource, role="release", delivery=delivery, release=release)
+                        yield replace(seen, resource=resource)
 
     def _events_tell(self, listed: list[Object]) -> bool:
         """Are there kinds that tell by them, no pod yet, or one that neither runs well
@@ -125,14 +158,13 @@ class Look:
         """
         return (
             any(self._known[kind] for kind in self.kinds if kind.eventful)
-            or not listed
-            or not all(map(pods.settled, listed))
-            or any(not from_object(job, JOB).status["finished"] for job in self._known[JOB])
+            or not (listed and all(map(pods.settled, listed)))
+            or not all(from_object(job, JOB).status["finished"] for job in self._known[JOB])
         )
 
     def adopted(self, delivery: str) -> dict[str, Adopted]:
         """By release, what was somebody's and is a release of ours since."""
-        return adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
+        return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
     def nodes(self) -> tuple[Object, ...]:
         """Every node; empty where we may not see them."""
@@ -148,7 +180,7 @@ class Look:
         """Of every namespace; None where we may not see them."""
         return self._everywhere("pods", {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"})
 
-    def _everywhere(self, plural: str, query: Query | None = None) -> list[Object] | None:
+    def _everywhere(self, plural: str, query: Query = None) -> list[Object] | None:
         try:
             return list(self.client.call("GET", f"/api/v1/{plural}", query)["items"])
         except Forbidden:
@@ -162,9 +194,8 @@ class Look:
         found = self.listed(POD, {"labelSelector": f"model-delivery/object={name}"})
         if found or not (adopted := self.adopted(delivery)):
             return found
-        return [
-            pod for pod in (marked(pod, delivery, adopted) for pod in self.listed(POD)) if label(pod, "object") == name
-        ]
+        listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD)]
+        return [pod for pod in listed if label(pod, "object") == name]
 
     def servers(self, delivery: str, release: str) -> Iterator[str]:
         """The base address of each engine of a release: a pod's own, never a
@@ -172,20 +203,14 @@ class Look:
         """
         for pod in self.listed(POD, _of(delivery, f"release={release}", "role=release")):
             ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
-            address = pod["status"].get("podIP", "")
+            address = pod["status"].get("podIP")
             if ports and address:
                 yield f"http://{f'[{address}]' if ':' in address else address}:{ports[0]['containerPort']}"
 
-    def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
-        query = {"container": pods.main(pod)} | ({"follow": "true"} if follow else {})
-        try:
-            yield from self._log(pod, query)
-        except Status:  # the pod or its log is gone: what is missing is told by who reads
-            return
-
-    def _log(self, pod: Object, query: Query) -> Iterator[bytes]:
+    def log(self, pod: Object, query: Object) -> Iterator[bytes]:
+        """Of the container that it is for, where ``query`` names no other."""
         path = POD.path(self.space.name, pod["metadata"]["name"])
-        return self.client.lines(f"{path}/log", query, SILENCE)
+        return self.client.lines(f"{path}/log", {"container": pods.main(pod), **query}, SILENCE)
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready."""
@@ -193,7 +218,7 @@ class Look:
         if query is None:
             return pod
         try:
-            lines = list(self._log(pod, query | {"tailLines": TAIL_LINES}))
+            lines = list(self.log(pod, query | {"tailLines": TAIL_LINES}))
         except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
@@ -226,3 +251,15 @@ class Look:
 def _of(delivery: str, *more: str) -> dict[str, str]:
     """The query for what carries our labels; ``more``: such as ``role=release``."""
     return {"labelSelector": ",".join(f"model-delivery/{term}" for term in (f"delivery={delivery}", *more))}
+
+
+def _marked(pod: Object, delivery: str, adopted: Mapping[str, Adopted]) -> Object:
+    """A pod of an adopted release, with the labels that the pods of ours carry; any other
+    as it is.
+    """
+    meta = pod["metadata"]
+    for release, owned in adopted.items():
+        if owned.has(pod):
+            labels = (meta.get("labels") or {}) | pod_labels(delivery, release)
+            return {**pod, "metadata": {**meta, "labels": labels}}
+    return pod

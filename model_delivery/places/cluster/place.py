@@ -8,18 +8,18 @@ import base64
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
-from model_delivery.places.cluster import claims, jobs, pods, taking
-from model_delivery.places.cluster.apply import apply
+from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Space, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.places.cluster.swap import swap
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
 from model_delivery.values import (
@@ -53,8 +53,7 @@ class Cluster:
     def __init__(
         self, context: str | None, namespace: str, *, take_over: bool = False, client: Client | None = None
     ) -> None:
-        self.client = client or Client(context)
-        self.context, self.namespace, self.take_over = context, namespace, take_over
+        self.client, self.namespace, self.take_over = client or Client(context), namespace, take_over
         self._space = Space(self.client, namespace)
         self._look = Look(self._space, cluster_kinds())
         self._pace = Pace(self.client, self._look)
@@ -65,21 +64,23 @@ class Cluster:
             self._pace.restart()
         ref = object_ref(resource.delivery, resource.ref)
         live = self._space.get(ref)
-        if expect not in (ANY, live["metadata"]["resourceVersion"] if live else ABSENT):
+        version = live["metadata"]["resourceVersion"] if live else ABSENT
+        if expect not in (ANY, version):
             raise Mismatch(resource.ref)
-        if ref.kind == CLAIM and (change := claims.settle(self.client, resource, live)):
-            return change
-        if ref.kind != CLAIM and live:
+        if ref.kind == CLAIM:
+            if change := claims.settle(self.client, resource, live):
+                return change
+        elif live:
             self._may_write(resource, ref, live)
         if resource.ref.kind.stored:
-            return swap(self._space, resource, live, dry_run=dry_run)
+            return writing.swap(self._space, resource, live, dry_run=dry_run)
         if live and "deletionTimestamp" in live["metadata"]:
             if not dry_run:
                 self._wait_gone(ref)
             live = None
         if live and ref.kind.constant:
-            return Change(ref, "unchanged", version=live["metadata"]["resourceVersion"])
-        return apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
+            return Change(ref, "unchanged", version=version)
+        return writing.apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         """Begin its end; pods end as their own grace says. An object that is not ours is
@@ -105,18 +106,16 @@ class Cluster:
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
         live = self._space.get(object_ref(delivery, ref))
-        if live is None:
-            return None
-        seen = from_object(live, ref.kind)
-        if ref.kind != LEASE:
+        seen = from_object(live, ref.kind) if live else None
+        if seen is None or ref.kind != LEASE:
             return seen
         spec = seen.resource.spec
         alive = spec["host"] != socket.gethostname() or psutil.pid_exists(spec["pid"])
-        return Observed(seen.resource, seen.version, {"alive": alive})
+        return replace(seen, status={"alive": alive})
 
     def deliveries(self) -> tuple[str, ...]:
-        query = {"labelSelector": "model-delivery/kind=Record"}
-        return tuple(sorted(str(label(found, "delivery")) for found in self._look.listed(CONFIG_MAP, query)))
+        records = self._look.listed(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Record"})
+        return tuple(sorted(str(label(record, "delivery")) for record in records))
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         def over() -> bool:
@@ -127,8 +126,8 @@ class Cluster:
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         def over() -> bool:
-            objects = self.world(delivery).objects.values()
-            return all((seen.resource.role, seen.resource.release) != ("release", release) for seen in objects)
+            resources = (seen.resource for seen in self.world(delivery).objects.values())
+            return all((resource.role, resource.release) != ("release", release) for resource in resources)
 
         return self._lines(delivery, lambda: self._look.engine_pods(delivery, release), over, follow=follow)
 
@@ -143,13 +142,14 @@ class Cluster:
             pod, state = pods.newest(look())
             if pod is None and (not follow or over()):
                 return
-            if pod is not None and ("running" in state or "terminated" in state):
-                lines = self._look.log(pod, follow=follow and "running" in state)
+            if pod and ("running" in state or "terminated" in state):
+                query = {"follow": "true"} if follow and "running" in state else {}
                 try:
-                    for number, line in enumerate(lines, 1):
-                        if number > yielded:
-                            yielded, breaks = number, 0
-                            yield line
+                    with suppress(Status):  # the pod or its log is gone: what is missing is told by who reads
+                        for number, line in enumerate(self._look.log(pod, query), 1):
+                            if number > yielded:
+                                yielded, breaks = number, 0
+                                yield line
                     breaks = 0
                 except Broken:
                     breaks += 1
@@ -164,8 +164,8 @@ class Cluster:
         if not isinstance(ref, KubeSecret):
             return read_secret(ref)
         name, key = ref.kube.name, ref.kube.key
-        live = self._space.get(Ref(SECRET, name))
-        data = (live or {}).get("data") or {}
+        live = self._space.get(Ref(SECRET, name)) or {}
+        data = live.get("data") or {}
         if key not in data:
             has = f"it has no key {key}; it has: {', '.join(data) or 'none'}"
             fix = f"kubectl -n {self.namespace} create secret generic {name} --from-file={key}=FILE"
@@ -191,7 +191,7 @@ class Cluster:
         return None if review.get("incomplete") else review["resourceRules"]
 
     def own_image(self) -> str | None:
-        return jobs.own_image(self.client)
+        return binding.own_image(self.client)
 
     def _is_ours(self, live: Object, delivery: str) -> bool:
         """Does it carry our label, or was it somebody's, and is a release of ours
@@ -202,7 +202,7 @@ class Cluster:
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
         owner = label(live, "delivery")
-        if owner == resource.delivery or taking.may_take(resource, live):
+        if owner == resource.delivery or writing.may_take(resource, live):
             return
         fix = "give the delivery another name, or remove that object"
         fix += "" if owner else "; what serves there already comes under the spec with `deliver adopt`"

@@ -32,20 +32,25 @@ def newest(pods: list[Object]) -> tuple[Object | None, Object]:
     pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
     if ended(pod) and not containers(pod):
         return pod, {"terminated": {}}
-    return pod, next((status["state"] for status in containers(pod) if status["name"] == main(pod)), {})
+    return pod, _main_status(pod).get("state", {})
+
+
+def _main_status(pod: Object) -> Object:
+    """Empty before it is known."""
+    return next((status for status in containers(pod) if status["name"] == main(pod)), {})
 
 
 def log_query(pod: Object) -> Object | None:
     """Of the engine's log, where the engine is not ready: of the container before, where
     it has just been restarted. None: there is nothing to tell.
     """
-    status = next((status for status in containers(pod) if status["name"] == main(pod)), None)
-    if status is None or status["name"] == STEP or status["ready"] or "deletionTimestamp" in pod["metadata"]:
+    status = _main_status(pod)
+    if not status or status["name"] == STEP or status["ready"] or "deletionTimestamp" in pod["metadata"]:
         return None
     if not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
         return None
     again = "running" in status["state"] and status.get("restartCount")
-    return {"container": status["name"]} | ({"previous": "true"} if again else {})
+    return {"previous": "true"} if again else {}
 
 
 def ended(pod: Object) -> bool:

@@ -39,20 +39,38 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
                 answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
     except httpx.HTTPError as error:
-        why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
-        raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
+        raise Retryable(
+            Finding(
+                "image.no-answer",
+                f"the registry {host} does not answer",
+                f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched",
+                FIX,
+            )
+        ) from None
     status = f"status {answer.status_code}"
     if answer.status_code == httpx.codes.NOT_FOUND:
-        why = f"the registry {host} does not know {repository}:{tag}"
-        raise Refused(Finding("image.not-found", f"there is no image {image}", why, FIX))
+        raise Refused(
+            Finding(
+                "image.not-found",
+                f"there is no image {image}",
+                f"the registry {host} does not know {repository}:{tag}",
+                FIX,
+            )
+        )
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        what = f"the registry {host} does not let us see {image}"
-        fix = "name a pull secret in serving.pod.image_pull_secrets, or correct it"
-        raise Refused(Finding("image.not-allowed", what, status, fix))
+        raise Refused(
+            Finding(
+                "image.not-allowed",
+                f"the registry {host} does not let us see {image}",
+                status,
+                "name a pull secret in serving.pod.image_pull_secrets, or correct it",
+            )
+        )
     digest = answer.headers.get("Docker-Content-Digest", "")
     if not answer.is_success or not digest:
-        what = f"the registry {host} cannot say what {image} is"
-        raise Retryable(Finding("image.no-digest", what, status, "run again"))
+        raise Retryable(
+            Finding("image.no-digest", f"the registry {host} cannot say what {image} is", status, "run again")
+        )
     return f"{image.removesuffix(f':{tag}')}@{digest}"
 
 

@@ -34,7 +34,7 @@ def bound(resource: Resource, look: Look) -> Object:
     a release; the step's ``metrics`` are the addresses of its pods. A step without an
     image runs in ours.
     """
-    needs, body = resource.spec.get("bind", {}), to_object(resource, look.space.name)
+    needs, body = resource.spec.get("bind", {}), to_object(resource, look.client.namespace)
     if resource.ref.kind == CONFIG_MAP:
         _bind_input(body["data"], needs, resource.delivery, look)
     elif resource.ref.kind == JOB:
@@ -59,7 +59,7 @@ def _bind_pod(pod: Object, needs: Mapping[str, Any], look: Look) -> None:
         given |= dict.fromkeys(CERTIFICATES, f"{needs['hub']}/ca.crt") if _certificates() else {}
         step["env"] += [{"name": name, "value": value} for name, value in given.items()]
     if step["image"] is None:
-        step["image"] = own_image(look.space.client)
+        step["image"] = own_image(look.client)
 
 
 def _near(pod: Object, wanted: Mapping[str, int], look: Look) -> None:
@@ -124,9 +124,14 @@ def _fits(look: Look, pods: list[Object], replicas: int, device: str, count: int
             free[node] -= devices(pod["spec"]["containers"]).get(device, 0)
     left = [max(0, number) for number in free.values()]
     if any(there.values()) and sum(number // count for number in left) < replicas:
-        why = f"{count * replicas} × {device} wanted, {sum(left)} of {sum(there.values())} free"
-        fix = "use rollout.when_full: recreate (stops the old release first), or add nodes"
-        raise NoRoom(Finding("cluster.no-room", "the cluster cannot hold both releases", why, fix))
+        raise NoRoom(
+            Finding(
+                "cluster.no-room",
+                "the cluster cannot hold both releases",
+                f"{count * replicas} × {device} wanted, {sum(left)} of {sum(there.values())} free",
+                "use rollout.when_full: recreate (stops the old release first), or add nodes",
+            )
+        )
 
 
 def _allocatable(node: Object, device: str) -> int:

@@ -71,12 +71,13 @@ class _Busy(Broken):
 
 
 class Client:
-    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``:
-    when requests were sent, on the monotonic clock.
+    """One API server, by kubeconfig and ``context``, or from inside a pod, and the
+    objects of one namespace there. ``asked``: when requests were sent, on the monotonic
+    clock.
     """
 
-    def __init__(self, context: str | None = None) -> None:
-        self.context = context
+    def __init__(self, context: str | None, namespace: str) -> None:
+        self.context, self.namespace = context, namespace
         self.asked: deque[float] = deque(maxlen=1000)
         self._load()
 
@@ -104,11 +105,48 @@ class Client:
                 raise Doubt(busy.why) from None
             server, why = f"the API server at {self.url}", f"tried for {PATIENCE:.0f} s: {busy.why}"
             if "failed calling webhook" in busy.why:
-                fix = "see whether what serves the webhook is up, then run again"
-                raise Retryable(Finding("cluster.no-webhook", f"{server} cannot call a webhook", why, fix)) from None
-            fix = "see whether it is up, then run again"
-            raise Retryable(Finding("cluster.no-answer", f"{server} does not answer", why, fix)) from None
+                raise Retryable(
+                    Finding(
+                        "cluster.no-webhook",
+                        f"{server} cannot call a webhook",
+                        why,
+                        "see whether what serves the webhook is up, then run again",
+                    )
+                ) from None
+            raise Retryable(
+                Finding("cluster.no-answer", f"{server} does not answer", why, "see whether it is up, then run again")
+            ) from None
         return dict(json.loads(answer.data or b"{}"))
+
+    def get(self, ref: Ref) -> dict[str, Any] | None:
+        try:
+            return self.send("GET", ref)
+        except Status as status:
+            if status.code == 404:
+                return None
+            raise self.refusal(ref, status) from None
+
+    def send(self, method: str, ref: Ref, query: Query = None, body: Any = None, **how: Any) -> dict[str, Any]:
+        """The answer's JSON; ``how``: as ``call`` has it. Raises what that raises."""
+        return self.call(method, ref.kind.path(self.namespace, ref.name), query, body, **how)
+
+    def refusal(self, ref: Ref, status: Status) -> Permanent:
+        """Of a request that should have succeeded."""
+        what, why = f"the API server refuses {ref}", f"{status.code} {status.reason}: {status.message}"
+        if status.code == 422:
+            return Permanent(
+                Finding("cluster.invalid", what, status.message, "correct the spec's field that the message names")
+            )
+        if status.code == 404:
+            return Permanent(
+                Finding(
+                    "cluster.no-such-api",
+                    f"{ref} cannot be made",
+                    f"{status.message} (namespace {self.namespace})",
+                    "does the namespace exist, and is the API of this kind installed?",
+                )
+            )
+        return Permanent(Finding("cluster.refused", what, why, "see the message"))
 
     def lines(self, path: str, query: Query, seconds: float) -> Iterator[bytes]:
         """Whole lines of a stream (a log, a watch) until it ends. Raises Status when
@@ -137,12 +175,17 @@ class Client:
             if answer.status < 300:
                 return answer
             if answer.status != 401:
-                raise self._refusal(answer)
+                raise self._trouble(answer)
             if not renewed:
                 self._load()
-        what, why = f"the API server at {self.url} does not know us", "the credentials are refused or have expired"
-        fix = "log in again, or give the worker credentials that last; nothing is lost, run again"
-        raise Permanent(Finding("cluster.unknown-user", what, why, fix))
+        raise Permanent(
+            Finding(
+                "cluster.unknown-user",
+                f"the API server at {self.url} does not know us",
+                "the credentials are refused or have expired",
+                "log in again, or give the worker credentials that last; nothing is lost, run again",
+            )
+        )
 
     def _once(
         self, method: str, url: str, headers: dict[str, str], body: Any, stream: float | None
@@ -162,7 +205,7 @@ class Client:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
 
-    def _refusal(self, answer: urllib3.BaseHTTPResponse) -> Exception:
+    def _trouble(self, answer: urllib3.BaseHTTPResponse) -> Exception:
         code, words = answer.status, _words(answer)
         message = str(words.get("message") or f"status {code}")
         if code == SLOW_DOWN or code >= 500:
@@ -186,42 +229,16 @@ class Client:
                     config_file=os.environ.get("KUBECONFIG"), context=self.context, client_configuration=configuration
                 )
         except (ConfigException, OSError, ValueError) as error:
-            why, fix = f"{error}; {_contexts()}", "set KUBECONFIG, or correct target.context"
-            raise Refused(Finding("cluster.none-known", "no cluster is known", why, fix)) from None
+            raise Refused(
+                Finding(
+                    "cluster.none-known",
+                    "no cluster is known",
+                    f"{error}; {_contexts()}",
+                    "set KUBECONFIG, or correct target.context",
+                )
+            ) from None
         self._configuration = configuration
         self._pool: urllib3.PoolManager = ApiClient(configuration).rest_client.pool_manager
-
-
-@dataclass(frozen=True)
-class Space:
-    """One namespace: its objects by kind and name."""
-
-    client: Client
-    name: str
-
-    def get(self, ref: Ref) -> dict[str, Any] | None:
-        try:
-            return self.send("GET", ref)
-        except Status as status:
-            if status.code == 404:
-                return None
-            raise self.refusal(ref, status) from None
-
-    def send(self, method: str, ref: Ref, query: Query = None, body: Any = None, **how: Any) -> dict[str, Any]:
-        """The answer's JSON; ``how``: as Client.call has it. Raises what that raises."""
-        return self.client.call(method, ref.kind.path(self.name, ref.name), query, body, **how)
-
-    def refusal(self, ref: Ref, status: Status) -> Permanent:
-        """Of a request that should have succeeded."""
-        what, why = f"the API server refuses {ref}", f"{status.code} {status.reason}: {status.message}"
-        if status.code == 422:
-            fix = "correct the spec's field that the message names"
-            return Permanent(Finding("cluster.invalid", what, status.message, fix))
-        if status.code == 404:
-            what, why = f"{ref} cannot be made", f"{status.message} (namespace {self.name})"
-            fix = "does the namespace exist, and is the API of this kind installed?"
-            return Permanent(Finding("cluster.no-such-api", what, why, fix))
-        return Permanent(Finding("cluster.refused", what, why, "see the message"))
 
 
 def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
@@ -234,13 +251,25 @@ def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
 
 def _forbidden(message: str) -> Finding:
     if "cannot" in message and " resource " in message:
-        fix = "ask for the rights that manifests/rbac/role.yaml lists"
-        return Finding("cluster.forbidden", "the API server does not let us", message, fix)
+        return Finding(
+            "cluster.forbidden",
+            "the API server does not let us",
+            message,
+            "ask for the rights that manifests/rbac/role.yaml lists",
+        )
     if "exceeded quota" in message:
-        fix = "ask for a higher quota, or for less in the spec"
-        return Finding("cluster.over-quota", "the namespace's quota is used up", message, fix)
-    fix = "change what the message names, or ask whoever sets the rule"
-    return Finding("cluster.not-admitted", "the cluster's rules refuse an object", message, fix)
+        return Finding(
+            "cluster.over-quota",
+            "the namespace's quota is used up",
+            message,
+            "ask for a higher quota, or for less in the spec",
+        )
+    return Finding(
+        "cluster.not-admitted",
+        "the cluster's rules refuse an object",
+        message,
+        "change what the message names, or ask whoever sets the rule",
+    )
 
 
 def _contexts() -> str:

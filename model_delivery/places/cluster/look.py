@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from model_delivery.places.cluster import pods
-from model_delivery.places.cluster.client import Broken, Forbidden, Query, Space, Status
+from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.targets.kubernetes.pod import pod_labels
@@ -65,8 +65,8 @@ class Look:
     ``price``: the requests of the last look at the world.
     """
 
-    def __init__(self, space: Space, kinds: tuple[Kind, ...]) -> None:
-        self.space, self.client, self.kinds = space, space.client, kinds
+    def __init__(self, client: Client, kinds: tuple[Kind, ...]) -> None:
+        self.client, self.kinds = client, kinds
         self.price = 1
         self._since = ""
         self._absent = set[Kind]()
@@ -96,7 +96,7 @@ class Look:
     def _pages(self, kind: Kind, query: Object) -> Iterator[Object]:
         rest = True
         while rest:
-            page = self.space.send("GET", Ref(kind, ""), query)
+            page = self.client.send("GET", Ref(kind, ""), query)
             yield page
             rest = query["continue"] = page["metadata"].get("continue")
 
@@ -209,7 +209,7 @@ class Look:
 
     def log(self, pod: Object, query: Object) -> Iterator[bytes]:
         """Of the container that it is for, where ``query`` names no other."""
-        path = POD.path(self.space.name, pod["metadata"]["name"])
+        path = POD.path(self.client.namespace, pod["metadata"]["name"])
         return self.client.lines(f"{path}/log", {"container": pods.main(pod), **query}, SILENCE)
 
     def _with_log(self, pod: Object) -> Object:
@@ -244,7 +244,7 @@ class Look:
 
     def _watched(self, delivery: str, seconds: float) -> Iterator[Object]:
         query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
-        lines = self.client.lines(POD.path(self.space.name), query | _of(delivery), seconds)
+        lines = self.client.lines(POD.path(self.client.namespace), query | _of(delivery), seconds)
         return map(json.loads, lines)
 
 

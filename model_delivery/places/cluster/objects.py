@@ -41,8 +41,14 @@ def to_object(resource: Resource, namespace: str) -> Object:
     elif resource.ref.kind.stored:
         text = json.dumps(dict(resource.spec), sort_keys=True)
         if len(text) > LARGEST:
-            what, why = f"{resource.ref} is too large for a cluster", f"{len(text)} bytes, a ConfigMap holds {LARGEST}"
-            raise Permanent(Finding("record.too-large", what, why, "lower rollout.history, or the model's file count"))
+            raise Permanent(
+                Finding(
+                    "record.too-large",
+                    f"{resource.ref} is too large for a cluster",
+                    f"{len(text)} bytes, a ConfigMap holds {LARGEST}",
+                    "lower rollout.history, or the model's file count",
+                )
+            )
         made |= _lease(resource.spec, text) if ref.kind == LEASE else {"data": {"content": text}}
     else:
         made |= copy.deepcopy({key: value for key, value in resource.spec.items() if key != "bind"})

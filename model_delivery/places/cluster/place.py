@@ -16,7 +16,7 @@ import psutil
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
 from model_delivery.places.cluster import binding, claims, pods, writing
-from model_delivery.places.cluster.client import Broken, Client, Space, Status
+from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
@@ -50,12 +50,9 @@ class Cluster:
     keeps_files = False
     elsewhere = "is it another --namespace or --context?"
 
-    def __init__(
-        self, context: str | None, namespace: str, *, take_over: bool = False, client: Client | None = None
-    ) -> None:
-        self.client, self.namespace, self.take_over = client or Client(context), namespace, take_over
-        self._space = Space(self.client, namespace)
-        self._look = Look(self._space, cluster_kinds())
+    def __init__(self, context: str | None, namespace: str, *, take_over: bool = False) -> None:
+        self.client, self.take_over = Client(context, namespace), take_over
+        self._look = Look(self.client, cluster_kinds())
         self._pace = Pace(self.client, self._look)
         self._fresh = True  # of the next look: only one of a wait may go by what an earlier one saw
 
@@ -63,7 +60,7 @@ class Cluster:
         if not dry_run and resource.role != "lease":
             self._pace.restart()
         ref = object_ref(resource.delivery, resource.ref)
-        live = self._space.get(ref)
+        live = self.client.get(ref)
         version = live["metadata"]["resourceVersion"] if live else ABSENT
         if expect not in (ANY, version):
             raise Mismatch(resource.ref)
@@ -73,7 +70,7 @@ class Cluster:
         elif live:
             self._may_write(resource, ref, live)
         if resource.ref.kind.stored:
-            return writing.swap(self._space, resource, live, dry_run=dry_run)
+            return writing.swap(self.client, resource, live, dry_run=dry_run)
         if live and "deletionTimestamp" in live["metadata"]:
             if not dry_run:
                 self._wait_gone(ref)
@@ -88,16 +85,16 @@ class Cluster:
         """
         self._pace.restart()
         there = object_ref(delivery, ref)
-        live = self._space.get(there)
+        live = self.client.get(there)
         if live is None or not self._is_ours(live, delivery):
             return Change(ref, "absent")
         policy = "Foreground" if there.kind.foreground else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
-            self._space.send("DELETE", there, body=options)
+            self.client.send("DELETE", there, body=options)
         except Status as status:
             if status.code not in (404, 409):
-                raise self._space.refusal(ref, status) from None
+                raise self.client.refusal(ref, status) from None
         return Change(ref, "deleted")
 
     def world(self, delivery: str) -> World:
@@ -105,7 +102,7 @@ class Cluster:
         return self._look.world(delivery, fresh=fresh)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
-        live = self._space.get(object_ref(delivery, ref))
+        live = self.client.get(object_ref(delivery, ref))
         seen = from_object(live, ref.kind) if live else None
         if seen is None or ref.kind != LEASE:
             return seen
@@ -164,13 +161,18 @@ class Cluster:
         if not isinstance(ref, KubeSecret):
             return read_secret(ref)
         name, key = ref.kube.name, ref.kube.key
-        live = self._space.get(Ref(SECRET, name)) or {}
+        live = self.client.get(Ref(SECRET, name)) or {}
         data = live.get("data") or {}
         if key not in data:
             has = f"it has no key {key}; it has: {', '.join(data) or 'none'}"
-            fix = f"kubectl -n {self.namespace} create secret generic {name} --from-file={key}=FILE"
-            what = f"the Secret {name} in namespace {self.namespace} cannot be used"
-            raise Refused(Finding("secret.not-there", what, has if live else "there is no such Secret", fix))
+            raise Refused(
+                Finding(
+                    "secret.not-there",
+                    f"the Secret {name} in namespace {self.client.namespace} cannot be used",
+                    has if live else "there is no such Secret",
+                    f"kubectl -n {self.client.namespace} create secret generic {name} --from-file={key}=FILE",
+                )
+            )
         return Secret(base64.b64decode(data[key]).decode().strip())
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> None:
@@ -187,7 +189,7 @@ class Cluster:
 
     def rights(self) -> Sequence[Mapping[str, Any]] | None:
         body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
-        review = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.namespace}})["status"]
+        review = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.client.namespace}})["status"]
         return None if review.get("incomplete") else review["resourceRules"]
 
     def own_image(self) -> str | None:
@@ -206,17 +208,28 @@ class Cluster:
             return
         fix = "give the delivery another name, or remove that object"
         fix += "" if owner else "; what serves there already comes under the spec with `deliver adopt`"
-        what = f"{ref.kind} {ref.name} is there already in namespace {self.namespace}"
-        raise Refused(Finding("cluster.not-ours", what, f"it belongs to {owner or 'somebody else'}", fix))
+        raise Refused(
+            Finding(
+                "cluster.not-ours",
+                f"{ref.kind} {ref.name} is there already in namespace {self.client.namespace}",
+                f"it belongs to {owner or 'somebody else'}",
+                fix,
+            )
+        )
 
     def _wait_gone(self, ref: Ref) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can
         be made anew.
         """
         end = time.monotonic() + GONE_SECONDS
-        while self._space.get(ref) is not None:
+        while self.client.get(ref) is not None:
             if time.monotonic() > end:
-                what, fix = f"{ref.kind} {ref.name} does not end", "see its finalizers and its pods: kubectl describe"
-                why = f"it is being deleted for more than {GONE_SECONDS:.0f} s"
-                raise Permanent(Finding("cluster.does-not-end", what, why, fix))
+                raise Permanent(
+                    Finding(
+                        "cluster.does-not-end",
+                        f"{ref.kind} {ref.name} does not end",
+                        f"it is being deleted for more than {GONE_SECONDS:.0f} s",
+                        "see its finalizers and its pods: kubectl describe",
+                    )
+                )
             time.sleep(1.0)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from model_delivery.base import Finding, Permanent, Retryable
 from model_delivery.places.cluster import binding
-from model_delivery.places.cluster.client import APPLY, MERGE, Doubt, Query, Space, Status
+from model_delivery.places.cluster.client import APPLY, MERGE, Client, Doubt, Query, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import (
     MANAGER,
@@ -37,40 +37,40 @@ def apply(
     """Over what is ``live``. ``take_over``: values that another field manager holds are
     taken from it.
     """
-    ref, space, body = resource.ref, look.space, binding.bound(resource, look)
+    ref, client, body = resource.ref, look.client, binding.bound(resource, look)
     if live and resource.spec.get("bind", {}).get("bare") and label(live, "delivery") is None:
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
     binding.check(look, resource, body, live)
     taken = live if live and may_take(resource, live) and not _is_taken(live) else None
     if taken and not dry_run:
-        version = _take(space, ref, taken, body)
+        version = _take(client, ref, taken, body)
         expect = expect if expect in (ANY, ABSENT) else version
     if expect not in (ANY, ABSENT):
         body["metadata"]["resourceVersion"] = expect
     force = {"force": str(take_over or bool(taken)).lower()}
     try:
-        done = _sent(space, ref, FORCED | force | (DRY_RUN if dry_run else {}), body)
+        done = _sent(client, ref, FORCED | force | (DRY_RUN if dry_run else {}), body)
     except Status as status:
         held = tuple(_held(status))
         if held and dry_run:
             return Change(ref, "updated", tuple(f"{line}: needs --take-over" for line in held))
-        raise _refusal(space, ref, status, held) from None
+        raise _refusal(client, ref, status, held) from None
     if ref.kind.demand and not dry_run:
         look.forget()
     return _change(ref, live, done, _given_up(taken) if taken and dry_run else ())
 
 
-def _sent(space: Space, ref: Ref, query: Query, body: Object) -> Object:
+def _sent(client: Client, ref: Ref, query: Query, body: Object) -> Object:
     """The object as it is now. A retry of our own write, whose answer was lost, meets its
     own version.
     """
     try:
-        return space.send("PATCH", ref, query, body, media=APPLY)
+        return client.send("PATCH", ref, query, body, media=APPLY)
     except Status as status:
         if status.code != 409 or any(_held(status)):
             raise
     body["metadata"].pop("resourceVersion", None)
-    done = space.get(ref) or {"metadata": {}}
+    done = client.get(ref) or {"metadata": {}}
     if not covers(shown(done), shown(body)):
         raise Mismatch(ref)
     return done
@@ -84,12 +84,17 @@ def _change(ref: Ref, live: Object | None, done: Object, given_up: Iterable[str]
     return Change(ref, "updated" if diff else "unchanged", diff, version)
 
 
-def _refusal(space: Space, ref: Ref, status: Status, held: tuple[str, ...]) -> Permanent:
+def _refusal(client: Client, ref: Ref, status: Status, held: tuple[str, ...]) -> Permanent:
     if not held:
-        return space.refusal(ref, status)
-    what = f"{ref} was changed by another field manager"
-    fix = "let that manager give the fields up, or take them with `deliver up --take-over`"
-    return Permanent(Finding("cluster.held-by-another", what, "; ".join(held), fix))
+        return client.refusal(ref, status)
+    return Permanent(
+        Finding(
+            "cluster.held-by-another",
+            f"{ref} was changed by another field manager",
+            "; ".join(held),
+            "let that manager give the fields up, or take them with `deliver up --take-over`",
+        )
+    )
 
 
 def _held(status: Status) -> Iterator[str]:
@@ -108,7 +113,7 @@ def may_take(resource: Resource, live: Object) -> bool:
     return bool(uid) and live["metadata"]["uid"] == uid and label(live, "delivery") in (None, resource.delivery)
 
 
-def _take(space: Space, ref: Ref, live: Object, body: Object) -> Version:
+def _take(client: Client, ref: Ref, live: Object, body: Object) -> Version:
     """A merge patch of this very version after which we are its only manager, but for
     what others write into its status or scale. Its new version.
 
@@ -116,15 +121,15 @@ def _take(space: Space, ref: Ref, live: Object, body: Object) -> Version:
     object's other fields nothing changes.
     """
     try:
-        applied = space.send("PATCH", ref, FORCED | DRY_RUN, body, media=APPLY)
+        applied = client.send("PATCH", ref, FORCED | DRY_RUN, body, media=APPLY)
         (ours,) = filter(_is_ours, _managers(applied))
         kept = [entry for entry in _managers(live) if entry.get("subresource")]
         meta = {"resourceVersion": live["metadata"]["resourceVersion"], "managedFields": [ours, *kept]}
-        now = space.send("PATCH", ref, body={"metadata": meta}, media=MERGE)
+        now = client.send("PATCH", ref, body={"metadata": meta}, media=MERGE)
     except Status as status:
-        now = space.get(ref) or {}
+        now = client.get(ref) or {}
         if status.code != 409 or not now or not _is_taken(now):
-            raise space.refusal(ref, status) from None
+            raise client.refusal(ref, status) from None
     return str(now["metadata"]["resourceVersion"])
 
 
@@ -147,29 +152,30 @@ def _is_ours(entry: Object) -> bool:
     return bool(entry["manager"] == MANAGER and entry["operation"] == "Apply")
 
 
-def swap(space: Space, resource: Resource, live: Object | None, *, dry_run: bool) -> Change:
+def swap(client: Client, resource: Resource, live: Object | None, *, dry_run: bool) -> Change:
     """Create or replace, and only what was read: it is written whole."""
     old = from_object(live, resource.ref.kind) if live else None
     if old and old.resource == resource:
         return Change(resource.ref, "unchanged", version=old.version)
-    version = None if dry_run else _written(space, resource, old.version if old else None)
+    version = None if dry_run else _written(client, resource, old.version if old else None)
     return Change(resource.ref, "updated" if old else "created", version=version)
 
 
-def _written(space: Space, resource: Resource, old: str | None) -> str:
+def _written(client: Client, resource: Resource, old: str | None) -> str:
     """Its new version. A doubtful answer is read again: ours is known by its write's
     id.
     """
-    body, mark, ref = to_object(resource, space.name), uuid.uuid4().hex, object_ref(resource.delivery, resource.ref)
+    body, mark = to_object(resource, client.namespace), uuid.uuid4().hex
+    ref = object_ref(resource.delivery, resource.ref)
     meta = body["metadata"]
     meta["annotations"] = meta.get("annotations", {}) | {WRITE: mark}
     meta |= {"resourceVersion": old} if old else {}
     method, target = ("PUT", ref) if old else ("POST", Ref(ref.kind, ""))
     for _ in range(TRIES):
         try:
-            done = space.send(method, target, {"fieldManager": MANAGER}, body, once=True)["metadata"]
+            done = client.send(method, target, {"fieldManager": MANAGER}, body, once=True)["metadata"]
         except Doubt:
-            done = (space.get(ref) or {}).get("metadata", {})
+            done = (client.get(ref) or {}).get("metadata", {})
             if done.get("annotations", {}).get(WRITE) != mark:
                 if done.get("resourceVersion") == old:
                     continue
@@ -177,7 +183,13 @@ def _written(space: Space, resource: Resource, old: str | None) -> str:
         except Status as status:
             if status.code in (404, 409):
                 raise Mismatch(resource.ref) from None
-            raise space.refusal(resource.ref, status) from None
+            raise client.refusal(resource.ref, status) from None
         return str(done["resourceVersion"])
-    why = "the API server broke off five times"
-    raise Retryable(Finding("cluster.no-answer", f"{resource.ref} could not be written", why, "run again"))
+    raise Retryable(
+        Finding(
+            "cluster.no-answer",
+            f"{resource.ref} could not be written",
+            "the API server broke off five times",
+            "run again",
+        )
+    )

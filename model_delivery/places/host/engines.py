@@ -11,21 +11,23 @@ import re
 import shutil
 import time
 import tomllib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, CompletedProcess, Popen, TimeoutExpired
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import uv
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, report
 from model_delivery.base.home import packaged
-from model_delivery.places.host.lock import locked
+from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
 PROBE_SECONDS = 3
+UV_SETTINGS = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "PYC_INVALIDATION_MODE": "unchecked-hash"}
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 NETWORK = re.compile(
     r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE
@@ -46,9 +48,14 @@ def load_engine(name: str) -> Engine:
             content["environment"]["key"] = _key(folder)
         return Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
     except FileNotFoundError as error:
-        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
-        why, fix = f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]"
-        raise BadInput(Finding("engine.no-lock", what, why, fix)) from None
+        raise BadInput(
+            Finding(
+                "engine.no-lock",
+                f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it",
+                f"{error.filename} does not exist",
+                "make it with `uv lock`, or remove [environment]",
+            )
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
@@ -60,8 +67,12 @@ def _no_engine(name: str, file: Path) -> Finding:
     known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
     near = difflib.get_close_matches(name, known, 1)
     why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
-    what = f"target.engine: there is no engine {name}"
-    return Finding("engine.not-found", what, f"{file} does not exist; {why}", "correct target.engine")
+    return Finding(
+        "engine.not-found",
+        f"target.engine: there is no engine {name}",
+        f"{file} does not exist; {why}",
+        "correct target.engine",
+    )
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
@@ -93,7 +104,7 @@ def make_environment(engine: Engine, home: Path) -> Path:
             raise Permanent(Finding("engine.other-lock", what, why + "was never made here", fix))
         if folder.exists():
             shutil.rmtree(folder)
-        _Maker(engine.name, made, engine.location, folder, lock).make()
+        _Maker(engine, made, folder, lock).make()
         (folder / DONE).touch()
     return folder
 
@@ -110,81 +121,77 @@ class _Maker:
     maker waits until uv has ended, too.
     """
 
-    name: str
+    engine: Engine
     made: Environment
-    source: Path
     folder: Path
     lock: int
 
     def make(self) -> None:
         self._uv("venv", "--python", self.made.python, str(self.folder), timeout=120)
-        if self.made.torch_backend and self._torch():
-            self._install(*self._gpu_packages(), "torch")
-        else:
-            self._install()
-        self._compile()
+        self._install(self._torch(self.made.torch_backend) if self.made.torch_backend else [])
 
-    def _torch(self) -> bool:
-        """Install torch from PyTorch's own index for ``torch_backend``, which saves
-        gigabytes; False where it does not answer.
+    def _torch(self, backend: str) -> list[str]:
+        """Install torch from PyTorch's own index for ``backend``, which saves gigabytes.
+        The packages that it brings; none where the index does not answer.
         """
-        backend = str(self.made.torch_backend)
-        (version,) = (package["version"] for package in self._packages() if package["name"] == "torch")
+        packages = tomllib.loads((self.engine.location / "uv.lock").read_text(encoding="utf-8"))["package"]
+        (version,) = (package["version"] for package in packages if package["name"] == "torch")
         options = ("--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}")
         try:
             self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
             note = f"PyTorch's {backend} index does not answer: its larger build is used"
             report(Progress("environment", note))
-            return False
+            return []
         self._uv("pip", "install", *options, timeout=3600)
-        return True
+        return [name for package in packages if (name := package["name"]).startswith(GPU_LIBRARIES) or name == "torch"]
 
-    def _install(self, *without: str) -> None:
+    def _install(self, without: list[str]) -> None:
         """The locked versions, each file checked against the lock's hash, by way of
         whatever index uv is configured for.
+
+        Compiled, else each of vLLM's processes compiles for itself at every start. Files
+        in a newer syntax are skipped, and that is fine.
         """
-        options = [option for name in without for option in ("--no-emit-package", name)]
+        options = ["--project", str(self.engine.location), *(f"--no-emit-package={name}" for name in without)]
         wanted = self.folder / "requirements.txt"
-        requirements = self._uv(
-            *("export", "--frozen", "--no-emit-project", *options, "--project", str(self.source)), timeout=120
-        )
-        wanted.write_text(requirements, encoding="utf-8")
-        self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
-
-    def _compile(self) -> None:
-        """Else each of vLLM's processes compiles for itself at every start. Files in a
-        newer syntax are skipped, and that is fine.
-        """
-        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
-        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
-
-    def _packages(self) -> list[dict[str, str]]:
-        return list(tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"])
-
-    def _gpu_packages(self) -> list[str]:
-        return [package["name"] for package in self._packages() if package["name"].startswith(GPU_LIBRARIES)]
+        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120), encoding="utf-8")
+        options = ["--python", self._python, "--no-deps", "--compile-bytecode", "-r", str(wanted)]
+        self._uv("pip", "install", *options, timeout=3600)
 
     @property
     def _python(self) -> str:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        done = self._run(f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"], timeout, retries)
-        if done.returncode == 0:
-            return done.stdout
-        kind = Retryable if NETWORK.search(done.stderr) else Permanent
-        last = tuple(line for line in done.stderr.splitlines() if line.strip())[:5]
-        what, fix = f"the environment of {self.name} could not be made", "see what uv says, then run again"
-        raise kind(Finding("engine.no-environment", what, f"uv {args[0]} failed", fix, last))
+        """What it writes. Retryable after ``timeout`` seconds; progress every two."""
+        note = f"uv {' '.join(args[:2])}"
+        with self._started(args, retries) as child:
+            started = time.monotonic()
+            try:
+                while (passed := time.monotonic() - started) < timeout:
+                    report(Progress("environment", f"{self.engine.name}: {note}", done=round(passed, 1), unit="s"))
+                    with suppress(TimeoutExpired):
+                        output, errors = child.communicate(timeout=min(2, timeout - passed))
+                        if child.returncode:
+                            raise self._failure(args[0], errors)
+                        return output
+            finally:
+                child.kill()
+        raise Retryable(
+            Finding(
+                "engine.no-index",
+                f"{note} took longer than {timeout:g} s",
+                "an index may not answer",
+                "look at the network, then run again",
+            )
+        )
 
-    def _run(self, note: str, argv: list[str], timeout: float, retries: int = 3) -> CompletedProcess[str]:
-        """Retryable after ``timeout`` seconds; progress every two."""
+    def _started(self, args: Iterable[str], retries: int) -> Popen[str]:
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
-        started = time.monotonic()
-        with Popen(
-            argv,
+        environ |= UV_SETTINGS | {"UV_HTTP_RETRIES": str(retries)}
+        return Popen(
+            [uv.find_uv_bin(), *args, "--quiet"],
             env=environ,
             stdin=DEVNULL,
             stdout=PIPE,
@@ -192,14 +199,16 @@ class _Maker:
             pass_fds=(self.lock,),
             encoding="utf-8",
             errors="replace",
-        ) as child:
-            try:
-                while (passed := time.monotonic() - started) < timeout:
-                    report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
-                    with suppress(TimeoutExpired):
-                        output = child.communicate(timeout=min(2, timeout - passed))
-                        return CompletedProcess(argv, child.returncode, *output)
-            finally:
-                child.kill()
-        what, fix = f"{note} took longer than {timeout:g} s", "look at the network, then run again"
-        raise Retryable(Finding("engine.no-index", what, "an index may not answer", fix))
+        )
+
+    def _failure(self, command: str, errors: str) -> Permanent | Retryable:
+        kind = Retryable if NETWORK.search(errors) else Permanent
+        return kind(
+            Finding(
+                "engine.no-environment",
+                f"the environment of {self.engine.name} could not be made",
+                f"uv {command} failed",
+                "see what uv says, then run again",
+                tuple(line for line in errors.splitlines() if line.strip())[:5],
+            )
+        )

@@ -76,9 +76,14 @@ class Router(Process):
     def bind(self) -> Bound:
         host, port = self._where
         if not self.folder.alive and binding.listening(host, port):
-            why = f"something else listens on {host}:{port}"
-            fix = "choose another target.port, or stop what listens there"
-            raise Permanent(Finding("host.port-taken", "the service's port is taken", why, fix))
+            raise Permanent(
+                Finding(
+                    "host.port-taken",
+                    "the service's port is taken",
+                    f"something else listens on {host}:{port}",
+                    "choose another target.port, or stop what listens there",
+                )
+            )
         return {}
 
     def run(self, bound: Bound) -> Run:

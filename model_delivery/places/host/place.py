@@ -17,8 +17,7 @@ from model_delivery.models.store import MANIFEST, model_folder
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS
-from model_delivery.places.host.lock import locked
-from model_delivery.places.host.processes import read_json, wait
+from model_delivery.places.host.processes import locked, read_json, wait
 from model_delivery.targets.process import ENGINE
 from model_delivery.values import (
     ABSENT,
@@ -102,8 +101,14 @@ class Host(StateFolder):
         ref = Ref(ENGINE, release)
         logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.stat().st_mtime)
         if not logs:
-            why, fix = "no engine of it was ever started here", f"see `deliver history {delivery}`"
-            raise BadInput(Finding("host.no-log", f"no log of {delivery} {release}".rstrip(), why, fix))
+            raise BadInput(
+                Finding(
+                    "host.no-log",
+                    f"no log of {delivery} {release}".rstrip(),
+                    "no engine of it was ever started here",
+                    f"see `deliver history {delivery}`",
+                )
+            )
         if follow and self._object(delivery, ref).exists():
             return self.log(delivery, ref)
         return iter(logs[-1].read_bytes().splitlines())

@@ -1,5 +1,5 @@
 """Processes that outlive the run that started them: each has a folder with its lock, its
-state and the launcher's word.
+state and the launcher's word. And the locks and files by which they know each other.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from model_delivery.base import Finding, Permanent
+from model_delivery.base import Finding, Permanent, Progress, report
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
@@ -105,12 +105,24 @@ class ProcessFolder:
             if error == launcher.BUSY:
                 return
             if error:
-                fix = "is it installed, and may it be executed?"
-                raise Permanent(Finding("host.no-program", f"{program} cannot be started", error, fix))
+                raise Permanent(
+                    Finding(
+                        "host.no-program",
+                        f"{program} cannot be started",
+                        error,
+                        "is it installed, and may it be executed?",
+                    )
+                )
             if self.state.get("token") == token and self.exit_code() != -signal.SIGKILL:
                 return
-        why, fix = "its launcher was killed three times", "look for what kills processes here"
-        raise Permanent(Finding("host.launcher-killed", f"{program} could not be started", why, fix))
+        raise Permanent(
+            Finding(
+                "host.launcher-killed",
+                f"{program} could not be started",
+                "its launcher was killed three times",
+                "look for what kills processes here",
+            )
+        )
 
     def _launch(self, run: Run, token: str) -> str:
         read, write = os.pipe()
@@ -158,8 +170,14 @@ class ProcessFolder:
         deadline = time.monotonic() + 10
         while self.alive:
             if time.monotonic() > deadline:
-                what, why = f"process {state['pid']} does not end", "SIGKILL did not end it within 10 s"
-                raise Permanent(Finding("host.does-not-end", what, why, "it may hang in the kernel: see dmesg"))
+                raise Permanent(
+                    Finding(
+                        "host.does-not-end",
+                        f"process {state['pid']} does not end",
+                        "SIGKILL did not end it within 10 s",
+                        "it may hang in the kernel: see dmesg",
+                    )
+                )
             wait([self], 0.05)
         self.exit_code()  # no zombie stays
 
@@ -180,6 +198,22 @@ def wait(folders: Iterable[ProcessFolder], timeout: float) -> None:
     finally:
         for fd in watched:
             os.close(fd)
+
+
+@contextmanager
+def locked(path: Path, waiting: Progress | None = None) -> Iterator[int]:
+    """Hold the lock at ``path`` (made when it is missing); its descriptor. ``waiting``:
+    what is reported when another holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                report(waiting)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:

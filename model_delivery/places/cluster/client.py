@@ -171,11 +171,25 @@ class Client:
         headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
         headers |= {"Content-Type": media} if media else {}
         for renewed in (False, True):
-            answer = self._once(method, url, headers, body, stream)
+            if token := self._configuration.get_api_key_with_prefix("BearerToken"):
+                headers["Authorization"] = token
+            self.asked.append(time.monotonic())
+            try:
+                answer = self._pool.request(
+                    method,
+                    url,
+                    json=body,
+                    headers=headers,
+                    preload_content=stream is None,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=CONNECT, read=stream or READ),
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
             if answer.status < 300:
                 return answer
             if answer.status != 401:
-                raise self._trouble(answer)
+                raise _trouble(answer)
             if not renewed:
                 self._load()
         raise Permanent(
@@ -186,35 +200,6 @@ class Client:
                 "log in again, or give the worker credentials that last; nothing is lost, run again",
             )
         )
-
-    def _once(
-        self, method: str, url: str, headers: dict[str, str], body: Any, stream: float | None
-    ) -> urllib3.BaseHTTPResponse:
-        token = self._configuration.get_api_key_with_prefix("BearerToken")
-        self.asked.append(time.monotonic())
-        try:
-            return self._pool.request(
-                method,
-                url,
-                json=body,
-                headers=headers | ({"Authorization": token} if token else {}),
-                preload_content=stream is None,
-                retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT, read=stream or READ),
-            )
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
-
-    def _trouble(self, answer: urllib3.BaseHTTPResponse) -> Exception:
-        code, words = answer.status, _words(answer)
-        message = str(words.get("message") or f"status {code}")
-        if code == SLOW_DOWN or code >= 500:
-            after = answer.headers.get("Retry-After", "")
-            return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
-        if code == 403:
-            return Forbidden(_forbidden(message))
-        causes = (words.get("details") or {}).get("causes") or ()
-        return Status(code, str(words.get("reason", "")), message, tuple(causes))
 
     def _load(self) -> None:
         """Read the credentials (again): a kubeconfig's command is run for a new token, a
@@ -241,9 +226,21 @@ class Client:
         self._pool: urllib3.PoolManager = ApiClient(configuration).rest_client.pool_manager
 
 
+def _trouble(answer: urllib3.BaseHTTPResponse) -> Exception:
+    code, words = answer.status, _words(answer)
+    message = str(words.get("message") or f"status {code}")
+    if code == SLOW_DOWN or code >= 500:
+        after = answer.headers.get("Retry-After", "")
+        return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
+    if code == 403:
+        return Forbidden(_forbidden(message))
+    causes = (words.get("details") or {}).get("causes") or ()
+    return Status(code, str(words.get("reason", "")), message, tuple(causes))
+
+
 def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
     try:
-        words = json.loads(answer.data)
+        words = answer.json()
     except ValueError:
         return {"message": answer.data.decode(errors="replace")[:300]}
     return words if isinstance(words, dict) else {}

@@ -6,13 +6,14 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
+from model_delivery.targets.kubernetes.payload import Origin
 from model_delivery.targets.kubernetes.pod import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
@@ -20,42 +21,6 @@ PAGE = 500
 OLD = 28.0
 TAIL_LINES = 400
 SILENCE = 60.0
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """What somebody made by hand and is a release of ours since: its object and its pods
-    carry no label of ours, and are known by what the release says of them.
-
-    The object's kind, name and uid; of its pods the labels, or where there are none the
-    prefix of their names.
-    """
-
-    kind: str
-    name: str
-    uid: str
-    labels: Mapping[str, str]
-    prefix: str
-
-    def has(self, pod: Object) -> bool:
-        meta = pod["metadata"]
-        if self.labels:
-            return self.labels.items() <= (meta.get("labels") or {}).items()
-        return str(meta["name"]).startswith(self.prefix)
-
-
-def _adoptions(stored: Iterable[Object]) -> dict[str, Adopted]:
-    """Those among the ConfigMaps ``stored``, by release. The one place that reads a
-    payload's words.
-    """
-    adopted = {}
-    for release in stored:
-        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
-        if words := content.get("payload", {}).get("adopted"):
-            by = words["pods"]
-            known = Adopted(words["kind"], words["name"], words["uid"], by.get("labels") or {}, by.get("prefix", ""))
-            adopted[str(label(release, "release"))] = known
-    return adopted
 
 
 class Look:
@@ -141,13 +106,13 @@ class Look:
                 self._known[kind] = [item for item in items if not is_made_by_controller(item)]
         self._known_at = time.monotonic() if fresh else self._known_at
 
-    def _unmarked(self, delivery: str, adopted: Mapping[str, Adopted]) -> Iterator[Observed]:
+    def _unmarked(self, delivery: str, adopted: Mapping[str, Origin]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
         bare = {kind.name: kind for kind in self.kinds if kind.bare}
-        for release, owned in adopted.items():
-            if kind := bare.get(owned.kind):
-                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={owned.name}"}):
-                    if live["metadata"]["uid"] == owned.uid and label(live, "delivery") is None:
+        for release, origin in adopted.items():
+            if kind := bare.get(origin.kind):
+                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin.name}"}):
+                    if live["metadata"]["uid"] == origin.uid and label(live, "delivery") is None:
                         seen = from_object(live, kind)
                         resource = replace(seen.resource, role="release", delivery=delivery, release=release)
                         yield replace(seen, resource=resource)
@@ -162,7 +127,7 @@ class Look:
             or not all(from_object(job, JOB).status["finished"] for job in self._known[JOB])
         )
 
-    def adopted(self, delivery: str) -> dict[str, Adopted]:
+    def adopted(self, delivery: str) -> dict[str, Origin]:
         """By release, what was somebody's and is a release of ours since."""
         return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
@@ -253,13 +218,27 @@ def _of(delivery: str, *more: str) -> dict[str, str]:
     return {"labelSelector": ",".join(f"model-delivery/{term}" for term in (f"delivery={delivery}", *more))}
 
 
-def _marked(pod: Object, delivery: str, adopted: Mapping[str, Adopted]) -> Object:
+def _adoptions(stored: Iterable[Object]) -> dict[str, Origin]:
+    """By release, among the ConfigMaps ``stored``: what somebody made by hand and is a
+    release of ours since. Its object and its pods carry no label of ours.
+    """
+    adopted = {}
+    for release in stored:
+        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
+        if origin := content.get("payload", {}).get("adopted"):
+            adopted[str(label(release, "release"))] = Origin.model_validate(origin)
+    return adopted
+
+
+def _marked(pod: Object, delivery: str, adopted: Mapping[str, Origin]) -> Object:
     """A pod of an adopted release, with the labels that the pods of ours carry; any other
-    as it is.
+    as it is. It is known by its labels, or where there are none by the prefix of its
+    name.
     """
     meta = pod["metadata"]
-    for release, owned in adopted.items():
-        if owned.has(pod):
-            labels = (meta.get("labels") or {}) | pod_labels(delivery, release)
-            return {**pod, "metadata": {**meta, "labels": labels}}
+    labels = meta.get("labels") or {}
+    for release, origin in adopted.items():
+        known = origin.pods.get("labels")
+        if known.items() <= labels.items() if known else meta["name"].startswith(origin.pods.get("prefix", "")):
+            return {**pod, "metadata": {**meta, "labels": labels | pod_labels(delivery, release)}}
     return pod

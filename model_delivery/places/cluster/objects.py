@@ -71,10 +71,10 @@ def labels(resource: Resource) -> dict[str, str]:
 
 
 def _lease(spec: Mapping[str, Any], text: str) -> Object:
-    until, now = datetime.fromtimestamp(spec["expires"], tz=UTC), datetime.now(UTC)
+    now = datetime.now(UTC)
     lease = {
         "holderIdentity": f"{spec['host']} process {spec['pid']} request {spec['request']}",
-        "leaseDurationSeconds": max(1, int((until - now).total_seconds())),
+        "leaseDurationSeconds": max(1, int(spec["expires"] - now.timestamp())),
         "renewTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
     }
     return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}

@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 import tomllib
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
 PROBE_SECONDS = 3
-UV_SETTINGS = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "PYC_INVALIDATION_MODE": "unchecked-hash"}
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 NETWORK = re.compile(
     r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE
@@ -129,6 +127,7 @@ class _Maker:
     def make(self) -> None:
         self._uv("venv", "--python", self.made.python, str(self.folder), timeout=120)
         self._install(self._torch(self.made.torch_backend) if self.made.torch_backend else [])
+        self._compile()
 
     def _torch(self, backend: str) -> list[str]:
         """Install torch from PyTorch's own index for ``backend``, which saves gigabytes.
@@ -149,33 +148,62 @@ class _Maker:
     def _install(self, without: list[str]) -> None:
         """The locked versions, each file checked against the lock's hash, by way of
         whatever index uv is configured for.
-
-        Compiled, else each of vLLM's processes compiles for itself at every start. Files
-        in a newer syntax are skipped, and that is fine.
         """
         options = ["--project", str(self.engine.location), *(f"--no-emit-package={name}" for name in without)]
         wanted = self.folder / "requirements.txt"
         wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120), encoding="utf-8")
-        options = ["--python", self._python, "--no-deps", "--compile-bytecode", "-r", str(wanted)]
-        self._uv("pip", "install", *options, timeout=3600)
+        self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
+
+    def _compile(self) -> None:
+        """Else each of vLLM's processes compiles for itself at every start. Files in a
+        newer syntax are skipped, and that is fine.
+        """
+        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
+        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], 1200)
 
     @property
     def _python(self) -> str:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        """What it writes. Retryable after ``timeout`` seconds; progress every two."""
-        note = f"uv {' '.join(args[:2])}"
-        with self._started(args, retries) as child:
-            started = time.monotonic()
+        argv = [uv.find_uv_bin(), *args, "--quiet"]
+        code, output, errors = self._run(f"uv {' '.join(args[:2])}", argv, timeout, retries)
+        if code == 0:
+            return output
+        kind = Retryable if NETWORK.search(errors) else Permanent
+        raise kind(
+            Finding(
+                "engine.no-environment",
+                f"the environment of {self.engine.name} could not be made",
+                f"uv {args[0]} failed",
+                "see what uv says, then run again",
+                tuple(line for line in errors.splitlines() if line.strip())[:5],
+            )
+        )
+
+    def _run(self, note: str, argv: list[str], timeout: float, retries: int = 3) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress
+        every two.
+        """
+        environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
+        started = time.monotonic()
+        with Popen(
+            argv,
+            env=environ,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            pass_fds=(self.lock,),
+            encoding="utf-8",
+            errors="replace",
+        ) as child:
             try:
                 while (passed := time.monotonic() - started) < timeout:
                     report(Progress("environment", f"{self.engine.name}: {note}", done=round(passed, 1), unit="s"))
                     with suppress(TimeoutExpired):
                         output, errors = child.communicate(timeout=min(2, timeout - passed))
-                        if child.returncode:
-                            raise self._failure(args[0], errors)
-                        return output
+                        return child.returncode, output, errors
             finally:
                 child.kill()
         raise Retryable(
@@ -184,31 +212,5 @@ class _Maker:
                 f"{note} took longer than {timeout:g} s",
                 "an index may not answer",
                 "look at the network, then run again",
-            )
-        )
-
-    def _started(self, args: Iterable[str], retries: int) -> Popen[str]:
-        environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        environ |= UV_SETTINGS | {"UV_HTTP_RETRIES": str(retries)}
-        return Popen(
-            [uv.find_uv_bin(), *args, "--quiet"],
-            env=environ,
-            stdin=DEVNULL,
-            stdout=PIPE,
-            stderr=PIPE,
-            pass_fds=(self.lock,),
-            encoding="utf-8",
-            errors="replace",
-        )
-
-    def _failure(self, command: str, errors: str) -> Permanent | Retryable:
-        kind = Retryable if NETWORK.search(errors) else Permanent
-        return kind(
-            Finding(
-                "engine.no-environment",
-                f"the environment of {self.engine.name} could not be made",
-                f"uv {command} failed",
-                "see what uv says, then run again",
-                tuple(line for line in errors.splitlines() if line.strip())[:5],
             )
         )

@@ -29,7 +29,7 @@ def newest(pods: list[Object]) -> tuple[Object | None, Object]:
     """The newest pod, and the state of its main container."""
     if not pods:
         return None, {}
-    pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    pod = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
     if ended(pod) and not containers(pod):
         return pod, {"terminated": {}}
     return pod, _main_status(pod).get("state", {})
@@ -69,7 +69,7 @@ def turn(pod: Object) -> Any:
     """
     status = pod["status"]
     known = [(c["name"], c["ready"], at) for c in containers(pod) if (at := _turn(c)) or c["ready"]]
-    refused = [condition.get("reason") for condition in _refusals(pod)]
+    refused = [condition.get("reason") for condition in unscheduled(pod)]
     phase = status.get("phase") if ended(pod) else None
     return phase, status.get("reason"), known, refused, "deletionTimestamp" in pod["metadata"]
 
@@ -85,11 +85,7 @@ def _turn(container: Mapping[str, Any]) -> Any:
     return None if reason in COMING_UP else reason
 
 
-def unscheduled(pod: Object) -> bool:
-    return any(_refusals(pod))
-
-
-def _refusals(pod: Object) -> list[Object]:
+def unscheduled(pod: Object) -> list[Object]:
     """The scheduler's conditions that say no."""
     conditions = pod["status"].get("conditions", ())
     return [c for c in conditions if c["type"] == "PodScheduled" and c["status"] == "False"]

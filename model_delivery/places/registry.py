@@ -17,6 +17,7 @@ HUB = "registry-1.docker.io"
 DOCKER, OCI = "docker.distribution.manifest", "oci.image"
 FORMS = (f"{OCI}.index.v1", f"{DOCKER}.list.v2", f"{OCI}.manifest.v1", f"{DOCKER}.v2")
 ACCEPT = ", ".join(f"application/vnd.{form}+json" for form in FORMS)
+IMAGE = re.compile(r"^(?:(localhost|[^/]*[.:][^/]*)/)?([^:]*):?(.*)")
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
 FIX = "correct target.image, or name its digest: NAME@sha256:…"
@@ -78,11 +79,8 @@ def parts(image: str) -> tuple[str, str, str]:
     """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker
     Hub's, ``x`` its library's.
     """
-    host, slash, name = image.partition("/")
-    if not slash or (host != "localhost" and not re.search(r"[.:]", host)):
-        host, name = "docker.io", image
-    name, _, tag = name.partition(":")
-    if host in ("docker.io", "index.docker.io"):
+    ((host, name, tag),) = IMAGE.findall(image)
+    if host in ("", "docker.io", "index.docker.io"):
         host, name = HUB, name if "/" in name else f"library/{name}"
     return host, name, tag or "latest"
 

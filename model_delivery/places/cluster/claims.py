@@ -10,6 +10,7 @@ from model_delivery.places.cluster.objects import Object, label
 from model_delivery.values import Change, Resource
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
+CLASS = "storageClassName"
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 ANOTHER = "name another claim in storage.claim"
 
@@ -18,21 +19,18 @@ def settle(client: Client, resource: Resource, live: Object | None) -> Change | 
     """None: apply it (make or grow it). A Change: it is as it should be, and it may be a
     user's. Refused: it would have to shrink or move.
     """
-    want = resource.spec["spec"]
+    want, any_size = resource.spec["spec"], resource.spec.get("bind", {}).get("any_size")
     if live is None:
-        _class_exists(client, want.get("storageClassName"))
+        _class_exists(client, want.get(CLASS))
         return None
     name, have = live["metadata"]["name"], live["spec"]
     _may_stay(name, live, want)
     asked, now = (Size(spec["resources"]["requests"]["storage"]) for spec in (want, have))
     sizes, ours = f"it has {now}, the spec says {asked}", label(live, "delivery") == resource.delivery
-    if (
-        asked.bytes == now.bytes
-        or resource.spec.get("bind", {}).get("any_size")
-        or (asked.bytes < now.bytes and not ours)
-    ):
+    smaller = asked.bytes < now.bytes
+    if any_size or asked.bytes == now.bytes or (smaller and not ours):
         return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
-    if asked.bytes < now.bytes:
+    if smaller:
         raise Refused(
             Finding(
                 "claim.cannot-shrink", f"the claim {name} cannot shrink", sizes, f"set storage.size to {now} or more"
@@ -42,12 +40,12 @@ def settle(client: Client, resource: Resource, live: Object | None) -> Change | 
         raise Refused(
             Finding("claim.too-small", f"the claim {name} is too small", sizes, "it is not ours: grow it yourself")
         )
-    _may_grow(client, name, have.get("storageClassName"))
+    _may_grow(client, name, have.get(CLASS))
     return None
 
 
 def _may_stay(name: str, live: Object, want: Object) -> None:
-    have, key = live["spec"], "storageClassName"
+    have = live["spec"]
     if live.get("status", {}).get("phase") == "Lost":
         raise Refused(
             Finding(
@@ -57,12 +55,12 @@ def _may_stay(name: str, live: Object, want: Object) -> None:
                 "restore the volume, or delete the claim: the models are fetched again",
             )
         )
-    if want.get(key) not in (None, have.get(key)):
+    if want.get(CLASS) not in (None, have.get(CLASS)):
         raise Refused(
             Finding(
                 "claim.other-class",
                 f"the claim {name} cannot change its class",
-                f"it has class {have.get(key)}, the spec says {want[key]}",
+                f"it has class {have.get(CLASS)}, the spec says {want[CLASS]}",
                 f"{ANOTHER}, or correct storage_class",
             )
         )
@@ -112,8 +110,8 @@ def _class_exists(client: Client, name: str | None) -> None:
 
 
 def _may_grow(client: Client, claim: str, name: str | None) -> None:
-    entry = (_classes(client) or {}).get(name or "")
-    if entry is not None and not entry.get("allowVolumeExpansion"):
+    known = _classes(client) or {}
+    if name in known and not known[name].get("allowVolumeExpansion"):
         raise Refused(
             Finding(
                 "claim.cannot-grow",

@@ -102,7 +102,7 @@ class Client:
             answer = RETRIED(again, self._send, method, path, query, body, media)
         except _Busy as busy:
             if once and busy.sent:
-                raise Doubt(busy.why) from None
+                raise Doubt from None
             server, why = f"the API server at {self.url}", f"tried for {PATIENCE:.0f} s: {busy.why}"
             if "failed calling webhook" in busy.why:
                 raise Retryable(

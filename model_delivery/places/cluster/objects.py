@@ -112,14 +112,13 @@ def from_object(live: Object, kind: Kind) -> Observed:
 
 def _status(live: Object, kind: Kind) -> Object:
     meta, status = live["metadata"], live.get("status") or {}
-    ended = [c for c in status.get("conditions", ()) if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
-    return {
-        **status,
-        "generation": meta.get("generation", 0),
-        "uid": meta.get("uid", ""),
-        **({"deleting": meta["deletionTimestamp"]} if "deletionTimestamp" in meta else {}),
-        **({"finished": bool(ended)} if kind == JOB else {}),
-    }
+    seen = {**status, "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
+    if "deletionTimestamp" in meta:
+        seen["deleting"] = meta["deletionTimestamp"]
+    if kind == JOB:
+        true = {condition["type"] for condition in status.get("conditions", ()) if condition["status"] == "True"}
+        seen["finished"] = bool(true & {"Complete", "Failed"})
+    return seen
 
 
 def shown(live: Object) -> Object:

@@ -59,8 +59,8 @@ def ended(pod: Object) -> bool:
 
 def settled(pod: Object) -> bool:
     """Does it run well, or has it ended well?"""
-    known = containers(pod)
-    return pod["status"].get("phase") == "Succeeded" or (bool(known) and all(status["ready"] for status in known))
+    ready = [status["ready"] for status in containers(pod)]
+    return pod["status"].get("phase") == "Succeeded" or (bool(ready) and all(ready))
 
 
 def turn(pod: Object) -> Any:

@@ -42,14 +42,12 @@ def apply(
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
     binding.check(look, resource, body, live)
     taken = live if live and may_take(resource, live) and not _is_taken(live) else None
-    if taken and not dry_run:
-        version = _take(client, ref, taken, body)
-        expect = expect if expect in (ANY, ABSENT) else version
+    version = _take(client, ref, taken, body) if taken and not dry_run else expect
     if expect not in (ANY, ABSENT):
-        body["metadata"]["resourceVersion"] = expect
-    force = {"force": str(take_over or bool(taken)).lower()}
+        body["metadata"]["resourceVersion"] = version
+    query = FORCED if take_over or taken else FORCED | {"force": "false"}
     try:
-        done = _sent(client, ref, FORCED | force | (DRY_RUN if dry_run else {}), body)
+        done = _sent(client, ref, query | (DRY_RUN if dry_run else {}), body)
     except Status as status:
         held = tuple(_held(status))
         if held and dry_run:
@@ -154,11 +152,11 @@ def _is_ours(entry: Object) -> bool:
 
 def swap(client: Client, resource: Resource, live: Object | None, *, dry_run: bool) -> Change:
     """Create or replace, and only what was read: it is written whole."""
-    old = from_object(live, resource.ref.kind) if live else None
+    ref, old = resource.ref, from_object(live, resource.ref.kind) if live else None
     if old and old.resource == resource:
-        return Change(resource.ref, "unchanged", version=old.version)
+        return Change(ref, "unchanged", version=old.version)
     version = None if dry_run else _written(client, resource, old.version if old else None)
-    return Change(resource.ref, "updated" if old else "created", version=version)
+    return Change(ref, "updated" if old else "created", version=version)
 
 
 def _written(client: Client, resource: Resource, old: str | None) -> str:

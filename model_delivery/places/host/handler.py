@@ -136,8 +136,8 @@ class Process(Handler):
         shutil.rmtree(self.folder.path, ignore_errors=True)
 
     def lines(self, *, follow: bool) -> Iterator[bytes]:
-        log, rest = self.log, b""
-        with (log if log.exists() else Path(os.devnull)).open("rb") as file:
+        rest = b""
+        with (self.log if self.log.exists() else Path(os.devnull)).open("rb") as file:
             while True:
                 ended = not (follow and self.folder.alive)
                 chunk = file.read()

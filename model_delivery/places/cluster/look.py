@@ -13,7 +13,6 @@ from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
-from model_delivery.targets.kubernetes.payload import Origin
 from model_delivery.targets.kubernetes.pod import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
@@ -106,13 +105,13 @@ class Look:
                 self._known[kind] = [item for item in items if not is_made_by_controller(item)]
         self._known_at = time.monotonic() if fresh else self._known_at
 
-    def _unmarked(self, delivery: str, adopted: Mapping[str, Origin]) -> Iterator[Observed]:
+    def _unmarked(self, delivery: str, adopted: Mapping[str, Object]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
         bare = {kind.name: kind for kind in self.kinds if kind.bare}
         for release, origin in adopted.items():
-            if kind := bare.get(origin.kind):
-                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin.name}"}):
-                    if live["metadata"]["uid"] == origin.uid and label(live, "delivery") is None:
+            if kind := bare.get(origin["kind"]):
+                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin['name']}"}):
+                    if live["metadata"]["uid"] == origin["uid"] and label(live, "delivery") is None:
                         seen = from_object(live, kind)
                         resource = replace(seen.resource, role="release", delivery=delivery, release=release)
                         yield replace(seen, resource=resource)
@@ -127,7 +126,7 @@ class Look:
             or not all(from_object(job, JOB).status["finished"] for job in self._known[JOB])
         )
 
-    def adopted(self, delivery: str) -> dict[str, Origin]:
+    def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""
         return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
@@ -218,19 +217,20 @@ def _of(delivery: str, *more: str) -> dict[str, str]:
     return {"labelSelector": ",".join(f"model-delivery/{term}" for term in (f"delivery={delivery}", *more))}
 
 
-def _adoptions(stored: Iterable[Object]) -> dict[str, Origin]:
+def _adoptions(stored: Iterable[Object]) -> dict[str, Object]:
     """By release, among the ConfigMaps ``stored``: what somebody made by hand and is a
-    release of ours since. Its object and its pods carry no label of ours.
+    release of ours since. Its object and its pods carry no label of ours. The one place
+    that reads a payload's words.
     """
     adopted = {}
     for release in stored:
         content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
         if origin := content.get("payload", {}).get("adopted"):
-            adopted[str(label(release, "release"))] = Origin.model_validate(origin)
+            adopted[str(label(release, "release"))] = origin
     return adopted
 
 
-def _marked(pod: Object, delivery: str, adopted: Mapping[str, Origin]) -> Object:
+def _marked(pod: Object, delivery: str, adopted: Mapping[str, Object]) -> Object:
     """A pod of an adopted release, with the labels that the pods of ours carry; any other
     as it is. It is known by its labels, or where there are none by the prefix of its
     name.
@@ -238,7 +238,7 @@ def _marked(pod: Object, delivery: str, adopted: Mapping[str, Origin]) -> Object
     meta = pod["metadata"]
     labels = meta.get("labels") or {}
     for release, origin in adopted.items():
-        known = origin.pods.get("labels")
-        if known.items() <= labels.items() if known else meta["name"].startswith(origin.pods.get("prefix", "")):
+        known = origin["pods"].get("labels")
+        if known.items() <= labels.items() if known else meta["name"].startswith(origin["pods"].get("prefix", "")):
             return {**pod, "metadata": {**meta, "labels": labels | pod_labels(delivery, release)}}
     return pod

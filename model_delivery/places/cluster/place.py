@@ -199,8 +199,9 @@ class Cluster:
         """Does it carry our label, or was it somebody's, and is a release of ours
         since?
         """
-        uid = live["metadata"]["uid"]
-        return label(live, "delivery") == delivery or uid in {a.uid for a in self._look.adopted(delivery).values()}
+        if label(live, "delivery") == delivery:
+            return True
+        return live["metadata"]["uid"] in (origin["uid"] for origin in self._look.adopted(delivery).values())
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
         owner = label(live, "delivery")

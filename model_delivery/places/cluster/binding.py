@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from model_delivery.base import Finding, NoRoom
 from model_delivery.models.sources import ENDPOINTS
@@ -42,7 +40,7 @@ def bound(resource: Resource, look: Look) -> Object:
     return body
 
 
-def _bind_input(data: Object, needs: Mapping[str, Any], delivery: str, look: Look) -> None:
+def _bind_input(data: Object, needs: Object, delivery: str, look: Look) -> None:
     if needs.get("servers"):
         metrics = list(look.servers(delivery, needs["servers"]))
         data["input.json"] = json.dumps(json.loads(data["input.json"]) | {"metrics": metrics})
@@ -50,7 +48,7 @@ def _bind_input(data: Object, needs: Mapping[str, Any], delivery: str, look: Loo
         data["ca.crt"] = text
 
 
-def _bind_pod(pod: Object, needs: Mapping[str, Any], look: Look) -> None:
+def _bind_pod(pod: Object, needs: Object, look: Look) -> None:
     step = pod["containers"][0]
     if needs.get("near"):
         _near(pod, needs["near"], look)
@@ -62,7 +60,7 @@ def _bind_pod(pod: Object, needs: Mapping[str, Any], look: Look) -> None:
         step["image"] = own_image(look.client)
 
 
-def _near(pod: Object, wanted: Mapping[str, int], look: Look) -> None:
+def _near(pod: Object, wanted: dict[str, int], look: Look) -> None:
     nodes = [node for node in look.nodes() if all(_allocatable(node, key) >= least for key, least in wanted.items())]
     if not nodes:
         return

@@ -30,8 +30,7 @@ class Look:
     """
 
     def __init__(self, client: Client, kinds: tuple[Kind, ...]) -> None:
-        self.client, self.kinds = client, kinds
-        self.price = 1
+        self.client, self.kinds, self.price = client, kinds, 1
         self._since = ""
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None

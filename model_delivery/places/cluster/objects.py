@@ -27,9 +27,8 @@ def object_ref(delivery: str, ref: Ref) -> Ref:
     """The object that holds the resource ``ref``."""
     if ref.kind == LEASE:
         return Ref(LEASE, delivery)
-    if ref.kind == RECORD:
-        return Ref(CONFIG_MAP, f"{delivery}-record")
-    return Ref(CONFIG_MAP, f"{delivery}-{ref.kind.name.lower()}-{ref.name}") if ref.kind.stored else ref
+    name = "record" if ref.kind == RECORD else f"{ref.kind.name.lower()}-{ref.name}"
+    return Ref(CONFIG_MAP, f"{delivery}-{name}") if ref.kind.stored else ref
 
 
 def to_object(resource: Resource, namespace: str) -> Object:

@@ -36,7 +36,7 @@ from model_delivery.values import (
     World,
 )
 
-GONE_SECONDS = 300.0
+GONE_SECONDS = 300
 BREAKS = 5  # of a log in a row, before what is there must do
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
@@ -222,15 +222,15 @@ class Cluster:
         """An object that is on its way out cannot be kept: it must be gone before it can
         be made anew.
         """
-        end = time.monotonic() + GONE_SECONDS
-        while self.client.get(ref) is not None:
-            if time.monotonic() > end:
-                raise Permanent(
-                    Finding(
-                        "cluster.does-not-end",
-                        f"{ref.kind} {ref.name} does not end",
-                        f"it is being deleted for more than {GONE_SECONDS:.0f} s",
-                        "see its finalizers and its pods: kubectl describe",
-                    )
-                )
-            time.sleep(1.0)
+        for _ in range(GONE_SECONDS):
+            if self.client.get(ref) is None:
+                return
+            time.sleep(1)
+        raise Permanent(
+            Finding(
+                "cluster.does-not-end",
+                f"{ref.kind} {ref.name} does not end",
+                f"it is being deleted for more than {GONE_SECONDS} s",
+                "see its finalizers and its pods: kubectl describe",
+            )
+        )

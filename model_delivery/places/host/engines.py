@@ -57,8 +57,8 @@ def load_engine(name: str) -> Engine:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
-        wrong = [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise BadInput(*(Finding("engine.invalid", what, "", fix) for what in wrong)) from None
+        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
+        raise BadInput(*(Finding("engine.invalid", f"{file}: {key}: {why}", "", fix) for key, why in wrong)) from None
 
 
 def _no_engine(name: str, file: Path) -> Finding:
@@ -97,9 +97,15 @@ def make_environment(engine: Engine, home: Path) -> Path:
         if (folder / DONE).exists():
             return folder
         if _key(engine.location) != made.key:
-            what, fix = f"the environment of {engine.name} cannot be made", "deliver again, or put the folder back"
-            why = f"{engine.location} holds another lock than the release was made with, and its environment "
-            raise Permanent(Finding("engine.other-lock", what, why + "was never made here", fix))
+            raise Permanent(
+                Finding(
+                    "engine.other-lock",
+                    f"the environment of {engine.name} cannot be made",
+                    f"{engine.location} holds another lock than the release was made with, and its environment "
+                    "was never made here",
+                    "deliver again, or put the folder back",
+                )
+            )
         if folder.exists():
             shutil.rmtree(folder)
         _Maker(engine, made, folder, lock).make()

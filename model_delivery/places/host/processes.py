@@ -167,19 +167,19 @@ class ProcessFolder:
                 process.terminate()
             wait([self], grace)
         _kill([*family, *session_of(state)])
-        deadline = time.monotonic() + 10
-        while self.alive:
-            if time.monotonic() > deadline:
-                raise Permanent(
-                    Finding(
-                        "host.does-not-end",
-                        f"process {state['pid']} does not end",
-                        "SIGKILL did not end it within 10 s",
-                        "it may hang in the kernel: see dmesg",
-                    )
-                )
+        for _ in range(200):
+            if not self.alive:
+                self.exit_code()  # no zombie stays
+                return
             wait([self], 0.05)
-        self.exit_code()  # no zombie stays
+        raise Permanent(
+            Finding(
+                "host.does-not-end",
+                f"process {state['pid']} does not end",
+                "SIGKILL did not end it within 10 s",
+                "it may hang in the kernel: see dmesg",
+            )
+        )
 
 
 def wait(folders: Iterable[ProcessFolder], timeout: float) -> None:

@@ -14,8 +14,10 @@ import httpx
 from model_delivery.base import Finding, KubeSecret, Refused, Retryable, read_secret
 
 HUB = "registry-1.docker.io"
-DOCKER, OCI = "docker.distribution.manifest", "oci.image"
-FORMS = (f"{OCI}.index.v1", f"{DOCKER}.list.v2", f"{OCI}.manifest.v1", f"{DOCKER}.v2")
+FORMS = (
+    *("oci.image.index.v1", "docker.distribution.manifest.list.v2"),
+    *("oci.image.manifest.v1", "docker.distribution.manifest.v2"),
+)
 ACCEPT = ", ".join(f"application/vnd.{form}+json" for form in FORMS)
 IMAGE = re.compile(r"^(?:(localhost|[^/]*[.:][^/]*)/)?([^:]*):?(.*)")
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")

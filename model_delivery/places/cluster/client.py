@@ -227,7 +227,12 @@ class Client:
 
 
 def _trouble(answer: urllib3.BaseHTTPResponse) -> Exception:
-    code, words = answer.status, _words(answer)
+    code = answer.status
+    try:
+        words = answer.json()
+    except ValueError:
+        words = {"message": answer.data.decode(errors="replace")[:300]}
+    words = words if isinstance(words, dict) else {}
     message = str(words.get("message") or f"status {code}")
     if code == SLOW_DOWN or code >= 500:
         after = answer.headers.get("Retry-After", "")
@@ -236,14 +241,6 @@ def _trouble(answer: urllib3.BaseHTTPResponse) -> Exception:
         return Forbidden(_forbidden(message))
     causes = (words.get("details") or {}).get("causes") or ()
     return Status(code, str(words.get("reason", "")), message, tuple(causes))
-
-
-def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
-    try:
-        words = answer.json()
-    except ValueError:
-        return {"message": answer.data.decode(errors="replace")[:300]}
-    return words if isinstance(words, dict) else {}
 
 
 def _forbidden(message: str) -> Finding:

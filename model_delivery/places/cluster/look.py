@@ -12,6 +12,7 @@ from typing import Any
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
+from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.targets.kubernetes.pod import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
@@ -29,8 +30,8 @@ class Look:
     ``price``: the requests of the last look at the world.
     """
 
-    def __init__(self, client: Client, kinds: tuple[Kind, ...]) -> None:
-        self.client, self.kinds, self.price = client, kinds, 1
+    def __init__(self, client: Client) -> None:
+        self.client, self.kinds, self.price = client, cluster_kinds(), 1
         self._since = ""
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None

@@ -58,14 +58,13 @@ def to_object(resource: Resource, namespace: str) -> Object:
 
 
 def labels(resource: Resource) -> dict[str, str]:
-    ours = {"delivery": resource.delivery, "role": resource.role}
-    ours |= {"kind": resource.ref.kind.name} if resource.ref.kind.stored else {}
-    ours |= {"release": resource.release} if resource.release else {}
+    kind, release = resource.ref.kind, resource.release
+    ours = {"delivery": resource.delivery, "role": resource.role, "kind": kind.stored and kind.name, "release": release}
     return {
         "app.kubernetes.io/name": resource.delivery,
-        "app.kubernetes.io/instance": resource.release or resource.delivery,
+        "app.kubernetes.io/instance": release or resource.delivery,
         "app.kubernetes.io/managed-by": MANAGER,
-        **{f"model-delivery/{name}": value for name, value in ours.items()},
+        **{f"model-delivery/{name}": value for name, value in ours.items() if value},
     }
 
 

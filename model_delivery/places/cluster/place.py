@@ -20,7 +20,6 @@ from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
 from model_delivery.values import (
     ABSENT,
@@ -52,7 +51,7 @@ class Cluster:
 
     def __init__(self, context: str | None, namespace: str, *, take_over: bool = False) -> None:
         self.client, self.take_over = Client(context, namespace), take_over
-        self._look = Look(self.client, cluster_kinds())
+        self._look = Look(self.client)
         self._pace = Pace(self.client, self._look)
         self._fresh = True  # of the next look: only one of a wait may go by what an earlier one saw
 
@@ -188,9 +187,10 @@ class Cluster:
             return None
 
     def rights(self) -> Sequence[Mapping[str, Any]] | None:
-        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
-        review = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.client.namespace}})["status"]
-        return None if review.get("incomplete") else review["resourceRules"]
+        spec = {"namespace": self.client.namespace}
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+        status = self.client.call("POST", REVIEW, body=body)["status"]
+        return None if status.get("incomplete") else status["resourceRules"]
 
     def own_image(self) -> str | None:
         return binding.own_image(self.client)

@@ -50,9 +50,18 @@ def apply(
         done = _sent(client, ref, query | (DRY_RUN if dry_run else {}), body)
     except Status as status:
         held = tuple(_held(status))
-        if held and dry_run:
+        if not held:
+            raise client.refusal(ref, status) from None
+        if dry_run:
             return Change(ref, "updated", tuple(f"{line}: needs --take-over" for line in held))
-        raise _refusal(client, ref, status, held) from None
+        raise Permanent(
+            Finding(
+                "cluster.held-by-another",
+                f"{ref} was changed by another field manager",
+                "; ".join(held),
+                "let that manager give the fields up, or take them with `deliver up --take-over`",
+            )
+        ) from None
     if ref.kind.demand and not dry_run:
         look.forget()
     return _change(ref, live, done, _given_up(taken) if taken and dry_run else ())
@@ -80,19 +89,6 @@ def _change(ref: Ref, live: Object | None, done: Object, given_up: Iterable[str]
         return Change(ref, "created", version=version)
     diff = (*difference(shown(live), shown(done)), *given_up)
     return Change(ref, "updated" if diff else "unchanged", diff, version)
-
-
-def _refusal(client: Client, ref: Ref, status: Status, held: tuple[str, ...]) -> Permanent:
-    if not held:
-        return client.refusal(ref, status)
-    return Permanent(
-        Finding(
-            "cluster.held-by-another",
-            f"{ref} was changed by another field manager",
-            "; ".join(held),
-            "let that manager give the fields up, or take them with `deliver up --take-over`",
-        )
-    )
 
 
 def _held(status: Status) -> Iterator[str]:

@@ -191,9 +191,11 @@ class Look:
         """Wait for ``seconds``, or until a pod of ours is in another state than at the
         last look: True.
         """
-        end = time.monotonic() + seconds
+        end, path = time.monotonic() + seconds, POD.path(self.client.namespace)
+        query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
         try:
-            for event in self._watched(delivery, seconds) if self._since else ():
+            for line in self.client.lines(path, query | _of(delivery), seconds) if self._since else ():
+                event = json.loads(line)
                 pod = event["object"]
                 if event["type"] == "ERROR":
                     break
@@ -205,11 +207,6 @@ class Look:
             pass
         time.sleep(max(0.0, end - time.monotonic()))
         return False
-
-    def _watched(self, delivery: str, seconds: float) -> Iterator[Object]:
-        query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
-        lines = self.client.lines(POD.path(self.client.namespace), query | _of(delivery), seconds)
-        return map(json.loads, lines)
 
 
 def _of(delivery: str, *more: str) -> dict[str, str]:

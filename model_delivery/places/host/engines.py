@@ -82,19 +82,23 @@ def environment_folder(engine: Engine, home: Path) -> Path:
     return home / "engines" / f"{engine.name}-{engine.environment.key}"
 
 
+def is_made(engine: Engine, home: Path) -> bool:
+    """Is its environment there, whole? (It may need none.)"""
+    return engine.environment is None or (environment_folder(engine, home) / DONE).exists()
+
+
 def make_environment(engine: Engine, home: Path) -> Path:
     """Make the environment unless it is there; one maker at a time, and a killed one's
     half is made again.
 
     Retryable when an index does not answer, Permanent when uv cannot otherwise.
     """
-    folder = environment_folder(engine, home)
-    made = engine.environment
-    if made is None or (folder / DONE).exists():
+    folder, made = environment_folder(engine, home), engine.environment
+    if made is None or is_made(engine, home):
         return folder
     waiting = Progress("environment", "waiting for another run that makes it")
     with locked(folder.with_suffix(".lock"), waiting) as lock:
-        if (folder / DONE).exists():
+        if is_made(engine, home):
             return folder
         if _key(engine.location) != made.key:
             raise Permanent(

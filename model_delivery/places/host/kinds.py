@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from model_delivery.base import Finding, Permanent, SecretRef, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.places.host import binding
-from model_delivery.places.host.engines import DONE, environment_folder, make_environment
+from model_delivery.places.host.engines import environment_folder, is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import Run, identified, tail
@@ -53,7 +53,7 @@ class EngineProcess(Process):
         argv = engine.argv(environment, model, spec["names"], bound["port"], args)
         name = self.resource.ref.name
         number = len(list(self.logs.glob(f"{name}-*.log"))) + 1
-        return Run(tuple(argv), environ, self.logs / f"{name}-{number}.log", bound)
+        return Run(argv, environ, self.logs / f"{name}-{number}.log", bound)
 
     def status(self, bound: Bound) -> Bound:
         seen = super().status(bound)
@@ -91,7 +91,7 @@ class Router(Process):
         slots.mkdir(parents=True, exist_ok=True)
         replace_file(config, _configuration(**self.spec, slots=slots))
         environ = passed_on() | {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
-        argv = (str(caddy()), "run", "--config", str(config))
+        argv = [str(caddy()), "run", "--config", str(config)]
         return Run(argv, environ, self.logs / "router.log", self.spec)
 
     def status(self, bound: Bound) -> Bound:
@@ -180,7 +180,7 @@ class Step(Process):
         given = self.folder.path / "input.json"
         replace_file(given, self.spec["input"])
         replace_file(self.log, "")
-        argv = (sys.executable, "-m", "model_delivery.steps.run", self.spec["step"], str(given), str(self.log))
+        argv = [sys.executable, "-m", "model_delivery.steps.run", self.spec["step"], str(given), str(self.log)]
         return Run(argv, os.environ, self.folder.path / "log", {}, session=False)
 
     def stands(self) -> bool:
@@ -217,8 +217,7 @@ class PythonEnvironment(Handler):
     stored = False
 
     def stands(self) -> bool:
-        engine = _engine(self)
-        return engine.environment is None or (environment_folder(engine, self.host.home) / DONE).exists()
+        return is_made(_engine(self), self.host.home)
 
     def act(self, bound: Bound) -> None:
         make_environment(_engine(self), self.host.home)

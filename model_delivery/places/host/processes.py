@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class Run:
     (its CPUs, where there are any), and whether in a session of its own.
     """
 
-    argv: tuple[str, ...]
+    argv: Sequence[str]
     environ: Mapping[str, str]
     log: Path
     binding: Mapping[str, Any]

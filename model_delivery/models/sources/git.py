@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
-import urllib3
-
 from model_delivery.base.findings import Finding, Permanent, Refused, Retryable
 from model_delivery.base.secrets import Secret
 from model_delivery.models.listing import wanted
@@ -128,6 +126,8 @@ class Git:
         return File(path=path, size=int(pointer[2]), sha256=pointer[1].decode())
 
     def _lfs(self, file: File) -> Remote:
+        from urllib3.exceptions import HTTPError
+
         repo, secret = self.model.repo, self.model.secret
         at = urlsplit(repo)
         if at.scheme not in ("http", "https"):
@@ -144,7 +144,7 @@ class Git:
         headers = {"Accept": LFS_JSON, "Content-Type": LFS_JSON} | ({"Authorization": _basic(secret)} if secret else {})
         try:
             answer = pool(url, 30.0).request("POST", url, body=json.dumps(wish).encode(), headers=headers)
-        except urllib3.exceptions.HTTPError as error:
+        except HTTPError as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
             raise http_trouble(answer.status, f"{url} was asked for {file.path}", answer.headers.get("Retry-After", ""))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from model_delivery.base.part import Part, Text
 from model_delivery.base.secrets import Secret, SecretRef, read_secret
@@ -67,6 +67,8 @@ class ModelSpec(Part):
     the command line.
     """
 
+    model_config = ConfigDict(defer_build=True)  # fallbacks are not known before all rooms are
+
     include: tuple[Text, ...] = INCLUDE
     exclude: tuple[Text, ...] = EXCLUDE
     allow: tuple[Permission, ...] = ()
@@ -120,6 +122,8 @@ class ModelSpec(Part):
 
 class Fallback(Part):
     """Another source of the same files; ``model.token`` is never sent to it."""
+
+    model_config = ConfigDict(defer_build=True)
 
     source: Remotes
     repo: Text

@@ -49,7 +49,7 @@ class GitModel(RemoteModel):
     revision: Revision = "main"
 
     example: ClassVar[str] = "https://host/x.git@main"
-    address: ClassVar[str] = r"(.+?\.git|.*/[^/@]+)@(.+)"  # a URL has an @ of its own before its user's host
+    address: ClassVar[str] = r"(.+?\.git|(?:\w+://|(?!\w+://))[^/]*/[^@]*[^/@])@(.+)"  # @ after the host
 
     def open(self) -> Git:
         return Git(self)

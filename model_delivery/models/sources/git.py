@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
-import urllib3
-
 from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret
 from model_delivery.models.listing import wanted
 from model_delivery.models.sources.http import NAME_A_TOKEN, NotGiven, authorities, http_trouble, pool, unreachable
@@ -50,7 +48,7 @@ class GitModel(RemoteModel):
     revision: Revision = "main"
 
     example: ClassVar[str] = "https://host/x.git@main"
-    address: ClassVar[str] = r"(.+?\.git|.*/[^/@]+)@(.+)"  # a URL has an @ of its own before its user's host
+    address: ClassVar[str] = r"(.+?\.git|(?:\w+://|(?!\w+://))[^/]*/[^@]*[^/@])@(.+)"  # @ after the host
 
     def open(self) -> Git:
         return Git(self)
@@ -127,6 +125,8 @@ class Git:
         return File(path=path, size=int(pointer[2]), sha256=pointer[1].decode())
 
     def _lfs(self, file: File) -> Remote:
+        from urllib3.exceptions import HTTPError
+
         repo, secret = self.model.repo, self.model.secret
         at = urlsplit(repo)
         if at.scheme not in ("http", "https"):
@@ -143,7 +143,7 @@ class Git:
         headers = {"Accept": LFS_JSON, "Content-Type": LFS_JSON} | ({"Authorization": _basic(secret)} if secret else {})
         try:
             answer = pool(url, 30.0).request("POST", url, body=json.dumps(wish).encode(), headers=headers)
-        except urllib3.exceptions.HTTPError as error:
+        except HTTPError as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
             raise http_trouble(answer.status, f"{url} was asked for {file.path}", answer.headers.get("Retry-After", ""))

@@ -9,13 +9,14 @@ import time
 import urllib.request
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
-
-import urllib3
 
 from model_delivery.base import Finding, Refused, Retryable, Trouble
 from model_delivery.models.sources.spec import RemoteModel
+
+if TYPE_CHECKING:
+    import urllib3
 
 LONGEST_WAIT = 120.0
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
@@ -117,6 +118,8 @@ def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
 
 @cache
 def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> urllib3.PoolManager:
+    import urllib3  # only a source that is asked imports it
+
     options: dict[str, Any] = {
         "maxsize": 16,
         "timeout": urllib3.Timeout(connect=10, read=read_timeout),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
 from model_delivery.models.listing import hashed, pinned, select
@@ -64,6 +64,8 @@ class ModelSpec(Part):
     ``endpoint_variable`` is what a step's Job must be passed. ``example``: an address on
     the command line.
     """
+
+    model_config = ConfigDict(defer_build=True)  # fallbacks are not known before all rooms are
 
     include: tuple[Text, ...] = INCLUDE
     exclude: tuple[Text, ...] = EXCLUDE
@@ -118,6 +120,8 @@ class ModelSpec(Part):
 
 class Fallback(Part):
     """Another source of the same files; ``model.token`` is never sent to it."""
+
+    model_config = ConfigDict(defer_build=True)
 
     source: Remotes
     repo: Text

@@ -24,10 +24,10 @@ from model_delivery.targets.kubernetes.adoption import (
     on_a_claim,
     refusal,
 )
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
+from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kinds
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of, scale
 from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, verbatim
-from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
-from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
+from model_delivery.targets.kubernetes.route import Routed, RoutedKey
 from model_delivery.targets.protocol import Get, Site, Target
 from model_delivery.values import (
     Current,
@@ -37,7 +37,6 @@ from model_delivery.values import (
     Kind,
     Lock,
     Observed,
-    Payload,
     Readiness,
     Ref,
     Release,
@@ -81,10 +80,10 @@ class KServeKey(RoutedKey):
     kind: Literal["kserve"] = "kserve"
 
     def target(self) -> Target:
-        return KServe(self.namespace, self.gateway, self.hostname, context=self.context)
+        return KServe(self)
 
 
-class KServeTarget(RoutedTarget):
+class KServeTarget(ClusterTarget, KServeKey):
     """A KServe InferenceService; without ``gateway`` traffic cannot be weighed."""
 
     keyed = KServeKey
@@ -111,8 +110,7 @@ class KServeAdopted(AdoptedPayload):
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         live = copy.deepcopy(self.live)
-        if live["predictor"].get("minReplicas", 1) != release.replicas:
-            live["predictor"]["minReplicas"] = release.replicas
+        scale(live["predictor"], release.replicas)
         yield self.theirs(delivery, release, live)
 
 
@@ -120,10 +118,10 @@ class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
     kind, spec, kinds, engine_port = "kserve", KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
-    payloads, former, adopts = (KServePayload, KServeAdopted), KServeAdopted, INFERENCE_SERVICE
+    payloads = KServePayload, KServeAdopted
     backend, port = BACKEND, 80
 
-    def payload(self, asked: Asked, lock: Lock) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the
         service's predictor.
         """
@@ -139,26 +137,23 @@ class KServe(Routed):
         runtime["spec"]["containers"] = [json.loads(verbatim(json.dumps(engine)))]
         return KServePayload(runtime=runtime, service=service, **common(asked, lock))
 
-    def readiness(self, release: Release, world: World) -> Readiness:
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying
         Ready while its pods are refused: so the pods are counted.
         """
-        ref = self.main(world.delivery, release)
-        seen = world.objects.get(ref)
-        if seen is None:
-            return InProgress("the InferenceService is not there yet")
+        ref = seen.resource.ref
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = pods.living(pods_of(world, release))
+        living = pods.living(pods_of(world, release.id))
         ready = pods.condition(seen.status, "PredictorReady")
-        told, few = pods.reason_of(ready), len(its) < release.replicas
-        if not few and all(map(pods.is_ready, its)):
+        told, few = pods.reason_of(ready), len(living) < release.replicas
+        if not few and all(map(pods.is_ready, living)):
             if ready.get("status") == "True":
                 return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
             return InProgress(f"its pods are ready, KServe is not: {told}")
         failure = _failure(ready, world.beside["Event"], ref) if few else {}
         state = self.pending(release, world, ref.name, failure, *NOISE)
-        if its or failure or not isinstance(state, InProgress):
+        if living or failure or not isinstance(state, InProgress):
             return state
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
@@ -167,21 +162,23 @@ class KServe(Routed):
         to the engine's port: KServe's address has a port then.
         """
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
-        return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
+        return f"http://{ref.name}{BACKEND}.{self.key.namespace}.svc" + (f":{port}" if direct else "")
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
         """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
         for kind in absent_kinds(place, self.kinds):
-            what, fix = (
-                f"the cluster has no {kind.plural} of {kind.api}",
-                "install KServe, or use target: {kind: deployment, …}",
-            )
-            yield Finding("kserve.not-installed", what, context_of(self.context), fix)
+            what = f"the cluster has no {kind.plural} of {kind.api}"
+            fix = "install KServe, or use target: {kind: deployment, …}"
+            yield Finding("kserve.not-installed", what, self.where, fix)
         if not asked.name[0].isalpha() or len(asked.name) > LONGEST_NAME:
-            what = f"the name {asked.name} does not fit KServe"
-            why = f"KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: at most {LONGEST_NAME} characters"
-            yield Finding("kserve.name", what, why, "choose another name")
+            yield Finding(
+                "kserve.name",
+                f"the name {asked.name} does not fit KServe",
+                "KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: "
+                f"at most {LONGEST_NAME} characters",
+                "choose another name",
+            )
 
     def read(self, live: Observed, get: Get) -> Found:
         ref, spec = live.resource.ref, live.resource.spec["spec"]
@@ -203,9 +200,8 @@ class KServe(Routed):
             claim, _, folder = uri.removeprefix(PVC).partition("/")
             if not uri.startswith(PVC):
                 raise not_on_a_claim(ref, uri)
-        its = {"labels": {"app": f"isvc.{ref.name}-predictor"}}
-        more = {"service": f"{ref.name}{BACKEND}"}
-        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), its, more)
+        count, labels = int(predictor.get("minReplicas", 1)), {"labels": {"app": f"isvc.{ref.name}-predictor"}}
+        return Found(spec, container, words, claim, folder, count, labels, {"service": f"{ref.name}{BACKEND}"})
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
@@ -223,9 +219,13 @@ def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
     """What KServe says once and will not change its mind about."""
     mode = status.get("deploymentMode", MODES[0])
     if mode not in MODES:
-        why = "the mode of an InferenceService never changes, and only Standard makes a Deployment"
-        fix = f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, then run again"
-        return Finding("kserve.mode", f"KServe has put {ref} into mode {mode}", why, fix)
+        return Finding(
+            "kserve.mode",
+            f"KServe has put {ref} into mode {mode}",
+            "the mode of an InferenceService never changes, and only Standard makes a Deployment",
+            f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, "
+            "then run again",
+        )
     said = status.get("modelStatus") or {}
     failure = said.get("lastFailureInfo") or {}
     if said.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:

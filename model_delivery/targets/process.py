@@ -13,17 +13,7 @@ from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRe
 from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
 from model_delivery.models.store import folder_name
 from model_delivery.targets.asked import Asked
-from model_delivery.targets.protocol import (
-    Adoption,
-    Get,
-    Site,
-    StepRun,
-    Target,
-    TargetKey,
-    TargetSpec,
-    not_yet,
-    nothing_to_adopt,
-)
+from model_delivery.targets.protocol import Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -60,14 +50,6 @@ class ProcessKey(TargetKey):
     place = "host"
     kind: Literal["process"] = "process"
     port: int | None = None
-
-    @property
-    def context(self) -> None:
-        return None
-
-    @property
-    def namespace(self) -> None:
-        return None
 
     def admits(self, asked: TargetKey) -> bool:
         return isinstance(asked, ProcessKey) and self.port in (None, asked.port)
@@ -138,7 +120,7 @@ class Process(Target):
         if lock.engine is None:
             raise Refused(Finding("target.no-engine", "no engine", "a process needs one", "name it in target.engine"))
         serving = asked.serving
-        limits, secrets = serving.resources.limits, {k: v for k, v in serving.env.items() if not isinstance(v, str)}
+        limits, secrets = serving.resources.limits, {"VLLM_API_KEY": serving.api_key} if serving.api_key else {}
         return ProcessPayload(
             engine=lock.engine.model_dump(mode="json"),
             model=folder_name(lock.snapshot),
@@ -147,7 +129,7 @@ class Process(Target):
             args=serving.args,
             chat_template=serving.chat_template,
             env={name: value for name, value in serving.env.items() if isinstance(value, str)},
-            secret_env=secrets | ({"VLLM_API_KEY": serving.api_key} if serving.api_key else {}),
+            secret_env={name: ref for name, ref in serving.env.items() if not isinstance(ref, str)} | secrets,
             api_key=serving.api_key,
             port="auto",
             cpus=whole_cpus(limits.get("cpu", 1)),
@@ -156,24 +138,23 @@ class Process(Target):
         )
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        folder = Resource(Ref(FOLDER, "models"), "storage", name, {"path": storage.path})
-        if lock.engine is None or lock.engine.environment is None:
-            return (folder,)
-        content = {"engine": lock.engine.model_dump(mode="json")}
-        return (folder, Resource(Ref(ENVIRONMENT, lock.engine.name), "storage", name, content))
+        made: dict[Ref, dict[str, Any]] = {Ref(FOLDER, "models"): {"path": storage.path}}
+        if lock.engine is not None and lock.engine.environment is not None:
+            made[Ref(ENVIRONMENT, lock.engine.name)] = {"engine": lock.engine.model_dump(mode="json")}
+        return tuple(Resource(ref, "storage", name, spec) for ref, spec in made.items())
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
-        def route(ref: Ref, **spec: Any) -> Resource:
-            return Resource(ref, "route", want.delivery, spec)
-
-        made = [
-            Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
-            for release in want.releases
-        ]
+        route: dict[Ref, dict[str, Any]] = {}
         if want.address is not None:
-            made.append(route(ROUTE, host=want.address.host, port=want.address.port))
-            made += [route(Ref(SLOT, f"{n:02}"), release=owner) for n, owner in enumerate(slot_owners(want.shares))]
-        return tuple(made)
+            route[ROUTE] = {"host": want.address.host, "port": want.address.port}
+            route |= {Ref(SLOT, f"{n:02}"): {"release": owner} for n, owner in enumerate(slot_owners(want.shares))}
+        return (
+            *(
+                Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
+                for release in want.releases
+            ),
+            *(Resource(ref, "route", want.delivery, spec) for ref, spec in route.items()),
+        )
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
@@ -225,24 +206,22 @@ class Process(Target):
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
         yield from not_yet(self.kind, wanted | limits)
         for field, ref in secrets.items():
-            if isinstance(ref, KubeSecret):
-                what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
-                yield Finding("secret.not-on-a-host", what, "a host has none", fix)
-                continue
             try:
-                place.secret(ref)
+                if isinstance(ref, KubeSecret):
+                    what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
+                    yield Finding("secret.not-on-a-host", what, "a host has none", fix)
+                else:
+                    place.secret(ref)
             except Refused as refused:
                 yield from refused.findings
         if up_at is None and place.listening(self.port):
-            what, why = "the service's port is taken", f"something else listens on {HOST}:{self.port}"
-            yield Finding("host.port-taken", what, why, "choose another target.port, or stop what listens there")
+            why = f"something else listens on {HOST}:{self.port}"
+            fix = "choose another target.port, or stop what listens there"
+            yield Finding("host.port-taken", "the service's port is taken", why, fix)
         elif up_at is not None and up_at.port != self.port:
             what = f"the port of {asked.name} cannot change while it is up"
             why = f"it is up on port {up_at.port}, the spec says {self.port}"
             yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
-
-    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        raise nothing_to_adopt(self.kind)
 
 
 def whole_cpus(limit: float | str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from model_delivery.base import Finding, KubeSecret, Refused
 from model_delivery.base.manifests import Object
 from model_delivery.targets.asked import Asked
-from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
+from model_delivery.targets.kubernetes.pod import API_KEY, claim_name, devices
 from model_delivery.targets.protocol import Get
 from model_delivery.values import ENGINES, Observed, Ref, difference
 
@@ -58,8 +58,7 @@ class Found:
 
     @property
     def devices(self) -> dict[str, int]:
-        limits = self.container.get("resources", {}).get("limits") or {}
-        return {key: int(value) for key, value in limits.items() if "/" in key}
+        return devices([self.container])
 
 
 def kept_metadata(live: Observed) -> Object:

@@ -5,28 +5,29 @@ answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from model_delivery.base import Finding, Refused, SecretRef, Text
-from model_delivery.base.manifests import manifest
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text
+from model_delivery.base.manifests import document, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
-from model_delivery.targets.kubernetes import preflight as before
-from model_delivery.targets.kubernetes.adoption import Found
 from model_delivery.targets.kubernetes.job import job_state, step_job
-from model_delivery.targets.kubernetes.kinds import CLAIM
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster, pods_of
+from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
+from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
 from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
 from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values import (
     Address,
+    Current,
     Desired,
+    InProgress,
     Kind,
     Lock,
     Observed,
+    Readiness,
     Ref,
     Release,
     Resource,
@@ -36,17 +37,16 @@ from model_delivery.values import (
 )
 
 NEW = "new"
+ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
 class ClusterKey(TargetKey):
     place = "cluster"
-    context: str | None = None
-    namespace: str = "default"
-
-
-class ClusterTarget(TargetSpec):
     context: Text | None = None
     namespace: Text = "default"
+
+
+class ClusterTarget(TargetSpec, ClusterKey):
     image: Text = "vllm/vllm-openai:v0.33.0"
 
     @property
@@ -56,16 +56,17 @@ class ClusterTarget(TargetSpec):
 
 @dataclass(frozen=True)
 class InCluster(Target):
-    """A target whose objects lie in ``namespace`` of the cluster that ``context`` names.
+    """A target whose objects lie in the namespace of a cluster that its key names; the
+    first of its kinds can be adopted.
 
-    ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's
-    container that names none.
+    ``payloads``: of a release that is made here, and of one that was adopted;
+    ``engine_port``: of somebody's container that names none.
     """
 
-    former: ClassVar[type[AdoptedPayload]]
+    adopts = True
+    payloads: ClassVar[tuple[type[ClusterPayload], type[AdoptedPayload]]]
     engine_port: ClassVar[int]
-    namespace: str
-    context: str | None = field(default=None, kw_only=True)
+    key: ClusterKey
 
     def root(self, storage: Storage) -> str | None:
         return MOUNT
@@ -84,29 +85,50 @@ class InCluster(Target):
         made["bind"] = {"any_size": storage.size is None}
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
-    def pending(
-        self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str
-    ) -> pods.Pending:
-        """Why it is not ready, by its pods. ``name``: of what is told by events;
-        ``status``: as a Deployment has it; ``noise``: events that say nothing.
-        """
-        its, claim = pods_of(world, release), world.objects.get(Ref(CLAIM, in_cluster(release).claim))
-        events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
-        return pods.engine(its, events, world.beside["Node"], status, claim.status if claim else None, name)
-
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         return step_job(run)
 
     def step_state(self, ref: Ref, world: World) -> StepState:
         return job_state(ref, world)
 
+    def readiness(self, release: Release, world: World) -> Readiness:
+        ref = self.main(world.delivery, release)
+        seen = world.objects.get(ref)
+        return self.ready(release, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
+        """By the release's main object, as it is seen, and its pods."""
+        raise NotImplementedError
+
+    def pending(
+        self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str
+    ) -> pods.Pending:
+        """Why it is not ready, by its pods. ``name``: of what is told by events;
+        ``status``: as a Deployment has it; ``noise``: events that say nothing.
+        """
+        claim = world.objects.get(Ref(CLAIM, in_cluster(release).claim))
+        events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
+        beside = {**world.beside, "Event": events}
+        return pods.engine(pods_of(world, release.id), beside, status, claim.status if claim else None, name)
+
     def route(self, name: str) -> Ref:
         """The object that takes the delivery's name."""
         raise NotImplementedError
 
-    def read(self, live: Observed, get: Get) -> Found:
-        """What an object of kind ``adopts`` serves. Refused where it is of a form that
-        cannot stay.
+    def routed(self, want: Desired, world: World) -> Readiness:
+        if want.address is None or not want.shares:
+            return Current("")
+        ref = self.route(want.delivery)
+        seen = world.objects.get(ref)
+        return self.moved(want, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+
+    def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
+        """Does the route, as it is seen, give everybody the share that is wanted?"""
+        raise NotImplementedError
+
+    def read(self, live: Observed, get: Get) -> adoption.Found:
+        """What an object of the first of ``kinds`` serves. Refused where it is of a form
+        that cannot stay.
         """
         raise NotImplementedError
 
@@ -127,17 +149,55 @@ class InCluster(Target):
     ) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
         yield from not_yet(self.kind, self.lacks(asked))
-        yield from before.foreign_secrets(secrets)
-        missing = [*before.rights(place, self.namespace, self.uses(asked))]
-        missing = missing or [*before.namespace(place, self.namespace, self.context)]
+        yield from _foreign(secrets)
+        missing = [*self._rights(asked, place)] or [*self._namespace(place)]
         yield from missing
         if not missing:
-            yield from before.fields(asked, place)
-            yield from before.secrets(asked, place, self.namespace, secrets)
+            yield from _fields(asked, place)
+            yield from self._secrets(asked, place, secrets)
             yield from self.misfits(asked, place)
 
+    def _rights(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        """Rules for the API of a target, or of an option, are needed by it alone. A list
+        that the server itself calls incomplete proves nothing missing.
+        """
+        held, used = place.rights(), {(kind.group, kind.plural) for kind in self.uses(asked)}
+        for group, resource, verb in wanted_rules() if held is not None else ():
+            needed = group in ALWAYS or (group, resource) in used
+            if needed and not any(_allows(rule, group, resource, verb) for rule in held or ()):
+                name = f"{resource}.{group}".rstrip(".")
+                yield Finding(
+                    "cluster.right-missing",
+                    f"we may not {verb} {name} in namespace {self.key.namespace}",
+                    "the rule is missing",
+                    "kubectl apply -f manifests/rbac/role.yaml, and bind it to who delivers",
+                )
+
+    @property
+    def where(self) -> str:
+        return f"context {self.key.context or 'default'}"
+
+    def _namespace(self, place: Site) -> Iterator[Finding]:
+        """A namespaced role may not see it: then what is in it will tell."""
+        name = self.key.namespace
+        if is_absent(place, f"/api/v1/namespaces/{name}"):
+            fix = "make it, or correct target.namespace"
+            yield Finding("cluster.no-namespace", f"there is no namespace {name}", self.where, fix)
+
+    def _secrets(self, asked: Asked, place: Site, refs: Mapping[str, SecretRef]) -> Iterator[Finding]:
+        for field, ref in refs.items():
+            try:
+                if isinstance(ref, KubeSecret):
+                    place.secret(ref)
+            except Refused as refused:
+                yield from (replace(finding, what=f"{field}: {finding.what}") for finding in refused.findings)
+        for name in (*asked.serving.pod.image_pull_secrets, *asked.runner.image_pull_secrets):
+            if place.look_up(SECRET.path(self.key.namespace, name)) is None:
+                what, why = f"the pull secret {name} is not there", f"namespace {self.key.namespace}"
+                yield Finding("secret.no-pull-secret", what, why, "kubectl create secret docker-registry …")
+
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        ref, route = Ref(self.former.adopts, named), self.route(asked.name)
+        ref, route = Ref(self.kinds[0], named), self.route(asked.name)
         live, there = adoption.live_object(ref, asked.name, get), get(route)
         found = self.read(live, get)
         wrong = [*adoption.unlike(asked, found)]
@@ -158,14 +218,78 @@ class InCluster(Target):
         }
         own = {"chat_template": None, "args": found.words, "claim": found.claim, "devices": found.devices}
         own |= {"image": found.container.get("image"), "live": found.spec, "adopted": origin | found.more}
-        payload = self.former.model_validate(common(asked, lock) | own | found.beside)
-        differs = tuple(adoption.differences(found, self._anew(asked, lock)))
-        return Adoption(str(ref), payload, found.replicas, differs)
+        payload = self.payloads[1].model_validate(common(asked, lock) | own | found.beside)
+        return Adoption(str(ref), payload, found.replicas, (*adoption.differences(found, self._anew(asked, lock)),))
 
-    def _anew(self, asked: Asked, lock: Lock) -> Found:
+    def _anew(self, asked: Asked, lock: Lock) -> adoption.Found:
         """What ``asked`` would make, read as if it were there."""
         release = Release(NEW, self.payload(asked, lock))
         made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
         there = {resource.ref: Observed(resource, "", {}) for resource in made}
-        main = next(seen for ref, seen in there.items() if ref.kind == self.adopts)
-        return self.read(main, there.get)
+        return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
+
+
+def wanted_rules() -> list[tuple[str, str, str]]:
+    """Group, resource and verb of every rule of the shipped Role."""
+    return [
+        (group, resource, verb)
+        for rule in document("rbac/role.yaml", "Role")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+def _allows(rule: Mapping[str, Any], *wanted: str) -> bool:
+    parts = zip(("apiGroups", "resources", "verbs"), wanted, strict=True)
+    return not rule.get("resourceNames") and all({value, "*"} & set(rule.get(part) or ()) for part, value in parts)
+
+
+def _foreign(secrets: Mapping[str, SecretRef]) -> Iterator[Finding]:
+    for field, ref in secrets.items():
+        if not isinstance(ref, KubeSecret):
+            yield Finding(
+                "secret.not-in-a-cluster",
+                f"{field} is not a Kubernetes secret",
+                "a pod sees neither the environment nor the files of the machine that delivers",
+                "make one, and use {kube: {name: …, key: …}}",
+            )
+
+
+def _fields(asked: Asked, place: Site) -> Iterator[Finding]:
+    access, most = asked.storage.access, asked.serving.replicas.max
+    if not asked.model.in_cluster:
+        what = f"model.source {asked.model.source} is not there yet in a cluster"
+        yield Finding("source.not-in-a-cluster", what, "a claim's folder is not listed yet", "use a hub")
+    if asked.runner.image is None and place.own_image() is None:
+        yield Finding(
+            "step.no-image",
+            "no image for the steps",
+            "runner.image is null, and this does not run in a pod of the cluster",
+            "name the image of Model Delivery in runner.image",
+        )
+    if most > 1 and access.startswith("ReadWriteOnce"):
+        yield Finding(
+            "claim.one-node",
+            f"storage.access {access} serves one node only",
+            f"serving.replicas.max is {most}: pods on other nodes could not mount it",
+            "use ReadWriteMany, or one replica",
+        )
+
+
+def is_absent(place: Site, path: str) -> bool:
+    """Not where we may not look."""
+    try:
+        return place.look_up(path) is None
+    except Permanent:
+        return False
+
+
+def absent_kinds(place: Site, kinds: Sequence[Kind]) -> list[Kind]:
+    """Of ``kinds``, what the cluster's API does not have."""
+
+    def served(api: str) -> set[str]:
+        return {resource["name"] for resource in (place.look_up(f"/apis/{api}") or {}).get("resources", ())}
+
+    known = {api: served(api) for api in {kind.api for kind in kinds}}
+    return [kind for kind in kinds if kind.plural not in known[kind.api]]

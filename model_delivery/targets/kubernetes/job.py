@@ -67,7 +67,7 @@ def job_state(ref: Ref, world: World) -> StepState:
         return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
     label, finished = "batch.kubernetes.io/job-name", bool(seen.status["finished"])
     own = [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get(label) == ref.name]
-    return pods.step(own, world.beside["Event"], world.beside["Node"], ref.name, finished=finished)
+    return pods.step(own, world.beside, ref.name, finished=finished)
 
 
 def _secrets(given: Any) -> Iterator[SecretRef]:

@@ -15,7 +15,7 @@ from model_delivery.base import Finding, Refused
 from model_delivery.base.manifests import Object
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
-from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, startup_seconds
+from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, devices, startup_seconds
 from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, World
 
 
@@ -136,6 +136,12 @@ class AdoptedPayload(ClusterPayload):
         return owned(Resource(ref, "release", delivery, made, release.id), self.uid)
 
 
+def scale(predictor: Object, replicas: int) -> None:
+    """Somebody's, which says nothing where it has one."""
+    if predictor.get("minReplicas", 1) != replicas:
+        predictor["minReplicas"] = replicas
+
+
 def in_cluster(release: Release) -> ClusterPayload:
     """Its payload, which is a cluster's."""
     if not isinstance(release.payload, ClusterPayload):
@@ -159,7 +165,7 @@ def common(asked: Asked, lock: Lock) -> dict[str, Any]:
         "pod": serving.pod.model_dump(mode="json"),
         "claim": claim_name(asked.name, asked.storage),
         "image": lock.image,
-        "devices": {key: int(value) for key, value in serving.resources.limits.items() if "/" in key},
+        "devices": devices([{"resources": {"limits": serving.resources.limits}}]),
     }
 
 
@@ -189,9 +195,9 @@ def owned_route(resource: Resource, releases: tuple[Release, ...]) -> Resource:
     return owned(resource, next(filter(None, former), None))
 
 
-def pods_of(world: World, release: Release) -> list[Mapping[str, Any]]:
+def pods_of(world: World, release: str) -> list[Mapping[str, Any]]:
     """The pods that carry the release's name as ``model-delivery/object``; a look gives
     it to those of an adopted release.
     """
-    name = f"{world.delivery}-{release.id}"
+    name = f"{world.delivery}-{release}"
     return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]

@@ -62,7 +62,7 @@ def devices(containers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """
     asked: dict[str, int] = {}
     for container in containers:
-        for name, count in container.get("resources", {}).get("limits", {}).items():
+        for name, count in (container.get("resources", {}).get("limits") or {}).items():
             if "/" in name:
                 asked[name] = asked.get(name, 0) + int(count)
     return asked

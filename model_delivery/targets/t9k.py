@@ -8,7 +8,7 @@ import copy
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from model_delivery.base import Finding, Refused, Text
 from model_delivery.base.manifests import Object, manifest
@@ -120,10 +120,6 @@ class T9kPayload(ClusterPayload):
     runtime: Object
     predictor: Object
     config: str | None
-    service_metadata: ClassVar[None] = None  # the manifest's
-
-    def entry_name(self, release: Release) -> str:
-        return release.id
 
     def entry(self, delivery: str, release: Release) -> Object:
         """Its entry of the MLService. Our labels reach the pods by the predictor's
@@ -154,13 +150,6 @@ class T9kAdopted(AdoptedPayload):
 
     adopts = ML_SERVICE
     adopted: T9kOrigin
-
-    @property
-    def service_metadata(self) -> Object:
-        return copy.deepcopy(self.adopted.metadata)
-
-    def entry_name(self, release: Release) -> str:
-        return self.adopted.entry
 
     def entry(self, delivery: str, release: Release) -> Object:
         predictor = copy.deepcopy(self.live)
@@ -227,23 +216,23 @@ class T9k(InCluster):
 
     def _service(self, want: Desired) -> Resource:
         made = manifest(FILE, "MLService")
-        entries = {release.id: _payload(release).entry(want.delivery, release) for release in want.releases}
-        default, *canary = [release for release in entries if release in want.shares]
-        made["spec"] |= {"default": entries[default]["name"], "releases": list(entries.values())}
-        if canary:
-            percent = want.shares[canary[0]]
-            made["spec"] |= {"canary": entries[canary[0]]["name"], "canaryTrafficPercent": percent}
+        made["spec"]["releases"] = [_entry(want.delivery, release) for release in want.releases]
+        shares = _shares(want)
+        made["spec"]["default"], *canary = shares
+        for name in canary:
+            made["spec"] |= {"canary": name, "canaryTrafficPercent": shares[name]}
         if self.key.queue:
             made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.key.queue}}
         for release in want.releases:
-            made["metadata"] = _payload(release).service_metadata or made["metadata"]
+            if isinstance(release.payload, T9kAdopted):
+                made["metadata"] = copy.deepcopy(release.payload.adopted.metadata)
         return owned_route(Resource(self.route(want.delivery), "route", want.delivery, made), want.releases)
 
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """There is no observedGeneration: the service must be Ready and this release
         ready. An address says nothing, it is set before.
         """
-        name = _payload(release).entry_name(release)
+        name = _entry(world.delivery, release)["name"]
         row, service = _row(name, seen.status), pods.condition(seen.status, "Ready")
         if _true(pods.condition(seen.status, "Paused")):
             what, fix = f"the MLService {world.delivery} is paused", "resume it in T9k's console, then run again"
@@ -281,8 +270,7 @@ class T9k(InCluster):
         """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``;
         the endpoint is ``address.url``.
         """
-        weighed = [release for release in want.releases if release.id in want.shares]
-        shares = {_payload(release).entry_name(release): want.shares[release.id] for release in weighed}
+        shares = _shares(want)
         now = seen.status.get("defaultRelease"), seen.status.get("canaryRelease") or None
         told = {name: _row(name, seen.status).get("trafficPercent", share) for name, share in shares.items()}
         if now != (*shares, None)[:2] or told != shares:
@@ -352,10 +340,16 @@ class T9k(InCluster):
         return Found(predictor, container, words, pvc["name"], folder, count, prefix, entry)
 
 
-def _payload(release: Release) -> T9kPayload | T9kAdopted:
+def _entry(delivery: str, release: Release) -> Object:
     if not isinstance(release.payload, T9kPayload | T9kAdopted):
         raise TypeError(f"release {release.id} is of another target")
-    return release.payload
+    return release.payload.entry(delivery, release)
+
+
+def _shares(want: Desired) -> dict[str, int]:
+    """By the entries' names, in the order of the releases: the default's, the canary's."""
+    weighed = [release for release in want.releases if release.id in want.shares]
+    return {_entry(want.delivery, release)["name"]: want.shares[release.id] for release in weighed}
 
 
 def _runtime(asked: Asked, lock: Lock, config: str | None) -> Object:

@@ -14,7 +14,7 @@ from typing import Any
 from model_delivery.base import Finding, KubeSecret, Refused
 from model_delivery.base.manifests import Object
 from model_delivery.targets.asked import Asked
-from model_delivery.targets.kubernetes.pod import API_KEY, claim_name, devices
+from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
 from model_delivery.targets.protocol import Get
 from model_delivery.values import ENGINES, Observed, Ref, difference
 
@@ -56,10 +56,6 @@ class Found:
         said, ports = value_of(self.words, ENGINE_PORT), self.container.get("ports") or ()
         return int(ports[0]["containerPort"]) if ports else int(said) if said.isdigit() else default
 
-    @property
-    def devices(self) -> dict[str, int]:
-        return devices([self.container])
-
 
 def kept_metadata(live: Observed) -> Object:
     """Labels and annotations of its owner's: where it is made anew, they come back
@@ -73,7 +69,7 @@ def kept_metadata(live: Observed) -> Object:
 
 def differences(found: Found, made: Found) -> Iterator[str]:
     """The engine's words and environment by their own names, of the rest every field."""
-    now, then = _flags(found.words), _flags(made.words)
+    now, then = ([shlex.join(flag) for flag in _flags(read.words)] for read in (found, made))
     gone, new = [flag for flag in now if flag not in then], [flag for flag in then if flag not in now]
     if gone or new:
         yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
@@ -84,33 +80,25 @@ def differences(found: Found, made: Found) -> Iterator[str]:
     yield from difference(_without_containers(found.spec), _without_containers(made.spec))
 
 
-def _flags(words: Sequence[str]) -> list[str]:
-    """Each flag with its values, ``--flag value`` however it was written."""
-    flags: list[list[str]] = []
-    for word in words:
-        if word.startswith("-"):
-            flags.append(word.split("=", 1))
-        elif flags:
-            flags[-1].append(word)
-        else:
-            flags.append([word])
-    return [shlex.join(flag) for flag in flags]
-
-
 def _variables(container: Object) -> Object:
     return {variable["name"]: variable for variable in container.get("env") or ()}
 
 
 def _settings(container: Object) -> Object:
-    return {key: value for key, value in container.items() if key not in ("name", "command", "args", "env", *DEFAULTS)}
+    return _without(container, ("name", "command", "args", "env"))
 
 
 def _without_containers(spec: Any) -> Any:
-    """And without what is told already, what the API server adds, and labels."""
+    """And without what is told already, and labels."""
     if isinstance(spec, Mapping):
-        left = ("containers", "metadata", "selector", "replicas", "minReplicas", *DEFAULTS)
-        return {key: _without_containers(value) for key, value in spec.items() if key not in left}
+        left = _without(spec, ("containers", "metadata", "selector", "replicas", "minReplicas"))
+        return {key: _without_containers(value) for key, value in left.items()}
     return spec
+
+
+def _without(given: Mapping[str, Any], names: tuple[str, ...]) -> Object:
+    """And without what the API server adds."""
+    return {key: value for key, value in given.items() if key not in (*names, *DEFAULTS)}
 
 
 def controller(seen: Observed) -> str:
@@ -123,9 +111,9 @@ def live_object(ref: Ref, delivery: str, get: Get) -> Observed:
     """What is to be adopted. Refused where it is not there, or is another's."""
     live = get(ref)
     if live is None:
-        what, why = f"there is no {ref} to adopt", "nothing of that name is in the namespace"
+        why = "nothing of that name is in the namespace"
         fix = f"name it with --from; see: kubectl get {ref.kind.name.lower()}s"
-        raise Refused(Finding("adopt.not-there", what, why, fix))
+        raise Refused(Finding("adopt.not-there", f"there is no {ref} to adopt", why, fix))
     if above := controller(live):
         why = "what is changed in it is put back by that one"
         raise Refused(Finding("adopt.made-by-controller", f"{ref} is made by {above}", why, f"adopt {above}"))
@@ -148,8 +136,8 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
     wanted = serving.api_key.kube if isinstance(serving.api_key, KubeSecret) else None
     has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
     if has != says:
-        field = f"{{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
-        fix = f"set serving.api_key to {field}" if key else "leave serving.api_key out"
+        field = f"set serving.api_key to {{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
+        fix = field or "leave serving.api_key out"
         why = f"the engine has {has}, the spec says {says}"
         yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
     plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
@@ -158,10 +146,11 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
         why = "an adopted release is kept as it is, and what is kept holds no secret"
         fix = "put it into a Secret and name that (this restarts the engine), then adopt"
         yield Finding("adopt.plain-secret", f"{name} holds a secret in plain text", why, fix)
-    names = tuple(_values(found.words, NAMES)) or (model_of(found.words),)
-    if set(names) != set(serving.model_names):
-        served, fix = ", ".join(names), f"set serving.model_names to [{', '.join(names)}]"
+    names = _values(found.words, NAMES) or [model_of(found.words)]
+    if {*names} != {*serving.model_names}:
+        served = ", ".join(names)
         why = f"it is served as {served}, the spec says {', '.join(serving.model_names)}"
+        fix = f"set serving.model_names to [{served}]"
         yield Finding("adopt.another-model", "the spec names another model", why, fix)
 
 
@@ -195,23 +184,28 @@ def _words(container: Object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _values(words: Sequence[str], flags: tuple[str, ...]) -> Iterator[str]:
-    """What follows a flag, to the next one."""
-    taking = False
+def _flags(words: Sequence[str]) -> list[list[str]]:
+    """Each flag with its values, however it was written: ``--flag value`` or
+    ``--flag=value``; a word that is no flag's begins one of its own.
+    """
+    flags: list[list[str]] = []
+    open_ = False
     for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            taking = name in flags
-            if taking and equals:
-                yield value
-                taking = False
-        elif taking:
-            yield word
+        if not open_ or word.startswith("-"):
+            flags.append(word.split("=", 1) if word.startswith("-") else [word])
+            open_ = "=" not in word
+        else:
+            flags[-1].append(word)
+    return flags
 
 
-def value_of(words: Sequence[str], flags: tuple[str, ...]) -> str:
+def _values(words: Sequence[str], names: tuple[str, ...]) -> list[str]:
+    return [value for name, *values in _flags(words) if name in names for value in values]
+
+
+def value_of(words: Sequence[str], names: tuple[str, ...]) -> str:
     """Empty where it is not said."""
-    return next(_values(words, flags), "")
+    return next(iter(_values(words, names)), "")
 
 
 def model_of(words: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ answers.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +15,30 @@ from model_delivery.base.manifests import document, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
-from model_delivery.targets.kubernetes.job import job_state, step_job
-from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
-from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
+from model_delivery.targets.kubernetes.payload import (
+    AdoptedPayload,
+    ClusterPayload,
+    common,
+    in_cluster,
+    labelled,
+    pods_of,
+)
+from model_delivery.targets.kubernetes.pod import (
+    CONFIG,
+    MOUNT,
+    claim_name,
+    devices,
+    mount_secrets,
+    pull_secrets,
+    schedule,
+)
 from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values import (
     Address,
     Current,
     Desired,
+    Failed,
     InProgress,
     Kind,
     Lock,
@@ -34,9 +50,12 @@ from model_delivery.values import (
     StepState,
     Storage,
     World,
+    digest,
 )
 
 NEW = "new"
+FETCH = "fetch"
+NEAR_MODELS = (FETCH, "verify")  # steps that work in the models' claim
 ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
@@ -86,10 +105,48 @@ class InCluster(Target):
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
-        return step_job(run)
+        """Near the data: a ConfigMap with its input, and the Job that runs it. The fetch
+        Job's second container pulls the serving image, which proves its pull secret.
+        """
+        payload = run.payload
+        if not isinstance(payload, ClusterPayload):
+            what, why = f"the {run.name} step has no release", "it needs its pod's settings"
+            raise Refused(Finding("step.no-release", what, why, "this is a fault of Model Delivery"))
+        pulled = payload.image if run.name == FETCH else None
+        identity = [run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled]
+        name = f"{run.delivery}-{run.name}-{digest(identity)}"
+        given, job = manifest("step.yaml", "ConfigMap"), manifest("step.yaml", "Job")
+        given["data"]["input.json"] = run.input
+        template = job["spec"]["template"]
+        template["metadata"]["labels"] = {"model-delivery/delivery": run.delivery, "model-delivery/role": "step"}
+        pod = template["spec"]
+        step, image = pod["containers"]
+        step |= {"image": run.runner.image, "resources": dict(run.runner.resources)}
+        step["args"][0] = run.name
+        pod["volumes"][0]["configMap"]["name"] = name
+        image["image"] = pulled
+        if pulled is None:
+            pod["containers"].remove(image)
+        bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
+        pulls = run.runner.image_pull_secrets
+        if run.name in NEAR_MODELS:
+            pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload.claim}})
+            step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
+            schedule(pod, payload.pod)
+            bind = {"hub": CONFIG, "near": payload.devices}
+            pulls = (*payload.pod["image_pull_secrets"], *pulls)
+        pull_secrets(pod, pulls)
+        mount_secrets(pod, _named_in(json.loads(run.input)))
+        made = {Ref(CONFIG_MAP, name): given, Ref(JOB, name): job}
+        return tuple(Resource(ref, "step", run.delivery, spec | {"bind": bind}) for ref, spec in made.items())
 
     def step_state(self, ref: Ref, world: World) -> StepState:
-        return job_state(ref, world)
+        seen = world.objects.get(ref)
+        if seen is None:
+            what, why = f"the Job {ref.name} is gone", "somebody deleted it while it was waited for"
+            return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
+        own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
+        return pods.step(own, world.beside, ref.name, finished=bool(seen.status["finished"]))
 
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release)
@@ -213,11 +270,18 @@ class InCluster(Target):
             "pods": found.pods,
             "port": found.port(self.engine_port),
             "folder": found.folder,
-            "routes": {} if there is None else {route.kind.name: there.status["uid"]},
+            "routes": {route.kind.name: there.status["uid"]} if there else {},
             "service": None,
         }
-        own = {"chat_template": None, "args": found.words, "claim": found.claim, "devices": found.devices}
-        own |= {"image": found.container.get("image"), "live": found.spec, "adopted": origin | found.more}
+        own = {
+            "chat_template": None,
+            "args": found.words,
+            "claim": found.claim,
+            "devices": devices([found.container]),
+            "image": found.container.get("image"),
+            "live": found.spec,
+            "adopted": origin | found.more,
+        }
         payload = self.payloads[1].model_validate(common(asked, lock) | own | found.beside)
         return Adoption(str(ref), payload, found.replicas, (*adoption.differences(found, self._anew(asked, lock)),))
 
@@ -227,6 +291,15 @@ class InCluster(Target):
         made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
         there = {resource.ref: Observed(resource, "", {}) for resource in made}
         return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
+
+
+def _named_in(given: Any) -> Iterator[SecretRef]:
+    """Every reference to a Kubernetes Secret in a step's input."""
+    if isinstance(given, dict) and set(given) == {"kube"}:
+        yield KubeSecret.model_validate(given)
+    elif isinstance(given, dict | list):
+        for value in given.values() if isinstance(given, dict) else given:
+            yield from _named_in(value)
 
 
 def wanted_rules() -> list[tuple[str, str, str]]:

@@ -199,5 +199,8 @@ def pods_of(world: World, release: str) -> list[Mapping[str, Any]]:
     """The pods that carry the release's name as ``model-delivery/object``; a look gives
     it to those of an adopted release.
     """
-    name = f"{world.delivery}-{release}"
-    return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get("model-delivery/object") == name]
+    return labelled(world, "model-delivery/object", f"{world.delivery}-{release}")
+
+
+def labelled(world: World, label: str, value: str) -> list[Mapping[str, Any]]:
+    return [pod for pod in world.beside["Pod"] if pod["metadata"]["labels"].get(label) == value]

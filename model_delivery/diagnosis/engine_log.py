@@ -237,15 +237,29 @@ def diagnose(log: str, exit_code: int | None) -> Finding:
         known, match, evidence = found
         if known is DEAD:
             evidence = _evidence([_cause(lines), *evidence])
-        fix = match.expand(known.fix) + _nearest(match[0], log)
-        return Finding(known.code, f"the engine failed: {match.expand(known.what)}", ended, fix, evidence)
+        return Finding(
+            known.code,
+            f"the engine failed: {match.expand(known.what)}",
+            ended,
+            match.expand(known.fix) + _nearest(match[0], log),
+            evidence,
+        )
     if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        why = "by SIGKILL, which is also what the kernel does when memory runs out"
-        fix = "look at dmesg; if it says out of memory, give it more or use a smaller model"
-        return Finding("engine.killed", "the engine was killed", why, fix, last)
+        return Finding(
+            "engine.killed",
+            "the engine was killed",
+            "by SIGKILL, which is also what the kernel does when memory runs out",
+            "look at dmesg; if it says out of memory, give it more or use a smaller model",
+            last,
+        )
     if cause := _cause(lines):
-        fix = "read its log above that line"
-        return Finding("engine.failed", f"the engine failed: {cause}", ended, fix, (cause,))
+        return Finding(
+            "engine.failed",
+            f"the engine failed: {cause}",
+            ended,
+            "read its log above that line",
+            (cause,),
+        )
     return Finding("engine.ended", "the engine ended", ended, "read its log", last)
 
 

@@ -227,9 +227,12 @@ def _evicted(pod: Object) -> Finding | None:
     disrupted = condition(status, "DisruptionTarget")
     if status.get("reason") != "Evicted" and disrupted.get("status") != "True":
         return None
-    why = status.get("message") or disrupted.get("message") or disrupted.get("reason", "")
-    fix = "raise the limit that the message names, or make room on the node; another pod is started in its place"
-    return Finding("pod.evicted", f"the pod {pod['metadata']['name']} was evicted", why, fix)
+    return Finding(
+        "pod.evicted",
+        f"the pod {pod['metadata']['name']} was evicted",
+        status.get("message") or disrupted.get("message") or disrupted.get("reason", ""),
+        "raise the limit that the message names, or make room on the node; another pod is started in its place",
+    )
 
 
 def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:

@@ -32,9 +32,9 @@ class Asked(Part):
     @classmethod
     def _default_names(cls, given: Any) -> Any:
         """``serving.model_names`` defaults to the delivery's name."""
-        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
-            return given
-        serving = given.get("serving", {})
-        if not isinstance(serving, dict) or serving.get("model_names"):
-            return given
-        return {**given, "serving": {**serving, "model_names": (given["name"],)}}
+        match given:
+            case {"name": str(name), **others}:
+                serving = others.get("serving", {})
+                if isinstance(serving, dict) and not serving.get("model_names"):
+                    return {**given, "serving": {**serving, "model_names": (name,)}}
+        return given

@@ -53,11 +53,11 @@ class DeploymentPayload(ClusterPayload):
         name = f"{delivery}-{release.id}"
         made = copy.deepcopy(self.deployment)
         template = made["spec"]["template"]
-        made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": self.selector(name)}}
+        made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": self.origin(name).labels}}
         template["metadata"]["labels"] = pod_labels(delivery, release.id)
         pod = template["spec"]
         yield from self.chat_config(delivery, release, pod, pod["containers"][0])
-        yield Resource(self.main(name, DEPLOYMENT), "release", delivery, made, release.id)
+        yield Resource(Ref(DEPLOYMENT, name), "release", delivery, made, release.id)
         yield _service(self, self.service, delivery, release)
 
 
@@ -85,15 +85,15 @@ class DeploymentAdopted(AdoptedPayload):
 def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Release) -> Resource:
     """The release's own, from what was kept of it."""
     made, name = copy.deepcopy(kept), f"{delivery}-{release.id}"
-    made["spec"]["selector"] = payload.selector(name)
-    made["spec"]["ports"][0]["targetPort"] = payload.target_port
+    origin = payload.origin(name)
+    made["spec"]["selector"], made["spec"]["ports"][0]["targetPort"] = origin.labels, origin.target_port
     return Resource(Ref(SERVICE, name), "release", delivery, made, release.id)
 
 
 class Deployment(Routed):
     """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
-    kind, spec, kinds, engine_port = "deployment", DeploymentTarget, (DEPLOYMENT,), PORT
+    spec, kinds, engine_port = DeploymentTarget, (DEPLOYMENT,), PORT
     payloads = DeploymentPayload, DeploymentAdopted
 
     def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:

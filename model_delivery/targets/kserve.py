@@ -98,7 +98,7 @@ class KServePayload(ClusterPayload):
         name, count = f"{delivery}-{release.id}", release.replicas
         runtime, service = copy.deepcopy(self.runtime), copy.deepcopy(self.service)
         predictor = service["spec"]["predictor"]
-        predictor |= {"minReplicas": count, "maxReplicas": count, "labels": self.selector(name)}
+        predictor |= {"minReplicas": count, "maxReplicas": count, "labels": self.origin(name).labels}
         predictor["model"]["runtime"] = name
         yield from self.chat_config(delivery, release, runtime["spec"], runtime["spec"]["containers"][0])
         for kind, made in ((SERVING_RUNTIME, runtime), (INFERENCE_SERVICE, service)):
@@ -117,7 +117,7 @@ class KServeAdopted(AdoptedPayload):
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    kind, spec, kinds, engine_port = "kserve", KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
+    spec, kinds, engine_port = KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
     payloads = KServePayload, KServeAdopted
     backend, port = BACKEND, 80
 
@@ -149,7 +149,7 @@ class KServe(Routed):
         told, few = pods.reason_of(ready), len(living) < release.replicas
         if not few and all(map(pods.is_ready, living)):
             if ready.get("status") == "True":
-                return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
+                return Current(self._endpoint(ref, seen.status, in_cluster(release).origin("").port))
             return InProgress(f"its pods are ready, KServe is not: {told}")
         failure = _failure(ready, world.beside["Event"], ref) if few else {}
         state = self.pending(release, world, ref.name, failure, *NOISE)
@@ -168,9 +168,12 @@ class KServe(Routed):
         """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
         for kind in absent_kinds(place, self.kinds):
-            what = f"the cluster has no {kind.plural} of {kind.api}"
-            fix = "install KServe, or use target: {kind: deployment, …}"
-            yield Finding("kserve.not-installed", what, self.where, fix)
+            yield Finding(
+                "kserve.not-installed",
+                f"the cluster has no {kind.plural} of {kind.api}",
+                self.where,
+                "install KServe, or use target: {kind: deployment, …}",
+            )
         if not asked.name[0].isalpha() or len(asked.name) > LONGEST_NAME:
             yield Finding(
                 "kserve.name",
@@ -230,6 +233,9 @@ def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
     failure = said.get("lastFailureInfo") or {}
     if said.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:
         return None
-    what = f"KServe cannot serve the model: {failure.get('reason', 'InvalidSpec')}"
-    fix = f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime"
-    return Finding("kserve.refused", what, str(failure.get("message", "")), fix)
+    return Finding(
+        "kserve.refused",
+        f"KServe cannot serve the model: {failure.get('reason', 'InvalidSpec')}",
+        str(failure.get("message", "")),
+        f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime",
+    )

@@ -55,7 +55,7 @@ class ProcessKey(TargetKey):
         return isinstance(asked, ProcessKey) and self.port in (None, asked.port)
 
     def target(self) -> Target:
-        return Process(self.port or PORT)
+        return Process(self)
 
 
 class ProcessTarget(TargetSpec):
@@ -102,10 +102,14 @@ class Process(Target):
     slot is 5 % of the traffic.
     """
 
-    kind, spec, payloads = "process", ProcessTarget, (ProcessPayload,)
+    spec, payloads = ProcessTarget, (ProcessPayload,)
     kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
     can = Capabilities(dark_first=True, weights="slots")
-    port: int = PORT
+    key: ProcessKey
+
+    @property
+    def port(self) -> int:
+        return self.key.port or PORT
 
     def address(self, name: str) -> Address:
         return Address(HOST, self.port)
@@ -204,24 +208,34 @@ class Process(Target):
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
-        yield from not_yet(self.kind, wanted | limits)
+        yield from not_yet(self.key.kind, wanted | limits)
         for field, ref in secrets.items():
             try:
                 if isinstance(ref, KubeSecret):
-                    what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
-                    yield Finding("secret.not-on-a-host", what, "a host has none", fix)
+                    yield Finding(
+                        "secret.not-on-a-host",
+                        f"{field} names a Kubernetes secret",
+                        "a host has none",
+                        "use {env: NAME} or {file: PATH}",
+                    )
                 else:
                     place.secret(ref)
             except Refused as refused:
                 yield from refused.findings
         if up_at is None and place.listening(self.port):
-            why = f"something else listens on {HOST}:{self.port}"
-            fix = "choose another target.port, or stop what listens there"
-            yield Finding("host.port-taken", "the service's port is taken", why, fix)
+            yield Finding(
+                "host.port-taken",
+                "the service's port is taken",
+                f"something else listens on {HOST}:{self.port}",
+                "choose another target.port, or stop what listens there",
+            )
         elif up_at is not None and up_at.port != self.port:
-            what = f"the port of {asked.name} cannot change while it is up"
-            why = f"it is up on port {up_at.port}, the spec says {self.port}"
-            yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
+            yield Finding(
+                "target.moved",
+                f"the port of {asked.name} cannot change while it is up",
+                f"it is up on port {up_at.port}, the spec says {self.port}",
+                f"`deliver down {asked.name}` first",
+            )
 
 
 def whole_cpus(limit: float | str) -> int:

@@ -124,11 +124,11 @@ class Target(Protocol):
     ``adopts``: can an object of the first of them come under a spec?
     """
 
-    kind: ClassVar[str]
     spec: ClassVar[type[TargetSpec]]
     payloads: ClassVar[tuple[type[Payload], ...]]
     kinds: ClassVar[tuple[Kind, ...]]
     adopts: ClassVar[bool] = False
+    key: TargetKey
 
     @property
     def can(self) -> Capabilities: ...
@@ -173,7 +173,7 @@ class Target(Protocol):
         Refused with every reason why it cannot come under ``asked``. ``get`` reads an
         object of the place.
         """
-        raise nothing_to_adopt(self.kind)
+        raise nothing_to_adopt(self.key.kind)
 
 
 def nothing_to_adopt(kind: str) -> Refused:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from model_delivery.base import Finding, Refused, Text
@@ -160,11 +159,10 @@ class T9kAdopted(AdoptedPayload):
         yield from ()
 
 
-@dataclass(frozen=True)
 class T9k(InCluster):
-    kind, spec, kinds, engine_port = "t9k", T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
+    spec, kinds, engine_port = T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
     payloads = T9kPayload, T9kAdopted
-    can = Capabilities(dark_first=False, weights="percent")
+    can, notebooks = Capabilities(dark_first=False, weights="percent"), True
     key: T9kKey
 
     def address(self, name: str) -> Address:
@@ -278,9 +276,6 @@ class T9k(InCluster):
         url = (seen.status.get("address") or {}).get("url")
         return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
 
-    def lacks(self, asked: Asked) -> dict[str, bool]:
-        return super().lacks(asked) | {"storage.notebook": False}
-
     def uses(self, asked: Asked) -> tuple[Kind, ...]:
         return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
 
@@ -289,9 +284,12 @@ class T9k(InCluster):
         v1beta1: the published schema tells.
         """
         if missing := absent_kinds(place, self.uses(asked)):
-            what = f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}"
-            fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"
-            yield Finding("t9k.not-installed", what, self.where, fix)
+            yield Finding(
+                "t9k.not-installed",
+                f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}",
+                self.where,
+                "install T9k, or use another target (notebooks: leave out storage.notebook)",
+            )
             return
         openapi = place.look_up(f"/openapi/v3/apis/{ML_SERVICE.api}") or {}
         schemas = openapi.get("components", {}).get("schemas", {})
@@ -347,7 +345,7 @@ def _entry(delivery: str, release: Release) -> Object:
 
 
 def _shares(want: Desired) -> dict[str, int]:
-    """By the entries' names, in the order of the releases: the default's, the canary's."""
+    """By the entries' names, in the releases' order: the default's, the canary's."""
     weighed = [release for release in want.releases if release.id in want.shares]
     return {_entry(want.delivery, release)["name"]: want.shares[release.id] for release in weighed}
 

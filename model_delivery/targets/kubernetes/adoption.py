@@ -129,38 +129,54 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
     """
     claim, serving = claim_name(asked.name, asked.storage), asked.serving
     if found.claim != claim:
-        why = f"the engine reads from {found.claim}, the spec says {claim}"
-        yield Finding("adopt.another-claim", "the spec names another claim", why, f"set storage.claim to {found.claim}")
+        yield Finding(
+            "adopt.another-claim",
+            "the spec names another claim",
+            f"the engine reads from {found.claim}, the spec says {claim}",
+            f"set storage.claim to {found.claim}",
+        )
     env = found.container.get("env") or ()
     key = next((entry.get("valueFrom", {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
     wanted = serving.api_key.kube if isinstance(serving.api_key, KubeSecret) else None
     has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
     if has != says:
         field = f"set serving.api_key to {{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
-        fix = field or "leave serving.api_key out"
-        why = f"the engine has {has}, the spec says {says}"
-        yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
+        yield Finding(
+            "adopt.another-api-key",
+            "the spec names another API key",
+            f"the engine has {has}, the spec says {says}",
+            field or "leave serving.api_key out",
+        )
     plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
     plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
     for name in plain:
-        why = "an adopted release is kept as it is, and what is kept holds no secret"
-        fix = "put it into a Secret and name that (this restarts the engine), then adopt"
-        yield Finding("adopt.plain-secret", f"{name} holds a secret in plain text", why, fix)
+        yield Finding(
+            "adopt.plain-secret",
+            f"{name} holds a secret in plain text",
+            "an adopted release is kept as it is, and what is kept holds no secret",
+            "put it into a Secret and name that (this restarts the engine), then adopt",
+        )
     names = _values(found.words, NAMES) or [model_of(found.words)]
     if {*names} != {*serving.model_names}:
         served = ", ".join(names)
-        why = f"it is served as {served}, the spec says {', '.join(serving.model_names)}"
-        fix = f"set serving.model_names to [{served}]"
-        yield Finding("adopt.another-model", "the spec names another model", why, fix)
+        yield Finding(
+            "adopt.another-model",
+            "the spec names another model",
+            f"it is served as {served}, the spec says {', '.join(serving.model_names)}",
+            f"set serving.model_names to [{served}]",
+        )
 
 
 def taken_name(route: Ref, delivery: str, seen: Observed) -> Iterator[Finding]:
     """The route takes the delivery's name: what has that name must be free to take."""
     owner = controller(seen)
     if owner or seen.resource.delivery not in ("", delivery):
-        why = f"it belongs to {f'the {owner.split()[0]}' if owner else seen.resource.delivery}"
-        fix = "give the delivery another name: its address is called by it"
-        yield Finding("adopt.name-taken", f"{route} is there already", why, fix)
+        yield Finding(
+            "adopt.name-taken",
+            f"{route} is there already",
+            f"it belongs to {f'the {owner.split()[0]}' if owner else seen.resource.delivery}",
+            "give the delivery another name: its address is called by it",
+        )
 
 
 def refusal(ref: Ref, why: str, fix: str) -> Refused:

@@ -83,6 +83,7 @@ class InCluster(Target):
     """
 
     adopts = True
+    notebooks: ClassVar[bool] = False
     payloads: ClassVar[tuple[type[ClusterPayload], type[AdoptedPayload]]]
     engine_port: ClassVar[int]
     key: ClusterKey
@@ -91,7 +92,7 @@ class InCluster(Target):
         return MOUNT
 
     def main(self, delivery: str, release: Release) -> Ref:
-        return in_cluster(release).main(f"{delivery}-{release.id}", self.kinds[0])
+        return Ref(self.kinds[0], in_cluster(release).origin(f"{delivery}-{release.id}").name)
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
         """The claim that holds the models; without ``storage.size``, three times the
@@ -193,10 +194,6 @@ class InCluster(Target):
         """The kinds that not every cluster has, and ``asked`` needs."""
         return self.kinds
 
-    def lacks(self, asked: Asked) -> dict[str, bool]:
-        """What no target in a cluster can do yet, and whether it is asked for."""
-        return {"approval: manual": asked.approval == "manual", "storage.notebook": asked.storage.notebook}
-
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
         """What this target alone can refuse."""
         yield from ()
@@ -205,7 +202,8 @@ class InCluster(Target):
         self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: Address | None
     ) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
-        yield from not_yet(self.kind, self.lacks(asked))
+        wanted = {"storage.notebook": asked.storage.notebook and not self.notebooks}
+        yield from not_yet(self.key.kind, {"approval: manual": asked.approval == "manual"} | wanted)
         yield from _foreign(secrets)
         missing = [*self._rights(asked, place)] or [*self._namespace(place)]
         yield from missing
@@ -238,8 +236,12 @@ class InCluster(Target):
         """A namespaced role may not see it: then what is in it will tell."""
         name = self.key.namespace
         if is_absent(place, f"/api/v1/namespaces/{name}"):
-            fix = "make it, or correct target.namespace"
-            yield Finding("cluster.no-namespace", f"there is no namespace {name}", self.where, fix)
+            yield Finding(
+                "cluster.no-namespace",
+                f"there is no namespace {name}",
+                self.where,
+                "make it, or correct target.namespace",
+            )
 
     def _secrets(self, asked: Asked, place: Site, refs: Mapping[str, SecretRef]) -> Iterator[Finding]:
         for field, ref in refs.items():
@@ -250,8 +252,12 @@ class InCluster(Target):
                 yield from (replace(finding, what=f"{field}: {finding.what}") for finding in refused.findings)
         for name in (*asked.serving.pod.image_pull_secrets, *asked.runner.image_pull_secrets):
             if place.look_up(SECRET.path(self.key.namespace, name)) is None:
-                what, why = f"the pull secret {name} is not there", f"namespace {self.key.namespace}"
-                yield Finding("secret.no-pull-secret", what, why, "kubectl create secret docker-registry …")
+                yield Finding(
+                    "secret.no-pull-secret",
+                    f"the pull secret {name} is not there",
+                    f"namespace {self.key.namespace}",
+                    "kubectl create secret docker-registry …",
+                )
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
         ref, route = Ref(self.kinds[0], named), self.route(asked.name)
@@ -271,7 +277,6 @@ class InCluster(Target):
             "port": found.port(self.engine_port),
             "folder": found.folder,
             "routes": {route.kind.name: there.status["uid"]} if there else {},
-            "service": None,
         }
         own = {
             "chat_template": None,
@@ -332,8 +337,12 @@ def _foreign(secrets: Mapping[str, SecretRef]) -> Iterator[Finding]:
 def _fields(asked: Asked, place: Site) -> Iterator[Finding]:
     access, most = asked.storage.access, asked.serving.replicas.max
     if not asked.model.in_cluster:
-        what = f"model.source {asked.model.source} is not there yet in a cluster"
-        yield Finding("source.not-in-a-cluster", what, "a claim's folder is not listed yet", "use a hub")
+        yield Finding(
+            "source.not-in-a-cluster",
+            f"model.source {asked.model.source} is not there yet in a cluster",
+            "a claim's folder is not listed yet",
+            "use a hub",
+        )
     if asked.runner.image is None and place.own_image() is None:
         yield Finding(
             "step.no-image",

@@ -19,12 +19,41 @@ from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, devi
 from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, World
 
 
+class Origin(BaseModel):
+    """The object of a release that was adopted, or what stands for one that was made
+    here.
+
+    ``pods``: how its pods are known; ``port``: of the engine in its container;
+    ``folder``: of its weights on the claim; ``routes``: uids of what had the delivery's
+    name, by kind; ``service``: its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = ""
+    name: str
+    uid: str = ""
+    metadata: Object = {}
+    pods: Object
+    port: int = PORT
+    folder: str = ""
+    routes: dict[str, str] = {}
+    service: str | None = None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Of its pods: what a Service selects."""
+        return dict(self.pods["labels"])
+
+    @property
+    def target_port(self) -> int | str:
+        """As a Service names it."""
+        return self.port if self.uid else "http"
+
+
 class ClusterPayload(Payload):
     """``pod``, ``claim``, ``image``, ``devices``: for the steps that work near the
     models.
-
-    What a release is called, how its pods are selected and where its Service leads differ
-    for one that was adopted: so they are asked here.
     """
 
     startup_seconds: int
@@ -33,31 +62,9 @@ class ClusterPayload(Payload):
     image: str | None
     devices: dict[str, int]
 
-    @property
-    def port(self) -> int:
-        """The engine's, in its container."""
-        return PORT
-
-    @property
-    def target_port(self) -> int | str:
-        """As a Service names it."""
-        return "http"
-
-    def main(self, name: str, kind: Kind) -> Ref:
-        """The object that was made for the release ``name``."""
-        return Ref(kind, name)
-
-    def selector(self, name: str) -> dict[str, str]:
-        """The labels of its pods that a Service selects."""
-        return {"model-delivery/object": name}
-
-    def backend(self, own: str) -> str:
-        """The Service of the release alone."""
-        return own
-
-    def former_route(self, kind: Kind) -> str | None:
-        """The uid of the route that was somebody's before the release was adopted."""
-        return None
+    def origin(self, name: str) -> Origin:
+        """``name``: of a release that was made here."""
+        return Origin(name=name, pods={"labels": {"model-delivery/object": name}})
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         """Everything of the release but its share of the route."""
@@ -69,25 +76,6 @@ class ClusterPayload(Payload):
             ref = Ref(CONFIG_MAP, f"{delivery}-{release.id}")
             yield Resource(ref, "release", delivery, chat_template(self.chat_template), release.id)
             mount_config(pod, engine, ref.name)
-
-
-class Origin(BaseModel):
-    """The object that was adopted. ``pods``: how its pods are known; ``folder``: of its
-    weights on the claim; ``routes``: uids of what had the delivery's name, by kind;
-    ``service``: its own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    name: str
-    uid: str
-    metadata: Object
-    pods: Object
-    port: int
-    folder: str
-    routes: dict[str, str]
-    service: str | None
 
 
 class AdoptedPayload(ClusterPayload):
@@ -109,25 +97,8 @@ class AdoptedPayload(ClusterPayload):
     def uid(self) -> str | None:
         return self.adopted.uid
 
-    @property
-    def port(self) -> int:
-        return self.adopted.port
-
-    @property
-    def target_port(self) -> int | str:
-        return self.adopted.port
-
-    def main(self, name: str, kind: Kind) -> Ref:
-        return Ref(kind, self.adopted.name)
-
-    def selector(self, name: str) -> dict[str, str]:
-        return dict(self.adopted.pods["labels"])
-
-    def backend(self, own: str) -> str:
-        return self.adopted.service or own
-
-    def former_route(self, kind: Kind) -> str | None:
-        return self.adopted.routes.get(kind.name)
+    def origin(self, name: str) -> Origin:
+        return self.adopted
 
     def theirs(self, delivery: str, release: Release, spec: Object) -> Resource:
         """The adopted object, with ``spec``."""
@@ -191,7 +162,7 @@ def owned_route(resource: Resource, releases: tuple[Release, ...]) -> Resource:
     """``resource``, which may be the route that was somebody's before one of the releases
     was adopted.
     """
-    former = (in_cluster(release).former_route(resource.ref.kind) for release in releases)
+    former = (in_cluster(release).origin("").routes.get(resource.ref.kind.name) for release in releases)
     return owned(resource, next(filter(None, former), None))
 
 

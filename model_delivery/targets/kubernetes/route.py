@@ -5,7 +5,6 @@ one of them, or a gateway's HTTPRoute with weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar
 
 from model_delivery.base import Finding, Refused, Text
@@ -13,7 +12,7 @@ from model_delivery.base.manifests import Object, manifest
 from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.cluster import ClusterKey, InCluster, is_absent
 from model_delivery.targets.kubernetes.kinds import GATEWAY, HTTP_ROUTE, SERVICE
-from model_delivery.targets.kubernetes.payload import ClusterPayload, in_cluster, owned_route, pods_of
+from model_delivery.targets.kubernetes.payload import ClusterPayload, Origin, in_cluster, owned_route, pods_of
 from model_delivery.targets.kubernetes.pod import PORT
 from model_delivery.targets.protocol import Site
 from model_delivery.values import (
@@ -47,7 +46,6 @@ class RoutedKey(ClusterKey):
     hostname: Text | None = None
 
 
-@dataclass(frozen=True)
 class Routed(InCluster):
     """A target whose releases each have a Service, called ``DELIVERY-RELEASE`` and then
     ``backend``; ``port``: of that Service.
@@ -89,7 +87,7 @@ class Routed(InCluster):
     def _backends(self, want: Desired) -> dict[str, int]:
         """The share of each release's own Service."""
         return {
-            _payload(want, release).backend(f"{want.delivery}-{release}{self.backend}"): share
+            _origin(want, release).service or f"{want.delivery}-{release}{self.backend}": share
             for release, share in want.shares.items()
         }
 
@@ -99,9 +97,9 @@ class Routed(InCluster):
             what, fix = "a Service cannot weigh traffic", "name a gateway, or use strategy: blue-green"
             raise Refused(Finding("rollout.no-weights", what, f"wanted: {want.shares}", fix))
         (owner,) = want.shares or (NOBODY,)
-        payload = _payload(want, owner)
-        made["spec"]["selector"] = payload.selector(f"{want.delivery}-{owner}")
-        made["spec"]["ports"][0] |= {"name": PORT_NAME, "targetPort": payload.target_port}
+        origin = _origin(want, owner)
+        made["spec"]["selector"] = origin.labels
+        made["spec"]["ports"][0] |= {"name": PORT_NAME, "targetPort": origin.target_port}
         return made
 
     def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
@@ -110,8 +108,7 @@ class Routed(InCluster):
 
     def _selected(self, want: Desired, world: World, seen: Observed) -> InProgress | None:
         (owner,) = want.shares
-        selector = _payload(want, owner).selector(f"{want.delivery}-{owner}")
-        if seen.resource.spec["spec"].get("selector") != selector:
+        if seen.resource.spec["spec"].get("selector") != _origin(want, owner).labels:
             return InProgress("the Service does not select the release yet")
         allowed = {pod["metadata"]["name"] for pod in pods_of(world, owner)}
         ready = {
@@ -155,7 +152,7 @@ class Routed(InCluster):
             )
 
 
-def _payload(want: Desired, release: str) -> ClusterPayload:
+def _origin(want: Desired, release: str) -> Origin:
     """Of the release of that id; nobody has that of a release which was made here."""
     known = (in_cluster(candidate) for candidate in want.releases if candidate.id == release)
-    return next(known, NOBODYS)
+    return next(known, NOBODYS).origin(f"{want.delivery}-{release}")

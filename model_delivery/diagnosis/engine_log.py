@@ -8,9 +8,10 @@ import difflib
 import re
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_delivery.base import Finding
+from model_delivery.values import Failed
 
 USAGE = 2  # the exit code for arguments that are refused
 EVIDENCE_LINES = 5
@@ -224,51 +225,40 @@ class _Line:
     text: str
 
 
-def diagnose(log: str, exit_code: int | None) -> Finding:
+_Found = tuple[Sign, re.Match[str], tuple[str, ...]]
+
+
+def diagnose(log: str, exit_code: int | None, *seen: str) -> Failed:
     """Why an engine that has ended did so: ``log`` is its tail, ``exit_code`` None when
     nobody saw it (negative: a signal).
 
     ``what`` names the cause, ``why`` how it ended, ``evidence`` the lines that say so (at
-    most 5).
+    most 5), then ``seen``. Retryable: starting it again, as it stands, may help; a
+    SIGKILL of unknown origin does not count.
     """
-    lines, ended = list(_lines(log)), _ended(exit_code)
-    last = _evidence(line for line in log.splitlines()[-3:] if line.strip())
-    if (found := _find(lines)) is not None:
+    lines = list(_lines(log))
+    found = _find(lines)
+    finding = _finding(log, lines, found, exit_code)
+    retryable = found is not None and found[0].retryable and exit_code != USAGE
+    return Failed(replace(finding, evidence=(*finding.evidence, *seen)), retryable)
+
+
+def _finding(log: str, lines: list[_Line], found: _Found | None, exit_code: int | None) -> Finding:
+    why, last = _ended(exit_code), _evidence(line for line in log.splitlines()[-3:] if line.strip())
+    if found is not None:
         known, match, evidence = found
         if known is DEAD:
             evidence = _evidence([_cause(lines), *evidence])
-        return Finding(
-            known.code,
-            f"the engine failed: {match.expand(known.what)}",
-            ended,
-            match.expand(known.fix) + _nearest(match[0], log),
-            evidence,
-        )
+        fix = match.expand(known.fix) + _nearest(match[0], log)
+        return Finding(known.code, f"the engine failed: {match.expand(known.what)}", why, fix, evidence)
     if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        return Finding(
-            "engine.killed",
-            "the engine was killed",
-            "by SIGKILL, which is also what the kernel does when memory runs out",
-            "look at dmesg; if it says out of memory, give it more or use a smaller model",
-            last,
-        )
+        why = "by SIGKILL, which is also what the kernel does when memory runs out"
+        fix = "look at dmesg; if it says out of memory, give it more or use a smaller model"
+        return Finding("engine.killed", "the engine was killed", why, fix, last)
     if cause := _cause(lines):
-        return Finding(
-            "engine.failed",
-            f"the engine failed: {cause}",
-            ended,
-            "read its log above that line",
-            (cause,),
-        )
-    return Finding("engine.ended", "the engine ended", ended, "read its log", last)
-
-
-def is_retryable(log: str, exit_code: int | None) -> bool:
-    """May starting it again, as it stands, help? A SIGKILL of unknown origin does not
-    count.
-    """
-    found = _find(list(_lines(log)))
-    return found is not None and found[0].retryable and exit_code != USAGE
+        fix = "read its log above that line"
+        return Finding("engine.failed", f"the engine failed: {cause}", why, fix, (cause,))
+    return Finding("engine.ended", "the engine ended", why, "read its log", last)
 
 
 def _lines(log: str) -> Iterator[_Line]:
@@ -282,7 +272,7 @@ def _lines(log: str) -> Iterator[_Line]:
             yield _Line((prefix and prefix["who"]) or "", text.rstrip())
 
 
-def _find(lines: list[_Line]) -> tuple[Sign, re.Match[str], tuple[str, ...]] | None:
+def _find(lines: list[_Line]) -> _Found | None:
     for known in SIGNS:
         matches = [match for line in lines if (match := re.search(known.pattern, line.text))]
         if matches:

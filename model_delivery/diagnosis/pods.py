@@ -7,11 +7,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from model_delivery.base import Finding, Size
-from model_delivery.diagnosis.engine_log import Sign, diagnose, is_retryable, last_line
+from model_delivery.diagnosis.engine_log import Sign, diagnose, last_line
 from model_delivery.values import ENGINES, Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]
@@ -148,11 +147,10 @@ def _container(pod: Object, status: Object, beside: Beside) -> Pending | None:
 
 def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
     log, code, starts = pod.get("log") or ended.get("message", ""), ended.get("exitCode"), status.get("restartCount", 0)
-    found, retryable = diagnose(log, code), is_retryable(log, code)
-    if retryable and starts < STARTS:
-        return InProgress(f"{found.what}; it is started again")
-    seen = f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts"
-    return Failed(replace(found, evidence=(*found.evidence, seen)), retryable)
+    failed = diagnose(log, code, f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts")
+    if failed.retryable and starts < STARTS:
+        return InProgress(f"{failed.finding.what}; it is started again")
+    return failed
 
 
 def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:

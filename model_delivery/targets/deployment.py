@@ -11,15 +11,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from model_delivery.base.manifests import Object, manifest
-from model_delivery.targets.asked import Asked
+from model_delivery.base import Object, manifest
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
 from model_delivery.targets.kubernetes.cluster import ClusterTarget
 from model_delivery.targets.kubernetes.kinds import SERVICE
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common
 from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, devices, pod_labels, serve
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey
-from model_delivery.targets.protocol import Get, Target
+from model_delivery.targets.protocol import Asked, Get, Target
 from model_delivery.values import Current, Demand, Kind, Lock, Observed, Readiness, Ref, Release, Resource, World
 
 

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding
-from model_delivery.base.manifests import Object, manifest
+from model_delivery.base import Finding, Object, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
@@ -28,7 +26,7 @@ from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kind
 from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of, scale
 from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, verbatim
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey
-from model_delivery.targets.protocol import Get, Site, Target
+from model_delivery.targets.protocol import Asked, Get, Site, Target
 from model_delivery.values import (
     Current,
     Demand,

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
+from model_delivery.diagnosis.engine_log import diagnose, last_line
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
-from model_delivery.targets.protocol import Site, StepRun, Target, TargetKey, TargetSpec, not_yet
+from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -172,13 +171,11 @@ class Process(Target):
         if seen is None or seen.resource.spec != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
-        log = status["log_tail"]
         if not status["alive"]:
-            finding = diagnose(log, status["exit_code"])
-            return Failed(_with_log(finding, status), is_retryable(log, status["exit_code"]))
+            return diagnose(status["log_tail"], status["exit_code"], f"log: {status['log']}")
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
-        return InProgress(last_line(log) or "the engine is starting")
+        return InProgress(last_line(status["log_tail"]) or "the engine is starting")
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:
@@ -187,9 +184,9 @@ class Process(Target):
         if router is None:
             return InProgress("no router")
         if not router.status["alive"]:
-            why = last_line(router.status["log_tail"])
-            finding = Finding("place.router-ended", "the router ended", why, "run again; its log says more")
-            return Failed(_with_log(finding, router.status))
+            why, evidence = last_line(router.status["log_tail"]), (f"log: {router.status['log']}",)
+            fix = "run again; its log says more"
+            return Failed(Finding("place.router-ended", "the router ended", why, fix, evidence))
         slots = [(ref.name, seen.status) for ref, seen in world.objects.items() if ref.kind == SLOT]
         late = [name for name, status in slots if status["written"] != status["address"]]
         if late or not router.status["healthy"]:
@@ -252,7 +249,3 @@ def slot_owners(shares: Mapping[str, int]) -> list[str]:
         what, why = "a share of the traffic is not a multiple of 5 %", f"the router has {SLOTS} slots: {dict(shares)}"
         raise Refused(Finding("rollout.share-too-fine", what, why, "use multiples of 5 in rollout.steps"))
     return [owner for owner, share in shares.items() for _ in range(share * SLOTS // 100)]
-
-
-def _with_log(finding: Finding, status: Mapping[str, Any]) -> Finding:
-    return replace(finding, evidence=(*finding.evidence, f"log: {status['log']}"))

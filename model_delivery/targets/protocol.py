@@ -1,5 +1,5 @@
 """What every target has: a spec class, a key, payloads, and the answers that the house
-asks of it.
+asks of it; and what a spec asks of whatever target it names.
 
 All of it is pure; what a place knows is asked of the place that is passed in.
 """
@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from model_delivery.base import Finding, Part, Refused, Secret, SecretRef
-from model_delivery.targets.asked import Asked
+from pydantic import Field, model_validator
+
+from model_delivery.base import DnsLabel, Finding, Part, Refused, Secret, SecretRef
+from model_delivery.models.sources import Model
 from model_delivery.values import (
     Address,
     Capabilities,
     Desired,
+    Gates,
     Kind,
     Lock,
     Observed,
@@ -24,13 +27,45 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Rollout,
     Runner,
+    Schedule,
+    Serving,
     StepState,
     Storage,
     World,
 )
 
 Get = Callable[[Ref], Observed | None]
+
+
+class Asked(Part):
+    """A spec without its target: the model, how it is served, and what it must be able to
+    do before it gets traffic.
+    """
+
+    api_version: Literal["model-delivery/v1"] = Field(alias="apiVersion")
+    name: DnsLabel
+    model: Model
+    storage: Storage = Storage()
+    serving: Serving = Serving()
+    runner: Runner = Runner()
+    gates: Gates = Gates()
+    rollout: Rollout = Rollout()
+    approval: Literal["none", "manual"] = "none"
+    schedule: Schedule | None = None
+    concurrency: Literal["wait", "refuse"] = "wait"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_names(cls, given: Any) -> Any:
+        """``serving.model_names`` defaults to the delivery's name."""
+        match given:
+            case {"name": str(name), **others}:
+                serving = others.get("serving", {})
+                if isinstance(serving, dict) and not serving.get("model_names"):
+                    return {**given, "serving": {**serving, "model_names": (name,)}}
+        return given
 
 
 class TargetKey(Part):

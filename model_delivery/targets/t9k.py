@@ -9,11 +9,9 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from model_delivery.base import Finding, Refused, Text
-from model_delivery.base.manifests import Object, manifest
+from model_delivery.base import Finding, Object, Refused, Text, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
@@ -51,7 +49,7 @@ from model_delivery.targets.kubernetes.pod import (
     startup_seconds,
     verbatim,
 )
-from model_delivery.targets.protocol import Adoption, Get, Site, Target
+from model_delivery.targets.protocol import Adoption, Asked, Get, Site, Target
 from model_delivery.values import (
     Address,
     Capabilities,

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_delivery.base import Finding, KubeSecret, Refused
-from model_delivery.base.manifests import Object
-from model_delivery.targets.asked import Asked
+from model_delivery.base import Finding, KubeSecret, Object, Refused
 from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
-from model_delivery.targets.protocol import Get
+from model_delivery.targets.protocol import Asked, Get
 from model_delivery.values import ENGINES, Observed, Ref, difference
 
 PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")

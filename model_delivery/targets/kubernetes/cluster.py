@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text
-from model_delivery.base.manifests import document, manifest
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text, document, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
 from model_delivery.targets.kubernetes.payload import (
@@ -33,7 +31,7 @@ from model_delivery.targets.kubernetes.pod import (
     pull_secrets,
     schedule,
 )
-from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
+from model_delivery.targets.protocol import Adoption, Asked, Get, Site, StepRun, Target, TargetKey, TargetSpec, not_yet
 from model_delivery.values import (
     Address,
     Current,

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base import Finding, Refused
-from model_delivery.base.manifests import Object
-from model_delivery.targets.asked import Asked
+from model_delivery.base import Finding, Object, Refused
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.kubernetes.pod import CONFIG, PORT, claim_name, devices, startup_seconds
+from model_delivery.targets.protocol import Asked
 from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, World
 
 

@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from model_delivery.base import KubeSecret, SecretRef
-from model_delivery.base.manifests import Object
+from model_delivery.base import KubeSecret, Object, SecretRef
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
+from model_delivery.targets.protocol import Asked
 from model_delivery.values import Lock, Serving, Storage
 
 MOUNT = "/mnt/model-delivery"

@@ -15,8 +15,16 @@ from model_delivery.base import Object, manifest
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
 from model_delivery.targets.kubernetes.cluster import ClusterTarget
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common
-from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, devices, pod_labels, serve
+from model_delivery.targets.kubernetes.release import (
+    MARGIN_SECONDS,
+    PORT,
+    AdoptedPayload,
+    ClusterPayload,
+    common,
+    devices,
+    pod_labels,
+    serve,
+)
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey
 from model_delivery.targets.protocol import Asked, Get, Target
 from model_delivery.values import Current, Demand, Kind, Lock, Observed, Readiness, Ref, Release, Resource, World
@@ -57,7 +65,7 @@ class DeploymentPayload(ClusterPayload):
         pod = template["spec"]
         yield from self.chat_config(delivery, release, pod, pod["containers"][0])
         yield Resource(Ref(DEPLOYMENT, name), "release", delivery, made, release.id)
-        yield _service(self, self.service, delivery, release)
+        yield _service(self, delivery, release)
 
 
 def _service_before() -> Object:
@@ -78,12 +86,12 @@ class DeploymentAdopted(AdoptedPayload):
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         yield self.theirs(delivery, release, copy.deepcopy(self.live) | {"replicas": release.replicas})
-        yield _service(self, self.service, delivery, release)
+        yield _service(self, delivery, release)
 
 
-def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Release) -> Resource:
+def _service(payload: DeploymentPayload | DeploymentAdopted, delivery: str, release: Release) -> Resource:
     """The release's own, from what was kept of it."""
-    made, name = copy.deepcopy(kept), f"{delivery}-{release.id}"
+    made, name = copy.deepcopy(payload.service), f"{delivery}-{release.id}"
     origin = payload.origin(name)
     made["spec"]["selector"], made["spec"]["ports"][0]["targetPort"] = origin.labels, origin.target_port
     return Resource(Ref(SERVICE, name), "release", delivery, made, release.id)
@@ -118,6 +126,5 @@ class Deployment(Routed):
         pod = spec["template"]["spec"]
         container, words = engine_of(pod["containers"])
         place = on_a_claim(ref, pod, container, model_of(words))
-        labels = {"labels": dict(spec["selector"]["matchLabels"])}
-        kept = {"service": manifest(FILE, "Service")}
-        return Found(spec, container, words, *place, int(spec.get("replicas", 1)), labels, beside=kept)
+        origin, kept = {"pods": {"labels": spec["selector"]["matchLabels"]}}, {"service": manifest(FILE, "Service")}
+        return Found(spec, container, words, *place, int(spec.get("replicas", 1)), origin, kept)

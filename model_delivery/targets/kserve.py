@@ -23,8 +23,18 @@ from model_delivery.targets.kubernetes.adoption import (
     refusal,
 )
 from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kinds
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of, scale
-from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, verbatim
+from model_delivery.targets.kubernetes.release import (
+    AdoptedPayload,
+    ClusterPayload,
+    claim_name,
+    common,
+    devices,
+    in_cluster,
+    pods_of,
+    scale,
+    serve,
+    verbatim,
+)
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey
 from model_delivery.targets.protocol import Asked, Get, Site, Target
 from model_delivery.values import (
@@ -201,8 +211,8 @@ class KServe(Routed):
             claim, _, folder = uri.removeprefix(PVC).partition("/")
             if not uri.startswith(PVC):
                 raise not_on_a_claim(ref, uri)
-        count, labels = int(predictor.get("minReplicas", 1)), {"labels": {"app": f"isvc.{ref.name}-predictor"}}
-        return Found(spec, container, words, claim, folder, count, labels, {"service": f"{ref.name}{BACKEND}"})
+        known = {"pods": {"labels": {"app": f"isvc.{ref.name}-predictor"}}, "service": f"{ref.name}{BACKEND}"}
+        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), known)
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:

@@ -23,29 +23,27 @@ from model_delivery.targets.kubernetes.adoption import (
 )
 from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster, absent_kinds
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
-from model_delivery.targets.kubernetes.payload import (
+from model_delivery.targets.kubernetes.release import (
+    CONFIG,
+    MARGIN_SECONDS,
+    READY_TIMEOUT,
     AdoptedPayload,
     ClusterPayload,
     Origin,
     chat_template,
-    common,
-    in_cluster,
-    mount_config,
-    owned_route,
-    pods_of,
-    scale,
-)
-from model_delivery.targets.kubernetes.pod import (
-    CONFIG,
-    MARGIN_SECONDS,
-    READY_TIMEOUT,
     claim_name,
+    common,
     devices,
     environment,
     furnish,
+    in_cluster,
     limits_of,
     literal,
+    mount_config,
+    owned_route,
     pod_labels,
+    pods_of,
+    scale,
     startup_seconds,
     verbatim,
 )
@@ -331,9 +329,9 @@ class T9k(InCluster):
         if pvc is None or inside is None:
             raise not_on_a_claim(ref, model_of(words))
         folder = posixpath.normpath(posixpath.join(pvc.get("subPath", ""), inside))
-        prefix, count = {"prefix": f"{ref.name}-predict-{names[0]}-"}, int(predictor.get("minReplicas", 1))
-        container, entry = base | next(over, {}), {"entry": names[0]}
-        return Found(predictor, container, words, pvc["name"], folder, count, prefix, entry)
+        count, container = int(predictor.get("minReplicas", 1)), base | next(over, {})
+        known = {"pods": {"prefix": f"{ref.name}-predict-{names[0]}-"}, "entry": names[0]}
+        return Found(predictor, container, words, pvc["name"], folder, count, known)
 
 
 def _entry(delivery: str, release: Release) -> Object:

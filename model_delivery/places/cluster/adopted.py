@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from model_delivery.places.cluster.objects import Object, label
-from model_delivery.targets.kubernetes.pod import pod_labels
+from model_delivery.targets.kubernetes.release import pod_labels
 from model_delivery.values import RELEASE
 
 

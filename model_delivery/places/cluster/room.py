@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from model_delivery.base import Finding, NoRoom
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, label
-from model_delivery.targets.kubernetes.pod import devices
+from model_delivery.targets.kubernetes.release import devices
 from model_delivery.values import Resource
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused
-from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
+from model_delivery.targets.kubernetes.release import API_KEY, claim_name
 from model_delivery.targets.protocol import Asked, Get
 from model_delivery.values import ENGINES, Observed, Ref, difference
 
@@ -35,9 +35,9 @@ OURS = ("model-delivery/", "app.kubernetes.io/")
 
 @dataclass(frozen=True)
 class Found:
-    """What serves by hand: the kind's own ``spec``, the engine's words and image, its
-    claim and folder there; ``pods``: how its pods are known. ``more`` and ``beside`` are
-    kept: in the payload's origin, and in the payload.
+    """What serves by hand: the kind's own ``spec``, the engine's container and words, its
+    claim and folder there. ``origin`` (how its pods are known, at least) and ``beside``
+    are kept: in the payload's origin, and in the payload.
     """
 
     spec: Object
@@ -46,8 +46,7 @@ class Found:
     claim: str
     folder: str
     replicas: int
-    pods: Object
-    more: Object = field(default_factory=dict)
+    origin: Object
     beside: Object = field(default_factory=dict)
 
     def port(self, default: int) -> int:

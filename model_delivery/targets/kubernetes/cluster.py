@@ -14,20 +14,18 @@ from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretR
 from model_delivery.diagnosis import pods
 from model_delivery.targets.kubernetes import adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
-from model_delivery.targets.kubernetes.payload import (
-    AdoptedPayload,
-    ClusterPayload,
-    common,
-    in_cluster,
-    labelled,
-    pods_of,
-)
-from model_delivery.targets.kubernetes.pod import (
+from model_delivery.targets.kubernetes.release import (
     CONFIG,
     MOUNT,
+    AdoptedPayload,
+    ClusterPayload,
     claim_name,
+    common,
     devices,
+    in_cluster,
+    labelled,
     mount_secrets,
+    pods_of,
     pull_secrets,
     schedule,
 )
@@ -271,7 +269,6 @@ class InCluster(Target):
             "name": named,
             "uid": live.status["uid"],
             "metadata": adoption.kept_metadata(live),
-            "pods": found.pods,
             "port": found.port(self.engine_port),
             "folder": found.folder,
             "routes": {route.kind.name: there.status["uid"]} if there else {},
@@ -283,7 +280,7 @@ class InCluster(Target):
             "devices": devices([found.container]),
             "image": found.container.get("image"),
             "live": found.spec,
-            "adopted": origin | found.more,
+            "adopted": origin | found.origin,
         }
         payload = self.payloads[1].model_validate(common(asked, lock) | own | found.beside)
         return Adoption(str(ref), payload, found.replicas, (*adoption.differences(found, self._anew(asked, lock)),))

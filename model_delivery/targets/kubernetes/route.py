@@ -10,8 +10,7 @@ from typing import ClassVar
 from model_delivery.base import Finding, Object, Refused, Text, manifest
 from model_delivery.targets.kubernetes.cluster import ClusterKey, InCluster, is_absent
 from model_delivery.targets.kubernetes.kinds import GATEWAY, HTTP_ROUTE, SERVICE
-from model_delivery.targets.kubernetes.payload import ClusterPayload, Origin, in_cluster, owned_route, pods_of
-from model_delivery.targets.kubernetes.pod import PORT
+from model_delivery.targets.kubernetes.release import PORT, ClusterPayload, Origin, in_cluster, owned_route, pods_of
 from model_delivery.targets.protocol import Asked, Site
 from model_delivery.values import (
     Address,

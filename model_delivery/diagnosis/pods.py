@@ -69,13 +69,13 @@ REFUSALS = (  # of quota and admission: the first that is found counts
 )
 
 
-def engine(pods: Sequence[Object], beside: Beside, deployment: Object, claim: Object | None, name: str) -> Pending:
+def engine(pods: Sequence[Object], beside: Beside, deployment: Object, claim: Object, name: str) -> Pending:
     """Of a release's pods. ``deployment``, ``claim``: their status."""
     failure = condition(deployment, "ReplicaFailure")  # quota and admission speak through it
     if failure.get("status") == "True":
         refused = _refused(failure.get("message", ""))
         return InProgress(f"{refused.what}: {refused.why}") if HOOK.search(refused.why) else Failed(refused)
-    if claim is not None and claim.get("phase") == "Lost":
+    if claim.get("phase") == "Lost":
         fix = "restore the volume, or delete the claim: models are fetched again"
         return Failed(Finding("claim.lost", "the claim of the models is lost", "its volume is gone", fix))
     states = [_pod(pod, beside) for pod in living(pods)]

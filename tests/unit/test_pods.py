@@ -78,7 +78,7 @@ def judged(
     nodes: tuple[dict[str, Any], ...] = (),
     **deployment: Any,
 ) -> Readiness:
-    return pods.engine(seen, {"Event": events, "Node": nodes}, deployment, deployment.pop("claim", None), NAME)
+    return pods.engine(seen, {"Event": events, "Node": nodes}, deployment, deployment.pop("claim", {}), NAME)
 
 
 PULL = 'failed to pull and unpack image "registry.example/engine:1": failed to resolve reference "registry.example/engine:1": '

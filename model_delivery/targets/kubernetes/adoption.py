@@ -134,16 +134,13 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
         )
     env = found.container.get("env") or ()
     key = next((entry.get("valueFrom", {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
-    wanted = serving.api_key.kube if isinstance(serving.api_key, KubeSecret) else None
-    has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
+    wanted = serving.api_key.kube.model_dump() if isinstance(serving.api_key, KubeSecret) else None
+    has, says = ("{name}/{key}".format_map(named) if named else "none" for named in (key, wanted))
     if has != says:
-        field = f"set serving.api_key to {{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
-        yield Finding(
-            "adopt.another-api-key",
-            "the spec names another API key",
-            f"the engine has {has}, the spec says {says}",
-            field or "leave serving.api_key out",
-        )
+        why = f"the engine has {has}, the spec says {says}"
+        setting = "set serving.api_key to {{kube: {{name: {name}, key: {key}}}}}"
+        fix = setting.format_map(key) if key else "leave serving.api_key out"
+        yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
     plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
     plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
     for name in plain:
@@ -202,11 +199,11 @@ def _flags(words: Sequence[str]) -> list[list[str]]:
     ``--flag=value``; a word that is no flag's begins one of its own.
     """
     flags: list[list[str]] = []
-    open_ = False
+    taking = False
     for word in words:
-        if not open_ or word.startswith("-"):
+        if not taking or word.startswith("-"):
             flags.append(word.split("=", 1) if word.startswith("-") else [word])
-            open_ = "=" not in word
+            taking = "=" not in word
         else:
             flags[-1].append(word)
     return flags

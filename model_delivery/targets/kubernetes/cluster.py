@@ -163,7 +163,7 @@ class InCluster(Target):
         claim = world.objects.get(Ref(CLAIM, in_cluster(release).claim))
         events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
         beside = {**world.beside, "Event": events}
-        return pods.engine(pods_of(world, release.id), beside, status, claim.status if claim else None, name)
+        return pods.engine(pods_of(world, release.id), beside, status, claim.status if claim else {}, name)
 
     def route(self, name: str) -> Ref:
         """The object that takes the delivery's name."""

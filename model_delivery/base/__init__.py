@@ -13,6 +13,7 @@ from model_delivery.base.findings import (
     Trouble,
     trouble,
 )
+from model_delivery.base.manifests import Object, document, manifest
 from model_delivery.base.part import DnsLabel, Part, Text
 from model_delivery.base.progress import Progress, report, sink
 from model_delivery.base.secrets import (
@@ -40,6 +41,7 @@ __all__ = [
     "KubeKey",
     "KubeSecret",
     "NoRoom",
+    "Object",
     "Part",
     "Permanent",
     "Progress",
@@ -52,7 +54,9 @@ __all__ = [
     "SystemClock",
     "Text",
     "Trouble",
+    "document",
     "from_cluster",
+    "manifest",
     "read_secret",
     "report",
     "sink",

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, model_validator
 
 from model_delivery.base import Part
 from model_delivery.targets import AnyTarget
-from model_delivery.targets.asked import Asked
+from model_delivery.targets.protocol import Asked
 
 
 class DeliverySpec(Asked):

@@ -16,7 +16,7 @@ from model_delivery.places.cluster.client import Client, Forbidden, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, label, to_object
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB, POD
-from model_delivery.targets.kubernetes.pod import devices
+from model_delivery.targets.kubernetes.release import devices
 from model_delivery.values import Resource
 
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")

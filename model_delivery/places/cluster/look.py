@@ -14,7 +14,7 @@ from model_delivery.places.cluster.client import Broken, Client, Forbidden, Quer
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
-from model_delivery.targets.kubernetes.pod import pod_labels
+from model_delivery.targets.kubernetes.release import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500

@@ -22,6 +22,7 @@ from model_delivery.base.secrets import (
     KubeSecret,
     Secret,
     SecretRef,
+    bearer,
     from_cluster,
     read_secret,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "SystemClock",
     "Text",
     "Trouble",
+    "bearer",
     "from_cluster",
     "read_secret",
     "report",

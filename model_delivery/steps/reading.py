@@ -1,7 +1,5 @@
 """Reads a step's JSON lines back: the other side of ``run``."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

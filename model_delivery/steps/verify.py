@@ -4,8 +4,6 @@ its source lists.
 Only then it gets a manifest.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from model_delivery.base import Finding, Part, Permanent, Progress, report

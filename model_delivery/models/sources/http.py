@@ -2,8 +2,6 @@
 what the answers mean.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import urllib.request

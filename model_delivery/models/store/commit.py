@@ -2,8 +2,6 @@
 the manifest last.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections import Counter
@@ -141,4 +139,4 @@ def _room(snapshot: Snapshot, folder: Path) -> None:
 def _there(file: File, target: Path) -> int:
     if target.is_file() and target.stat().st_size == file.size:
         return file.size
-    return size_of(file, noted(file, target))
+    return size_of(file, noted(file, target)[0])

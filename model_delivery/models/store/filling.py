@@ -2,8 +2,6 @@
 compared and looked into before it gets its name.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator, Sequence

@@ -2,8 +2,6 @@
 without any it tries again, ever more slowly.
 """
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

@@ -1,6 +1,7 @@
 """What everything else stands on: findings, secrets, quantities, progress, the clock."""
 
 from model_delivery.base.clock import Clock, SystemClock
+from model_delivery.base.durable import replace_file, sync
 from model_delivery.base.findings import (
     BadInput,
     Finding,
@@ -13,6 +14,7 @@ from model_delivery.base.findings import (
     Trouble,
     trouble,
 )
+from model_delivery.base.home import default_home, packaged
 from model_delivery.base.part import DnsLabel, Part, Text
 from model_delivery.base.progress import Progress, report, sink
 from model_delivery.base.secrets import (
@@ -54,9 +56,13 @@ __all__ = [
     "Text",
     "Trouble",
     "bearer",
+    "default_home",
     "from_cluster",
+    "packaged",
     "read_secret",
+    "replace_file",
     "report",
     "sink",
+    "sync",
     "trouble",
 ]

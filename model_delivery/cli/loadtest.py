@@ -10,7 +10,7 @@ import click
 import httpx
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines, table
 from model_delivery.measure import capacity, report
 from model_delivery.measure.metrics import LoadReport
@@ -146,7 +146,7 @@ def _bound(text: str) -> str | float:
 
 def _first_model(given: LoadInput) -> str:
     try:
-        answer = httpx.get(f"{given.url}/v1/models", headers=given.headers(), timeout=30, trust_env=False)
+        answer = httpx.get(f"{given.url}/v1/models", headers=bearer(given.api_key), timeout=30, trust_env=False)
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base import Finding, Interrupted, Permanent, Trouble, trouble
-from model_delivery.base.home import default_home
+from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, trouble
 from model_delivery.cli import deployments, loadtest, model, release, service
 from model_delivery.cli.printing import bad_news
 

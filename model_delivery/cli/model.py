@@ -6,8 +6,7 @@ from typing import Any, get_args
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent
-from model_delivery.base.home import default_home
+from model_delivery.base import BadInput, Finding, Permanent, default_home
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines
 from model_delivery.models.sources import SOURCES, Model
 from model_delivery.models.sources.spec import Permission

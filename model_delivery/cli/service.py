@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import click
 from rich.table import Table
 
-from model_delivery.base.home import default_home
+from model_delivery.base import default_home
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location

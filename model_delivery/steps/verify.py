@@ -65,7 +65,10 @@ def run(given: VerifyInput) -> Verified:
             write_manifest(folder, snapshot, entries)
         except OSError as error:
             what = f"{folder / MANIFEST} cannot be written"
-            fix = "let the pod of serving.pod.security_context write there (its user owns the files, or fsGroup), then `deliver adopt` again"
+            fix = (
+                "let the pod of serving.pod.security_context write there (its user owns the files, or fsGroup), "
+                "then `deliver adopt` again"
+            )
             raise Permanent(Finding("store.not-writable", what, error.strerror or str(error), fix)) from None
     return Verified(files=len(entries), bytes=snapshot.size, others=others)
 

@@ -66,11 +66,9 @@ class GitModel(RemoteModel):
                 else:
                     files.append(self._file(Path(scratch), sha1, int(size), path))
         if odd := wanted(links, self.include, self.exclude):
-            what, why = (
-                f"{', '.join(odd[:5])}: not files",
-                "they are symbolic links or submodules, and could lead anywhere",
-            )
-            raise Refused(Finding("source.link", what, why, "exclude them in model.exclude"))
+            why = "they are symbolic links or submodules, and could lead anywhere"
+            what, fix = f"{', '.join(odd[:5])}: not files", "exclude them in model.exclude"
+            raise Refused(Finding("source.link", what, why, fix))
         return self.snapshot(self.chosen(files), commit)
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
@@ -120,9 +118,8 @@ class GitModel(RemoteModel):
         repo, secret = self.repo, self.secret
         at = urlsplit(repo)
         if at.scheme not in ("http", "https"):
-            what, why = "git-LFS needs a remote of http or https", f"{repo} is reached by {at.scheme or 'ssh'}"
-            fix = "give the repository's https address in model.repo"
-            raise NotGiven(Finding("source.lfs-not-http", what, why, fix))
+            why, fix = f"{repo} is reached by {at.scheme or 'ssh'}", "give the repository's https address in model.repo"
+            raise NotGiven(Finding("source.lfs-not-http", "git-LFS needs a remote of http or https", why, fix))
         url = repo.rstrip("/").removesuffix(".git") + ".git/info/lfs/objects/batch"
         wish = {
             "operation": "download",
@@ -157,8 +154,8 @@ class GitModel(RemoteModel):
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environ, check=False
             )
         except FileNotFoundError:
-            what, why = "git is not installed", f"{self.name} needs it"
-            raise Permanent(Finding("source.no-git", what, why, "install git")) from None
+            finding = Finding("source.no-git", "git is not installed", f"{self.name} needs it", "install git")
+            raise Permanent(finding) from None
         if done.returncode == 0:
             return done.stdout or b""
         raise self._trouble(done.stderr.decode(errors="replace").strip())

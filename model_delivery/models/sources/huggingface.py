@@ -60,17 +60,19 @@ class HuggingFaceModel(HubModel):
         match error:
             case errors.GatedRepoError():
                 fix = "accept its terms on the hub, and name a token of that account in model.token"
-                return NotGiven(Finding("source.gated", f"{repo} is gated", asked, fix))
+                finding = Finding("source.gated", f"{repo} is gated", asked, fix)
             case errors.RevisionNotFoundError():
                 fix = "correct model.revision: a branch, a tag or a commit"
-                return NotGiven(Finding("source.not-found", f"{repo} has no revision {self.revision}", asked, fix))
+                finding = Finding("source.not-found", f"{repo} has no revision {self.revision}", asked, fix)
             case errors.RepositoryNotFoundError():
                 hidden = "the token may not see it" if self.token else "it is private and no token is named"
-                why = f"{asked}: it does not exist, or {hidden}"
                 fix = "correct model.repo, or name a token in model.token"
-                return NotGiven(Finding("source.not-found", f"{repo} was not found", why, fix))
+                why = f"{asked}: it does not exist, or {hidden}"
+                finding = Finding("source.not-found", f"{repo} was not found", why, fix)
             case errors.HFValidationError():
                 return self.misnamed(str(error).splitlines()[0])
             case errors.HfHubHTTPError():
                 return http_trouble(error.response.status_code, asked, error.response.headers.get("Retry-After", ""))
-        return self.unreachable(error)
+            case _:
+                return self.unreachable(error)
+        return NotGiven(finding)

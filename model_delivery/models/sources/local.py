@@ -6,9 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from model_delivery.base import Finding, Refused, Text
-from model_delivery.base.durable import replace_file
-from model_delivery.base.home import default_home
+from model_delivery.base import Finding, Refused, Text, default_home, replace_file
 from model_delivery.models.listing import check_config
 from model_delivery.models.manifest import read_manifest
 from model_delivery.models.safetensors import check_header

@@ -59,8 +59,10 @@ class ModelScopeModel(HubModel):
         if status == 404:
             what = f"{self.repo}@{self.revision} was not found"
             why = f"{asked}: no such repository, no such revision, or one that the token may not see"
-            fix = "correct model.repo and model.revision"
-            fix += ' (the default branch here is "master"), or name a token in model.token'
+            fix = (
+                'correct model.repo and model.revision (the default branch here is "master"), '
+                "or name a token in model.token"
+            )
             return NotGiven(Finding("source.not-found", what, why, fix))
         return http_trouble(status, asked, str(getattr(error, "retry_after", None) or ""))
 

@@ -10,8 +10,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from model_delivery.base import Trouble
-from model_delivery.base.durable import sync
+from model_delivery.base import Trouble, sync
 from model_delivery.models.verify import blob
 from model_delivery.values import File
 

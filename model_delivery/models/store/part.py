@@ -43,8 +43,8 @@ def noted(file: File, target: Path) -> tuple[set[int], set[str]]:
         whole = part_of(target).stat().st_size == file.size and first == _title(file)
     except (FileNotFoundError, ValueError):
         return set(), set()
-    noted = (re.fullmatch(r"(\d+) \1", line) for line in lines if whole)
-    chunks = {int(note[1]) for note in noted if note and int(note[1]) < chunks_in(file)}
+    notes = (re.fullmatch(r"(\d+) \1", line) for line in lines if whole)
+    chunks = {int(note[1]) for note in notes if note and int(note[1]) < chunks_in(file)}
     return chunks, {line.removeprefix(FROM) for line in lines if chunks and line.startswith(FROM)}
 
 

@@ -4,7 +4,8 @@ server's own histograms beside them: one table.
 On any host where vLLM can be imported (``PYTHONPATH``), with Locust, pydantic, PyYAML
 and psutil; no network and no weights::
 
-    python3 benchmarks/gpu/run.py --out RESULTS [--users 16,64,256] [--url http://127.0.0.1:8000 --model-folder DIR]
+    python3 benchmarks/gpu/run.py --out RESULTS [--users 16,64,256]
+        [--url http://127.0.0.1:8000 --model-folder DIR]
 
 Without --url it makes the model, starts vLLM on it (dummy weights, no prefix caching),
 and stops it at the end.

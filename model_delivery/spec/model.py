@@ -1,6 +1,6 @@
 """The spec."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import ConfigDict, model_validator
 
@@ -17,6 +17,6 @@ class DeliverySpec(Asked):
     model_config = ConfigDict(**Part.model_config, serialize_by_alias=True)
 
     @model_validator(mode="after")
-    def _storage_of_the_place(self) -> DeliverySpec:
+    def _storage_of_the_place(self) -> Self:
         self.target.check(self.storage)
         return self

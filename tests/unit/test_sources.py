@@ -1,4 +1,6 @@
-"""What the house asks of a model without knowing its source: address, name, fallbacks, what a step's Job must be passed."""
+"""What the house asks of a model without knowing its source: address, name, fallbacks,
+what a step's Job must be passed.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -40,20 +40,6 @@ class Local:
     """Bytes in a file of this machine."""
 
     path: Path
-
-
-class Source(Protocol):
-    """Where a model comes from. Tokens are read when they are needed."""
-
-    def resolve(self) -> Snapshot:
-        """List first: the commit and its files, names and kinds checked. Retryable or
-        Refused otherwise.
-        """
-
-    def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
-        """Where a file's bytes are, as of now; what must be unpacked first goes to
-        ``scratch``, a folder of this fetch's own.
-        """
 
 
 class ModelSpec(Part):
@@ -102,7 +88,16 @@ class ModelSpec(Part):
         return digest(self.repo, 16)
 
     @abstractmethod
-    def open(self) -> Source: ...
+    def resolve(self) -> Snapshot:
+        """List first: the commit and its files, names and kinds checked. Retryable or
+        Refused otherwise. Tokens are read when they are needed.
+        """
+
+    @abstractmethod
+    def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
+        """Where a file's bytes are, as of now; what must be unpacked first goes to
+        ``scratch``, a folder of this fetch's own.
+        """
 
     def fallbacks(self) -> tuple[RemoteModel, ...]:
         """Who is asked, in turn, for what this source does not give."""

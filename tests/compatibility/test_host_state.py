@@ -25,7 +25,7 @@ from model_delivery.measure.report import load_test
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.steps.run import find
+from model_delivery.steps.run import find, read
 from model_delivery.values import Stage, Strategy
 from tests.compatibility import restore
 from tests.compatibility.asking import known, says
@@ -142,14 +142,14 @@ OUTPUTS = [name for name in restore.kept() if name.endswith("output.jsonl")]
 
 def test_what_its_steps_wrote_is_read() -> None:
     """A step that ended under the old code, and whose result nobody had read yet."""
-    read = set()
+    seen = set()
     for name in OUTPUTS:
         step = name.split("/Step-")[1].split("-")[0]
         lines = restore.kept()[name].replace(b"@HOME@", OLD_HOME).splitlines()  # it is part of the result's sum
         if any(line.startswith(b'{"result"') for line in lines):
             find(step).output.model_validate_json(read(step, lines))
-            read.add(step)
-    assert read == {"fetch", "smoke", "load"}
+            seen.add(step)
+    assert seen == {"fetch", "smoke", "load"}
     found = [data for name, data in restore.kept().items() if name.endswith("/report.json")]
     assert found
     assert all(load_test(data) is not None for data in found), "a later release is compared with it"

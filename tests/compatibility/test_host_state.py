@@ -171,6 +171,7 @@ def test_the_next_run_does_what_the_old_code_would_have_done(case: Case) -> None
     meant = planned["stages"] if rerun["asked"][0] == "up" else ahead
     assert passed == (meant[: len(passed)] if refused else meant)
     assert ahead in ([], passed), "what status says of a candidate"
+    assert not ahead or case.facts["releases"]["phase"] in ("fetch", ahead[0]), "it goes on where it was"
     ends_as_it_did(case)
     if refused:
         return

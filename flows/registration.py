@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -63,8 +63,7 @@ def register(spec: DeliverySpec, pool: str) -> Registered:
 
 
 def _older(client: SyncPrefectClient) -> tuple[str, ...]:
-    names: list[str] = []
-    seen = 0
+    names, seen = list[str](), 0
     while page := client.read_deployments(offset=seen):
         seen += len(page)
         names += [f"{d.entrypoint.split('.')[-1]}/{d.name}" for d in page if d.entrypoint in older.ENTRYPOINTS]
@@ -78,54 +77,39 @@ def server() -> Iterator[SyncPrefectClient]:
     Permanent, with what to start, when none is named or none answers within 5 s.
     """
     url = PREFECT_API_URL.value()
+    start = (
+        "start one with `prefect server start` and a worker with `prefect worker start --pool local --type process`, "
+        f"and name the server: `prefect config set PREFECT_API_URL={url or 'http://127.0.0.1:4200/api'}`"
+    )
     if url is None:
         why = "PREFECT_API_URL is set neither in the environment nor in the profile"
-        raise Permanent(
-            Finding("prefect.no-address", "no Prefect server is named", why, _start("http://127.0.0.1:4200/api"))
-        )
+        raise Permanent(Finding("prefect.no-address", "no Prefect server is named", why, start))
     with temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0}):
         try:
             with get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
                 client.hello()
         except httpx.HTTPStatusError as error:
-            what = f"the Prefect server at {url} refused the call"
-            raise Permanent(
-                Finding("prefect.refused", what, str(error), "check PREFECT_API_URL and its key")
-            ) from error
+            what, fix = f"the Prefect server at {url} refused the call", "check PREFECT_API_URL and its key"
+            raise Permanent(Finding("prefect.refused", what, str(error), fix)) from error
         except httpx.HTTPError as error:
-            raise Permanent(
-                Finding(
-                    "prefect.no-answer",
-                    f"no Prefect server answers at {url}",
-                    str(error) or type(error).__name__,
-                    _start(url),
-                )
-            ) from error
+            what, why = f"no Prefect server answers at {url}", str(error) or type(error).__name__
+            raise Permanent(Finding("prefect.no-answer", what, why, start)) from error
     with get_client(sync_client=True) as client:
         yield client
-
-
-def _start(url: str) -> str:
-    return (
-        "start one with `prefect server start` and a worker with `prefect worker start --pool local --type process`, "
-        f"and name the server: `prefect config set PREFECT_API_URL={url}`"
-    )
 
 
 def _check_pool(client: SyncPrefectClient, pool: str) -> None:
     try:
         client.read_work_pool(pool)
     except ObjectNotFound:
+        what = f"the Prefect server has no work pool {pool}"
         known = ", ".join(sorted(found.name for found in client.read_work_pools())) or "none"
         fix = f"`prefect worker start --pool {pool} --type process` makes it, and works for it"
-        raise Refused(
-            Finding("prefect.no-pool", f"the Prefect server has no work pool {pool}", f"it has: {known}", fix)
-        ) from None
+        raise Refused(Finding("prefect.no-pool", what, f"it has: {known}", fix)) from None
 
 
 def _schedules(spec: DeliverySpec) -> list[DeploymentScheduleCreate]:
     if spec.schedule is None:
         return []
     cron = CronSchedule(cron=spec.schedule.cron, timezone=spec.schedule.timezone)
-    parameters: dict[str, Any] = {"scheduled": True}
-    return [DeploymentScheduleCreate(schedule=cron, active=True, slug="spec", parameters=parameters)]
+    return [DeploymentScheduleCreate(schedule=cron, active=True, slug="spec", parameters={"scheduled": True})]

@@ -64,15 +64,15 @@ class Connection:
 
     reads = stamped = 0
     """Reads of this process, and those whose moment came from the kernel."""
+    sock: Any = None
+    watcher: Any = None
+    waiter: Any = None
+    tunnel: Tunnel | None = None
+    parser: Parser | None = None
 
     def __init__(self, host: str, port: int, *, tls: bool = False, timeout: float = 300) -> None:
         self.host, self.port, self.timeout = host, port, timeout
         self.context = ssl.create_default_context() if tls else None
-        self.sock: Any = None
-        self.watcher: Any = None
-        self.tunnel: Tunnel | None = None
-        self.parser: Parser | None = None
-        self.waiter: Any = None
 
     def request(self, raw: bytes, intended: int | None = None, asked: int = 0) -> Stream:
         """Send ``raw`` and wait for the end of its answer, of which ``asked`` tokens are
@@ -182,7 +182,7 @@ class Connection:
         if parser is None:
             self.close()
             return
-        if error and not parser.finish():
+        if error and not parser.until_close:
             parser.stream.error = parser.stream.error or error
         if waiter is not None:
             waiter.switch(None)

@@ -8,7 +8,6 @@ and nothing after a difference can be found there.
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -54,12 +53,11 @@ def vocabulary(count: Count, length: int) -> Vocabulary:
     if len(words) < FRESH:
         raise ValueError(f"only {len(words)} of {len(WORDS)} words are one token each")
     beside = count(" ".join(words[:4])) - 4
-    found = Vocabulary(tuple(words), beside, exact=True)
     dice = random.Random(length)  # noqa: S311
     number = max(1, length - beside)
     if any(count(" ".join(dice.choices(words, k=number))) != max(length, beside + 1) for _ in range(TRIES)):
         raise ValueError("the same number of words does not always make the same number of tokens")
-    return found
+    return Vocabulary(tuple(words), beside, exact=True)
 
 
 def bodies(profile: Profile, model: str, known: Vocabulary, seed: str) -> Iterator[tuple[bytes, int]]:
@@ -98,14 +96,14 @@ def _made(profile: Profile, known: Vocabulary, seed: str) -> Iterator[tuple[dict
 
 def _given(profile: Profile, dice: random.Random) -> Iterator[tuple[dict[str, Any], int]]:
     """Every one of the user's prompts in a random order, then again in another."""
-    told = [_line(profile, line) for line in profile.prompts if line.strip()]
-    for _ in itertools.count():
-        yield from dice.sample(told, len(told))
+    asked = [_line(profile, line) for line in profile.prompts if line.strip()]
+    while True:
+        yield from dice.sample(asked, len(asked))
 
 
 def _line(profile: Profile, line: str) -> tuple[dict[str, Any], int]:
     if not line.lstrip().startswith("{"):
         return question(profile, line), profile.output_tokens
-    told = json.loads(line)
-    asked = {"messages": told["messages"]} if "messages" in told else question(profile, str(told["prompt"]))
-    return asked, int(told.get("output_tokens", profile.output_tokens))
+    given = json.loads(line)
+    asked = {"messages": given["messages"]} if "messages" in given else question(profile, str(given["prompt"]))
+    return asked, int(given.get("output_tokens", profile.output_tokens))

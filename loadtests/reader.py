@@ -53,19 +53,20 @@ class Stream:
             return self.error
         if self.status != OK:
             return f"status {self.status}" if self.status else "no answer"
-        for kind, there in (
-            ("no finish reason", self.reason),
-            ("no usage", self.usage),
-            ("no [DONE]", self.done),
-            ("zero tokens", self.first_text),
-        ):
-            if not there:
-                return kind
-        return "short of the asked length" if self.tokens < self.asked else None
+        parts = {
+            "no finish reason": self.reason,
+            "no usage": self.usage,
+            "no [DONE]": self.done,
+            "zero tokens": self.first_text,
+            "short of the asked length": self.tokens >= self.asked,
+        }
+        return next((kind for kind, there in parts.items() if not there), None)
 
 
 class Parser:
-    """``feed`` takes bytes as they come and says when the answer is over."""
+    """``feed`` takes bytes as they come and says when the answer is over; where it is
+    ``until_close``, the end of the connection says so.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -108,10 +109,6 @@ class Parser:
             stream.first_text = now
         return True
 
-    def finish(self) -> bool:
-        """The connection ended: True when that is how this answer was to end."""
-        return self.until_close
-
     def _parse(self, data: bytes, now: int) -> bool:
         self.rest = b""
         while self.head:
@@ -124,9 +121,7 @@ class Parser:
         if self.until_close:
             self._payload(data, now)
             return False
-        if self.left is not None:
-            return self._sized(data, now)
-        return self._chunks(data, now)
+        return self._chunks(data, now) if self.left is None else self._sized(data, now)
 
     def _headers(self, head: bytes) -> None:
         first, *lines = head.split(b"\r\n")
@@ -205,11 +200,10 @@ class Parser:
         if (key is None and not delta.get("tool_calls")) or ("role" in delta and not delta.get(key or "")):
             return
         self.stream.times.append(now)
+        if key is None or delta[key]:
+            self.stream.first_text = self.stream.first_text or now
         if key and delta[key]:
-            self.stream.first_text = self.stream.first_text or now
             self._learn(line)
-        elif key is None:
-            self.stream.first_text = self.stream.first_text or now
 
     def _learn(self, line: bytes) -> None:
         """The bytes around the text of a token that is not the last: the next ones will

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from model_delivery.loadtests.arrivals import Plan
 from model_delivery.loadtests.reader import Stream
-from model_delivery.measure.metrics import Slice, Tally, bin_of
+from model_delivery.measure.metrics import PLOTTED, Slice, Tally, bin_of
 from model_delivery.measure.profile import slice_seconds
 
 SECOND = 1_000_000_000
@@ -26,16 +26,8 @@ class Recorder:
         self.step = int(slice_seconds(plan.duration) * SECOND)
         self.sent = 0
 
-    def measure(self, start: int, end: int) -> None:
-        self.open_at, self.close_at = start, end
-
     def slice(self, at: int) -> Slice:
         return self.tally.slices.setdefault((at - self.open_at) // self.step, Slice())
-
-    def take(self) -> Tally:
-        """What was counted since it was last taken."""
-        taken, self.tally = self.tally, Tally()
-        return taken
 
     def add(self, stream: Stream) -> None:
         """Count one finished stream."""
@@ -65,10 +57,10 @@ class Recorder:
         if tokens > 1:
             latencies["tpot"] = (times[-1] - times[0]) // (tokens - 1)
         counts["within"] += self._within(latencies, bins)
-        tally.histograms["itl"].bins.update(bins)
+        tally.histograms["itl"].update(bins)
         for key, ns in latencies.items():
             tally.histograms[key].add([ns])
-            if key in part.histograms:
+            if key in PLOTTED:
                 part.histograms[key].add([ns])
 
     def _over_time(self, times: list[int], bins: list[int], share: float, *, good: bool) -> None:
@@ -82,7 +74,7 @@ class Recorder:
             end = min(last, bisect_left(times, at - (at - self.open_at) % self.step + self.step, first))
             part.tokens += share * (end - first)
             if good:
-                part.histograms["itl"].bins.update(bins[max(0, first - 1) : end - 1])
+                part.histograms["itl"].update(bins[max(0, first - 1) : end - 1])
             first = end
 
     def _within(self, latencies: dict[str, int], bins: list[int]) -> bool:

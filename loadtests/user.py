@@ -8,8 +8,6 @@ An API key is read from the environment variable ``MODEL_DELIVERY_API_KEY``.
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
 import os
 import time
@@ -19,17 +17,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gevent
+import urllib3
 import yaml
 from locust import User, constant, events, task
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
+from pydantic import TypeAdapter
 
 from model_delivery.loadtests.arrivals import Plan, schedule
 from model_delivery.loadtests.connection import Connection
 from model_delivery.loadtests.prompts import Count, Vocabulary, bodies, question, vocabulary
-from model_delivery.loadtests.reader import Stream, clock
+from model_delivery.loadtests.reader import OK, Stream, clock
 from model_delivery.loadtests.recorder import SECOND, Recorder
-from model_delivery.measure.metrics import Tally
+from model_delivery.measure.metrics import TALLY, Tally
 from model_delivery.measure.profile import Profile
 
 LAG_EVERY = 0.01
@@ -43,11 +43,8 @@ class Load:
     """What this process knows of the load that runs: one test at a time, as in Locust."""
 
     def __init__(self) -> None:
-        self.plan = Plan("", Profile(prompt_tokens=64, output_tokens=64))
-        self.recorder = Recorder(self.plan)
         self.vocabulary = Vocabulary()
-        self.started = self.ended = 0
-        self.total = Tally()
+        self.begin(Plan("", Profile(prompt_tokens=64, output_tokens=64)))
 
     def begin(self, plan: Plan) -> None:
         self.plan, self.recorder, self.total = plan, Recorder(plan), Tally()
@@ -76,16 +73,18 @@ class StreamUser(User):  # type: ignore[misc]
         self.connection = self.connect()
         self.connection.open()
         self.bodies = bodies(profile, plan.model, LOAD.vocabulary, f"{plan.seed}/{worker}/{number}")
-        path = "completions" if profile.endpoint == "completions" else "chat/completions"
-        lines = [f"POST {address.path.rstrip('/')}/v1/{path} HTTP/1.1", f"Host: {host}:{port}"]
-        lines += [f"Authorization: Bearer {KEY}"] if KEY else []
-        self.head = "\r\n".join([*lines, "Content-Type: application/json", "Content-Length: "])
+        path = f"{address.path.rstrip('/')}/v1/{'chat/' * (profile.endpoint == 'chat')}completions"
+        key = f"Authorization: Bearer {KEY}\r\n" if KEY else ""
+        self.head = (
+            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{key}Content-Type: application/json\r\nContent-Length: "
+        )
 
     def send(self, connection: Connection, intended: int | None = None) -> Stream:
         """One request, counted and told to Locust."""
         body, asked = next(self.bodies)
         recorder = LOAD.recorder
-        recorder.running, recorder.sent = recorder.running + 1, recorder.sent + 1
+        recorder.running += 1
+        recorder.sent += 1
         try:
             stream = connection.request(f"{self.head}{len(body)}\r\n\r\n".encode() + body, intended, asked)
         finally:
@@ -99,18 +98,13 @@ class StreamUser(User):  # type: ignore[misc]
         recorder.
         """
         failure = stream.failure()
-        ends = {"end-to-end": (stream.end, RuntimeError(failure) if failure else None)}
+        fire = partial(
+            self.environment.events.request.fire, request_type="stream", response_length=len(stream.times), context={}
+        )
+        ended = (stream.end - stream.intended) / 1e6
+        fire(name="end-to-end", response_time=ended, exception=RuntimeError(failure) if failure else None)
         if stream.first_text:
-            ends["TTFT"] = stream.first_text, None
-        for name, (end, exception) in ends.items():
-            self.environment.events.request.fire(
-                request_type="stream",
-                name=name,
-                response_time=(end - stream.intended) / 1e6,
-                response_length=len(stream.times),
-                exception=exception,
-                context={},
-            )
+            fire(name="TTFT", response_time=(stream.first_text - stream.intended) / 1e6, exception=None)
 
     @task  # type: ignore[untyped-decorator]
     def ask(self) -> None:
@@ -164,11 +158,11 @@ def watch(environment: Any) -> None:
     recorder.finished(clock(), time.process_time() - cpu if cpu else 0.0)
     while environment.runner.user_count or recorder.running:
         gevent.sleep(0.02)
-    recorder.tally.counts.update({"stamped": Connection.stamped - stamped, "reads": Connection.reads - reads})
+    recorder.tally.counts.update(stamped=Connection.stamped - stamped, reads=Connection.reads - reads)
     if isinstance(environment.runner, WorkerRunner):
-        environment.runner.send_message(ENDED, recorder.take().dump())
+        environment.runner.send_message(ENDED, TALLY.dump_python(recorder.tally, mode="json"))
     else:
-        LOAD.total.merge(recorder.take())
+        LOAD.total.merge(recorder.tally)
         finish(environment)
 
 
@@ -178,7 +172,7 @@ def finish(environment: Any) -> None:
     if options.tally:
         target = Path(options.tally)
         temporary = target.with_suffix(".new")
-        temporary.write_text(json.dumps(LOAD.total.dump(), separators=(",", ":")), encoding="utf-8")
+        temporary.write_bytes(TALLY.dump_json(LOAD.total))
         temporary.replace(target)
     if options.headless:
         environment.runner.quit()
@@ -187,21 +181,17 @@ def finish(environment: Any) -> None:
 def count_tokens(host: str, plan: Plan) -> Count:
     """A function that asks the server how many tokens a prompt has.
 
-    OSError or ValueError where it has no ``/tokenize``.
+    HTTPError or ValueError where it has no ``/tokenize``.
     """
-    address = urlsplit(host)
-    kind = http.client.HTTPSConnection if address.scheme == "https" else http.client.HTTPConnection
-    connection = kind(address.hostname or "", address.port, timeout=30)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {KEY}"} if KEY else {})
+    headers = {"Authorization": f"Bearer {KEY}"} if KEY else {}
+    pool = urllib3.PoolManager(headers=headers, timeout=30, retries=False)
 
     def count(text: str) -> int:
-        body = json.dumps({"model": plan.model, **question(plan.profile, text)})
-        connection.request("POST", f"{address.path.rstrip('/')}/tokenize", body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != http.client.OK:
+        asked = {"model": plan.model, **question(plan.profile, text)}
+        answer = pool.request("POST", f"{host.rstrip('/')}/tokenize", json=asked)
+        if answer.status != OK:
             raise ValueError(f"/tokenize answers {answer.status}")
-        return int(json.loads(content)["count"])
+        return int(answer.json()["count"])
 
     return count
 
@@ -213,7 +203,7 @@ def learn(host: str) -> None:
         return
     try:
         LOAD.vocabulary = vocabulary(count_tokens(host, LOAD.plan), LOAD.plan.profile.prompt_tokens)
-    except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
         log.warning("prompts have about as many tokens as asked, not exactly: %s", error)
         LOAD.recorder.tally.exact = False
 
@@ -240,26 +230,32 @@ def options(parser: Any) -> None:
 def planned(given: Any) -> Plan:
     """The plan that the options name."""
     if given.plan:
-        plan = json.loads(Path(given.plan).read_text(encoding="utf-8"))
-        return Plan(**plan | {"profile": Profile.model_validate(plan["profile"])})
+        return TypeAdapter(Plan).validate_json(Path(given.plan).read_bytes())
     file = Path(given.load_profile)
     if file.suffix not in (".yaml", ".yml"):
         file = Path(__file__).with_name("profiles") / f"{file}.yaml"
     profile = Profile.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    load = {"rate": given.rate or None, "warmup": given.warmup, "duration": given.measure, "seed": given.seed}
-    return Plan(given.model, profile, processes=max(1, given.expect_workers or 1), **load)
+    return Plan(
+        given.model,
+        profile,
+        rate=given.rate or None,
+        warmup=given.warmup,
+        duration=given.measure,
+        seed=given.seed,
+        processes=max(1, given.expect_workers or 1),
+    )
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def prepare(environment: Any, runner: Any, **_: Any) -> None:
     if isinstance(runner, MasterRunner):
-        runner.register_message(ENDED, lambda environment, msg, **_: worker_ended(environment, msg.data))
+        runner.register_message(ENDED, worker_ended)
     if not environment.stop_timeout:
         environment.stop_timeout = DRAIN_SECONDS
 
 
-def worker_ended(environment: Any, told: dict[str, Any]) -> None:
-    LOAD.total.merge(Tally(told))
+def worker_ended(environment: Any, msg: Any, **_: Any) -> None:
+    LOAD.total.merge(TALLY.validate_python(msg.data))
     LOAD.ended += 1
     if LOAD.ended == environment.runner.worker_count:
         gevent.spawn(finish, environment)
@@ -271,8 +267,8 @@ def begin(environment: Any, **_: Any) -> None:
     if isinstance(environment.runner, MasterRunner):
         return
     learn(environment.host or environment.parsed_options.host)
-    start = clock() + int(LOAD.plan.warmup * SECOND)
-    LOAD.recorder.measure(start, start + int(LOAD.plan.duration * SECOND))
+    LOAD.recorder.open_at = clock() + int(LOAD.plan.warmup * SECOND)
+    LOAD.recorder.close_at = LOAD.recorder.open_at + int(LOAD.plan.duration * SECOND)
     gevent.spawn(watch, environment)
 
 

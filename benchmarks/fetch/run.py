@@ -1,7 +1,8 @@
 """The fetch against the hubs' own downloaders and aria2c, on one local hub, in one
 run; prints a table.
 
-    python benchmarks/fetch/run.py [--size-mb 2048] [--rate 40] [--latency 30] [--runs 3] [--out docs/benchmarks/fetch.md]
+    python benchmarks/fetch/run.py [--size-mb 2048] [--rate 40] [--latency 30]
+        [--runs 3] [--out docs/benchmarks/fetch.md]
 
 Needs Go and aria2c (Debian's package aria2). Every side fetches the same four shards:
 on a wire with ``--rate`` MB/s for each stream and ``--latency`` ms for each request,

@@ -4,7 +4,8 @@ server's own histograms beside them: one table.
 On any host where vLLM can be imported (``PYTHONPATH``), with Locust, pydantic, PyYAML
 and psutil; no network and no weights::
 
-    python3 benchmarks/gpu/run.py --out RESULTS [--users 16,64,256] [--url http://127.0.0.1:8000 --model-folder DIR]
+    python3 benchmarks/gpu/run.py --out RESULTS [--users 16,64,256]
+        [--url http://127.0.0.1:8000 --model-folder DIR]
 
 Without --url it makes the model, starts vLLM on it (dummy weights, no prefix caching),
 and stops it at the end.
@@ -34,7 +35,7 @@ from arithmetic import HISTOGRAMS, Buckets, Row, between, buckets, quantile, tab
 from processes import watched  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from model_delivery.measure.metrics import Tally  # noqa: E402
+from model_delivery.measure.metrics import TALLY  # noqa: E402
 
 OUTPUT, ROUNDS, LIMIT, START = 128, 6, 300.0, 400.0
 SERVE = ("--load-format", "dummy", "--served-model-name", "m", "--max-model-len", "4096", "--no-enable-prefix-caching")
@@ -196,7 +197,7 @@ def bench(url: str, model: Path, users: int, requests: int, out: Path) -> tuple[
 
 
 def told_by_ours(file: Path) -> tuple[int, float, dict[str, float]]:
-    tally = Tally(json.loads(file.read_bytes()))
+    tally = TALLY.validate_json(file.read_bytes())
     told = {}
     for key in ("ttft", "itl"):
         p50, p95 = tally.histograms[key].percentiles((50, 95))
@@ -237,7 +238,7 @@ def measured(tool: str, url: str, model: Path, users: int, out: Path) -> Row:
     }
     good, rate, told = read(file)
     if not rate:
-        tally = Tally(json.loads(file.read_bytes()))
+        tally = TALLY.validate_json(file.read_bytes())
         rate = tally.tokens / max(tally.seconds)
     return Row(users, tool, good, rate, told, server, cpu)
 

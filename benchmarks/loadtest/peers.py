@@ -114,14 +114,14 @@ def ours(load: Load, folder: Path, _python: Path, _tokenizer: Path) -> Shape:
 
 
 def read_ours(folder: Path) -> Reported:
-    from model_delivery.measure.metrics import Tally
+    from model_delivery.measure.metrics import TALLY
 
-    tally = Tally(json.loads((folder / "tally.json").read_bytes()))
+    tally = TALLY.validate_json((folder / "tally.json").read_bytes())
     told = {}
     for key in ("ttft", "itl"):
         histogram = tally.histograms[key]
         told[key] = (
-            dict(zip(("p50", "p95", "p99"), histogram.percentiles((50, 95, 99)), strict=True)) if histogram.bins else {}
+            dict(zip(("p50", "p95", "p99"), histogram.percentiles((50, 95, 99)), strict=True)) if histogram else {}
         )
     return Reported(told["ttft"], told["itl"], tally.counts["good"], tally.errors.total())
 

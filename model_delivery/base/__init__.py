@@ -1,6 +1,9 @@
+# mypy: implicit-reexport
+# ruff: noqa: F401
 """What everything else stands on: findings, secrets, quantities, progress, the clock."""
 
 from model_delivery.base.clock import Clock, SystemClock
+from model_delivery.base.durable import replace_file, sync
 from model_delivery.base.findings import (
     BadInput,
     Finding,
@@ -13,6 +16,8 @@ from model_delivery.base.findings import (
     Trouble,
     trouble,
 )
+from model_delivery.base.home import default_home, packaged
+from model_delivery.base.manifests import Object, document, manifest
 from model_delivery.base.part import DnsLabel, Part, Text
 from model_delivery.base.progress import Progress, report, sink
 from model_delivery.base.secrets import (
@@ -22,39 +27,8 @@ from model_delivery.base.secrets import (
     KubeSecret,
     Secret,
     SecretRef,
+    bearer,
     from_cluster,
     read_secret,
 )
 from model_delivery.base.units import Duration, Rate, Size
-
-__all__ = [
-    "BadInput",
-    "Clock",
-    "DnsLabel",
-    "Duration",
-    "EnvSecret",
-    "FileSecret",
-    "Finding",
-    "GateFailed",
-    "Interrupted",
-    "KubeKey",
-    "KubeSecret",
-    "NoRoom",
-    "Part",
-    "Permanent",
-    "Progress",
-    "Rate",
-    "Refused",
-    "Retryable",
-    "Secret",
-    "SecretRef",
-    "Size",
-    "SystemClock",
-    "Text",
-    "Trouble",
-    "from_cluster",
-    "read_secret",
-    "report",
-    "sink",
-    "trouble",
-]

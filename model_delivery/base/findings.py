@@ -9,10 +9,8 @@ Trouble                       anything that ends a run; carries one or more find
     └── Interrupted           stopped from outside, safe to run again: exit code 5
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 UNKNOWN = "unknown.older-version"
 
@@ -39,7 +37,7 @@ class Finding:
         return asdict(self) | {"evidence": list(self.evidence)}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Finding:
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """Read back what ``to_json`` wrote (an older version wrote no code); unknown keys
         are a TypeError.
         """

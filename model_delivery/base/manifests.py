@@ -2,8 +2,6 @@
 copies.
 """
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 from typing import Any

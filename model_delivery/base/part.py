@@ -1,6 +1,4 @@
-"""What all parts of a spec have in common."""
-
-from __future__ import annotations
+"""What all parts of a spec, and what is kept of a run, have in common."""
 
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Secrets are named, never passed: read where they are needed, and never shown."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,6 +87,11 @@ def read_secret(ref: SecretRef) -> Secret:
     if not value.strip():
         raise Refused(Finding("secret.empty", f"{where} holds no secret", "it is not set or empty", fix))
     return Secret(value.strip())
+
+
+def bearer(ref: SecretRef | None) -> dict[str, str]:
+    """The header of HTTP that carries it; none without a ``ref``."""
+    return {"Authorization": f"Bearer {read_secret(ref).reveal()}"} if ref else {}
 
 
 def _of_kubernetes(ref: KubeSecret) -> Secret:

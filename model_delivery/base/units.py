@@ -2,8 +2,6 @@
 ``Size("100Gi").bytes``, ``Rate("4/s").per_second``.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, ClassVar, Self
 
@@ -28,10 +26,9 @@ class _Quantity(str):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         text = core_schema.str_schema(strict=True, pattern=f"^(?:{cls.pattern.pattern})$")
-        make = core_schema.no_info_plain_validator_function(cls)
-        schema = core_schema.json_or_python_schema(make, make, serialization=core_schema.to_string_ser_schema())
-        schema["metadata"] = {"pydantic_js_functions": [lambda _schema, handler: handler(text)]}
-        return schema
+        return core_schema.no_info_plain_validator_function(
+            cls, json_schema_input_schema=text, serialization=core_schema.to_string_ser_schema()
+        )
 
     @property
     def _parts(self) -> tuple[float, str]:

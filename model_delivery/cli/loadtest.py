@@ -2,11 +2,7 @@
 verdict where bounds are given.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +10,12 @@ import click
 import httpx
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate
-from model_delivery.cli import printing
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer
+from model_delivery.cli.printing import PATH, Answer, answers, progress_lines, table
 from model_delivery.measure import capacity, report
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.validity import needed
-from model_delivery.measure.verdict import Verdict, judge
+from model_delivery.measure.verdict import judge
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, problems, profile, run
 from model_delivery.values import Slo
@@ -66,30 +62,21 @@ class Quantity(click.ParamType[Any]):
     help="Such as ttft_p95_max=500ms; exit code 4 when it is broken. Repeatable.",
 )
 @click.option(
-    "--metrics-url", "pods", multiple=True, help="Each server behind URL, where URL is a balancer. Repeatable."
+    "--metrics-url", "metrics", multiple=True, help="Each server behind URL, where URL is a balancer. Repeatable."
 )
 @click.option("--api-key-env", help="The environment variable that holds the API key.")
-@click.option("--baseline", type=click.Path(path_type=Path), help="An earlier report's folder: compare with it.")
+@click.option("--baseline", type=PATH, help="An earlier report's folder: compare with it.")
 @click.option(
     "--max-regression", type=click.FloatRange(0, min_open=True), help="The share by which it may be worse, such as 0.1."
 )
 @click.option("--find-capacity", is_flag=True, help="Search the highest rate that holds the SLO.")
 @click.option("--steps", type=click.IntRange(1, 40), default=12, help="Rates that the search tries at most.")
 @click.option("--demand", type=Quantity(Rate), help="Say how many replicas hold this rate.")
-@click.option(
-    "--report", "folder", type=click.Path(path_type=Path), help="Where the report goes; default: ./loadtest-TIME."
-)
-@printing.as_json
+@click.option("--report", "folder", type=PATH, help="Where the report goes; default: ./loadtest-TIME.")
+@answers
 def loadtest(
-    url: str,
-    named: str,
-    folder: Path | None,
-    find_capacity: bool,
-    steps: int,
-    demand: Rate | None,
-    as_json: bool,
-    **more: Any,
-) -> None:
+    url: str, named: str, folder: Path | None, find_capacity: bool, steps: int, demand: Rate | None, **more: Any
+) -> Answer:
     """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound
     of --slo is broken or the test is not valid.
     """
@@ -98,7 +85,7 @@ def loadtest(
     model = given.model or _first_model(given)
     given = given.model_copy(update={"model": model, "folder": str(target / "locust")})
     search = None
-    with printing.progress_lines():
+    with progress_lines():
         if find_capacity or demand:
             search = _capacity(given, steps)
             held = [point.report for point in search.points if point.holds]
@@ -113,52 +100,53 @@ def loadtest(
         "validity": load.validity.model_dump(),
         "figures": load.figures(),
         "report": str(page),
-        "reasons": [asdict(reason) for reason in verdict.reasons],
+        "reasons": verdict.reasons,
     }
+    lines = [report.summary(load), f"validity: {load.validity.kind} {load.validity.why}".rstrip()]
+    lines += [reason.text for reason in verdict.reasons]
     if search is not None:
         tried = [{"rate": point.rate, "holds": point.holds, "why": point.why} for point in search.points]
         needs = search.replicas(demand.per_second) if demand else None
         value["capacity"] = {"rate": search.rate, "limit": search.limit, "tried": tried, "replicas": needs}
-    if not as_json:
-        printing.table(*report.load_table(load))
-        click.echo("\n".join(_lines(load, verdict, search, demand, page)))
-    if not verdict.passed:
-        raise printing.Unhappy(GateFailed(*verdict.findings()), value)
-    if as_json:
-        printing.emit(value, machine=True)
+        rate = f"{search.rate:.3g} requests/s" if search.rate else "no rate that was tried holds"
+        lines.append(f"capacity: {rate} ({search.limit})")
+        replicas = f"needs {needs} replicas" if needs else "cannot be held by any number of replicas"
+        lines += [f"{demand} {replicas}"] if demand else []
+    lines.append(f"report: {page}")
+    bad = None if verdict.passed else GateFailed(*verdict.findings())
+    return Answer(value, [table(*report.load_table(load)), *lines], bad)
 
 
 def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
     """Every wrong argument is told before anything is asked of the server."""
     if more["users"] and more["rate"]:
-        what, why = "--users and --rate exclude each other", "users is a closed loop, rate an open one"
-        raise BadInput(Finding("cli.users-and-rate", what, why, FIX))
+        why = "users is a closed loop, rate an open one"
+        raise BadInput(Finding("cli.users-and-rate", "--users and --rate exclude each other", why, FIX))
     if more["max_regression"] and (more["repeats"] < 2 or not more["baseline"]):
         what = "--max-regression needs --baseline and --repeats of 2 at least"
         raise BadInput(Finding("cli.no-baseline", what, "one run shows no noise", FIX))
     content = read_profile(Path(named).absolute()) if named.endswith((".yaml", ".yml")) else named
     profile(content)
-    bounds = {
-        key: float(bound) if _plain(bound) else bound for key, _, bound in (s.partition("=") for s in more["slos"])
-    }
-    facts = {key: more[key] for key in ("users", "rate", "warmup", "duration", "repeats", "processes", "seed")}
-    facts |= {"model": more["model"] or "", "metrics": more["pods"], "profile": content}
+    facts = {key: more[key] for key in LoadInput.model_fields if key in more} | {"profile": content}
     if more["api_key_env"]:
         facts["api_key"] = {"env": more["api_key_env"]}
     try:
-        return LoadInput(url=url, slo=Slo.model_validate(bounds), **facts)
+        slo = Slo.model_validate(
+            {key: _bound(text) for key, _, text in (bound.partition("=") for bound in more["slos"])}
+        )
+        return LoadInput(url=url, slo=slo, **facts | {"model": more["model"] or ""})
     except ValidationError as error:
         fix = f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
         raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None
 
 
-def _plain(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+def _bound(text: str) -> str | float:
+    return float(text) if text.replace(".", "", 1).isdigit() else text
 
 
 def _first_model(given: LoadInput) -> str:
     try:
-        answer = httpx.get(f"{given.url}/v1/models", headers=given.headers(), timeout=30, trust_env=False)
+        answer = httpx.get(f"{given.url}/v1/models", headers=bearer(given.api_key), timeout=30, trust_env=False)
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
@@ -192,22 +180,6 @@ def _baseline(folder: Path | None) -> LoadReport | None:
         what, why = f"{folder} holds no load report", "there is no report.json of this version"
         raise BadInput(Finding("cli.no-report", what, why, "name an earlier --report folder"))
     return load
-
-
-def _lines(
-    load: LoadReport, verdict: Verdict, search: capacity.Capacity | None, demand: Rate | None, page: Path
-) -> Iterator[str]:
-    yield report.summary(load)
-    yield f"validity: {load.validity.kind} {load.validity.why}".rstrip()
-    yield from (reason.text for reason in verdict.reasons)
-    if search is not None:
-        rate = f"{search.rate:.3g} requests/s" if search.rate else "no rate that was tried holds"
-        yield f"capacity: {rate} ({search.limit})"
-        if demand is not None:
-            needs = search.replicas(demand.per_second)
-            replicas = f"needs {needs} replicas" if needs else "cannot be held by any number of replicas"
-            yield f"{demand} {replicas}"
-    yield f"report: {page}"
 
 
 VERBS = (loadtest,)

@@ -3,8 +3,6 @@
 Whatever goes wrong ends in a message and an exit code, never in a traceback.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import tempfile
@@ -15,9 +13,9 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base import Finding, Interrupted, Permanent, Trouble, trouble
-from model_delivery.base.home import default_home
-from model_delivery.cli import deployments, loadtest, model, printing, release, service
+from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, trouble
+from model_delivery.cli import deployments, loadtest, model, release, service
+from model_delivery.cli.printing import bad_news
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,16 +43,14 @@ def main() -> None:
         sys.exit(1)
     except click.ClickException as error:
         error.show()
-        sys.exit(printing.bad_news(_usage(error), shown=True))
-    except printing.Unhappy as unhappy:
-        sys.exit(printing.bad_news(unhappy.trouble, value=unhappy.value))
+        sys.exit(bad_news(_usage(error), shown=True))
     except (KeyboardInterrupt, click.Abort):
         fix = "run it again: it goes on where it was"
-        sys.exit(printing.bad_news(Interrupted(Finding("cli.interrupted", "interrupted", "stopped from outside", fix))))
+        sys.exit(bad_news(Interrupted(Finding("cli.interrupted", "interrupted", "stopped from outside", fix))))
     except Trouble as bad:
-        sys.exit(printing.bad_news(bad))
+        sys.exit(bad_news(bad))
     except Exception as error:  # noqa: BLE001 - the last frame: a user gets a message, the traceback goes to a file
-        sys.exit(printing.bad_news(Permanent(unexpected(error))))
+        sys.exit(bad_news(Permanent(unexpected(error))))
 
 
 def _usage(error: click.ClickException) -> Trouble:
@@ -69,12 +65,8 @@ def unexpected(error: Exception) -> Finding:
     """
     home = default_home()
     if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
-        return Finding(
-            "host.no-state-folder",
-            f"the state folder {home} cannot be used",
-            f"{error.strerror}: {error.filename}",
-            "make it writable, or name another in MODEL_DELIVERY_HOME",
-        )
+        what, why = f"the state folder {home} cannot be used", f"{error.strerror}: {error.filename}"
+        return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
     text = "".join(traceback.format_exception(error))
     fix, evidence = "this is a fault of ours: please report it", tuple(text.splitlines()[-8:])
     for folder in (home, Path(tempfile.gettempdir())):

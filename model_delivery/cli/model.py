@@ -1,17 +1,13 @@
 """Verbs on models alone: fetch, verify, gc."""
 
-from __future__ import annotations
-
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent
-from model_delivery.base.home import default_home
-from model_delivery.cli import printing
+from model_delivery.base import BadInput, Finding, Permanent, default_home
+from model_delivery.cli.printing import PATH, Answer, answers, progress_lines
 from model_delivery.models.sources import SOURCES, Model
 from model_delivery.models.sources.spec import Permission
 from model_delivery.verbs import models
@@ -22,7 +18,7 @@ MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 @click.command()
 @click.argument("model", metavar="SOURCE:REPO[@REV]")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--token-env", metavar="NAME", help="The environment variable that holds the hub's token.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Files to fetch; default: what an engine needs.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Files to leave out.")
@@ -34,44 +30,41 @@ MODEL: TypeAdapter[Model] = TypeAdapter(Model)
     help="Where a file is taken from when the first source cannot give it.",
 )
 @click.option("--pin", multiple=True, metavar="FILE=SHA256", help="The sum that a file must have, whoever gives it.")
-@printing.as_json
-def fetch(model: str, folder: Path, as_json: bool, **more: Any) -> None:
+@answers
+def fetch(model: str, folder: Path, **more: Any) -> Answer:
     """Fetch a model into DIR, every file verified, the manifest last. What is there is
     adopted; a fetch that was cut goes on.
     """
     wanted = _model(model, more)
-    with printing.progress_lines():
+    with progress_lines():
         done = models.fetch(wanted, folder.absolute())
-    text = f"{done.path}: {done.files} files, {done.bytes:,} bytes, verified; {done.fetched_bytes:,} bytes moved in {done.seconds:.1f} s"
-    text += "".join(f"\n  {count} from {origin}" for origin, count in sorted(done.origins.items()))
-    printing.emit(done.model_dump(mode="json"), machine=as_json, text=text)
+    moved = f"{done.fetched_bytes:,} bytes moved in {done.seconds:.1f} s"
+    lines = [f"{done.path}: {done.files} files, {done.bytes:,} bytes, verified; {moved}"]
+    lines += [f"  {count} from {origin}" for origin, count in sorted(done.origins.items())]
+    return Answer(done.model_dump(mode="json"), lines)
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--deep", is_flag=True, help="Read every byte; else names and sizes are compared.")
-@printing.as_json
-def verify(folder: Path, deep: bool, as_json: bool) -> None:
+@answers
+def verify(folder: Path, deep: bool) -> Answer:
     """Does DIR hold what its manifest says? Offline, from the manifest alone."""
-    with printing.progress_lines():
+    with progress_lines():
         manifest, faults = models.verified(folder.absolute(), deep=deep)
     value = {"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in faults]}
-    if faults:
-        raise printing.Unhappy(Permanent(*faults), value)
-    if as_json:
-        printing.emit(value, machine=True)
-    if manifest is not None and not as_json:
-        size = sum(entry.size for entry in manifest.files)
-        checked = "every byte" if deep else "names and sizes; --deep reads every byte"
-        click.echo(
-            f"{folder}: {len(manifest.files)} files, {size:,} bytes, whole ({checked})\n  {manifest.source} {manifest.key} at {manifest.commit}"
-        )
+    if faults or manifest is None:
+        return Answer(value, trouble=Permanent(*faults) if faults else None)
+    size = sum(entry.size for entry in manifest.files)
+    checked = "every byte" if deep else "names and sizes; --deep reads every byte"
+    whole = f"{folder}: {len(manifest.files)} files, {size:,} bytes, whole ({checked})"
+    return Answer(value, [whole, f"  {manifest.source} {manifest.key} at {manifest.commit}"])
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would go.")
-@printing.as_json
-def gc(dry_run: bool, as_json: bool) -> None:
+@answers
+def gc(dry_run: bool) -> Answer:
     """Remove models that no release needs any more, and what dead fetches left. What a
     rollback could want stays.
     """
@@ -79,7 +72,7 @@ def gc(dry_run: bool, as_json: bool) -> None:
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")
-    printing.emit([asdict(item) for item in items], machine=as_json, text="\n".join(lines))
+    return Answer(items, lines)
 
 
 def _model(text: str, more: dict[str, Any]) -> Model:

@@ -1,13 +1,13 @@
 """The only printer: tables and progress for people, JSON for machines."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +18,8 @@ from model_delivery.base import Progress, Trouble, sink
 from model_delivery.verbs.where import find
 
 QUIET_SECONDS = 5.0
+PATH = click.Path(path_type=Path)
+FILE = click.argument("file", type=PATH)
 FIND = (
     click.option("--context", help="Of the kubeconfig: NAME lives in a cluster."),
     click.option("-n", "--namespace", help="NAME lives in this namespace of a cluster."),
@@ -39,46 +41,73 @@ def delivery(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("name")(call)
 
 
-def emit(value: Any, *, machine: bool, text: str | None = None) -> None:
-    """``value`` as JSON for machines, else ``text``."""
-    click.echo(json.dumps(value, indent=1, default=str, ensure_ascii=False) if machine else text)
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints: ``value`` as JSON, else ``lines``, texts and tables. With a
+    ``trouble``, ``value`` stands beside the error.
+    """
+
+    value: Any
+    lines: Iterable[str | Table] = ()
+    trouble: Trouble | None = None
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table that wraps at a terminal's width, and does not when its output goes
+def answers(command: Callable[..., Answer]) -> Callable[..., None]:
+    """With --json; the command returns what is printed."""
+
+    @wraps(command)
+    def call(*, as_json: bool, **given: Any) -> None:
+        answer = command(**given)
+        if not as_json:
+            show(answer.lines)
+        if answer.trouble:
+            sys.exit(bad_news(answer.trouble, answer.value))
+        if as_json:
+            emit(answer.value)
+
+    return as_json(call)
+
+
+def emit(value: Any) -> None:
+    """``value`` as JSON."""
+    click.echo(json.dumps(value, indent=1, default=_plain, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def show(lines: Iterable[str | Table], *, err: bool = False) -> None:
+    """A table wraps at a terminal's width, and does not when its output goes
     elsewhere.
     """
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    for line in lines:
+        if isinstance(line, Table):
+            Console(width=None if sys.stdout.isatty() else 200).print(line)
+        else:
+            click.echo(line, err=err)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    console.print(grid)
+    return grid
 
 
-class Unhappy(Exception):
-    """A failure whose command found something all the same: in JSON, ``value`` stands
-    beside the error.
-    """
-
-    def __init__(self, trouble: Trouble, value: dict[str, Any]) -> None:
-        super().__init__(trouble)
-        self.trouble, self.value = trouble, value
-
-
-def bad_news(trouble: Trouble, *, value: Mapping[str, Any] | None = None, shown: bool = False) -> int:
+def bad_news(trouble: Trouble, value: Mapping[str, Any] | None = None, *, shown: bool = False) -> int:
     """Tell it on standard error (unless it is ``shown`` there already), and in JSON where
     that was asked for.
 
     Returns the exit code.
     """
-    for finding in () if shown else trouble.findings:
-        click.echo(f"{click.style('✗', fg='red')} {finding}", err=True)
+    if not shown:
+        show((f"{click.style('✗', fg='red')} {finding}" for finding in trouble.findings), err=True)
     if "--json" in sys.argv[1:]:
         first, *others = [finding.to_json() for finding in trouble.findings]
-        error = {"error": first, "exit_code": trouble.exit_code, "others": others}
-        emit({**(value or {}), **error}, machine=True)
+        emit({**(value or {}), "error": first, "exit_code": trouble.exit_code, "others": others})
     return trouble.exit_code
 
 
@@ -89,18 +118,15 @@ def progress_lines() -> Iterator[None]:
     """
     terminal, last, shown = sys.stderr.isatty(), ("", ""), 0.0
 
-    def show(news: Progress) -> None:
+    def listen(news: Progress) -> None:
         nonlocal last, shown
-        counting, now, this = (
-            news.done is not None and news.done != news.total,
-            time.monotonic(),
-            (news.step, news.note),
-        )
+        counting = news.done is not None and news.done != news.total
+        now, this = time.monotonic(), (news.step, news.note)
         if terminal:
             click.echo(f"\r\x1b[K{news.line()[:150]}", err=True, nl=not counting)
         elif not counting or last != this or now - shown >= QUIET_SECONDS:
             click.echo(news.line(), err=True)
             last, shown = this, now
 
-    with sink(show):
+    with sink(listen):
         yield

@@ -1,11 +1,7 @@
 """Verbs that change what is served: up, plan, adopt, rollback, down, history."""
 
-from __future__ import annotations
-
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +10,20 @@ import click
 import yaml
 
 from model_delivery.base import BadInput, Finding
-from model_delivery.cli import printing
+from model_delivery.cli.printing import (
+    FILE,
+    PATH,
+    Answer,
+    answers,
+    as_json,
+    delivery,
+    emit,
+    progress_lines,
+    show,
+    table,
+)
 from model_delivery.places.opening import Location
-from model_delivery.run.record import dump_ended
+from model_delivery.run.record import Ended, dump_ended
 from model_delivery.spec import load_spec
 from model_delivery.verbs import adopt as adopting
 from model_delivery.verbs import history as histories
@@ -24,7 +31,7 @@ from model_delivery.verbs import plan as plans
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where
 
-FILE = click.argument("file", type=click.Path(path_type=Path))
+FIGURES = ("ttft_p95", "itl_p95", "output_tokens_per_second", "error_rate")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -42,22 +49,21 @@ _Dumper.add_implicit_resolver(
 @FILE
 @click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
 @click.option("--take-over", is_flag=True, help="In a cluster: take values that another field manager holds.")
-@printing.as_json
-def up(file: Path, request: str | None, take_over: bool, as_json: bool) -> None:
+@answers
+def up(file: Path, request: str | None, take_over: bool) -> Answer:
     """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect
     server when Prefect's settings name none.
     """
     spec = load_spec(file)
     from model_delivery.flows.deliver import deliver
 
-    said = _run(deliver, lambda flow: flow(spec, request, take_over=take_over))
-    _tell(said, as_json=as_json)
+    return _run(deliver, spec, request, take_over=take_over)
 
 
 @click.command()
 @FILE
-@printing.as_json
-def plan(file: Path, as_json: bool) -> None:
+@answers
+def plan(file: Path) -> Answer:
     """What an `up` of FILE would change; nothing is touched."""
     spec = load_spec(file)
     planned = plans.plan(Location.of(spec.target.key()).open(), spec)
@@ -66,8 +72,7 @@ def plan(file: Path, as_json: bool) -> None:
     lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
-    lines += [f"  {change}" for change in planned.changes] or ["no changes"]
-    printing.emit(asdict(planned), machine=as_json, text="\n".join(lines))
+    return Answer(planned, lines + ([f"  {change}" for change in planned.changes] or ["no changes"]))
 
 
 @click.command()
@@ -78,7 +83,7 @@ def plan(file: Path, as_json: bool) -> None:
     help="The Deployment, InferenceService or MLService that was made by hand; default: called as the delivery.",
 )
 @click.option("--yes", is_flag=True, help="Take it without asking.")
-@printing.as_json
+@as_json
 def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
     """Bring what was made by hand under the spec in FILE, as it runs: nothing restarts.
     What differs is shown first.
@@ -88,131 +93,101 @@ def adopt(file: Path, named: str | None, yes: bool, as_json: bool) -> None:
     found = adopting.look(place, spec, named)
     lines = [f"{found.what} comes under {spec.name} as release {found.release}, as it runs: nothing restarts"]
     lines += ["taking it:", *(f"  {line}" for line in found.changes or ("no changes",))]
-    lines += (
-        ["what the spec would make of it, with the next release (now nothing of this changes):"]
-        if found.differs
-        else []
-    )
-    lines += [f"  {line}" for line in found.differs]
-    click.echo("\n".join(lines), err=as_json)
-    if not yes and sys.stdin.isatty():
-        yes = click.confirm("Take it?", err=as_json)
-    elif not yes:
-        raise BadInput(
-            Finding(
-                "cli.nobody-to-ask",
-                "nothing was taken",
-                "nobody can be asked here",
-                "read what differs, then run it with --yes",
-            )
-        )
-    if not yes:
+    if found.differs:
+        lines += ["what the spec would make of it, with the next release (now nothing of this changes):"]
+        lines += [f"  {line}" for line in found.differs]
+    show(lines, err=as_json)
+    if not yes and not sys.stdin.isatty():
+        fix = "read what differs, then run it with --yes"
+        raise BadInput(Finding("cli.nobody-to-ask", "nothing was taken", "nobody can be asked here", fix))
+    if not yes and not click.confirm("Take it?", err=as_json):
         click.echo("nothing was touched", err=as_json)
         return
-    with printing.progress_lines():
+    with progress_lines():
         adopting.take(place, spec, found)
         verified = adopting.verify(place, spec, found.release)
-    said = {
-        "name": spec.name,
-        "result": "adopted",
-        "release": found.release,
-        "verified": verified.model_dump(mode="json"),
-    }
+    if as_json:
+        facts = {"name": spec.name, "result": "adopted", "release": found.release}
+        emit(facts | {"verified": verified.model_dump(mode="json")})
+        return
+    files = f"{verified.files} files, {verified.bytes / 1e6:,.1f} MB"
     others = f"; beside the model's: {', '.join(verified.others)}" if verified.others else ""
-    text = f"{spec.name}: adopted (release {found.release}); its {verified.files} files, {verified.bytes / 1e6:,.1f} MB, are the source's{others}"
-    printing.emit(said, machine=as_json, text=text)
+    click.echo(f"{spec.name}: adopted (release {found.release}); its {files}, are the source's{others}")
 
 
 @click.command()
 @FILE
 @click.option("--offline", is_flag=True, help="Ask neither hub nor registry: branch and tag stand as written.")
-@printing.as_json
-def render(file: Path, offline: bool, as_json: bool) -> None:
+@answers
+def render(file: Path, offline: bool) -> Answer:
     """The objects of FILE's service in a cluster, as `kubectl apply` takes them."""
     objects, warnings = plans.render(load_spec(file), offline=offline)
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
-    text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip()
-    printing.emit(objects, machine=as_json, text=text)
+    show((f"warning: {warning}" for warning in warnings), err=True)
+    text = yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return Answer(objects, [text.rstrip()])
 
 
 @click.command()
-@printing.delivery
+@delivery
 @click.option("--to", help="The release to go back to; default: the previous one.")
-@printing.as_json
-def rollback(where: Where, to: str | None, as_json: bool) -> None:
+@answers
+def rollback(where: Where, to: str | None) -> Answer:
     """Give the traffic of NAME back to a release that served before."""
     goal = to or statuses.rollback_goal(where.place, where.name)
     from model_delivery.flows.rollback import rollback as flow
 
-    said = _run(flow, lambda call: call(where.name, goal, where=where.location))
-    _tell(said, as_json=as_json)
+    return _run(flow, where.name, goal, where=where.location)
 
 
 @click.command()
-@printing.delivery
-@printing.as_json
-def down(where: Where, as_json: bool) -> None:
+@delivery
+@answers
+def down(where: Where) -> Answer:
     """Stop NAME. Its weights, reports and history stay."""
-    with printing.progress_lines():
+    with progress_lines():
         gone = statuses.down(where.place, where.name)
-    printing.emit(
-        {"name": where.name, "stopped": gone},
-        machine=as_json,
-        text=f"{where.name} is down" + "".join(f"\n  stopped {ref}" for ref in gone),
-    )
+    lines = [f"{where.name} is down", *(f"  stopped {ref}" for ref in gone)]
+    return Answer({"name": where.name, "stopped": gone}, lines)
 
 
 @click.command()
-@printing.delivery
-@click.option(
-    "--reports",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write the reports and logs that are kept into DIR.",
-)
-@printing.as_json
-def history(where: Where, reports: Path | None, as_json: bool) -> None:
+@delivery
+@click.option("--reports", type=PATH, metavar="DIR", help="Write the reports and logs that are kept into DIR.")
+@answers
+def history(where: Where, reports: Path | None) -> Answer:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest
     last.
     """
     ended = histories.history(where.place, where.name)
-    for file in histories.save_reports(where.place, where.name, reports) if reports else ():
-        click.echo(f"wrote {file}", err=True)
-    if as_json:
-        printing.emit([dump_ended(e) for e in ended], machine=True)
-        return
-    rows = []
-    for e in ended:
-        at = datetime.fromtimestamp(e.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        figures = ", ".join(
-            f"{key} {value:,.4g}"
-            for key, value in e.figures.items()
-            if key in ("ttft_p95", "itl_p95", "output_tokens_per_second", "error_rate")
-        )
-        rows.append((at, e.release, e.attempt or "", e.outcome, e.commit[:12], " ".join(e.args), figures))
-    printing.table(("when", "release", "try", "outcome", "commit", "args", "figures (ms, tok/s)"), rows)
+    files = histories.save_reports(where.place, where.name, reports) if reports else ()
+    show((f"wrote {file}" for file in files), err=True)
+    columns = ("when", "release", "try", "outcome", "commit", "args", "figures (ms, tok/s)")
+    return Answer([dump_ended(e) for e in ended], [table(columns, map(_row, ended))])
 
 
-def _run(flow: Any, call: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def _row(ended: Ended) -> tuple[object, ...]:
+    at = datetime.fromtimestamp(ended.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    figures = ", ".join(f"{key} {value:,.4g}" for key, value in ended.figures.items() if key in FIGURES)
+    return at, ended.release, ended.attempt or "", ended.outcome, ended.commit[:12], " ".join(ended.args), figures
+
+
+def _run(flow: Any, *args: Any, **options: Any) -> Answer:
     """Call the flow: as a Prefect run where Prefect's settings name a server, else as a
     plain function.
     """
     from prefect.settings import PREFECT_API_URL
 
-    with printing.progress_lines():
+    with progress_lines():
         if PREFECT_API_URL.value() is None:
-            return call(flow.fn)
-        from model_delivery.flows.registration import server
+            outcome = flow.fn(*args, **options)
+        else:
+            from model_delivery.flows.registration import server
 
-        with server():
-            return call(flow)
-
-
-def _tell(said: dict[str, Any], *, as_json: bool) -> None:
-    lines = [f"{said['name']}: {said['result']} (release {said['release']})"]
-    lines += [f"{label}: {said[key]}" for key, label in (("url", "endpoint"), ("report", "report")) if said[key]]
-    printing.emit(said, machine=as_json, text="\n".join(lines))
+            with server():
+                outcome = flow(*args, **options)
+    lines = [f"{outcome['name']}: {outcome['result']} (release {outcome['release']})"]
+    labels = {"endpoint": outcome["url"], "report": outcome["report"]}
+    return Answer(outcome, lines + [f"{label}: {text}" for label, text in labels.items() if text])
 
 
 VERBS = (up, plan, adopt, render, rollback, down, history)

@@ -1,97 +1,87 @@
 """Verbs that only look: status, list, logs, connect."""
 
-from __future__ import annotations
-
-from dataclasses import asdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import click
+from rich.table import Table
 
-from model_delivery.base.home import default_home
-from model_delivery.cli import printing
+from model_delivery.base import default_home
+from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
 
 
 @click.command()
-@printing.delivery
-@printing.as_json
-def status(where: Where, as_json: bool) -> None:
+@delivery
+@answers
+def status(where: Where) -> Answer:
     """What serves under NAME, what is being tried, and whether the world is as it should
     be.
     """
     now = statuses.status(where.place, where.name)
-    if as_json:
-        printing.emit(asdict(now), machine=True)
-        return
-    facts = [f"{now.name}: {now.state}" + (f" at {now.url}" if now.url else "")]
+    return Answer(now, _lines(now))
+
+
+def _lines(now: statuses.Status) -> Iterator[str | Table]:
+    yield f"{now.name}: {now.state}" + (f" at {now.url}" if now.url else "")
     if now.candidate:
         ahead = f": {' → '.join(now.stages)}" if now.stages else ""
-        facts.append(f"on its way: {now.candidate}, phase {now.phase}{ahead}")
+        yield f"on its way: {now.candidate}, phase {now.phase}{ahead}"
     if now.standby_until:
         until = datetime.fromtimestamp(now.standby_until, tz=UTC)
         late = " (overdue: the next delivery ends it)" if until < datetime.now(tz=UTC) else ""
-        facts.append(f"standby until {until.isoformat(timespec='seconds')}{late}")
-    facts += ["held after a rollback: scheduled runs change nothing"] if now.held else []
-    click.echo("\n".join(facts))
-    rows = [
-        (
-            r.release,
-            f"{r.share} %",
-            r.state if r.verified else f"{r.state}, unverified",
-            r.detail,
-            r.pid,
-            ",".join(map(str, r.cpus)),
-            ",".join(map(str, r.gpus)),
-        )
-        for r in now.running
-    ]
-    if rows:
-        printing.table(("release", "traffic", "state", "", "pid", "cpus", "gpus"), rows)
-    for change in now.changes:
-        click.echo(f"differs: {change} (run the delivery again)")
+        yield f"standby until {until.isoformat(timespec='seconds')}{late}"
+    if now.held:
+        yield "held after a rollback: scheduled runs change nothing"
+    if now.running:
+        yield table(("release", "traffic", "state", "", "pid", "cpus", "gpus"), map(_row, now.running))
+    yield from (f"differs: {change} (run the delivery again)" for change in now.changes)
+
+
+def _row(release: statuses.Running) -> tuple[object, ...]:
+    state = release.state if release.verified else f"{release.state}, unverified"
+    cpus, gpus = (",".join(map(str, numbers)) for numbers in (release.cpus, release.gpus))
+    return release.release, f"{release.share} %", state, release.detail, release.pid, cpus, gpus
 
 
 @click.command("list")
-@printing.FIND[0]
-@printing.FIND[1]
-@printing.as_json
-def list_(context: str | None, namespace: str | None, as_json: bool) -> None:
+@FIND[0]
+@FIND[1]
+@answers
+def list_(context: str | None, namespace: str | None) -> Answer:
     """Every delivery of this host, or of a namespace."""
     place = location(context, namespace).open()
-    found = [statuses.status(place, name) for name in place.deliveries()]
-    if as_json:
-        printing.emit([asdict(one) for one in found], machine=True)
-    elif found:
-        printing.table(
-            ("name", "state", "endpoint", "release", "on its way"),
-            [(s.name, s.state, s.url, s.serving, s.candidate) for s in found],
-        )
-    else:
-        click.echo(
-            f"no deliveries {f'in namespace {namespace}' if context or namespace else f'under {default_home()}'}"
-        )
+    deliveries = [statuses.status(place, name) for name in place.deliveries()]
+    if not deliveries:
+        where = f"in namespace {namespace}" if context or namespace else f"under {default_home()}"
+        return Answer([], [f"no deliveries {where}"])
+    rows = ((d.name, d.state, d.url, d.serving, d.candidate) for d in deliveries)
+    return Answer(deliveries, [table(("name", "state", "endpoint", "release", "on its way"), rows)])
 
 
 @click.command()
-@printing.delivery
+@delivery
 @click.option("--release", help="Whose log; default: the candidate's, else what serves.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the engine ends.")
-@printing.as_json
+@as_json
 def logs(where: Where, release: str | None, follow: bool, as_json: bool) -> None:
     """The engine's log of NAME."""
     for line in statuses.logs(where.place, where.name, release, follow=follow):
         text = line.decode(errors="replace")
-        printing.emit({"line": text}, machine=as_json, text=text)
+        if as_json:
+            emit({"line": text})
+        else:
+            click.echo(text)
 
 
 @click.command()
-@printing.delivery
-@printing.as_json
-def connect(where: Where, as_json: bool) -> None:
+@delivery
+@answers
+def connect(where: Where) -> Answer:
     """How clients reach NAME: curl, the openai library, NextChat, Open WebUI."""
     connection = statuses.connection(where.place, where.name)
-    printing.emit(asdict(connection), machine=as_json, text=connection.to_text())
+    return Answer(connection, [connection.to_text()])
 
 
 VERBS = (status, list_, logs, connect)

@@ -8,186 +8,201 @@ import difflib
 import re
 import signal
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_delivery.base import Finding
-from model_delivery.diagnosis.sign import Sign, sign
+from model_delivery.values import Failed
 
 USAGE = 2  # the exit code for arguments that are refused
 EVIDENCE_LINES = 5
 EVIDENCE_WIDTH = 300
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A row of a table: by which words (a ``pattern``) a fault is known, what they mean,
+    what to do. ``what`` and ``fix`` may use the groups of ``pattern`` (``\\1``).
+    ``retryable``: starting again, as it stands, may help.
+    """
+
+    code: str
+    pattern: str
+    what: str
+    fix: str
+    retryable: bool = False
+
+
 # Looked for in the lines that are no warnings. The first that is found counts: causes
-# stand
-# before what they lead to.
+# stand before what they lead to.
 SIGNS = (
-    sign(
+    Sign(
         "engine.unknown-argument",
         r"unrecognized arguments: (.*)",
         r"it does not know the argument \1",
         "correct serving.args: misspelt, or removed in this version",
     ),
-    sign(
+    Sign(
         "engine.refused-argument",
         r"error: argument (\S+): (.*)",
         r"it refuses the argument \1: \2",
         "correct serving.args",
     ),
-    sign(
+    Sign(
         "engine.port-taken",
         r"[Aa]ddress already in use",
         "its port is taken",
         "run again: it will be given another port",
         retryable=True,
     ),
-    sign(
+    Sign(
         "engine.not-safetensors",
         r"parse_safetensors_file_metadata|header too large|HeaderTooLarge",
         "a weights file is not safetensors",
         "it may be a git-LFS pointer (a small text file): fetch the real file; `deliver verify` finds it",
     ),
-    sign(
+    Sign(
         "engine.safetensors-cut",
         r"incomplete metadata, file not fully covered|MetadataIncompleteBuffer",
         "a safetensors file is cut short",
         "fetch the model again; `deliver verify` finds the file",
     ),
-    sign(
+    Sign(
         "engine.no-weights",
         r"Cannot find any model weights",
         "the model's folder has no weights",
         "*.safetensors must be among model.include, and not in model.exclude",
     ),
-    sign(
+    Sign(
         "engine.no-tokenizer",
         r"Couldn't instantiate the backend tokenizer|Can't load tokenizer",
         "the model's tokenizer is missing or incomplete",
         "tokenizer* and *.model must be among model.include",
     ),
-    sign(
+    Sign(
         "engine.no-configuration",
         r"Invalid repository ID or local directory|contains a recognized configuration file",
         "the model has no configuration",
         "config.json must be among model.include",
     ),
-    sign(
+    Sign(
         "engine.looked-on-a-hub",
         r"Cannot find an appropriate cached snapshot|couldn't connect to .* to load",
         "it looked for a model on a hub",
         "an argument names a repository: give it a folder, or fetch it with the model",
     ),
-    sign(
+    Sign(
         "engine.no-model",
         r"HFValidationError: Repo id must be",
         "the model's folder does not exist",
         "fetch the model again",
     ),
-    sign(
+    Sign(
         "engine.unknown-architecture",
-        r"does not recognize this architecture|[Nn]o supported config format|[Aa]rchitectures \[.*\] (?:are not supported|failed)",
+        r"does not recognize this architecture|[Nn]o supported config format"
+        r"|[Aa]rchitectures \[.*\] (?:are not supported|failed)",
         "it does not know the model's architecture",
         "use a newer engine, or another model",
     ),
-    sign(
+    Sign(
         "engine.max-model-len",
-        r"max_model_len \((\d+)\) is greater than the derived max_model_len \((?:max_position_embeddings|model_max_length)=(\d+)",
+        r"max_model_len \((\d+)\) is greater than the derived max_model_len "
+        r"\((?:max_position_embeddings|model_max_length)=(\d+)",
         r"--max-model-len \1 is above the model's \2",
         r"use --max-model-len \2, or leave it out",
     ),
-    sign(
+    Sign(
         "engine.max-model-len",
         r"is greater than the derived max_model_len",
         "--max-model-len is above what the model can",
         "lower it, or leave it out",
     ),
-    sign(
+    Sign(
         "engine.cache-too-small",
         r"estimated maximum model length is (\d+)",
         "the KV cache cannot hold one request of full length",
         r"use --max-model-len \1 or less, or give it more memory",
     ),
-    sign(
+    Sign(
         "engine.no-cache-memory",
         r"No available memory for the cache blocks",
         "no memory is left for the KV cache",
         "use a smaller model or dtype, or more memory",
     ),
-    sign(
+    Sign(
         "engine.no-cache-memory",
         r"Available memory on node .* less than requested memory for kv",
         "the machine has too little free memory for the KV cache",
         "lower VLLM_CPU_KVCACHE_SPACE (GiB) in serving.env, or end what holds the memory",
     ),
-    sign(
+    Sign(
         "engine.gpu-memory-held",
         r"Free memory on device .* less than desired GPU memory utilization",
         "another process holds the GPU's memory",
         "end that process, or give each a share with --gpu-memory-utilization",
     ),
-    sign(
+    Sign(
         "engine.gpu-shared",
         r"release GPU memory while vLLM is profiling",
         "another engine stopped on its GPU meanwhile",
         "run again",
         retryable=True,
     ),
-    sign(
+    Sign(
         "engine.gpu-out-of-memory",
         r"CUDA out of memory|OutOfMemoryError",
         "the GPU ran out of memory",
         "use a smaller model, dtype, --max-model-len or --max-num-seqs",
     ),
-    sign(
+    Sign(
         "engine.out-of-memory",
         r"^MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc",
         "the machine ran out of memory",
         "free memory, ask for more in serving.resources.limits.memory, or use a smaller model",
     ),
-    sign(
+    Sign(
         "engine.shared-memory",
         r"(\d+ MiB) required, (\d+ MiB) free",
         r"shared memory is too small: it needs \1, \2 are free",
         "give /dev/shm more room (a volume of medium Memory)",
     ),
-    sign(
+    Sign(
         "engine.no-gpu",
         r"out of bounds for 0 devices|No CUDA GPUs are available|Failed to infer device type",
         "it sees no GPU",
         "ask for one in serving.resources.limits (nvidia.com/gpu), and check that nvidia-smi shows it",
     ),
-    sign(
+    Sign(
         "engine.too-few-gpus",
         r"World size \(\d+\) is larger than|set '--nnodes' appropriately",
         "it was told to use more GPUs than there are",
         "lower --tensor-parallel-size, or raise nvidia.com/gpu",
     ),
-    sign(
+    Sign(
         "engine.heads-indivisible",
         r"attention heads \((\d+)\) must be divisible by tensor parallel size \((\d+)\)",
         r"--tensor-parallel-size \2 does not divide the model's \1 heads",
         "choose one that does",
     ),
-    sign(
+    Sign(
         "engine.no-chat-template",
         r"chat template .* appears path-like, but doesn't exist",
         "the chat template does not exist",
         "use serving.chat_template, not an argument",
     ),
-    sign(
+    Sign(
         "engine.dtype",
         r"does not support float16|not support.*dtype",
         "the model does not run in this dtype",
         "set --dtype bfloat16, or what is named below",
     ),
-    sign(
+    Sign(
         "engine.process-killed",
         r"died unexpectedly \(exit code: -9\)|Failed core proc.*: -9\b",
         "one of its processes was killed, as the kernel does when memory runs out",
         "look at dmesg; if it says out of memory, give it more, else run again",
         retryable=True,
     ),
-    sign(
+    Sign(
         "engine.core-died",
         r"EngineDeadError",
         "its core died while it served",
@@ -210,15 +225,27 @@ class _Line:
     text: str
 
 
-def diagnose(log: str, exit_code: int | None) -> Finding:
+_Found = tuple[Sign, re.Match[str], tuple[str, ...]]
+
+
+def diagnose(log: str, exit_code: int | None, *seen: str) -> Failed:
     """Why an engine that has ended did so: ``log`` is its tail, ``exit_code`` None when
     nobody saw it (negative: a signal).
 
     ``what`` names the cause, ``why`` how it ended, ``evidence`` the lines that say so (at
-    most 5).
+    most 5), then ``seen``. Retryable: starting it again, as it stands, may help; a
+    SIGKILL of unknown origin does not count.
     """
-    lines, why = list(_lines(log)), _ended(exit_code)
-    if (found := _find(lines)) is not None:
+    lines = list(_lines(log))
+    found = _find(lines)
+    finding = _finding(log, lines, found, exit_code)
+    retryable = found is not None and found[0].retryable and exit_code != USAGE
+    return Failed(replace(finding, evidence=(*finding.evidence, *seen)), retryable)
+
+
+def _finding(log: str, lines: list[_Line], found: _Found | None, exit_code: int | None) -> Finding:
+    why, last = _ended(exit_code), _evidence(line for line in log.splitlines()[-3:] if line.strip())
+    if found is not None:
         known, match, evidence = found
         if known is DEAD:
             evidence = _evidence([_cause(lines), *evidence])
@@ -227,19 +254,11 @@ def diagnose(log: str, exit_code: int | None) -> Finding:
     if exit_code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         why = "by SIGKILL, which is also what the kernel does when memory runs out"
         fix = "look at dmesg; if it says out of memory, give it more or use a smaller model"
-        return Finding("engine.killed", "the engine was killed", why, fix, _last(log))
+        return Finding("engine.killed", "the engine was killed", why, fix, last)
     if cause := _cause(lines):
         fix = "read its log above that line"
         return Finding("engine.failed", f"the engine failed: {cause}", why, fix, (cause,))
-    return Finding("engine.ended", "the engine ended", why, "read its log", _last(log))
-
-
-def is_retryable(log: str, exit_code: int | None) -> bool:
-    """May starting it again, as it stands, help? A SIGKILL of unknown origin does not
-    count.
-    """
-    found = _find(list(_lines(log)))
-    return found is not None and found[0].retryable and exit_code != USAGE
+    return Finding("engine.ended", "the engine ended", why, "read its log", last)
 
 
 def _lines(log: str) -> Iterator[_Line]:
@@ -253,9 +272,9 @@ def _lines(log: str) -> Iterator[_Line]:
             yield _Line((prefix and prefix["who"]) or "", text.rstrip())
 
 
-def _find(lines: list[_Line]) -> tuple[Sign, re.Match[str], tuple[str, ...]] | None:
+def _find(lines: list[_Line]) -> _Found | None:
     for known in SIGNS:
-        matches = [match for line in lines if (match := known.pattern.search(line.text))]
+        matches = [match for line in lines if (match := re.search(known.pattern, line.text))]
         if matches:
             return known, matches[-1], _evidence(match.string for match in matches)
     return None
@@ -272,14 +291,11 @@ def _cause(lines: list[_Line]) -> str:
 
 
 def _ended(exit_code: int | None) -> str:
-    match exit_code:
-        case None:
-            return "it ended"
-        case 0:
-            return "it ended with exit code 0, which for a server is a failure"
-        case code if code < 0:
-            return f"it ended by {signal.Signals(-code).name}"
-    return f"it ended with exit code {exit_code}"
+    if exit_code is None:
+        return "it ended"
+    if exit_code < 0:
+        return f"it ended by {signal.Signals(-exit_code).name}"
+    return f"it ended with exit code {exit_code}" + ("" if exit_code else ", which for a server is a failure")
 
 
 def _nearest(said: str, log: str) -> str:
@@ -290,10 +306,6 @@ def _nearest(said: str, log: str) -> str:
     known = set(FLAG.findall(log)) - set(wrong)
     near = [close[0] for flag in wrong if (close := difflib.get_close_matches(flag, known, 1))]
     return f" (did you mean {', '.join(near)}?)" if near else ""
-
-
-def _last(log: str) -> tuple[str, ...]:
-    return _evidence(line for line in log.splitlines()[-3:] if line.strip())
 
 
 def last_line(text: str) -> str:

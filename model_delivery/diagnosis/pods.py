@@ -5,16 +5,16 @@ come; a Failed names cause and remedy.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding, Size
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
-from model_delivery.diagnosis.sign import sign
+from model_delivery.diagnosis.engine_log import Sign, diagnose, last_line
 from model_delivery.values import ENGINES, Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]
+Beside = Mapping[str, Sequence[Object]]  # events (warnings) and, where they may be seen, nodes, by their kind
 Pending = InProgress | Failed
 STARTS = 3  # of an engine whose own error may pass
 PULLING = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable")
@@ -28,38 +28,39 @@ BUSY = re.compile(
     re.IGNORECASE,
 )
 OWN_LIMIT = re.compile(
-    r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|limit of container|Container .* exceeded its",
+    r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|limit of container"
+    r"|Container .* exceeded its",
     re.IGNORECASE,
 )
 NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 OOM = "OOMKilled"
 HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
 REFUSALS = (  # of quota and admission: the first that is found counts
-    sign(
+    Sign(
         "pod.quota",
         r"exceeded quota",
         "the namespace's quota is used up",
         "ask for a higher quota, or for less in serving.resources.limits",
     ),
-    sign(
+    Sign(
         "pod.security-level",
         r"violates PodSecurity",
         "the namespace's Pod Security level refuses the pod",
         "change what the message names in serving.pod",
     ),
-    sign(
+    Sign(
         "pod.no-service-account",
         r"(?is)^(?=.*serviceaccount).*not found",
         "the service account is not there",
         "make it, or correct serving.pod.service_account",
     ),
-    sign(
+    Sign(
         "pod.webhook-away",
         HOOK.pattern,
         r"no pod can be made: the webhook \1 does not answer",
         "see whether what serves it runs",
     ),
-    sign(
+    Sign(
         "pod.refused",
         r"",
         "the cluster refuses the pod",
@@ -68,87 +69,73 @@ REFUSALS = (  # of quota and admission: the first that is found counts
 )
 
 
-def engine(
-    pods: Sequence[Object],
-    events: Sequence[Object],
-    nodes: Sequence[Object],
-    deployment: Object,
-    claim: Object | None,
-    name: str,
-) -> Pending:
-    """Of a release's pods: its Deployment's status, the events of its namespace
-    (warnings), the nodes where they may be seen, its claim's status.
-    """
+def engine(pods: Sequence[Object], beside: Beside, deployment: Object, claim: Object, name: str) -> Pending:
+    """Of a release's pods. ``deployment``, ``claim``: their status."""
     failure = condition(deployment, "ReplicaFailure")  # quota and admission speak through it
     if failure.get("status") == "True":
         refused = _refused(failure.get("message", ""))
         return InProgress(f"{refused.what}: {refused.why}") if HOOK.search(refused.why) else Failed(refused)
-    if claim is not None and claim.get("phase") == "Lost":
-        what, fix = (
-            "the claim of the models is lost",
-            "restore the volume, or delete the claim: models are fetched again",
-        )
-        return Failed(Finding("claim.lost", what, "its volume is gone", fix))
-    states = [_pod(pod, events, nodes) for pod in living(pods)]
+    if claim.get("phase") == "Lost":
+        fix = "restore the volume, or delete the claim: models are fetched again"
+        return Failed(Finding("claim.lost", "the claim of the models is lost", "its volume is gone", fix))
+    states = [_pod(pod, beside) for pod in living(pods)]
     failed = (state for state in states if isinstance(state, Failed))
-    making = InProgress(_last_event(events, name) or "its pods are being made")
-    return next(failed, None) or next(iter(states), making)
+    making = InProgress(_last_event(beside, name) or "its pods are being made")
+    return (*failed, *states, making)[0]
 
 
-def step(
-    pods: Sequence[Object], events: Sequence[Object], nodes: Sequence[Object], name: str, *, finished: bool
-) -> StepState:
+def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -> StepState:
     """Of a step's Job: Failed when it cannot start, or was ended from outside."""
     if not pods:
-        said = _last_event(events, name)
+        said = _last_event(beside, name)
         if "forbidden" in said:
             return Failed(_refused(said))
         return Ended() if finished else InProgress(said or "its pod is being made")
     pod = max(pods, key=lambda candidate: str(candidate["metadata"].get("creationTimestamp")))
     if (gone := _evicted(pod)) is not None:
         return Failed(gone, retryable=not OWN_LIMIT.search(gone.why))
-    statuses = {status["name"]: status for status in _statuses(pod)}
-    killed = [name for name, status in statuses.items() if status["state"].get("terminated", {}).get("reason") == OOM]
-    if killed:
-        return Failed(Finding("step.out-of-memory", *_oom(f"the step's container {killed[0]}", "runner.resources")))
+    states = {status["name"]: status["state"] for status in _statuses(pod)}
+    for container, state in states.items():
+        if state.get("terminated", {}).get("reason") == OOM:
+            return Failed(Finding("step.out-of-memory", *_oom(f"the step's container {container}", "runner.resources")))
     if finished or pod["status"].get("phase") in ("Succeeded", "Failed"):
         return Ended()
-    state = _pod(pod, events, nodes)
-    at_work = statuses.get("step", {}).get("state", {})
+    pending, at_work = _pod(pod, beside), states.get("step", {})
     done = at_work.get("terminated", {}).get("exitCode") == 0
-    return state if isinstance(state, Failed) or done or not at_work.keys() & {"running", "terminated"} else Started()
+    started = at_work.keys() & {"running", "terminated"} and not done
+    return Started() if started and isinstance(pending, InProgress) else pending
 
 
-def _pod(pod: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Pending:
+def _pod(pod: Object, beside: Beside) -> Pending:
     status = pod["status"]
     if (gone := _evicted(pod)) is not None:
         return Failed(gone) if OWN_LIMIT.search(gone.why) else InProgress(f"{gone.what}: {gone.why}")
     scheduled = condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _unscheduled(pod, scheduled, events, nodes)
+        return _unscheduled(pod, scheduled, beside)
     for container in (*status.get("initContainerStatuses", ()), *_statuses(pod)):
-        if (state := _container(pod, container, events)) is not None:
+        if (state := _container(pod, container, beside)) is not None:
             return state
     if status.get("phase") == "Pending":
-        return InProgress(_last_event(events, pod["metadata"]["name"]) or "the pod is being set up (volumes, image)")
+        return InProgress(_last_event(beside, pod["metadata"]["name"]) or "the pod is being set up (volumes, image)")
     return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
 
 
-def _container(pod: Object, status: Object, events: Sequence[Object]) -> Pending | None:
+def _container(pod: Object, status: Object, beside: Beside) -> Pending | None:
     """None: nothing is wrong with it."""
     name, waiting = status["name"], status["state"].get("waiting", {})
     ended = status["state"].get("terminated") or status.get("lastState", {}).get("terminated")
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in PULLING:
-        about = (event for event in events if event["involvedObject"].get("name") == pod["metadata"]["name"])
+        about = (event for event in beside["Event"] if event["involvedObject"].get("name") == pod["metadata"]["name"])
         return _pull(status, message, [event["message"] for event in about if "pull" in event.get("message", "")])
     if reason == "InvalidImageName":
         what = f"the image's name {status['image']} is not valid"
         return Failed(Finding("image.invalid-name", what, message, "correct target.image"))
     if reason in UNMADE:
-        what, evidence = f"the container {name} cannot be started", (f"reason: {reason}",)
+        what = f"the container {name} cannot be started"
         fix = "make what the message names, or correct the spec (serving.env, serving.api_key, serving.pod)"
-        return Failed(Finding("pod.container-unmade", what, message or reason, fix, evidence))
+        return Failed(Finding("pod.container-unmade", what, message or reason, fix, (f"reason: {reason}",)))
     if not ended or name not in ENGINES or status.get("ready"):
         return None
     if ended.get("reason") == OOM:
@@ -159,13 +146,11 @@ def _container(pod: Object, status: Object, events: Sequence[Object]) -> Pending
 
 
 def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
-    log, code, starts = str(pod.get("log", "")), ended.get("exitCode"), int(status.get("restartCount", 0))
-    log = log or str(ended.get("message", ""))
-    found, retryable = diagnose(log, code), is_retryable(log, code)
-    if retryable and starts < STARTS:
-        return InProgress(f"{found.what}; it is started again")
-    seen = f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts"
-    return Failed(replace(found, evidence=(*found.evidence, seen)), retryable)
+    log, code, starts = pod.get("log") or ended.get("message", ""), ended.get("exitCode"), status.get("restartCount", 0)
+    failed = diagnose(log, code, f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts")
+    if failed.retryable and starts < STARTS:
+        return InProgress(f"{failed.finding.what}; it is started again")
+    return failed
 
 
 def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:
@@ -177,17 +162,18 @@ def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:
     if BUSY.search(said) and not MISSING.search(said):
         return InProgress(f"the registry is busy or away, the pull of {image} is tried again: {line}")
     if DENIED.search(said):
+        what = f"the registry does not let the cluster pull {image}"
         fix = (
             "name a pull secret in serving.pod.image_pull_secrets (of a step: runner.image_pull_secrets), or correct it"
         )
-        return Failed(Finding("image.denied", f"the registry does not let the cluster pull {image}", line, fix))
+        return Failed(Finding("image.denied", what, line, fix))
     if MISSING.search(said):
         fix = "correct target.image (of a step: runner.image), or push the image"
         return Failed(Finding("image.not-found", f"there is no image {image}", line, fix))
     return InProgress(f"the image {image} cannot be pulled yet: {line or status['state']['waiting'].get('reason', '')}")
 
 
-def _unscheduled(pod: Object, scheduled: Object, events: Sequence[Object], nodes: Sequence[Object]) -> Pending:
+def _unscheduled(pod: Object, scheduled: Object, beside: Beside) -> Pending:
     message = scheduled.get("message", "")
     if scheduled.get("reason") == "SchedulingGated":
         return InProgress("queued: the pod waits for its queue")
@@ -195,17 +181,16 @@ def _unscheduled(pod: Object, scheduled: Object, events: Sequence[Object], nodes
         fix = "run again: the storage step makes it"
         return Failed(Finding("claim.not-there", f"the claim {claim[1]} is not there", message, fix))
     if "unbound" in message:
-        return InProgress(_unbound(pod, message, events))
-    hopeless = [text for text in (_never(pod, nodes, name) for name in _requests(pod)) if text]
-    if hopeless:
-        what, fix = "no node could ever hold the pod", "ask for less in serving.resources.limits, or add such a node"
-        return Failed(Finding("pod.too-large", what, "; ".join(hopeless), fix, (message,)))
+        return InProgress(_unbound(pod, message, beside))
+    if hopeless := "; ".join(_hopeless(pod, beside["Node"])):
+        fix = "ask for less in serving.resources.limits, or add such a node"
+        return Failed(Finding("pod.too-large", "no node could ever hold the pod", hopeless, fix, (message,)))
     return InProgress(f"no node has room: {message}")
 
 
-def _unbound(pod: Object, message: str, events: Sequence[Object]) -> str:
+def _unbound(pod: Object, message: str, beside: Beside) -> str:
     """Why its claim is not bound."""
-    failed = (event for event in events if event.get("reason") == "ProvisioningFailed")
+    failed = (event for event in beside["Event"] if event.get("reason") == "ProvisioningFailed")
     told = [event["message"] for event in failed if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
     if told:
         return f"the claim cannot be bound: {told[-1][:300]}"
@@ -214,21 +199,18 @@ def _unbound(pod: Object, message: str, events: Sequence[Object]) -> str:
     return f"the claim {names} is not bound yet (does its class's provisioner run?): {message}"
 
 
-def _never(pod: Object, nodes: Sequence[Object], name: str) -> str:
+def _hopeless(pod: Object, nodes: Sequence[Object]) -> Iterator[str]:
     """Why no node there is could hold the pod, even when empty. A device that no node has
     may come with another node: not judged.
     """
-    wanted = _requests(pod)[name]
-    most = max((_number(node["status"].get("allocatable", {}).get(name, "0")) for node in nodes), default=0.0)
-    return f"{name}: {wanted:g} wanted, the largest node has {most:g}" if most and wanted > most else ""
-
-
-def _requests(pod: Object) -> dict[str, float]:
-    asked: dict[str, float] = {}
+    asked: defaultdict[str, float] = defaultdict(float)
     for container in pod["spec"]["containers"]:
         for name, quantity in container.get("resources", {}).get("requests", {}).items():
-            asked[name] = asked.get(name, 0.0) + _number(quantity)
-    return asked
+            asked[name] += _number(quantity)
+    for name, wanted in asked.items():
+        most = max((_number(node["status"].get("allocatable", {}).get(name, "0")) for node in nodes), default=0.0)
+        if 0 < most < wanted:
+            yield f"{name}: {wanted:g} wanted, the largest node has {most:g}"
 
 
 def _number(quantity: str) -> float:
@@ -243,9 +225,12 @@ def _evicted(pod: Object) -> Finding | None:
     disrupted = condition(status, "DisruptionTarget")
     if status.get("reason") != "Evicted" and disrupted.get("status") != "True":
         return None
-    why = status.get("message") or disrupted.get("message") or disrupted.get("reason", "")
-    fix = "raise the limit that the message names, or make room on the node; another pod is started in its place"
-    return Finding("pod.evicted", f"the pod {pod['metadata']['name']} was evicted", why, fix)
+    return Finding(
+        "pod.evicted",
+        f"the pod {pod['metadata']['name']} was evicted",
+        status.get("message") or disrupted.get("message") or disrupted.get("reason", ""),
+        "raise the limit that the message names, or make room on the node; another pod is started in its place",
+    )
 
 
 def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:
@@ -258,7 +243,7 @@ def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:
 
 
 def _refused(message: str) -> Finding:
-    known, match = next((known, match) for known in REFUSALS if (match := known.pattern.search(message)))
+    known, match = next((known, match) for known in REFUSALS if (match := re.search(known.pattern, message)))
     return Finding(known.code, match.expand(known.what), message, known.fix)
 
 
@@ -292,11 +277,11 @@ def events_of(events: Iterable[Object], name: str) -> list[Object]:
     return [event for event in events if str(event["involvedObject"].get("name", "")).startswith(name)]
 
 
-def _last_event(events: Iterable[Object], name: str) -> str:
+def _last_event(beside: Beside, name: str) -> str:
     def when(event: Object) -> str:
         return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
-    last = max(events_of(events, name), key=when, default=None)
+    last = max(events_of(beside["Event"], name), key=when, default=None)
     return "" if last is None else f"{last.get('reason')}: {last.get('message', '')}"[:400]
 
 

@@ -5,7 +5,7 @@ breaks, then halved in between; bounded steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -74,17 +74,16 @@ def find(measure: Callable[[float], LoadReport], slo: Slo, *, start: float, step
 
 def broken(report: LoadReport, slo: Slo) -> str:
     """Why the rate does not hold; empty when it does."""
-    reasons = [reason.text for reason in judge(None, report, slo).reasons if not reason.passed]
+    reasons = [finding.what for finding in judge(None, report, slo).findings()]
     return "; ".join([*reasons, *_backlog(report)])
 
 
-def _backlog(report: LoadReport) -> list[str]:
+def _backlog(report: LoadReport) -> Iterator[str]:
     """A queue that grows has no steady latency, whatever was measured so far."""
     in_flight = [moment.in_flight for moment in report.timeline]
     third = len(in_flight) // 3
     if not third:
-        return []
+        return
     first, last = fmean(in_flight[:third]), fmean(in_flight[-third:])
-    if last <= GROWTH * first + SLACK:
-        return []
-    return [f"requests in flight grew from {first:.0f} to {last:.0f}: more come than are served"]
+    if last > GROWTH * first + SLACK:
+        yield f"requests in flight grew from {first:.0f} to {last:.0f}: more come than are served"

@@ -4,18 +4,20 @@ or all in one picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import SPREAD, LoadReport
-from model_delivery.values.metrics import LATENCIES
+from model_delivery.values.metrics import FIGURES, LATENCIES
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 BLUE, TEAL, RED, GREY = "#2563eb", "#0f766e", "#c2410c", "#64748b"
 PLOTTED = [metric for metric in LATENCIES if metric.plotted]
 VERDICT = {"domain": ["holds", "breaks"], "range": [TEAL, RED]}
 Chart = dict[str, Any]
+Axis = tuple[str, str]
+SECONDS = ("s", "second")
 
 
 def panels(load: LoadReport, capacity: Capacity | None = None) -> list[Chart]:
@@ -48,12 +50,12 @@ def _distributions(load: LoadReport) -> Iterator[Chart]:
         rows = [{"ms": ms, "share": 100 * share} for ms, share in load.curves.get(metric.key, [])]
         rule = {
             "mark": {"type": "rule", "strokeDash": [4, 4], "color": RED},
-            "data": {"values": [{"p": row.p95}]},
-            "encoding": {"x": {"field": "p", "type": "quantitative"}},
+            "data": {"values": [{"ms": row.p95}]},
+            "encoding": {"y": None},
         }
-        axes = _axes("ms", f"{metric.title} (ms)", "share", "% of values not above")
         title = f"{metric.title}: p50 {row.p50:,.1f}, p95 {row.p95:,.1f} ms"
-        yield _chart(title, rows, layer=[{"mark": {"type": "line", "color": BLUE}, "encoding": axes}, rule])
+        layer = [{"mark": {"type": "line", "color": BLUE}}, rule]
+        yield _chart(title, rows, ("ms", f"{metric.title} (ms)"), ("share", "% of values not above"), layer=layer)
 
 
 def _over_time(load: LoadReport) -> Iterator[Chart]:
@@ -65,24 +67,21 @@ def _over_time(load: LoadReport) -> Iterator[Chart]:
             if (ms := getattr(moment, f"{metric.key}_p{percent}")) is not None
         ]
         if rows:
-            axes = _axes("s", "second", "ms", "ms")
-            yield _lines(f"{metric.title} over time", rows, axes, (BLUE, RED))
+            yield _lines(f"{metric.title} over time", rows, SECONDS, ("ms", "ms"), BLUE)
     rows = [{"s": moment.at, "rate": moment.tokens_per_second, "n": moment.errors} for moment in load.timeline]
     title = f"{load.output_tokens_per_second:,.1f} output tokens/s"
-    axes = _axes("s", "second", "rate", "output tokens/s")
-    yield _chart(title, rows, mark={"type": "area", "color": TEAL, "opacity": 0.7}, encoding=axes)
+    area = {"type": "area", "color": TEAL, "opacity": 0.7}
+    yield _chart(title, rows, SECONDS, ("rate", "output tokens/s"), mark=area)
     if load.errors:
         title = f"{sum(load.errors.values())} errors of {load.requests} requests"
-        axes = _axes("s", "second", "n", "requests")
-        yield _chart(title, rows, mark={"type": "bar", "color": RED}, encoding=axes)
+        yield _chart(title, rows, SECONDS, ("n", "requests"), mark={"type": "bar", "color": RED})
 
 
 def _gauges(load: LoadReport) -> Iterator[Chart]:
     states = ("running", "waiting")
     rows = [{"s": g.at, "n": getattr(g, of), "of": of} for pod in load.server for g in pod.gauges for of in states]
     if rows:
-        axes = _axes("s", "second of the whole test", "n", "requests")
-        yield _lines("The server's own requests", rows, axes, (TEAL, RED))
+        yield _lines("The server's own requests", rows, ("s", "second of the whole test"), ("n", "requests"), TEAL)
 
 
 def _capacity(capacity: Capacity) -> Iterator[Chart]:
@@ -91,37 +90,33 @@ def _capacity(capacity: Capacity) -> Iterator[Chart]:
         {
             "rate": point.rate,
             "out": point.report.requests_per_second,
-            "ms": ttft.p95 if (ttft := point.report.latencies.get("ttft")) else None,
+            "ms": point.report.value(FIGURES["ttft_p95"]),
             "holds": "holds" if point.holds else "breaks",
         }
         for point in capacity.points
     ]
-    for title, y, unit in (
-        ("Throughput against load", "out", "good requests/s"),
-        ("TTFT p95 against load", "ms", "ms"),
-    ):
-        axes = _axes("rate", "offered requests/s", y, unit)
-        dots = {"mark": {"type": "point", "filled": True, "size": 60}, "encoding": axes | _colour("holds", VERDICT)}
-        line = {"mark": {"type": "line", "color": GREY}, "encoding": axes}
-        yield _chart(title, (row for row in rows if row[y] is not None), layer=[line, dots])
+    line = {"mark": {"type": "line", "color": GREY}}
+    dots = {"mark": {"type": "point", "filled": True, "size": 60}, "encoding": _colour("holds", VERDICT)}
+    for title, y in ("Throughput", ("out", "good requests/s")), ("TTFT p95", ("ms", "ms")):
+        seen = [row for row in rows if row[y[0]] is not None]
+        yield _chart(f"{title} against load", seen, ("rate", "offered requests/s"), y, layer=[line, dots])
 
 
-def _lines(title: str, rows: list[Chart], axes: Chart, colours: tuple[str, str]) -> Chart:
-    encoding = axes | _colour("of", {"range": list(colours)})
-    return _chart(title, rows, mark={"type": "line", "point": len(rows) < 40}, encoding=encoding)
+def _lines(title: str, rows: list[Chart], x: Axis, y: Axis, colour: str) -> Chart:
+    chart = _chart(title, rows, x, y, mark={"type": "line", "point": len(rows) < 40})
+    chart["encoding"] |= _colour("of", {"range": [colour, RED]})
+    return chart
 
 
-def _chart(title: str, rows: Iterable[Chart], **drawn: Any) -> Chart:
-    return {"title": title, "data": {"values": list(rows)}, **drawn}
+def _chart(title: str, rows: list[Chart], x: Axis, y: Axis, **drawn: Any) -> Chart:
+    """``x`` and ``y``: a field of the ``rows`` and the title of its axis."""
+    encoding = {
+        axis: {"field": field, "type": "quantitative", "title": name, "scale": {"zero": True}}
+        for axis, (field, name) in {"x": x, "y": y}.items()
+    }
+    return {"title": title, "data": {"values": rows}, "encoding": encoding, **drawn}
 
 
 def _colour(field: str, scale: Chart) -> Chart:
     legend = {"title": None, "orient": "bottom"}
     return {"color": {"field": field, "type": "nominal", "scale": scale, "legend": legend}}
-
-
-def _axes(x: str, x_title: str, y: str, y_title: str) -> Chart:
-    return {
-        axis: {"field": field, "type": "quantitative", "title": title, "scale": {"zero": True}}
-        for axis, field, title in (("x", x, x_title), ("y", y, y_title))
-    }

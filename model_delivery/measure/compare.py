@@ -10,8 +10,10 @@ verdict.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean, variance
 from typing import Literal
 
@@ -39,8 +41,9 @@ class Comparison:
 def comparable(new: LoadReport, old: LoadReport) -> str | None:
     """Why these two must not be compared, None when they may."""
     for name in ("load", "profile"):
-        if getattr(new, name) != getattr(old, name):
-            return f"the {name} was {getattr(old, name)}, now it is {getattr(new, name)}"
+        now, before = getattr(new, name), getattr(old, name)
+        if now != before:
+            return f"the {name} was {before}, now it is {now}"
     if not old.validity.valid:
         return f"the earlier test was not valid: {old.validity.kind}"
     return None
@@ -59,20 +62,18 @@ def _comparison(figure: Figure, new: LoadReport, old: LoadReport, allowed: float
     after, before = ([run[figure.name] for run in load.runs] for load in (new, old))
     sign = -1 if figure.metric.worse == "below" else 1
     logs = [[sign * math.log(value) for value in runs] for runs in (after, before)]
-    step = fmean(logs[0]) - fmean(logs[1])
     noise = _noise(logs, 1 - (1 - CONFIDENCE) / tests)
-    worse = math.expm1(step)
-    outcome: Outcome = "no regression"
-    if noise is None or math.expm1(noise) > allowed:
-        outcome = "not resolved"
-    if noise is not None and step > noise and worse > allowed:
+    worse = math.expm1(fmean(logs[0]) - fmean(logs[1]))
+    noisy = noise is None or noise > allowed
+    outcome: Outcome = "not resolved" if noisy else "no regression"
+    if noise is not None and worse > max(noise, allowed):
         outcome = "regressed"
-    return Comparison(figure, fmean(before), fmean(after), worse, None if noise is None else math.expm1(noise), outcome)
+    return Comparison(figure, fmean(before), fmean(after), worse, noise, outcome)
 
 
 def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:
     """Half the one-sided interval of the difference of two means (Welch, Satterthwaite's
-    degrees of freedom).
+    degrees of freedom), as a share; None: one run shows none.
     """
     if min(map(len, logs)) < 2:
         return None
@@ -80,23 +81,15 @@ def _noise(logs: Sequence[Sequence[float]], confidence: float) -> float | None:
     if not sum(parts):
         return 0.0
     freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, logs, strict=True))
-    return student(confidence, freedom) * math.sqrt(sum(parts))
+    return math.expm1(student(confidence, freedom) * math.sqrt(sum(parts)))
 
 
-def student(confidence: float, freedom: float) -> float:
-    """The quantile of Student's t; with x = √ν · tan θ its density is cosⁿ⁻¹ θ, which
-    Simpson's rule integrates.
+def student(confidence: float, freedom: float, steps: int = 10_000) -> float:
+    """The quantile of Student's t; with x = √ν · tan θ its density is cosⁿ⁻¹ θ, which is
+    added up from the middle outwards.
     """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if 0.5 + _area(middle, freedom) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def _area(angle: float, freedom: float, parts: int = 200) -> float:
-    step = angle / parts
-    inner = sum((4 if n % 2 else 2) * math.cos(n * step) ** (freedom - 1) for n in range(1, parts))
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
-    area: float = scale * step / 3 * (1 + inner + max(0.0, math.cos(angle)) ** (freedom - 1))
-    return area
+    step = math.pi / 2 / steps
+    areas = [0.0, *accumulate(math.cos((n + 0.5) * step) ** (freedom - 1) for n in range(steps))]
+    wanted = (2 * confidence - 1) * areas[-1]
+    at = bisect_right(areas, wanted) - 1
+    return math.sqrt(freedom) * math.tan(step * (at + (wanted - areas[at]) / (areas[at + 1] - areas[at])))

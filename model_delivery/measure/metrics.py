@@ -4,13 +4,16 @@ of them.
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
+from model_delivery.base import Part
 from model_delivery.values.metrics import HEADLINES, LATENCIES, PERCENTILES, Figure
 
 MANTISSA = 11
@@ -18,58 +21,38 @@ PLOTTED = tuple(metric.key for metric in LATENCIES if metric.plotted)
 SPREAD = (50, 95)
 
 
-class Histogram:
+class Histogram(Counter[int]):
     """Counts of ns in bins of a floating width: 0.1 % of the value or finer.
 
-    Two of them add up exactly.
+    Two of them add up exactly, by ``update``.
     """
-
-    def __init__(self, flat: Sequence[int] = ()) -> None:
-        self.bins: Counter[int] = Counter(dict(zip(flat[::2], flat[1::2], strict=True)))
 
     def add(self, nanoseconds: Iterable[int]) -> None:
         """Negative values count as 0."""
-        self.bins.update(map(bin_of, nanoseconds))
-
-    def merge(self, other: Histogram) -> None:
-        self.bins.update(other.bins)
-
-    def flat(self) -> list[int]:
-        """As JSON carries it: bin, count, bin, count…"""
-        return list(chain.from_iterable(self.bins.items()))
-
-    @property
-    def count(self) -> int:
-        return self.bins.total()
+        self.update(map(bin_of, nanoseconds))
 
     def percentile(self, percent: float) -> float:
-        """In ms: the smallest value that at least ``percent`` % do not exceed.
-
-        ValueError when it is empty.
+        """In ms: the smallest value that at least ``percent`` % do not exceed; 0 when it
+        is empty.
         """
-        return self.percentiles((percent,))[0]
+        return self.percentiles((percent,))[0] if self else 0.0
 
     def percentiles(self, percents: Sequence[float]) -> list[float]:
-        """Several in one pass; ``percents`` ascend."""
-        if not self.bins:
+        """Several in one pass. ValueError when it is empty."""
+        if not self:
             raise ValueError("an empty histogram has no percentile")
-        values, seen = list[float](), 0
-        wanted = iter([max(1, -(-self.count * percent // 100)) for percent in percents])
-        rank = next(wanted, None)
-        for key in sorted(self.bins):
-            seen += self.bins[key]
-            while rank is not None and seen >= rank:
-                values.append(round(value_of(key) / 1e6, 3))
-                rank = next(wanted, None)
-        return values
+        keys = sorted(self)
+        seen = list(accumulate(self[key] for key in keys))
+        ranks = (max(1, -(-seen[-1] * percent // 100)) for percent in percents)
+        return [_ms(value_of(keys[bisect_left(seen, rank)])) for rank in ranks]
 
     def summary(self) -> Summary:
-        percentiles = zip(PERCENTILES, self.percentiles(PERCENTILES), strict=True)
+        count = self.total()
         return Summary(
-            count=self.count,
-            mean=round(sum(value_of(key) * n for key, n in self.bins.items()) / 1e6 / self.count, 3),
-            max=round(value_of(max(self.bins)) / 1e6, 3),
-            **{f"p{percent}": value for percent, value in percentiles},
+            count=count,
+            mean=_ms(sum(value_of(key) * n for key, n in self.items()) / count),
+            max=_ms(value_of(max(self))),
+            **dict(zip((f"p{percent}" for percent in PERCENTILES), self.percentiles(PERCENTILES), strict=True)),
         )
 
     def curve(self, points: int = 60) -> list[tuple[float, float]]:
@@ -77,6 +60,10 @@ class Histogram:
         shares = [(n + 1) / points for n in range(points)]
         values = self.percentiles([100 * share for share in shares])
         return [(value, round(share, 4)) for value, share in zip(values, shares, strict=True)]
+
+
+def _ms(ns: float) -> float:
+    return round(ns / 1e6, 3)
 
 
 def bin_of(ns: int) -> int:
@@ -95,40 +82,38 @@ def value_of(key: int) -> float:
     return ((key & ((1 << MANTISSA) - 1)) + 0.5) * (1 << shift) if shift else float(key)
 
 
-class _Sums:
-    """What adds up: ``tokens`` that arrived, counters, histograms.
+def _histograms(flat: Mapping[str, Sequence[int]]) -> defaultdict[str, Histogram]:
+    filled = {key: Histogram(dict(zip(bins[::2], bins[1::2], strict=True))) for key, bins in flat.items()}
+    return defaultdict(Histogram, filled)
 
-    ``dump`` is JSON, from which an equal one is made.
+
+def _flat(histograms: Mapping[str, Histogram]) -> dict[str, list[int]]:
+    """As JSON carries them: bin, count, bin, count…; none that is empty."""
+    keys = (*(metric.key for metric in LATENCIES), "lag", "send_lag")
+    return {key: list(chain.from_iterable(bins.items())) for key in keys if (bins := histograms.get(key))}
+
+
+@dataclass
+class Slice:
+    """A part of the measured time: ``tokens`` that arrived, ``errors``, requests
+    ``in_flight`` at its end, latencies of what was in it.
     """
 
-    keys: ClassVar[tuple[str, ...]]
-
-    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
-        stored = stored or {}
-        self.tokens: float = stored.get("tokens", 0.0)
-        self.counts: Counter[str] = Counter(stored.get("counts", {}))
-        self.histograms = {key: Histogram(stored.get("histograms", {}).get(key, ())) for key in self.keys}
+    tokens: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    histograms: Annotated[defaultdict[str, Histogram], PlainValidator(_histograms), PlainSerializer(_flat)] = field(
+        default_factory=lambda: defaultdict(Histogram)
+    )
 
     def merge(self, other: Self) -> None:
         self.tokens += other.tokens
         self.counts.update(other.counts)
         for key, histogram in other.histograms.items():
-            self.histograms[key].merge(histogram)
-
-    def dump(self) -> dict[str, Any]:
-        full = {key: histogram.flat() for key, histogram in self.histograms.items() if histogram.bins}
-        return {"tokens": self.tokens, "counts": dict(self.counts), "histograms": full}
+            self.histograms[key].update(histogram)
 
 
-class Slice(_Sums):
-    """A part of the measured time: tokens, ``errors``, requests ``in_flight`` at its end,
-    latencies of what was in it.
-    """
-
-    keys = PLOTTED
-
-
-class Tally(_Sums):
+@dataclass
+class Tally(Slice):
     """What was counted, by one process or in one run. ``tokens`` are those of the
     measured time. ``counts``:
 
@@ -138,37 +123,27 @@ class Tally(_Sums):
     ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
     """
 
-    keys = (*(metric.key for metric in LATENCIES), "lag", "send_lag")
-
-    def __init__(self, stored: Mapping[str, Any] | None = None) -> None:
-        super().__init__(stored)
-        stored = stored or {}
-        self.errors: Counter[str] = Counter(stored.get("errors", {}))
-        self.slices = {int(at): Slice(part) for at, part in stored.get("slices", {}).items()}
-        self.cpu: list[float] = list(stored.get("cpu", ()))
-        self.seconds: list[float] = list(stored.get("seconds", ()))
-        self.exact: bool = stored.get("exact", True)
+    errors: Counter[str] = field(default_factory=Counter)
+    cpu: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    exact: bool = True
+    slices: dict[int, Slice] = field(default_factory=dict)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
         self.errors.update(other.errors)
-        for at, part in other.slices.items():
-            self.slices.setdefault(at, Slice()).merge(part)
         self.cpu += other.cpu
         self.seconds += other.seconds
         self.exact &= other.exact
-
-    def dump(self) -> dict[str, Any]:
-        slices = {str(at): part.dump() for at, part in self.slices.items()}
-        own = {key: getattr(self, key) for key in ("errors", "cpu", "seconds", "exact")}
-        return super().dump() | own | {"slices": slices}
+        for at, part in other.slices.items():
+            self.slices.setdefault(at, Slice()).merge(part)
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+TALLY = TypeAdapter(Tally)
+"""Writes a tally as JSON, and reads it back."""
 
 
-class Summary(_Model):
+class Summary(Part):
     """All but ``count`` in ms."""
 
     count: int
@@ -180,7 +155,7 @@ class Summary(_Model):
     max: float
 
 
-class Client(_Model):
+class Client(Part):
     """Was the load generator itself the limit? How late its loop (p99) and its sending
     (p95) were, in ms, the share of events that were read together with another one, CPU
     in s and, of its busiest process, as a share of a core; ``stamped``: share of reads
@@ -196,7 +171,7 @@ class Client(_Model):
     stamped: float = 0.0
 
 
-class _Moment(_Model):
+class Moment(Part):
     """A slice of the measured time: ``at`` in s from its begin; latencies in ms, None
     where nothing happened.
     """
@@ -205,23 +180,13 @@ class _Moment(_Model):
     tokens_per_second: float
     in_flight: int
     errors: int
+    ttft_p50: float | None = None
+    ttft_p95: float | None = None
+    itl_p50: float | None = None
+    itl_p95: float | None = None
 
 
-if TYPE_CHECKING:
-
-    class Moment(_Moment):
-        def __init__(self, **values: Any) -> None: ...
-else:
-    Moment = create_model(
-        "Moment",
-        __base__=_Moment,
-        __module__=__name__,
-        __doc__=_Moment.__doc__,
-        **{f"{key}_p{percent}": (float | None, None) for key in PLOTTED for percent in SPREAD},
-    )
-
-
-class Gauges(_Model):
+class Gauges(Part):
     """The server's own view at one moment of the run; ``at`` in s from its begin.
 
     KV cache use as a share.
@@ -233,7 +198,7 @@ class Gauges(_Model):
     kv_use: float
 
 
-class Pod(_Model):
+class Pod(Part):
     """One server over the run, from its own ``/metrics``: what it did by its counters,
     and how it was. None: it does not tell.
     """
@@ -248,7 +213,7 @@ class Pod(_Model):
     gauges: tuple[Gauges, ...] = ()
 
 
-class Validity(_Model):
+class Validity(Part):
     """Whether the figures can be judged, and if not, why, with figures."""
 
     kind: Literal["valid", "client-limited", "too short", "server changed", "contaminated"] = "valid"
@@ -259,7 +224,7 @@ class Validity(_Model):
         return self.kind == "valid"
 
 
-class LoadReport(_Model):
+class LoadReport(Part):
     """One load test. ``latencies`` by metric key; ``errors`` by kind; ``curves`` and
     ``timeline`` are for plots.
 
@@ -294,11 +259,12 @@ class LoadReport(_Model):
 
     def value(self, figure: Figure) -> float | None:
         """In the metric's unit; None: not measured."""
-        if not figure.percentile:
-            rate: float | None = getattr(self, figure.name)
-            return rate
-        summary = self.latencies.get(figure.metric.key)
-        return None if summary is None else float(getattr(summary, figure.percentile))
+        source = self.latencies.get(figure.metric.key) if figure.percentile else self
+        value: float | None = getattr(source, figure.percentile or figure.name, None)
+        return value
+
+    def share_good(self) -> str:
+        return f"{self.good} of {self.requests} requests good"
 
     def error_kinds(self) -> str:
         return ", ".join(f"{count} × {kind}" for kind, count in sorted(self.errors.items()))
@@ -316,9 +282,9 @@ def measured(
 
     ``bounded``: it knows a goodput. ``about``: ``model``, ``load`` and ``profile``.
     """
-    counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key]).bins}
-    if filled.keys() >= {"ttft", "first_event"} and filled["first_event"].bins == filled["ttft"].bins:
-        del filled["first_event"]
+    counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key])}
+    if filled.get("first_event") == filled.get("ttft"):
+        filled.pop("first_event", None)
     requests, good = counts["requests"], counts["good"]
     return LoadReport(
         **about,
@@ -343,10 +309,10 @@ def measured(
 
 
 def _client(tally: Tally, seconds: float, repeats: int) -> Client:
-    counts, lag, send = tally.counts, tally.histograms["lag"], tally.histograms["send_lag"]
+    counts = tally.counts
     return Client(
-        lag_p99=lag.percentile(99) if lag.bins else 0.0,
-        send_lag_p95=send.percentile(95) if send.bins else 0.0,
+        lag_p99=tally.histograms["lag"].percentile(99),
+        send_lag_p95=tally.histograms["send_lag"].percentile(95),
         coalesced=round(counts["coalesced"] / max(1, counts["events"]), 5),
         cpu_seconds=round(sum(tally.cpu), 3),
         cpu_share=round(max(tally.cpu, default=0.0) / seconds, 3),
@@ -359,7 +325,7 @@ def _moment(at: float, part: Slice, step: float, repeats: int) -> Moment:
     spread = {
         f"{key}_p{percent}": value
         for key, histogram in part.histograms.items()
-        if histogram.bins
+        if histogram
         for percent, value in zip(SPREAD, histogram.percentiles(SPREAD), strict=True)
     }
     return Moment(

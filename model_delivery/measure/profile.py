@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from model_delivery.base import Part
 
 SLICES = 120
 
 
-class Profile(BaseModel):
+class Profile(Part):
     """Lengths in tokens, times in s.
 
     ``shared_prefix`` of the ``prompt_tokens`` are the same in all prompts, the rest never
@@ -20,8 +22,6 @@ class Profile(BaseModel):
     text, or JSON with ``prompt`` or ``messages``, and ``output_tokens`` where it differs.
     ``ignore_eos``: every answer is as long as asked, and one that is shorter is an error.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: Literal["chat", "completions"] = "chat"
     prompt_tokens: int = Field(64, ge=1, le=1_000_000)

@@ -5,14 +5,16 @@ people, a PNG, Markdown.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Template
 
 import vl_convert
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from model_delivery.base import Part
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
@@ -20,21 +22,8 @@ from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict
 from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, shown
 
-STYLE = """
-:root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } .facts { opacity: .75; }
-h1, .facts { overflow-wrap: anywhere; } .passed, .yes { --tone: #1a7f37; } .refused, .no { --tone: #c62828; }
-.result { display: inline-block; padding: .1rem .6rem; border-radius: 1rem; color: #fff; background: var(--tone); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.yes, td.no { color: var(--tone); } .result, .no { font-weight: 600; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }
-.plots { margin: 1rem 0; } .plots figure { margin: 0; background: #fff; border-radius: .4rem; }
-td:last-child:not(.n) { min-width: 12rem; } svg { width: 100%; height: auto; display: block; }
-blockquote { margin: 0; padding-left: 1rem; border-left: 3px solid var(--line); }
-"""
+MARKS = {"✓": "yes", "✗": "no"}
+PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -58,10 +47,8 @@ class Subject:
         return [line for line in (model, engine, f"stage {self.stage}, attempt {self.attempt}, {at}") if line]
 
 
-class Report(BaseModel):
+class Report(Part):
     """``report.json``, as docs/report.schema.json describes it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     report_version: int = 1
     subject: Subject
@@ -70,6 +57,10 @@ class Report(BaseModel):
     smoke: SmokeReport | None = None
     throughput: LoadReport | None = None
     capacity: Capacity | None = None
+
+    @property
+    def result(self) -> str:
+        return "Passed" if self.passed else "Refused"
 
 
 @dataclass(frozen=True)
@@ -95,20 +86,19 @@ def write(
 
     An earlier stage's are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    panels = charts.panels(load, capacity) if load is not None and load.good else []
     whole = Report(
         subject=subject, passed=verdict.passed, reasons=verdict.reasons, smoke=smoke, throughput=load, capacity=capacity
     )
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(whole.model_dump_json(indent=1), encoding="utf-8")
-    png = None
-    if load is not None:
+    if load:
         (folder / "metrics.prom").write_text(to_prometheus(load), encoding="utf-8")
-        if panels:
-            good = f"{load.good} of {load.requests} requests good"
-            title = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {good}"
-            png = vl_convert.vegalite_to_png(charts.picture(panels, title), scale=2)
-            (folder / "throughput.png").write_bytes(png)
+    panels = charts.panels(load, capacity) if load and load.good else []
+    png = None
+    if load and panels:
+        title = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {load.share_good()}"
+        png = vl_convert.vegalite_to_png(charts.picture(panels, title), scale=2)
+        (folder / "throughput.png").write_bytes(png)
     page = folder / "report.html"
     drawn = [vl_convert.vegalite_to_svg(charts.alone(panel)) for panel in panels]
     page.write_text(to_html(whole, drawn), encoding="utf-8")
@@ -138,23 +128,20 @@ def load_test(content: bytes) -> LoadReport | None:
 def to_markdown(whole: Report) -> str:
     """The verdict as a table, the latencies as another."""
     subject, load = whole.subject, whole.throughput
-    result = "Passed" if whole.passed else "Refused"
-    rows = [
-        (reason.gate, f"{'✓' if reason.passed else '✗ **failed**'} {reason.name}", reason.text)
-        for reason in whole.reasons
-    ]
-    lines = [f"## {result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}", ""]
+    rows = [(r.gate, f"{'✓' if r.passed else '✗ **failed**'} {r.name}", r.text) for r in whole.reasons]
+    lines = [f"## {whole.result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}", ""]
     lines += _markdown(("gate", "check", "verdict"), rows, "---")
-    if load is not None:
+    if load:
         lines += ["", *_markdown(*load_table(load), "--:"), "", summary(load)]
-    if whole.smoke is not None and whole.smoke.answer:
+    if whole.smoke and whole.smoke.answer:
         lines += ["", "> " + whole.smoke.answer.replace("\n", "\n> ")]
     return "\n".join(lines)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], rule: str) -> list[str]:
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str) -> list[str]:
     clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return [f"| {' | '.join(head)} |", f"|---|{f'{rule}|' * (len(head) - 1)}", *(f"| {' | '.join(r)} |" for r in clean)]
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *clean))
+    return [first, f"|---|{f'{rule}|' * (len(head) - 1)}", *others]
 
 
 def load_table(load: LoadReport) -> tuple[list[str], list[list[str]]]:
@@ -170,12 +157,15 @@ def load_table(load: LoadReport) -> tuple[list[str], list[list[str]]]:
 
 def summary(load: LoadReport) -> str:
     """Load, rates and errors in a sentence."""
-    values = [(metric, getattr(load, metric.key)) for metric in RATES if metric.stated]
-    rates = ", ".join(f"{shown(value, metric.unit)} {metric.title}" for metric, value in values if value is not None)
+    rates = ", ".join(
+        f"{shown(rate, metric.unit)} {metric.title}"
+        for metric in RATES
+        if metric.stated and (rate := getattr(load, metric.key)) is not None
+    )
     exact = "" if load.exact else " (prompt lengths are approximate: the server has no tokenizer to ask)"
     return (
         f"{load.load} ({load.profile}) for {load.seconds:g} s: {rates}; "
-        f"{load.good} of {load.requests} requests good, errors: {load.error_kinds() or 'none'}{exact}"
+        f"{load.share_good()}, errors: {load.error_kinds() or 'none'}{exact}"
     )
 
 
@@ -216,45 +206,40 @@ def to_html(whole: Report, drawn: Sequence[str] = ()) -> str:
     ``drawn``: its plots as SVG.
     """
     e, subject, load = html.escape, whole.subject, whole.throughput
-    result = "Passed" if whole.passed else "Refused"
-    title = e(f"{subject.delivery} {subject.release}".strip())
     rows = [("✓" if r.passed else "✗", r.gate, r.name, r.text) for r in whole.reasons]
-    parts = [
-        f'<h1>{title} <span class="result {result.lower()}">{result}</span></h1>',
-        f'<p class="facts">{"<br>".join(map(e, subject.facts()))}</p>',
-        f"<h2>Verdict</h2>{_table(['', 'gate', 'check', 'figure and bound'], rows)}",
-    ]
-    if whole.capacity is not None:
+    parts = [f"<h2>Verdict</h2>{_table(['', 'gate', 'check', 'figure and bound'], rows)}"]
+    if whole.capacity:
         parts.append(_capacity(whole.capacity))
-    if load is not None:
+    if load:
         plots = "".join(f"<figure>{svg}</figure>" for svg in drawn) or "<p>No request was good: nothing to plot.</p>"
-        valid = f"The measurement is {e(load.validity.kind)}{': ' if load.validity.why else ''}{e(load.validity.why)}."
+        valid = ": ".join(filter(None, (load.validity.kind, load.validity.why)))
         parts += [
             f"<h2>Throughput</h2><p>{e(summary(load))}</p>{_table(*load_table(load))}<div class=plots>{plots}</div>",
-            f"<h2>Validity</h2><p>{valid}</p>",
+            f"<h2>Validity</h2><p>The measurement is {e(valid)}.</p>",
             f"<p class=facts>The load generator itself: {e(client_line(load))}.</p>{_pods(load)}",
         ]
-    if whole.smoke is not None:
+    if whole.smoke:
         parts.append(f"<h2>Answer</h2><blockquote>{e(whole.smoke.answer) or 'none'}</blockquote>")
-    return (
-        '<!doctype html><html lang=en><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}: {result.lower()}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    return PAGE.substitute(
+        title=e(f"{subject.delivery} {subject.release}".strip()),
+        result=whole.result,
+        tone=whole.result.lower(),
+        facts="<br>".join(map(e, subject.facts())),
+        parts="\n".join(parts),
     )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of numbers stand right."""
-    numeric = [
-        any(map(str.isdigit, "".join(column))) and not any(map(str.isalpha, "".join(column)))
-        for column in zip(*rows, strict=True)
-    ]
+    columns = ["".join(column) for column in zip(*rows, strict=True)]
+    right = [any(map(str.isdigit, column)) and not any(map(str.isalpha, column)) for column in columns]
 
-    def cell(tag: str, at: int, text: str) -> str:
-        mark = {"✓": "yes", "✗": "no"}.get(text, "n" if numeric[at] else "")
-        return f'<{tag} class="{mark}">{html.escape(text)}</{tag}>'
+    def line(tag: str, cells: Sequence[str]) -> str:
+        cell = '<{0} class="{1}">{2}</{0}>'.format
+        marked = zip(cells, right, strict=True)
+        return "".join(cell(tag, MARKS.get(text, "n" * number), html.escape(text)) for text, number in marked)
 
-    lines = ["".join(cell("th", at, text) for at, text in enumerate(head))] if rows else []
-    lines += ["".join(cell("td", at, text) for at, text in enumerate(row)) for row in rows]
+    lines = [line("th", head), *(line("td", row) for row in rows)] if rows else []
     return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from model_delivery.base import Part
 
 
-class Check(BaseModel):
+class Check(Part):
     """One check by name; ``detail`` says what was seen; seconds on this machine's
     clock.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     passed: bool
@@ -18,10 +16,8 @@ class Check(BaseModel):
     seconds: float
 
 
-class SmokeReport(BaseModel):
+class SmokeReport(Part):
     """All checks, and what the model answered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     checks: tuple[Check, ...]
     answer: str

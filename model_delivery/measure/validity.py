@@ -4,6 +4,8 @@ figure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from model_delivery.measure.metrics import LoadReport, Validity
 from model_delivery.values import Slo
 
@@ -20,21 +22,16 @@ def needed(slo: Slo) -> int:
     """The least number of requests: below it a bounded percentile of theirs is only their
     worst, or says nothing.
     """
-    return max(
-        [MINIMUM.get(figure.percentile, 1) for figure, _ in slo.bounds() if figure.metric.per_request], default=1
-    )
+    figures = [figure for figure, _ in slo.bounds() if figure.metric.per_request]
+    return max((MINIMUM.get(figure.percentile, 1) for figure in figures), default=1)
 
 
 def bounds(slo: Slo) -> dict[str, float]:
     """The tightest latency bound of each metric in ms: what one request must keep to
     count for goodput.
     """
-    tightest: dict[str, float] = {}
-    for figure, bound in slo.bounds():
-        if figure.percentile:
-            key = figure.metric.key
-            tightest[key] = min(bound, tightest.get(key, bound))
-    return tightest
+    latencies = [(figure.metric.key, bound) for figure, bound in slo.bounds() if figure.percentile]
+    return {key: min(bound for other, bound in latencies if other == key) for key, _ in latencies}
 
 
 def timed(slo: Slo) -> bool:
@@ -49,40 +46,40 @@ def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
 
     ``shared``: others' traffic on this server is expected (a canary's).
     """
+    return next(_faults(load, slo, shared=shared), Validity())
+
+
+def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
     for pod in load.server:
         if pod.changed:
-            return Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
-    if not shared and (why := _others(load)):
-        return Validity(kind="contaminated", why=why)
-    if timed(slo) and (why := _limited(load)):
-        return Validity(kind="client-limited", why=why)
+            yield Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
+    if not shared:
+        yield from (Validity(kind="contaminated", why=why) for why in _others(load))
+    if timed(slo):
+        yield from (Validity(kind="client-limited", why=why) for why in _limits(load))
     least = needed(slo)
     if load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
         why = f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
-        return Validity(kind="too short", why=why)
-    return Validity()
+        yield Validity(kind="too short", why=why)
 
 
-def _others(load: LoadReport) -> str:
-    busy = sum(pod.before or 0 for pod in load.server)
-    if busy:
-        return f"{busy:g} requests of others ran when the load began"
+def _others(load: LoadReport) -> Iterator[str]:
+    if busy := sum(pod.before or 0 for pod in load.server):
+        yield f"{busy:g} requests of others ran when the load began"
     seen = sum(pod.requests or 0 for pod in load.server)
     if seen > load.sent * (1 + OTHERS) + 1:
-        return f"the server finished {seen:,.0f} requests, {load.sent:,} were ours"
-    return ""
+        yield f"the server finished {seen:,.0f} requests, {load.sent:,} were ours"
 
 
-def _limited(load: LoadReport) -> str:
-    client = load.client
-    if client.cpu_share > CPU_SHARE:
-        return f"a process of the load generator used {100 * client.cpu_share:.0f} % of its core"
-    ttft = load.latencies.get("ttft")
+def _limits(load: LoadReport) -> Iterator[str]:
+    client, ttft = load.client, load.latencies.get("ttft")
     bound = max(LAG_MS, LAG_SHARE * ttft.p95 if ttft else 0.0)
+    late = f"the bound is {bound:.4g} ms)"
+    if client.cpu_share > CPU_SHARE:
+        yield f"a process of the load generator used {100 * client.cpu_share:.0f} % of its core"
     if client.send_lag_p95 > bound:
-        return f"requests were sent up to {client.send_lag_p95:.4g} ms late (p95; the bound is {bound:.4g} ms)"
+        yield f"requests were sent up to {client.send_lag_p95:.4g} ms late (p95; {late}"
     if client.lag_p99 > bound and (client.stamped < STAMPED or client.coalesced > COALESCED):
         together = f"{100 * client.coalesced:.2g} % of the events were read together with others"
-        return f"its loop was up to {client.lag_p99:.4g} ms late (p99; the bound is {bound:.4g} ms), and {together}"
-    return ""
+        yield f"its loop was up to {client.lag_p99:.4g} ms late (p99; {late}, and {together}"

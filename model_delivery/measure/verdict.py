@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from model_delivery.base import Finding
@@ -64,45 +63,30 @@ def judge(
     ``baseline``: the load test of the release before, than which no metric may be worse
     by more than ``max_regression`` (a share).
     """
-    return Verdict((*_smoke(smoke), *_load(load, slo, baseline, max_regression)))
-
-
-def _smoke(smoke: SmokeReport | None) -> Iterator[Reason]:
-    for check in smoke.checks if smoke else ():
-        yield Reason("smoke", check.name, check.passed, f"{check.name}: {check.detail}", code="gate.smoke")
-
-
-def _load(
-    load: LoadReport | None, slo: Slo | None, baseline: LoadReport | None, allowed: float | None
-) -> Iterator[Reason]:
-    if load is None:
-        return
-    if not load.validity.valid:
+    checks = smoke.checks if smoke else ()
+    reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
+    if load and not load.validity.valid:
         text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"
-        yield Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid")
-    elif slo is not None:
-        for figure, bound in slo.bounds():
-            yield _bound(load, figure, bound)
-        if baseline is not None and allowed is not None:
-            yield from _regressions(load, baseline, allowed)
+        reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
+    elif load and slo:
+        reasons += (_bound(load, figure, bound) for figure, bound in slo.bounds())
+        if baseline and max_regression is not None:
+            reasons += _regressions(load, baseline, max_regression)
+    return Verdict(tuple(reasons))
 
 
-def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> Iterator[Reason]:
-    if (why := comparable(load, baseline)) is not None:
+def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list[Reason]:
+    if why := comparable(load, baseline):
         text = f"not compared with the release before: {why}"
-        yield Reason("throughput", "regression", passed=True, text=text)
-        return
-    for comparison in compare(load, baseline, allowed):
-        yield _regression(comparison, allowed)
+        return [Reason("throughput", "regression", passed=True, text=text)]
+    return [_regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
 
 
 def _regression(c: Comparison, allowed: float) -> Reason:
     side = "worse" if c.worse >= 0 else "better"
-    certainty = (
-        "one run shows no noise"
-        if c.noise is None
-        else f"noise bound {100 * c.noise:.2g} % at {100 * CONFIDENCE:.0f} % confidence"
-    )
+    certainty = "one run shows no noise"
+    if c.noise is not None:
+        certainty = f"noise bound {100 * c.noise:.2g} % at {100 * CONFIDENCE:.0f} % confidence"
     before, after = (shown(value, c.figure.metric.unit) for value in (c.before, c.after))
     text = (
         f"{OUTCOMES[c.outcome]}{c.figure.title} {after}, before {before}: {100 * abs(c.worse):.3g} % {side}, "

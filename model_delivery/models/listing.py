@@ -2,8 +2,6 @@
 leave its folder, nothing that runs code.
 """
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,9 +100,8 @@ def _bad_names(names: Iterable[str]) -> Iterator[Finding]:
     folded: dict[str, str] = {}
     for name in names:
         if why := name_fault(name):
-            yield Finding(
-                "source.wrong-path", f"the file name {name!r} is refused", why, "the repository is not one to trust"
-            )
+            fix = "the repository is not one to trust"
+            yield Finding("source.wrong-path", f"the file name {name!r} is refused", why, fix)
         other = folded.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             what, why = f"{name} and {other} differ only in case", "some file systems hold only one of them"

@@ -1,7 +1,5 @@
 """Where a model lies, and what its manifest says."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,8 +7,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from model_delivery.base import Part
-from model_delivery.base.durable import replace_file, sync
+from model_delivery.base import Part, replace_file, sync
 from model_delivery.values import Snapshot, digest
 
 MANIFEST = ".model-delivery.json"
@@ -40,6 +37,10 @@ class Manifest(Part):
     files: tuple[Entry, ...]
     created: float
     digest: str = ""
+
+    def of(self, snapshot: Snapshot) -> bool:
+        """Is it the manifest of that commit?"""
+        return (self.source, self.key, self.commit) == (snapshot.source, snapshot.key, snapshot.commit)
 
     def expected_digest(self) -> str:
         return digest(self.model_dump(mode="json", exclude={"digest"}), 64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,31 +60,25 @@ def misfit(path: Path, name: str, size: int, fix: str) -> Finding | None:
     return None
 
 
-def hash_file(path: Path, name: str = "") -> str:
-    """The sha256 of a file, with progress for large ones."""
-    sha, done, size = hashlib.sha256(), 0, path.stat().st_size
-    for chunk in _chunks(path):
-        sha.update(chunk)
-        done += len(chunk)
-        if done % (CHUNK * 256) == 0:
-            report(Progress("verify", f"hashing {name or path.name}", done=done, total=size, unit="B"))
-    return sha.hexdigest()
+def hash_file(path: Path, name: str = "", total: _Hash | None = None) -> str:
+    """The sha256 of a file (or its ``total`` of another kind), with progress for large
+    ones.
+    """
+    total, done, size = total or hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            total.update(chunk)
+            done += len(chunk)
+            if done % (CHUNK * 256) == 0:
+                report(Progress("verify", f"hashing {name or path.name}", done=done, total=size, unit="B"))
+    return total.hexdigest()
 
 
 def hash_git(path: Path) -> str:
     """The sha1 by which git knows a file's content."""
-    sha = blob(path.stat().st_size)
-    for chunk in _chunks(path):
-        sha.update(chunk)
-    return sha.hexdigest()
+    return hash_file(path, total=blob(path.stat().st_size))
 
 
 def blob(size: int) -> _Hash:
     """Git's sum of a file of ``size`` bytes, before its first one."""
     return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk

@@ -8,19 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 from model_delivery.places import Place
 from model_delivery.values import ANY, Change, Ref, Resource, Version
 
 Observer = Callable[[Literal["before", "after"], str, Ref], None]
-
-
-def unobserved(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
-    """Nobody looks."""
-
-
-_observer: ContextVar[Observer] = ContextVar("observer", default=unobserved)
+_observer: ContextVar[Observer] = ContextVar("observer", default=lambda _when, _verb, _ref: None)
 
 
 @contextmanager
@@ -52,12 +47,11 @@ class _Guarded:
         return getattr(self._place, name)
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
-        if dry_run:
-            return self._place.put(resource, expect=expect, dry_run=True)
-        return self._seen("put", resource.ref, lambda: self._place.put(resource, expect=expect))
+        effect = partial(self._place.put, resource, expect=expect, dry_run=dry_run)
+        return effect() if dry_run else self._seen("put", resource.ref, effect)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
-        return self._seen("delete", ref, lambda: self._place.delete(delivery, ref, grace=grace))
+        return self._seen("delete", ref, partial(self._place.delete, delivery, ref, grace=grace))
 
     def _seen(self, verb: str, ref: Ref, effect: Callable[[], Change]) -> Change:
         self._fence()

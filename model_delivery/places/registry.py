@@ -14,9 +14,12 @@ import httpx
 from model_delivery.base import Finding, KubeSecret, Refused, Retryable, read_secret
 
 HUB = "registry-1.docker.io"
-DOCKER, OCI = "docker.distribution.manifest", "oci.image"
-FORMS = (f"{OCI}.index.v1", f"{DOCKER}.list.v2", f"{OCI}.manifest.v1", f"{DOCKER}.v2")
+FORMS = (
+    *("oci.image.index.v1", "docker.distribution.manifest.list.v2"),
+    *("oci.image.manifest.v1", "docker.distribution.manifest.v2"),
+)
 ACCEPT = ", ".join(f"application/vnd.{form}+json" for form in FORMS)
+IMAGE = re.compile(r"^(?:(localhost|[^/]*[.:][^/]*)/)?([^:]*):?(.*)")
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
 FIX = "correct target.image, or name its digest: NAME@sha256:…"
@@ -39,20 +42,38 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
                 answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
     except httpx.HTTPError as error:
-        why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
-        raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
+        raise Retryable(
+            Finding(
+                "image.no-answer",
+                f"the registry {host} does not answer",
+                f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched",
+                FIX,
+            )
+        ) from None
     status = f"status {answer.status_code}"
     if answer.status_code == httpx.codes.NOT_FOUND:
-        why = f"the registry {host} does not know {repository}:{tag}"
-        raise Refused(Finding("image.not-found", f"there is no image {image}", why, FIX))
+        raise Refused(
+            Finding(
+                "image.not-found",
+                f"there is no image {image}",
+                f"the registry {host} does not know {repository}:{tag}",
+                FIX,
+            )
+        )
     if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        what = f"the registry {host} does not let us see {image}"
-        fix = "name a pull secret in serving.pod.image_pull_secrets, or correct it"
-        raise Refused(Finding("image.not-allowed", what, status, fix))
+        raise Refused(
+            Finding(
+                "image.not-allowed",
+                f"the registry {host} does not let us see {image}",
+                status,
+                "name a pull secret in serving.pod.image_pull_secrets, or correct it",
+            )
+        )
     digest = answer.headers.get("Docker-Content-Digest", "")
     if not answer.is_success or not digest:
-        what = f"the registry {host} cannot say what {image} is"
-        raise Retryable(Finding("image.no-digest", what, status, "run again"))
+        raise Retryable(
+            Finding("image.no-digest", f"the registry {host} cannot say what {image} is", status, "run again")
+        )
     return f"{image.removesuffix(f':{tag}')}@{digest}"
 
 
@@ -60,11 +81,8 @@ def parts(image: str) -> tuple[str, str, str]:
     """Registry, repository and tag as the registry's API names them: ``vllm/x`` is Docker
     Hub's, ``x`` its library's.
     """
-    host, slash, name = image.partition("/")
-    if not slash or (host != "localhost" and not re.search(r"[.:]", host)):
-        host, name = "docker.io", image
-    name, _, tag = name.partition(":")
-    if host in ("docker.io", "index.docker.io"):
+    ((host, name, tag),) = IMAGE.findall(image)
+    if host in ("", "docker.io", "index.docker.io"):
         host, name = HUB, name if "/" in name else f"library/{name}"
     return host, name, tag or "latest"
 

@@ -52,14 +52,8 @@ class Lease:
                 continue
             who = _who(seen)
             if when_busy == "refuse":
-                raise Refused(
-                    Finding(
-                        "lease.held",
-                        f"another run is delivering {self.delivery}",
-                        who,
-                        "wait for it to end, or set concurrency: wait",
-                    )
-                )
+                what, fix = f"another run is delivering {self.delivery}", "wait for it to end, or set concurrency: wait"
+                raise Refused(Finding("lease.held", what, who, fix))
             if self.clock.monotonic() > deadline:
                 raise Permanent(
                     Finding(
@@ -101,14 +95,8 @@ class Lease:
         seen = self.place.get(self.delivery, REF)
         if seen is None or seen.resource.spec["holder"] != self.holder:
             who = _who(seen) if seen else "nobody"
-            raise Permanent(
-                Finding(
-                    "lease.lost",
-                    f"the lease of {self.delivery} was lost",
-                    f"now held by {who}",
-                    "nothing more was done by this run; run again when the other has ended",
-                )
-            )
+            fix = "nothing more was done by this run; run again when the other has ended"
+            raise Permanent(Finding("lease.lost", f"the lease of {self.delivery} was lost", f"now held by {who}", fix))
 
     def release(self) -> None:
         seen = self.place.get(self.delivery, REF)

@@ -130,18 +130,21 @@ def planned(
     if answer is Answer.GOES_ON:
         way = route(book)
         return Planned(answer, release, frozen, None, way, way.changes)
-    if answer is not Answer.NEW:
-        changes = book.changes(book.desired()) if answer is Answer.UNCHANGED else ()
-        return Planned(answer, release, frozen, None, None, changes)
+    if answer in (Answer.REPORTED, Answer.HELD):
+        return Planned(answer, release, frozen, None, None, ())
     record, replaced = book.record, book.record.candidate
     if replaced is not None:
-        ending = rules.ending(record, Outcome.REPLACED, 1, "", now, book.frozen(replaced.release).facts)
-        record = rules.withdrawn(ending)
+        facts = book.frozen(replaced.release).facts
+        record = rules.withdrawn(rules.ending(record, Outcome.REPLACED, 1, "", now, facts))
+    gone = replaced.release if replaced else None
+    if answer is Answer.UNCHANGED:
+        book = book.supposing(record, {})
+        return Planned(answer, release, frozen, gone, None, book.changes(book.desired()))
     freed = replaced is not None or record.stop_after is not None
     address = book.target.address(spec.name)
     record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)
     way = route(book.supposing(record, {}), freed=freed)
-    return Planned(answer, release, frozen, replaced.release if replaced else None, way, way.changes)
+    return Planned(answer, release, frozen, gone, way, way.changes)
 
 
 def _wished(candidate: Candidate) -> Strategy:

@@ -37,7 +37,7 @@ def resolve_model(model: ModelSpec, last: Snapshot | None = None) -> Snapshot:
     sha256 of each weights file: nobody else has stated them.
     """
     try:
-        return model.open().resolve()
+        return model.resolve()
     except (Retryable, NotGiven) as trouble:
         others = model.fallbacks()
         if not others:
@@ -65,7 +65,7 @@ def _first_of(others: Iterable[RemoteModel], trouble: Trouble) -> Snapshot:
     findings = list(trouble.findings)
     for other in others:
         try:
-            snapshot = other.open().resolve()
+            snapshot = other.resolve()
         except Trouble as bad:
             findings += bad.findings
             continue

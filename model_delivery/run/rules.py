@@ -46,17 +46,15 @@ class Facts:
 
 def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, scheduled: bool) -> Answer:
     """Rules 1, 2, 6 and 7: a request for ``release``, whose spec and lock have the digest
-    ``unchanged``.
-
-    NEW where another candidate is on its way too: that one is withdrawn first.
+    ``unchanged``. A candidate that is another release is replaced by it.
     """
     if record.answered(request) is not None:
         return Answer.REPORTED
     candidate = record.candidate
     if scheduled and (record.held == unchanged or (candidate and candidate.kind == "rollback")):
         return Answer.HELD
-    if candidate is not None:
-        return Answer.GOES_ON if candidate.release == release else Answer.NEW
+    if candidate is not None and candidate.release == release:
+        return Answer.GOES_ON
     return Answer.UNCHANGED if record.serving == release else Answer.NEW
 
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from model_delivery.base import Permanent, Retryable
 from model_delivery.run.session import Session
-from model_delivery.steps import Step, reading
+from model_delivery.steps import Step
+from model_delivery.steps.run import read
 from model_delivery.targets import StepRun
 from model_delivery.values import Ended, Failed, InProgress, Ref, ReleaseId, Started, StepState
 
@@ -54,7 +55,7 @@ def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
     what, target = f"the {name} step", session.target
     session.until(what, lambda world: target.step_state(ref, world), patience, "started")
     try:
-        text = reading.read(name, session.place.log(session.delivery, ref))
+        text = read(name, session.place.log(session.delivery, ref))
     except Retryable:
         match target.step_state(ref, session.world()):
             case Failed(finding, retryable):

@@ -4,12 +4,12 @@ Every error is told with file, line, column, field, what was wrong and the neare
 name.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,7 +44,7 @@ FILES_OR_NAMES = ("target.engine",)
 
 def parse_spec(given: Mapping[str, Any]) -> DeliverySpec:
     """A spec from plain data (a flow's parameter). BadInput: a finding for each error."""
-    return _check(given, {}, "")
+    return _check(given, Marks())
 
 
 def load_spec(path: Path) -> DeliverySpec:
@@ -57,34 +57,27 @@ def load_spec(path: Path) -> DeliverySpec:
     if not isinstance(given, dict):
         what, why = f"{path}:1:1: a spec is a mapping of fields", f"this is a {type(given).__name__}"
         raise BadInput(Finding("spec.not-a-mapping", what, why, SPEC_FIX))
-    _inline(given, path.absolute().parent, marks, str(path))
-    return _check(given, marks, str(path))
+    _inline(given, path.absolute().parent, marks)
+    return _check(given, marks)
 
 
-def _check(given: Mapping[str, Any], marks: Marks, file: str) -> DeliverySpec:
+def _check(given: Mapping[str, Any], marks: Marks) -> DeliverySpec:
     try:
         return DeliverySpec.model_validate(given)
     except ValidationError as error:
         findings: dict[str, tuple[tuple[int, int], Finding]] = {}
         for problem in error.errors(include_url=False, include_input=False):
             location, finding = _fault(problem, given)
-            mark, where = _where(location, marks, file)
+            mark, where = marks.where(location)
             findings.setdefault(finding.what, (mark, replace(finding, what=where + finding.what)))
         raise BadInput(*(finding for _, finding in sorted(findings.values(), key=lambda pair: pair[0]))) from None
-
-
-def _where(location: tuple[Key, ...], marks: Marks, file: str) -> tuple[tuple[int, int], str]:
-    """Position and prefix of the deepest part of ``location`` that the file has."""
-    for depth in range(len(location), -1, -1):
-        mark = marks.get(location[:depth])
-        if mark is not None:
-            return mark, f"{file}:{mark[0]}:{mark[1]}: "
-    return (0, 0), f"{file}: " if file else ""
 
 
 def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Finding]:
     kind, context = problem["type"], problem.get("ctx", {})
     location = tuple(_written(problem["loc"], given))
+    if kind == "union_tag_invalid":
+        location = (*location, context["discriminator"].strip("'"))
     field = ".".join(map(str, location)) or "the spec"
     if kind == "extra_forbidden":
         what = f"{field}: unknown field{_nearest(str(location[-1]), problem['loc'][:-1])}"
@@ -95,25 +88,24 @@ def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Fin
         what = f"{field}: {context['discriminator']} is missing"
         return location, Finding("spec.missing-field", what, "", SPEC_FIX)
     if kind in NO_MAPPING and set(get_args(SecretRef)) & set(_classes_at(problem["loc"])):
-        what = f"{field}: name where the secret is, never the secret itself: {{env: NAME}}, {{file: PATH}} or {{kube: {{name: …, key: …}}}}"
+        what = (
+            f"{field}: name where the secret is, never the secret itself: "
+            "{env: NAME}, {file: PATH} or {kube: {name: …, key: …}}"
+        )
         return location, Finding("spec.plain-secret", what, "", SPEC_FIX)
-    if kind == "union_tag_invalid":
-        location = (*location, context["discriminator"].strip("'"))
-        field = ".".join(map(str, location))
-    return location, Finding("spec.wrong-value", f"{field}: {_wrong(problem, field, location, given)}", "", SPEC_FIX)
+    return location, Finding("spec.wrong-value", f"{field}: {_wrong(problem, location, given)}", "", SPEC_FIX)
 
 
-def _wrong(problem: Any, field: str, location: tuple[Key, ...], given: Any) -> str:
+def _wrong(problem: Any, location: tuple[Key, ...], given: Any) -> str:
+    context = problem.get("ctx", {})
     match problem["type"]:
         case "union_tag_invalid":
-            tags = problem["ctx"]["expected_tags"]
-            return f"must be one of {tags}{_did_you_mean(problem['ctx']['tag'], tags)}"
+            tags = context["expected_tags"]
+            return f"must be one of {tags}{_did_you_mean(context['tag'], tags)}"
         case "literal_error":
-            for key in location:
-                given = given[key]
-            names = problem["ctx"]["expected"]
-            return f"must be {names}{_did_you_mean(str(given), names)}"
-        case "string_pattern_mismatch" if field == "name":
+            names = context["expected"]
+            return f"must be {names}{_did_you_mean(str(reduce(getitem, location, given)), names)}"
+        case "string_pattern_mismatch" if location == ("name",):
             return "must be a DNS label: lower-case letters, digits and '-', at most 40 characters"
         case "string_type":
             return 'must be text: put it in quotes, "…"'
@@ -160,11 +152,7 @@ def _classes_at(loc: tuple[Key, ...]) -> list[type[BaseModel]]:
     for key in loc:
         fields = [(m, f, key in (name, f.alias)) for m in models for name, f in m.model_fields.items()]
         inner = [part for _, f, named in fields if named for part in _classes(f.annotation)]
-        tagged = [
-            m
-            for m in models
-            if key == m.__name__ or any(key in get_args(f.annotation) for f in m.model_fields.values())
-        ]
+        tagged = [m for m, f, _ in fields if key == m.__name__ or key in get_args(f.annotation)]
         models = inner or tagged or models
     return models
 
@@ -176,7 +164,7 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _classes(inner)
 
 
-def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
+def _inline(given: dict[str, Any], base: Path, marks: Marks) -> None:
     """A flow's parameter must not depend on where it runs: no relative paths, and the
     texts themselves, not their names.
     """
@@ -184,19 +172,19 @@ def _inline(given: dict[str, Any], base: Path, marks: Marks, file: str) -> None:
         if "/" in text or ".".join(map(str, keys)) not in FILES_OR_NAMES:
             owner[keys[-1]] = str(_absolute(base, text))
     for owner, keys, text in _texts(given, *TEXTS):
-        owner[keys[-1]] = _content(_absolute(base, text), keys, marks, file)
+        owner[keys[-1]] = _content(_absolute(base, text), keys, marks)
     for owner, keys, text in _texts(given, "gates.throughput.profile"):
         if text.endswith((".yaml", ".yml")):
-            owner[keys[-1]] = read_profile(_absolute(base, text), keys, marks, file)
+            owner[keys[-1]] = read_profile(_absolute(base, text), keys, marks)
 
 
-def read_profile(path: Path, keys: tuple[Key, ...] = ("profile",), marks: Marks | None = None, file: str = "") -> Any:
+def read_profile(path: Path, keys: tuple[Key, ...] = ("profile",), marks: Marks | None = None) -> Any:
     """A load profile's content, the prompts that it names read in; the rest says where a
     spec names it.
     """
     profile, _ = read_yaml(path)
     for owner, _, text in _texts(profile, "prompts"):
-        owner["prompts"] = _content(_absolute(path.parent, text), keys, marks or {}, file).splitlines()
+        owner["prompts"] = _content(_absolute(path.parent, text), keys, marks or Marks()).splitlines()
     return profile
 
 
@@ -223,10 +211,10 @@ def _texts_below(here: Any, names: Sequence[str], at: tuple[Key, ...]) -> Iterat
             yield here, (*at, key), value
 
 
-def _content(path: Path, keys: tuple[Key, ...], marks: Marks, file: str) -> str:
+def _content(path: Path, keys: tuple[Key, ...], marks: Marks) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        what = f"{_where(keys, marks, file)[1]}{'.'.join(map(str, keys))}: {path} cannot be read"
+        what = f"{marks.where(keys)[1]}{'.'.join(map(str, keys))}: {path} cannot be read"
         fix = "name a readable text file"
         raise BadInput(Finding("spec.not-readable", what, type(error).__name__, fix)) from error

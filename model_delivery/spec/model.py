@@ -1,12 +1,12 @@
 """The spec."""
 
-from __future__ import annotations
+from typing import Self
 
 from pydantic import ConfigDict, model_validator
 
 from model_delivery.base import Part
 from model_delivery.targets import AnyTarget
-from model_delivery.targets.asked import Asked
+from model_delivery.targets.protocol import Asked
 
 
 class DeliverySpec(Asked):
@@ -17,6 +17,6 @@ class DeliverySpec(Asked):
     model_config = ConfigDict(**Part.model_config, serialize_by_alias=True)
 
     @model_validator(mode="after")
-    def _storage_of_the_place(self) -> DeliverySpec:
+    def _storage_of_the_place(self) -> Self:
         self.target.check(self.storage)
         return self

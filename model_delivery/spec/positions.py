@@ -2,8 +2,6 @@
 depth; no tags, no loops, one document.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,25 @@ import yaml
 from model_delivery.base import BadInput, Finding
 
 Key = str | int
-Marks = dict[tuple[Key, ...], tuple[int, int]]
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1 << 20, 10_000, 40
 
 
+class Marks(dict[tuple[Key, ...], tuple[int, int]]):
+    """The line and column (from 1) of each value of a ``file``, by its location."""
+
+    def __init__(self, file: str = "") -> None:
+        self.file = file
+
+    def where(self, location: tuple[Key, ...]) -> tuple[tuple[int, int], str]:
+        """Position and prefix of the deepest part of ``location`` that the file has."""
+        for depth in range(len(location), -1, -1):
+            if mark := self.get(location[:depth]):
+                return mark, f"{self.file}:{mark[0]}:{mark[1]}: "
+        return (0, 0), f"{self.file}: " if self.file else ""
+
+
 def read_yaml(path: Path) -> tuple[Any, Marks]:
-    """The content of ``path`` and the line and column (from 1) of each of its values.
+    """The content of ``path``, and where each of its values stands.
 
     BadInput says what is wrong, and where.
     """
@@ -27,53 +38,51 @@ def read_yaml(path: Path) -> tuple[Any, Marks]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        what, why = f"{where}: not valid YAML", f"{error.problem or error.context}"
-        raise BadInput(Finding("spec.not-yaml", what, why, "correct the YAML there")) from None
+        why = f"{error.problem or error.context}"
+        fault = Finding("spec.not-yaml", f"{where}: not valid YAML", why, "correct the YAML there")
     except RecursionError:
-        why = f"more than {MAX_DEPTH} levels"
-        raise BadInput(Finding("spec.too-large", f"{path}: too much", why, "write it plainly")) from None
+        fault = Finding("spec.too-large", f"{path}: too much", f"more than {MAX_DEPTH} levels", "write it plainly")
     except yaml.YAMLError as error:
-        what, why = f"{path}: not valid YAML", str(error).splitlines()[0]
-        raise BadInput(Finding("spec.not-yaml", what, why, "write it as UTF-8 text")) from None
-    if node is None:
+        why = str(error).splitlines()[0]
+        fault = Finding("spec.not-yaml", f"{path}: not valid YAML", why, "write it as UTF-8 text")
+    else:
+        if node is not None:
+            reader = _Reader(path)
+            return reader.value(node, (), ()), reader.marks
         why = "a spec has at least apiVersion, name, model and target"
-        raise BadInput(Finding("spec.empty", f"{path} is empty", why, "start from deliveries/smollm2.yaml"))
-    reader = _Reader(path)
-    return reader.value(node, (), ()), reader.marks
+        fault = Finding("spec.empty", f"{path} is empty", why, "start from deliveries/smollm2.yaml")
+    raise BadInput(fault)
 
 
 def _text(path: Path) -> str:
     fix = "name a YAML file, such as deliveries/smollm2.yaml"
     try:
-        if path.is_dir():
-            raise BadInput(Finding("spec.no-file", f"{path} is a folder", "a spec is a file", fix))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise BadInput(
-                Finding("spec.too-large", f"{path} is too large", f"a spec has at most {MAX_BYTES} bytes", fix)
-            )
+        text = raw.decode("utf-8-sig") if len(raw) <= MAX_BYTES else ""
+    except IsADirectoryError:
+        fault = Finding("spec.no-file", f"{path} is a folder", "a spec is a file", fix)
     except FileNotFoundError:
-        raise BadInput(
-            Finding("spec.no-file", f"{path} does not exist", f"looked for from {Path.cwd()}", fix)
-        ) from None
+        fault = Finding("spec.no-file", f"{path} does not exist", f"looked for from {Path.cwd()}", fix)
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise BadInput(Finding("spec.not-readable", f"{path} cannot be read", why, fix)) from error
-    try:
-        text = raw.decode("utf-8-sig")
+        fault = Finding("spec.not-readable", f"{path} cannot be read", why, fix)
     except UnicodeDecodeError as error:
-        raise BadInput(
-            Finding("spec.not-text", f"{path} is not text", f"byte {error.start} is not UTF-8", fix)
-        ) from None
-    if "\0" in text:
-        raise BadInput(Finding("spec.not-text", f"{path} is not text", "it holds NUL bytes", fix))
-    return text
+        fault = Finding("spec.not-text", f"{path} is not text", f"byte {error.start} is not UTF-8", fix)
+    else:
+        if len(raw) > MAX_BYTES:
+            why = f"a spec has at most {MAX_BYTES} bytes"
+            fault = Finding("spec.too-large", f"{path} is too large", why, fix)
+        elif "\0" in text:
+            fault = Finding("spec.not-text", f"{path} is not text", "it holds NUL bytes", fix)
+        else:
+            return text
+    raise BadInput(fault)
 
 
 class _Reader:
     def __init__(self, path: Path) -> None:
-        self.path, self.marks, self.count = path, Marks(), 0
+        self.path, self.marks, self.count = path, Marks(str(path)), 0
 
     def fail(self, node: yaml.Node, what: str, why: str, fix: str) -> BadInput:
         line, column = _position(node)

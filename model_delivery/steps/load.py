@@ -5,8 +5,6 @@ A run that cannot be judged is made once more, longer or with more processes; th
 what it is, and the verdict refuses it by name.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -18,11 +16,23 @@ from typing import Any
 
 import psutil
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, Permanent, Progress, Rate, SecretRef, read_secret, report
-from model_delivery.base.home import packaged
-from model_delivery.measure.metrics import LoadReport, Tally, measured
+from model_delivery.base import (
+    BadInput,
+    Duration,
+    Finding,
+    Part,
+    Permanent,
+    Progress,
+    Rate,
+    SecretRef,
+    bearer,
+    packaged,
+    read_secret,
+    report,
+)
+from model_delivery.measure.metrics import TALLY, LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
@@ -37,7 +47,7 @@ LOOK_SECONDS = 1.0
 LONGER = 10.0
 
 
-class LoadInput(BaseModel):
+class LoadInput(Part):
     """``profile``: a name under loadtests/profiles, or a profile's content.
 
     ``folder`` is where Locust's own output goes. ``metrics``: the base address of each
@@ -45,8 +55,6 @@ class LoadInput(BaseModel):
     so how much must be measured. ``shared``: others' traffic is expected there, as on a
     canary.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
     api_key: SecretRef | None = None
@@ -64,12 +72,6 @@ class LoadInput(BaseModel):
     slo: Slo = Slo()
     shared: bool = False
 
-    def key(self) -> str:
-        return read_secret(self.api_key).reveal() if self.api_key else ""
-
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key()}"} if self.api_key else {}
-
 
 def profile(named: str | dict[str, Any]) -> Profile:
     """A profile by name or content.
@@ -81,8 +83,7 @@ def profile(named: str | dict[str, Any]) -> Profile:
         file = FOLDER / "profiles" / f"{named}.yaml"
         if not file.exists():
             known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
-            why = f"known: {known}; or a FILE.yaml of that form"
-            fix = "correct gates.throughput.profile"
+            why, fix = f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile"
             raise BadInput(Finding("load.no-profile", f"there is no load profile {named}", why, fix))
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
@@ -130,19 +131,18 @@ def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:
 
 def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
     """All repeats, their tallies added up."""
-    watch, whole, runs = Watch(given.metrics or (given.url,), given.headers()), Tally(), list[LoadReport]()
+    watch, whole, runs = Watch(given.metrics or (given.url,), bearer(given.api_key)), Tally(), list[LoadReport]()
     plan = _plan(given, asked)
     for number in range(given.repeats):
-        tally = _once(
-            given, plan | {"seed": given.seed + number}, Path(given.folder).absolute() / f"{name}-{number}", watch
-        )
+        folder = Path(given.folder).absolute() / f"{name}-{number}"
+        tally = _once(given, plan | {"seed": given.seed + number}, folder, watch)
         runs.append(_report(asked, plan, tally, max(tally.seconds, default=0.0)))
         whole.merge(tally)
     load = _report(asked, plan, whole, sum(each.seconds for each in runs), given.repeats)
     if load.requests == 0:
-        what, why = "the load test asked nothing", f"no request started within {given.duration}"
-        fix = "raise gates.throughput.duration, or users"
-        raise Permanent(Finding("load.nothing-asked", what, why, fix, tuple(load.errors)))
+        why, fix = f"no request started within {given.duration}", "raise gates.throughput.duration, or users"
+        nothing = Finding("load.nothing-asked", "the load test asked nothing", why, fix, tuple(load.errors))
+        raise Permanent(nothing)
     load = load.model_copy(update={"server": watch.pods(), "runs": tuple(each.figures() for each in runs)})
     return load.model_copy(update={"validity": validity(load, given.slo, shared=given.shared)})
 
@@ -164,8 +164,7 @@ def _report(asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, 
     arrivals = "Poisson" if asked.arrivals == "poisson" else "constant"
     load = f"{plan['users']} users" if plan["users"] else f"{plan['rate']:.4g} requests/s, {arrivals}"
     about = {"model": plan["model"], "load": load, "profile": asked.words()}
-    step = slice_seconds(plan["duration"])
-    return measured(tally, seconds, step, repeats, bounded=bool(plan["within"]), **about)
+    return measured(tally, seconds, slice_seconds(plan["duration"]), repeats, bounded=bool(plan["within"]), **about)
 
 
 def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) -> Tally:
@@ -173,7 +172,8 @@ def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) ->
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     target, log = folder / "tally.json", folder / "locust.log"
     target.unlink(missing_ok=True)
-    users, processes = plan["users"] or plan["processes"], plan["processes"]
+    processes = plan["processes"]
+    users = plan["users"] or processes
     options = {"host": given.url, "users": users, "spawn-rate": users, "plan": folder / "plan.json", "tally": target}
     if processes > 1:
         port = free_port()
@@ -181,20 +181,16 @@ def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) ->
         options |= {"master-bind-port": port, "master-port": port}
     command = [
         sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        FOLDER / "user.py",
-        "--headless",
-        "--only-summary",
-        "--skip-log-setup",
+        *["-m", "locust", "--headless", "--only-summary", "--skip-log-setup", "-f"],
+        str(FOLDER / "user.py"),
     ]
     command += [f"--{name}={value}" for name, value in options.items()]
     environ = os.environ | {"LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP": "0"}
-    environ |= {"MODEL_DELIVERY_API_KEY": given.key()} if given.api_key else {}
-    _conduct(list(map(str, command)), environ, log, plan, watch)
+    if given.api_key:
+        environ["MODEL_DELIVERY_API_KEY"] = read_secret(given.api_key).reveal()
+    _conduct(command, environ, log, plan, watch)
     try:
-        return Tally(json.loads(target.read_bytes()))
+        return TALLY.validate_json(target.read_bytes())
     except (OSError, ValueError) as error:
         last = tuple(log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
         what, why = "the load generator ended without a tally", type(error).__name__
@@ -207,8 +203,7 @@ def _conduct(command: list[str], environ: dict[str, str], output: Path, plan: di
     It keeps our lock, so that nobody starts a second load beside an orphan.
     """
     lock = os.environ.get("MODEL_DELIVERY_LOCK_FD")
-    length = plan["warmup"] + plan["duration"]
-    start = time.monotonic()
+    length, start = plan["warmup"] + plan["duration"], time.monotonic()
     with output.open("wb") as log:
         child = subprocess.Popen(
             command,
@@ -219,10 +214,7 @@ def _conduct(command: list[str], environ: dict[str, str], output: Path, plan: di
             pass_fds=(int(lock),) if lock else (),
         )
         try:
-            while child.poll() is None:
-                spent = time.monotonic() - start
-                if spent > length + DRAIN_SECONDS:
-                    break
+            while child.poll() is None and (spent := time.monotonic() - start) <= length + DRAIN_SECONDS:
                 phase = "warm-up" if spent < plan["warmup"] else "measuring" if spent < length else "draining"
                 report(Progress("throughput", phase, done=round(min(spent, length), 1), total=length, unit="s"))
                 with suppress(subprocess.TimeoutExpired):

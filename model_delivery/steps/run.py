@@ -7,19 +7,29 @@ output's JSON) or ``{"findings": [{…}, …], "kind": retryable | permanent | b
 refused | gate}``. The exit code is 0 for a result.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from model_delivery.base import BadInput, Finding, GateFailed, Permanent, Refused, Retryable, Trouble, sink
+from model_delivery.base import (
+    BadInput,
+    Finding,
+    GateFailed,
+    Permanent,
+    Progress,
+    Refused,
+    Retryable,
+    Trouble,
+    report,
+    sink,
+)
 from model_delivery.steps import Step
 
 STEPS = ("fetch", "verify", "smoke", "load")
@@ -63,13 +73,39 @@ def outcome(name: str, text: str, out: TextIO) -> int:
         what, why = f"the {name} step broke", f"{type(error).__name__}: {error}"
         fix = "this is a fault of Model Delivery: report it with the step's log"
         return _failed(out, "permanent", Permanent(Finding("step.broke", what, why, fix)))
-    say(out, {"result": result, "length": len(result), "sha256": hashlib.sha256(result.encode()).hexdigest()})
+    say(out, _sealed(result))
     return 0
+
+
+def _sealed(text: str) -> dict[str, Any]:
+    return {"result": text, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _failed(out: TextIO, kind: str, trouble: Trouble) -> int:
     say(out, {"findings": [f.to_json() for f in trouble.findings], "kind": kind})
     return trouble.exit_code
+
+
+def read(name: str, lines: Iterable[bytes]) -> str:
+    """The other side: the result's JSON text of the step ``name``; progress is passed on.
+
+    Raises the step's own findings as the Trouble they were, and Retryable when the result
+    is missing, cut or changed on the way.
+    """
+    for line in lines:
+        try:
+            news = json.loads(line)
+        except ValueError:
+            continue
+        match news:
+            case {"progress": progress}:
+                report(Progress(**progress))
+            case {"findings": findings, "kind": kind}:
+                raise KINDS[kind](*map(Finding.from_json, findings))
+            case {"result": str(text)} if news | _sealed(text) == news:
+                return text
+    what, why = f"the {name} step ended without a result", "its process was killed or its output was cut"
+    raise Retryable(Finding("step.no-result", what, why, "run again; its log says more"))
 
 
 def main() -> int:

@@ -2,8 +2,6 @@
 meant?
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +10,8 @@ from functools import partial
 from typing import Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict
 
-from model_delivery.base import Progress, SecretRef, read_secret, report
+from model_delivery.base import Part, Progress, SecretRef, bearer, report
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.steps import Step
 
@@ -22,13 +19,11 @@ TIMEOUT = httpx.Timeout(120, connect=10)
 OK = 200
 
 
-class SmokeInput(BaseModel):
+class SmokeInput(Part):
     """``url`` is the base address, without /v1.
 
     ``max_model_len`` None: whatever the server says is reported.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: str
     api_key: SecretRef | None = None
@@ -64,14 +59,15 @@ class _Smoke:
         yield "max_model_len", partial(self.max_model_len, first)
         yield "unknown model", self.unknown_model
 
-    def body(self, path: str, name: str, **more: Any) -> dict[str, Any]:
+    def ask(self, path: str, name: str, **more: Any) -> dict[str, Any]:
+        """A request's arguments."""
         prompt = self.given.prompt
         asked = {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
-        return {"model": name, "max_tokens": self.given.max_tokens, "temperature": 0, **asked, **more}
+        body = {"model": name, "max_tokens": self.given.max_tokens, "temperature": 0, **asked, **more}
+        return {"method": "POST", "url": f"/v1/{path}", "json": body}
 
     def post(self, path: str, name: str) -> dict[str, Any]:
-        answer = self.client.post(f"/v1/{path}", json=self.body(path, name))
-        return dict(checked(answer).json())
+        return dict(checked(self.client.request(**self.ask(path, name))).json())
 
     def health(self) -> str:
         status = self.client.get("/health").status_code
@@ -114,16 +110,13 @@ class _Smoke:
         A chat must have text; a completion of a question may rightly end at once.
         """
         pieces, reason, usage, done = 0, None, None, False
-        body = self.body(path, name, stream=True, stream_options={"include_usage": True})
-        with self.client.stream("POST", f"/v1/{path}", json=body) as answer:
+        asked = self.ask(path, name, stream=True, stream_options={"include_usage": True})
+        with self.client.stream(**asked) as answer:
             if answer.status_code != OK:
                 answer.read()
-            for line in checked(answer).iter_lines():
-                if not line.startswith("data:") or done:
-                    continue
-                text = line.removeprefix("data:").strip()
-                if text == "[DONE]":
-                    done = True
+            lines = (line.removeprefix("data:").strip() for line in checked(answer).iter_lines() if line[:5] == "data:")
+            for text in lines:
+                if done := done or text == "[DONE]":
                     continue
                 event = json.loads(text)
                 if "error" in event:
@@ -132,12 +125,8 @@ class _Smoke:
                 for choice in event["choices"]:
                     pieces += bool(choice.get("text") or choice.get("delta", {}).get("content"))
                     reason = choice.get("finish_reason") or reason
-        parts = {
-            "text": pieces or not path.startswith("chat"),
-            "finish reason": reason,
-            "usage": usage,
-            "[DONE]": done,
-        }
+        enough = pieces or not path.startswith("chat")
+        parts = {"text": enough, "finish reason": reason, "usage": usage, "[DONE]": done}
         if missing := [part for part, there in parts.items() if not there]:
             raise Wrong(f"the stream had no {' and no '.join(missing)}")
         return f"{pieces} pieces, {reason}, {counted({'usage': usage})} tokens"
@@ -162,8 +151,7 @@ class _Smoke:
         return str(length)
 
     def unknown_model(self) -> str:
-        body = self.body("chat/completions", "model-delivery-unknown")
-        status = self.client.post("/v1/chat/completions", json=body).status_code
+        status = self.client.request(**self.ask("chat/completions", "model-delivery-unknown")).status_code
         if status != httpx.codes.NOT_FOUND:
             raise Wrong(f"a model that is not served gets status {status}, not 404")
         return "404"
@@ -184,8 +172,7 @@ def counted(answer: dict[str, Any]) -> int:
 
 def run(given: SmokeInput) -> SmokeReport:
     """Every check runs; a failed one is in the report, never an exception."""
-    headers = {"Authorization": f"Bearer {read_secret(given.api_key).reveal()}"} if given.api_key else {}
-    checks = []
+    checks, headers = [], bearer(given.api_key)
     with httpx.Client(base_url=given.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
         smoke = _Smoke(given, client)
         for name, check in smoke.checks():

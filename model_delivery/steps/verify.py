@@ -4,8 +4,6 @@ its source lists.
 Only then it gets a manifest.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from model_delivery.base import Finding, Part, Permanent, Progress, report
@@ -67,7 +65,10 @@ def run(given: VerifyInput) -> Verified:
             write_manifest(folder, snapshot, entries)
         except OSError as error:
             what = f"{folder / MANIFEST} cannot be written"
-            fix = "let the pod of serving.pod.security_context write there (its user owns the files, or fsGroup), then `deliver adopt` again"
+            fix = (
+                "let the pod of serving.pod.security_context write there (its user owns the files, or fsGroup), "
+                "then `deliver adopt` again"
+            )
             raise Permanent(Finding("store.not-writable", what, error.strerror or str(error), fix)) from None
     return Verified(files=len(entries), bytes=snapshot.size, others=others)
 

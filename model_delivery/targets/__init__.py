@@ -4,10 +4,10 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from model_delivery.targets.deployment import Deployment
 from model_delivery.targets.kserve import KServe
@@ -42,19 +42,26 @@ def cluster_kinds() -> tuple[Kind, ...]:
 def _class_of(payload: Any) -> str | None:
     if isinstance(payload, Payload):
         return type(payload).__name__
-    fitting = (
-        found for room in ROOMS for found in room.payloads if isinstance(payload, Mapping) and found.fits(payload)
-    )
-    return next((found.__name__ for found in fitting), None)
+    return next((name for name, fitting in _PAYLOADS.items() if fitting.fits(payload)), None)
 
 
-_SPECS, _KEYS = tuple(room.spec for room in ROOMS), tuple(room.spec.keyed for room in ROOMS)
-_PAYLOADS = tuple(Annotated[found, Tag(found.__name__)] for room in ROOMS for found in room.payloads)
+def _said(key: Any) -> Any:
+    """An older version's key had the fields of all targets, null where they said
+    nothing.
+    """
+    return {name: value for name, value in key.items() if value is not None} if isinstance(key, dict) else key
+
+
+_PAYLOADS = {payload.__name__: payload for room in ROOMS for payload in room.payloads}
 if TYPE_CHECKING:
     AnyTarget = TargetSpec
     AnyKey = TargetKey
     AnyPayload = Payload
 else:
-    AnyTarget = Annotated[Union[_SPECS], Field(discriminator="kind")]  # noqa: UP007
-    AnyKey = Annotated[Union[_KEYS], Field(discriminator="kind")]  # noqa: UP007
-    AnyPayload = Annotated[Union[_PAYLOADS], Discriminator(_class_of)]  # noqa: UP007
+
+    def _any(classes: Iterable[Any], *how: Any) -> Any:
+        return Annotated[(Union[tuple(classes)], *how)]  # noqa: UP007
+
+    AnyTarget = _any((room.spec for room in ROOMS), Field(discriminator="kind"))
+    AnyKey = _any((room.spec.keyed for room in ROOMS), Field(discriminator="kind"), BeforeValidator(_said))
+    AnyPayload = _any((Annotated[found, Tag(name)] for name, found in _PAYLOADS.items()), Discriminator(_class_of))

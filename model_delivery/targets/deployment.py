@@ -11,28 +11,23 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from model_delivery.base.manifests import Object, manifest
-from model_delivery.targets.asked import Asked
+from model_delivery.base import Object, manifest
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
+from model_delivery.targets.kubernetes.cluster import ClusterTarget
 from model_delivery.targets.kubernetes.kinds import SERVICE
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common
-from model_delivery.targets.kubernetes.pod import MARGIN_SECONDS, PORT, devices, pod_labels, serve, startup_seconds
-from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Target
-from model_delivery.values import (
-    Current,
-    Demand,
-    InProgress,
-    Kind,
-    Lock,
-    Observed,
-    Payload,
-    Readiness,
-    Ref,
-    Release,
-    Resource,
-    World,
+from model_delivery.targets.kubernetes.release import (
+    MARGIN_SECONDS,
+    PORT,
+    AdoptedPayload,
+    ClusterPayload,
+    common,
+    devices,
+    pod_labels,
+    serve,
 )
+from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey
+from model_delivery.targets.protocol import Asked, Get, Target
+from model_delivery.values import Current, Demand, Kind, Lock, Observed, Readiness, Ref, Release, Resource, World
 
 
 def _demand(body: Mapping[str, Any]) -> Demand:
@@ -47,10 +42,10 @@ class DeploymentKey(RoutedKey):
     kind: Literal["deployment"] = "deployment"
 
     def target(self) -> Target:
-        return Deployment(self.namespace, self.gateway, self.hostname, context=self.context)
+        return Deployment(self)
 
 
-class DeploymentTarget(RoutedTarget):
+class DeploymentTarget(ClusterTarget, DeploymentKey):
     """A plain Deployment and Service; without ``gateway`` traffic cannot be weighed."""
 
     keyed = DeploymentKey
@@ -65,12 +60,12 @@ class DeploymentPayload(ClusterPayload):
         name = f"{delivery}-{release.id}"
         made = copy.deepcopy(self.deployment)
         template = made["spec"]["template"]
-        made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": self.selector(name)}}
+        made["spec"] |= {"replicas": release.replicas, "selector": {"matchLabels": self.origin(name).labels}}
         template["metadata"]["labels"] = pod_labels(delivery, release.id)
         pod = template["spec"]
         yield from self.chat_config(delivery, release, pod, pod["containers"][0])
-        yield Resource(self.main(name, DEPLOYMENT), "release", delivery, made, release.id)
-        yield _service(self, self.service, delivery, release)
+        yield Resource(Ref(DEPLOYMENT, name), "release", delivery, made, release.id)
+        yield _service(self, delivery, release)
 
 
 def _service_before() -> Object:
@@ -91,40 +86,36 @@ class DeploymentAdopted(AdoptedPayload):
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         yield self.theirs(delivery, release, copy.deepcopy(self.live) | {"replicas": release.replicas})
-        yield _service(self, self.service, delivery, release)
+        yield _service(self, delivery, release)
 
 
-def _service(payload: ClusterPayload, kept: Object, delivery: str, release: Release) -> Resource:
+def _service(payload: DeploymentPayload | DeploymentAdopted, delivery: str, release: Release) -> Resource:
     """The release's own, from what was kept of it."""
-    made, name = copy.deepcopy(kept), f"{delivery}-{release.id}"
-    made["spec"]["selector"] = payload.selector(name)
-    made["spec"]["ports"][0]["targetPort"] = payload.target_port
+    made, name = copy.deepcopy(payload.service), f"{delivery}-{release.id}"
+    origin = payload.origin(name)
+    made["spec"]["selector"], made["spec"]["ports"][0]["targetPort"] = origin.labels, origin.target_port
     return Resource(Ref(SERVICE, name), "release", delivery, made, release.id)
 
 
 class Deployment(Routed):
     """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
-    kind, spec, kinds, engine_port = "deployment", DeploymentTarget, (DEPLOYMENT,), PORT
-    payloads, former, adopts = (DeploymentPayload, DeploymentAdopted), DeploymentAdopted, DEPLOYMENT
+    spec, kinds, engine_port = DeploymentTarget, (DEPLOYMENT,), PORT
+    payloads = DeploymentPayload, DeploymentAdopted
 
-    def payload(self, asked: Asked, lock: Lock) -> Payload:
-        made = manifest(FILE, "Deployment")
+    def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
+        made, shared = manifest(FILE, "Deployment"), common(asked, lock)
         serve(made["spec"]["template"], asked, lock)
         made["metadata"]["labels"]["app.kubernetes.io/version"] = version("model-delivery")
-        made["spec"]["progressDeadlineSeconds"] = startup_seconds(asked.serving, lock) + MARGIN_SECONDS
-        return DeploymentPayload(deployment=made, service=manifest(FILE, "Service"), **common(asked, lock))
+        made["spec"]["progressDeadlineSeconds"] = shared["startup_seconds"] + MARGIN_SECONDS
+        return DeploymentPayload(deployment=made, service=manifest(FILE, "Service"), **shared)
 
-    def readiness(self, release: Release, world: World) -> Readiness:
-        name = f"{world.delivery}-{release.id}"
-        seen = world.objects.get(self.main(world.delivery, release))
-        if seen is None:
-            return InProgress("the Deployment is not there yet")
-        status, wanted = seen.status, release.replicas
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
+        name, status = f"{world.delivery}-{release.id}", seen.status
         seen_by_controller = status.get("observedGeneration", 0) >= status["generation"]
-        enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
+        enough = all(status.get(count, 0) >= release.replicas for count in ("updatedReplicas", "availableReplicas"))
         if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
-            return Current(f"http://{name}.{self.namespace}.svc:{PORT}")
+            return Current(f"http://{name}.{self.key.namespace}.svc:{PORT}")
         return self.pending(release, world, name, status)
 
     def read(self, live: Observed, get: Get) -> Found:
@@ -135,6 +126,5 @@ class Deployment(Routed):
         pod = spec["template"]["spec"]
         container, words = engine_of(pod["containers"])
         place = on_a_claim(ref, pod, container, model_of(words))
-        labels: dict[str, Any] = {"labels": dict(spec["selector"]["matchLabels"])}
-        kept = {"service": manifest(FILE, "Service")}
-        return Found(spec, container, words, *place, int(spec.get("replicas", 1)), labels, beside=kept)
+        origin, kept = {"pods": {"labels": spec["selector"]["matchLabels"]}}, {"service": manifest(FILE, "Service")}
+        return Found(spec, container, words, *place, int(spec.get("replicas", 1)), origin, kept)

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding
-from model_delivery.base.manifests import Object, manifest
+from model_delivery.base import Finding, Object, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
@@ -24,11 +22,21 @@ from model_delivery.targets.kubernetes.adoption import (
     on_a_claim,
     refusal,
 )
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, ClusterPayload, common, in_cluster, pods_of
-from model_delivery.targets.kubernetes.pod import claim_name, devices, serve, verbatim
-from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
-from model_delivery.targets.kubernetes.route import Routed, RoutedKey, RoutedTarget
-from model_delivery.targets.protocol import Get, Site, Target
+from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kinds
+from model_delivery.targets.kubernetes.release import (
+    AdoptedPayload,
+    ClusterPayload,
+    claim_name,
+    common,
+    devices,
+    in_cluster,
+    pods_of,
+    scale,
+    serve,
+    verbatim,
+)
+from model_delivery.targets.kubernetes.route import Routed, RoutedKey
+from model_delivery.targets.protocol import Asked, Get, Site, Target
 from model_delivery.values import (
     Current,
     Demand,
@@ -37,7 +45,6 @@ from model_delivery.values import (
     Kind,
     Lock,
     Observed,
-    Payload,
     Readiness,
     Ref,
     Release,
@@ -81,10 +88,10 @@ class KServeKey(RoutedKey):
     kind: Literal["kserve"] = "kserve"
 
     def target(self) -> Target:
-        return KServe(self.namespace, self.gateway, self.hostname, context=self.context)
+        return KServe(self)
 
 
-class KServeTarget(RoutedTarget):
+class KServeTarget(ClusterTarget, KServeKey):
     """A KServe InferenceService; without ``gateway`` traffic cannot be weighed."""
 
     keyed = KServeKey
@@ -99,7 +106,7 @@ class KServePayload(ClusterPayload):
         name, count = f"{delivery}-{release.id}", release.replicas
         runtime, service = copy.deepcopy(self.runtime), copy.deepcopy(self.service)
         predictor = service["spec"]["predictor"]
-        predictor |= {"minReplicas": count, "maxReplicas": count, "labels": self.selector(name)}
+        predictor |= {"minReplicas": count, "maxReplicas": count, "labels": self.origin(name).labels}
         predictor["model"]["runtime"] = name
         yield from self.chat_config(delivery, release, runtime["spec"], runtime["spec"]["containers"][0])
         for kind, made in ((SERVING_RUNTIME, runtime), (INFERENCE_SERVICE, service)):
@@ -111,19 +118,18 @@ class KServeAdopted(AdoptedPayload):
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         live = copy.deepcopy(self.live)
-        if live["predictor"].get("minReplicas", 1) != release.replicas:
-            live["predictor"]["minReplicas"] = release.replicas
+        scale(live["predictor"], release.replicas)
         yield self.theirs(delivery, release, live)
 
 
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    kind, spec, kinds, engine_port = "kserve", KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
-    payloads, former, adopts = (KServePayload, KServeAdopted), KServeAdopted, INFERENCE_SERVICE
+    spec, kinds, engine_port = KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
+    payloads = KServePayload, KServeAdopted
     backend, port = BACKEND, 80
 
-    def payload(self, asked: Asked, lock: Lock) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the
         service's predictor.
         """
@@ -139,26 +145,23 @@ class KServe(Routed):
         runtime["spec"]["containers"] = [json.loads(verbatim(json.dumps(engine)))]
         return KServePayload(runtime=runtime, service=service, **common(asked, lock))
 
-    def readiness(self, release: Release, world: World) -> Readiness:
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """KServe's ``observedGeneration`` is its Deployment's, and it goes on saying
         Ready while its pods are refused: so the pods are counted.
         """
-        ref = self.main(world.delivery, release)
-        seen = world.objects.get(ref)
-        if seen is None:
-            return InProgress("the InferenceService is not there yet")
+        ref = seen.resource.ref
         if (refused := _refused(ref, seen.status)) is not None:
             return Failed(refused)
-        its = pods.living(pods_of(world, release))
+        living = pods.living(pods_of(world, release.id))
         ready = pods.condition(seen.status, "PredictorReady")
-        told, few = pods.reason_of(ready), len(its) < release.replicas
-        if not few and all(map(pods.is_ready, its)):
+        told, few = pods.reason_of(ready), len(living) < release.replicas
+        if not few and all(map(pods.is_ready, living)):
             if ready.get("status") == "True":
-                return Current(self._endpoint(ref, seen.status, in_cluster(release).port))
+                return Current(self._endpoint(ref, seen.status, in_cluster(release).origin("").port))
             return InProgress(f"its pods are ready, KServe is not: {told}")
         failure = _failure(ready, world.beside["Event"], ref) if few else {}
         state = self.pending(release, world, ref.name, failure, *NOISE)
-        if its or failure or not isinstance(state, InProgress):
+        if living or failure or not isinstance(state, InProgress):
             return state
         return InProgress(told or f"KServe says nothing of it: {state.why} (does its controller manager run?)")
 
@@ -167,21 +170,26 @@ class KServe(Routed):
         to the engine's port: KServe's address has a port then.
         """
         direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
-        return f"http://{ref.name}{BACKEND}.{self.namespace}.svc" + (f":{port}" if direct else "")
+        return f"http://{ref.name}{BACKEND}.{self.key.namespace}.svc" + (f":{port}" if direct else "")
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
         """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
         for kind in absent_kinds(place, self.kinds):
-            what, fix = (
+            yield Finding(
+                "kserve.not-installed",
                 f"the cluster has no {kind.plural} of {kind.api}",
+                self.where,
                 "install KServe, or use target: {kind: deployment, …}",
             )
-            yield Finding("kserve.not-installed", what, context_of(self.context), fix)
         if not asked.name[0].isalpha() or len(asked.name) > LONGEST_NAME:
-            what = f"the name {asked.name} does not fit KServe"
-            why = f"KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: at most {LONGEST_NAME} characters"
-            yield Finding("kserve.name", what, why, "choose another name")
+            yield Finding(
+                "kserve.name",
+                f"the name {asked.name} does not fit KServe",
+                "KServe wants a letter first, and labels its pods isvc.NAME-RELEASE-predictor: "
+                f"at most {LONGEST_NAME} characters",
+                "choose another name",
+            )
 
     def read(self, live: Observed, get: Get) -> Found:
         ref, spec = live.resource.ref, live.resource.spec["spec"]
@@ -203,9 +211,8 @@ class KServe(Routed):
             claim, _, folder = uri.removeprefix(PVC).partition("/")
             if not uri.startswith(PVC):
                 raise not_on_a_claim(ref, uri)
-        its = {"labels": {"app": f"isvc.{ref.name}-predictor"}}
-        more = {"service": f"{ref.name}{BACKEND}"}
-        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), its, more)
+        known = {"pods": {"labels": {"app": f"isvc.{ref.name}-predictor"}}, "service": f"{ref.name}{BACKEND}"}
+        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), known)
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:
@@ -223,13 +230,20 @@ def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
     """What KServe says once and will not change its mind about."""
     mode = status.get("deploymentMode", MODES[0])
     if mode not in MODES:
-        why = "the mode of an InferenceService never changes, and only Standard makes a Deployment"
-        fix = f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, then run again"
-        return Finding("kserve.mode", f"KServe has put {ref} into mode {mode}", why, fix)
+        return Finding(
+            "kserve.mode",
+            f"KServe has put {ref} into mode {mode}",
+            "the mode of an InferenceService never changes, and only Standard makes a Deployment",
+            f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, "
+            "then run again",
+        )
     said = status.get("modelStatus") or {}
     failure = said.get("lastFailureInfo") or {}
     if said.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:
         return None
-    what = f"KServe cannot serve the model: {failure.get('reason', 'InvalidSpec')}"
-    fix = f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime"
-    return Finding("kserve.refused", what, str(failure.get("message", "")), fix)
+    return Finding(
+        "kserve.refused",
+        f"KServe cannot serve the model: {failure.get('reason', 'InvalidSpec')}",
+        str(failure.get("message", "")),
+        f"kubectl describe inferenceservice {ref.name}, and see its ServingRuntime",
+    )

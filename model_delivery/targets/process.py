@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
 
 from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable, last_line
+from model_delivery.diagnosis.engine_log import diagnose, last_line
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
-from model_delivery.targets.protocol import (
-    Adoption,
-    Get,
-    Site,
-    StepRun,
-    Target,
-    TargetKey,
-    TargetSpec,
-    UpAt,
-    not_yet,
-    nothing_to_adopt,
-)
+from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -62,19 +50,11 @@ class ProcessKey(TargetKey):
     kind: Literal["process"] = "process"
     port: int | None = None
 
-    @property
-    def context(self) -> None:
-        return None
-
-    @property
-    def namespace(self) -> None:
-        return None
-
     def admits(self, asked: TargetKey) -> bool:
         return isinstance(asked, ProcessKey) and self.port in (None, asked.port)
 
     def target(self) -> Target:
-        return Process(self.port or PORT)
+        return Process(self)
 
 
 class ProcessTarget(TargetSpec):
@@ -121,10 +101,14 @@ class Process(Target):
     slot is 5 % of the traffic.
     """
 
-    kind, spec, payloads = "process", ProcessTarget, (ProcessPayload,)
+    spec, payloads = ProcessTarget, (ProcessPayload,)
     kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
     can = Capabilities(dark_first=True, weights="slots")
-    port: int = PORT
+    key: ProcessKey
+
+    @property
+    def port(self) -> int:
+        return self.key.port or PORT
 
     def address(self, name: str) -> Address:
         return Address(HOST, self.port)
@@ -139,7 +123,7 @@ class Process(Target):
         if lock.engine is None:
             raise Refused(Finding("target.no-engine", "no engine", "a process needs one", "name it in target.engine"))
         serving = asked.serving
-        limits, secrets = serving.resources.limits, {k: v for k, v in serving.env.items() if not isinstance(v, str)}
+        limits, secrets = serving.resources.limits, {"VLLM_API_KEY": serving.api_key} if serving.api_key else {}
         return ProcessPayload(
             engine=lock.engine.model_dump(mode="json"),
             model=folder_name(lock.snapshot),
@@ -148,7 +132,7 @@ class Process(Target):
             args=serving.args,
             chat_template=serving.chat_template,
             env={name: value for name, value in serving.env.items() if isinstance(value, str)},
-            secret_env=secrets | ({"VLLM_API_KEY": serving.api_key} if serving.api_key else {}),
+            secret_env={name: ref for name, ref in serving.env.items() if not isinstance(ref, str)} | secrets,
             api_key=serving.api_key,
             port="auto",
             cpus=whole_cpus(limits.get("cpu", 1)),
@@ -157,24 +141,23 @@ class Process(Target):
         )
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
-        folder = Resource(Ref(FOLDER, "models"), "storage", name, {"path": storage.path})
-        if lock.engine is None or lock.engine.environment is None:
-            return (folder,)
-        content = {"engine": lock.engine.model_dump(mode="json")}
-        return (folder, Resource(Ref(ENVIRONMENT, lock.engine.name), "storage", name, content))
+        made: dict[Ref, dict[str, Any]] = {Ref(FOLDER, "models"): {"path": storage.path}}
+        if lock.engine is not None and lock.engine.environment is not None:
+            made[Ref(ENVIRONMENT, lock.engine.name)] = {"engine": lock.engine.model_dump(mode="json")}
+        return tuple(Resource(ref, "storage", name, spec) for ref, spec in made.items())
 
     def compose(self, want: Desired) -> tuple[Resource, ...]:
-        def route(ref: Ref, **spec: Any) -> Resource:
-            return Resource(ref, "route", want.delivery, spec)
-
-        made = [
-            Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
-            for release in want.releases
-        ]
+        route: dict[Ref, dict[str, Any]] = {}
         if want.address is not None:
-            made.append(route(ROUTE, host=want.address.host, port=want.address.port))
-            made += [route(Ref(SLOT, f"{n:02}"), release=owner) for n, owner in enumerate(slot_owners(want.shares))]
-        return tuple(made)
+            route[ROUTE] = {"host": want.address.host, "port": want.address.port}
+            route |= {Ref(SLOT, f"{n:02}"): {"release": owner} for n, owner in enumerate(slot_owners(want.shares))}
+        return (
+            *(
+                Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
+                for release in want.releases
+            ),
+            *(Resource(ref, "route", want.delivery, spec) for ref, spec in route.items()),
+        )
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
@@ -188,13 +171,11 @@ class Process(Target):
         if seen is None or seen.resource.spec != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
-        log = status["log_tail"]
         if not status["alive"]:
-            finding = diagnose(log, status["exit_code"])
-            return Failed(_with_log(finding, status), is_retryable(log, status["exit_code"]))
+            return diagnose(status["log_tail"], status["exit_code"], f"log: {status['log']}")
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
-        return InProgress(last_line(log) or "the engine is starting")
+        return InProgress(last_line(status["log_tail"]) or "the engine is starting")
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:
@@ -203,9 +184,9 @@ class Process(Target):
         if router is None:
             return InProgress("no router")
         if not router.status["alive"]:
-            why = last_line(router.status["log_tail"])
-            finding = Finding("place.router-ended", "the router ended", why, "run again; its log says more")
-            return Failed(_with_log(finding, router.status))
+            why, evidence = last_line(router.status["log_tail"]), (f"log: {router.status['log']}",)
+            fix = "run again; its log says more"
+            return Failed(Finding("place.router-ended", "the router ended", why, fix, evidence))
         slots = [(ref.name, seen.status) for ref, seen in world.objects.items() if ref.kind == SLOT]
         late = [name for name, status in slots if status["written"] != status["address"]]
         if late or not router.status["healthy"]:
@@ -222,27 +203,35 @@ class Process(Target):
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}
-        yield from not_yet(self.kind, wanted | limits)
+        yield from not_yet(self.key.kind, wanted | limits)
         for field, ref in secrets.items():
-            if isinstance(ref, KubeSecret):
-                what, fix = f"{field} names a Kubernetes secret", "use {env: NAME} or {file: PATH}"
-                yield Finding("secret.not-on-a-host", what, "a host has none", fix)
-                continue
             try:
-                place.secret(ref)
+                if isinstance(ref, KubeSecret):
+                    yield Finding(
+                        "secret.not-on-a-host",
+                        f"{field} names a Kubernetes secret",
+                        "a host has none",
+                        "use {env: NAME} or {file: PATH}",
+                    )
+                else:
+                    place.secret(ref)
             except Refused as refused:
                 yield from refused.findings
         up = up_at()
         if up is None and place.listening(self.port):
-            what, why = "the service's port is taken", f"something else listens on {HOST}:{self.port}"
-            yield Finding("host.port-taken", what, why, "choose another target.port, or stop what listens there")
+            yield Finding(
+                "host.port-taken",
+                "the service's port is taken",
+                f"something else listens on {HOST}:{self.port}",
+                "choose another target.port, or stop what listens there",
+            )
         elif up is not None and up.port != self.port:
-            what = f"the port of {asked.name} cannot change while it is up"
-            why = f"it is up on port {up.port}, the spec says {self.port}"
-            yield Finding("target.moved", what, why, f"`deliver down {asked.name}` first")
-
-    def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        raise nothing_to_adopt(self.kind)
+            yield Finding(
+                "target.moved",
+                f"the port of {asked.name} cannot change while it is up",
+                f"it is up on port {up.port}, the spec says {self.port}",
+                f"`deliver down {asked.name}` first",
+            )
 
 
 def whole_cpus(limit: float | str) -> int:
@@ -259,7 +248,3 @@ def slot_owners(shares: Mapping[str, int]) -> list[str]:
         what, why = "a share of the traffic is not a multiple of 5 %", f"the router has {SLOTS} slots: {dict(shares)}"
         raise Refused(Finding("rollout.share-too-fine", what, why, "use multiples of 5 in rollout.steps"))
     return [owner for owner, share in shares.items() for _ in range(share * SLOTS // 100)]
-
-
-def _with_log(finding: Finding, status: Mapping[str, Any]) -> Finding:
-    return replace(finding, evidence=(*finding.evidence, f"log: {status['log']}"))

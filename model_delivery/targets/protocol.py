@@ -1,5 +1,5 @@
 """What every target has: a spec class, a key, payloads, and the answers that the house
-asks of it.
+asks of it; and what a spec asks of whatever target it names.
 
 All of it is pure; what a place knows is asked of the place that is passed in.
 """
@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from model_delivery.base import Finding, Part, Refused, Secret, SecretRef
-from model_delivery.targets.asked import Asked
+from model_delivery.base import DnsLabel, Finding, Part, Refused, Secret, SecretRef
+from model_delivery.models.sources import Model
 from model_delivery.values import (
     Address,
     Capabilities,
     Desired,
+    Gates,
     Kind,
     Lock,
     Observed,
@@ -26,7 +27,10 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Rollout,
     Runner,
+    Schedule,
+    Serving,
     StepState,
     Storage,
     World,
@@ -36,24 +40,42 @@ Get = Callable[[Ref], Observed | None]
 UpAt = Callable[[], Address | None]
 
 
+class Asked(Part):
+    """A spec without its target: the model, how it is served, and what it must be able to
+    do before it gets traffic.
+    """
+
+    api_version: Literal["model-delivery/v1"] = Field(alias="apiVersion")
+    name: DnsLabel
+    model: Model
+    storage: Storage = Storage()
+    serving: Serving = Serving()
+    runner: Runner = Runner()
+    gates: Gates = Gates()
+    rollout: Rollout = Rollout()
+    approval: Literal["none", "manual"] = "none"
+    schedule: Schedule | None = None
+    concurrency: Literal["wait", "refuse"] = "wait"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_names(cls, given: Any) -> Any:
+        """``serving.model_names`` defaults to the delivery's name."""
+        match given:
+            case {"name": str(name), **others}:
+                serving = others.get("serving", {})
+                if isinstance(serving, dict) and not serving.get("model_names"):
+                    return {**given, "serving": {**serving, "model_names": (name,)}}
+        return given
+
+
 class TargetKey(Part):
     """Which target, and where: what may not change while a delivery is up."""
 
     place: ClassVar[Literal["host", "cluster"]]
-
-    if TYPE_CHECKING:
-
-        @property
-        def kind(self) -> str:
-            raise NotImplementedError
-
-        @property
-        def context(self) -> str | None:
-            raise NotImplementedError
-
-        @property
-        def namespace(self) -> str | None:
-            raise NotImplementedError
+    kind: str
+    context: str | None = None
+    namespace: str | None = None
 
     def target(self) -> Target:
         raise NotImplementedError
@@ -61,14 +83,6 @@ class TargetKey(Part):
     def admits(self, asked: TargetKey) -> bool:
         """May a delivery that is up under this key go on under ``asked``?"""
         return self == asked
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old(cls, given: Any) -> Any:
-        """An older version's key had the fields of all targets, null where they said
-        nothing.
-        """
-        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class TargetSpec(Part):
@@ -80,16 +94,13 @@ class TargetSpec(Part):
     if TYPE_CHECKING:
 
         @property
-        def kind(self) -> str:
-            raise NotImplementedError
+        def kind(self) -> str: ...
 
         @property
-        def engine(self) -> str | None:
-            raise NotImplementedError
+        def engine(self) -> str | None: ...
 
         @property
-        def image(self) -> str | None:
-            raise NotImplementedError
+        def image(self) -> str | None: ...
 
     def key(self) -> TargetKey:
         return self.keyed.model_validate(self.model_dump(include=set(self.keyed.model_fields)))
@@ -146,14 +157,14 @@ class Site(Protocol):
 
 class Target(Protocol):
     """What is served, as values. ``kinds``: of the objects that no other target has;
-    ``adopts``: of what can come under a spec.
+    ``adopts``: can an object of the first of them come under a spec?
     """
 
-    kind: ClassVar[str]
     spec: ClassVar[type[TargetSpec]]
     payloads: ClassVar[tuple[type[Payload], ...]]
     kinds: ClassVar[tuple[Kind, ...]]
-    adopts: ClassVar[Kind | None] = None
+    adopts: ClassVar[bool] = False
+    key: TargetKey
 
     @property
     def can(self) -> Capabilities: ...
@@ -192,10 +203,11 @@ class Target(Protocol):
         """
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        """The object ``named``, of the kind ``adopts``, as it runs now, as a release.
+        """The object ``named``, of the first kind, as it runs now, as a release.
         Refused with every reason why it cannot come under ``asked``. ``get`` reads an
         object of the place.
         """
+        raise nothing_to_adopt(self.key.kind)
 
 
 def nothing_to_adopt(kind: str) -> Refused:

@@ -7,14 +7,11 @@ from __future__ import annotations
 import copy
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from model_delivery.base import Finding, Refused, Text
-from model_delivery.base.manifests import Object, manifest
+from model_delivery.base import Finding, Object, Refused, Text, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.store import folder_name
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
@@ -24,34 +21,33 @@ from model_delivery.targets.kubernetes.adoption import (
     refusal,
     relative,
 )
-from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster
+from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster, absent_kinds
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
-from model_delivery.targets.kubernetes.payload import (
+from model_delivery.targets.kubernetes.release import (
+    CONFIG,
+    MARGIN_SECONDS,
+    READY_TIMEOUT,
     AdoptedPayload,
     ClusterPayload,
     Origin,
     chat_template,
-    common,
-    mount_config,
-    owned_route,
-    pods_of,
-)
-from model_delivery.targets.kubernetes.pod import (
-    CONFIG,
-    MARGIN_SECONDS,
-    READY_TIMEOUT,
     claim_name,
+    common,
     devices,
     environment,
     furnish,
+    in_cluster,
     limits_of,
     literal,
+    mount_config,
+    owned_route,
     pod_labels,
+    pods_of,
+    scale,
     startup_seconds,
     verbatim,
 )
-from model_delivery.targets.kubernetes.preflight import absent_kinds, context_of
-from model_delivery.targets.protocol import Adoption, Get, Site, Target
+from model_delivery.targets.protocol import Adoption, Asked, Get, Site, Target
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -63,7 +59,6 @@ from model_delivery.values import (
     Kind,
     Lock,
     Observed,
-    Payload,
     Readiness,
     Ref,
     Release,
@@ -96,19 +91,22 @@ SCHEMA = ("properties", "spec", "properties", "releases", "items", "properties",
 
 
 class T9kKey(ClusterKey):
+    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler
+    places the pods.
+    """
+
     kind: Literal["t9k"] = "t9k"
-    queue: str | None = None
+    queue: Text | None = None
 
     def target(self) -> Target:
-        return T9k(self.namespace, self.queue, context=self.context)
+        return T9k(self)
 
 
-class T9kTarget(ClusterTarget):
+class T9kTarget(ClusterTarget, T9kKey):
     """A T9k MLService; ``queue``: of its scheduler."""
 
     keyed = T9kKey
     kind: Literal["t9k"]
-    queue: Text | None = None
 
 
 class T9kPayload(ClusterPayload):
@@ -117,10 +115,6 @@ class T9kPayload(ClusterPayload):
     runtime: Object
     predictor: Object
     config: str | None
-    service_metadata: ClassVar[None] = None  # the manifest's
-
-    def entry_name(self, release: Release) -> str:
-        return release.id
 
     def entry(self, delivery: str, release: Release) -> Object:
         """Its entry of the MLService. Our labels reach the pods by the predictor's
@@ -152,39 +146,26 @@ class T9kAdopted(AdoptedPayload):
     adopts = ML_SERVICE
     adopted: T9kOrigin
 
-    @property
-    def service_metadata(self) -> Object:
-        return copy.deepcopy(self.adopted.metadata)
-
-    def entry_name(self, release: Release) -> str:
-        return self.adopted.entry
-
     def entry(self, delivery: str, release: Release) -> Object:
         predictor = copy.deepcopy(self.live)
-        if predictor.get("minReplicas", 1) != release.replicas:
-            predictor["minReplicas"] = release.replicas
+        scale(predictor, release.replicas)
         return {"name": self.adopted.entry, "predictor": predictor}
 
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         yield from ()
 
 
-@dataclass(frozen=True)
 class T9k(InCluster):
-    """``queue``: of T9k's own scheduler; without one the cluster's default scheduler
-    places the pods.
-    """
-
-    kind, spec, kinds, engine_port = "t9k", T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
-    payloads, former, adopts = (T9kPayload, T9kAdopted), T9kAdopted, ML_SERVICE
-    can = Capabilities(dark_first=False, weights="percent")
-    queue: str | None = None
+    spec, kinds, engine_port = T9kTarget, (ML_SERVICE, ML_SERVICE_RUNTIME), 8080
+    payloads = T9kPayload, T9kAdopted
+    can, notebooks = Capabilities(dark_first=False, weights="percent"), True
+    key: T9kKey
 
     def address(self, name: str) -> Address:
         """The name inside the cluster; the domain outside is T9k's to choose: ``routed``
         gives ``status.address.url``.
         """
-        return Address(f"{name}.{self.namespace}", 80)
+        return Address(f"{name}.{self.key.namespace}", 80)
 
     def route(self, name: str) -> Ref:
         return Ref(ML_SERVICE, name)
@@ -192,7 +173,7 @@ class T9k(InCluster):
     def main(self, delivery: str, release: Release) -> Ref:
         return self.route(delivery)
 
-    def payload(self, asked: Asked, lock: Lock) -> Payload:
+    def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         """Refused where a text would meet Go's templates in a place where nobody
         documents whether they are filled in.
         """
@@ -223,33 +204,29 @@ class T9k(InCluster):
         """Releases of the same content share their runtime. A service cannot be without a
         default: no traffic, no service.
         """
-        beside = {
-            made.ref: made for release in want.releases for made in _payload(release).resources(want.delivery, release)
-        }
-        return (*beside.values(), self._service(want)) if want.address and want.shares else tuple(beside.values())
+        made = [part for release in want.releases for part in in_cluster(release).resources(want.delivery, release)]
+        beside = {resource.ref: resource for resource in made}.values()
+        return (*beside, self._service(want)) if want.address and want.shares else tuple(beside)
 
     def _service(self, want: Desired) -> Resource:
         made = manifest(FILE, "MLService")
-        entries = {release.id: _payload(release).entry(want.delivery, release) for release in want.releases}
-        default, *canary = [release for release in entries if release in want.shares]
-        made["spec"] |= {"default": entries[default]["name"], "releases": list(entries.values())}
-        if canary:
-            percent = want.shares[canary[0]]
-            made["spec"] |= {"canary": entries[canary[0]]["name"], "canaryTrafficPercent": percent}
-        if self.queue:
-            made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.queue}}
+        made["spec"]["releases"] = [_entry(want.delivery, release) for release in want.releases]
+        shares = _shares(want)
+        made["spec"]["default"], *canary = shares
+        for name in canary:
+            made["spec"] |= {"canary": name, "canaryTrafficPercent": shares[name]}
+        if self.key.queue:
+            made["spec"]["scheduler"] = {"t9kScheduler": {"queue": self.key.queue}}
         for release in want.releases:
-            made["metadata"] = _payload(release).service_metadata or made["metadata"]
+            if isinstance(release.payload, T9kAdopted):
+                made["metadata"] = copy.deepcopy(release.payload.adopted.metadata)
         return owned_route(Resource(self.route(want.delivery), "route", want.delivery, made), want.releases)
 
-    def readiness(self, release: Release, world: World) -> Readiness:
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """There is no observedGeneration: the service must be Ready and this release
         ready. An address says nothing, it is set before.
         """
-        seen = world.objects.get(self.route(world.delivery))
-        if seen is None:
-            return InProgress("the MLService is not there yet")
-        name = _payload(release).entry_name(release)
+        name = _entry(world.delivery, release)["name"]
         row, service = _row(name, seen.status), pods.condition(seen.status, "Ready")
         if _true(pods.condition(seen.status, "Paused")):
             what, fix = f"the MLService {world.delivery} is paused", "resume it in T9k's console, then run again"
@@ -269,47 +246,31 @@ class T9k(InCluster):
         what T9k says itself.
         """
         delivery, events = world.delivery, world.beside["Event"]
-        its = pods_of(world, release)
+        there = pods_of(world, release.id)
         refused = [text for event in pods.events_of(events, name) if "forbidden" in (text := event.get("message", ""))]
-        status = {} if its else pods.not_made(refused)
-        state = self.pending(release, world, name, status)
-        if its or not isinstance(state, InProgress):
+        state = self.pending(release, world, name, {} if there else pods.not_made(refused))
+        if there or not isinstance(state, InProgress):
             return state
-        about = (ML_SERVICE.name, delivery)
-        own = [
-            event.get("message", "")
-            for event in events
-            if (event["involvedObject"]["kind"], event["involvedObject"].get("name")) == about
-        ]
+        about = {"kind": ML_SERVICE.name, "name": delivery}
+        own = tuple(event.get("message", "") for event in events if about.items() <= event["involvedObject"].items())
         if service.get("reason", "") not in WAITING and str(service.get("status")).lower() == "false":
             fix = f"correct what it names; kubectl describe mlservice {delivery} says more"
-            what = f"T9k cannot start the release: {service['reason']}"
             why = str(row.get("message") or service.get("message", ""))
-            return Failed(Finding("t9k.refused", what, why, fix, tuple(own)))
+            return Failed(Finding("t9k.refused", f"T9k cannot start the release: {service['reason']}", why, fix, own))
         said = pods.reason_of(row) or pods.reason_of(service)
         return InProgress("; ".join(filter(None, [said, *own[-1:]])) or state.why)
 
-    def routed(self, want: Desired, world: World) -> Readiness:
+    def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
         """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``;
         the endpoint is ``address.url``.
         """
-        if want.address is None or not want.shares:
-            return Current("")
-        seen = world.objects.get(self.route(want.delivery))
-        if seen is None:
-            return InProgress("the MLService is not there yet")
-        weighed = [release for release in want.releases if release.id in want.shares]
-        shares = {_payload(release).entry_name(release): want.shares[release.id] for release in weighed}
-        default, *canary = shares
+        shares = _shares(want)
         now = seen.status.get("defaultRelease"), seen.status.get("canaryRelease") or None
         told = {name: _row(name, seen.status).get("trafficPercent", share) for name, share in shares.items()}
-        if now != (default, next(iter(canary), None)) or told != shares:
+        if now != (*shares, None)[:2] or told != shares:
             return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {told}")
         url = (seen.status.get("address") or {}).get("url")
         return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
-
-    def lacks(self, asked: Asked) -> dict[str, bool]:
-        return super().lacks(asked) | {"storage.notebook": False}
 
     def uses(self, asked: Asked) -> tuple[Kind, ...]:
         return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
@@ -319,9 +280,12 @@ class T9k(InCluster):
         v1beta1: the published schema tells.
         """
         if missing := absent_kinds(place, self.uses(asked)):
-            what = f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}"
-            fix = "install T9k, or use another target (notebooks: leave out storage.notebook)"
-            yield Finding("t9k.not-installed", what, context_of(self.context), fix)
+            yield Finding(
+                "t9k.not-installed",
+                f"the cluster has no {', '.join(kind.plural for kind in missing)} of {ML_SERVICE.api}",
+                self.where,
+                "install T9k, or use another target (notebooks: leave out storage.notebook)",
+            )
             return
         openapi = place.look_up(f"/openapi/v3/apis/{ML_SERVICE.api}") or {}
         schemas = openapi.get("components", {}).get("schemas", {})
@@ -329,9 +293,13 @@ class T9k(InCluster):
         for key in SCHEMA:
             fields = fields.get(key, {})
         if "modelUri" in fields.get("model", {}).get("properties", {}) and "storage" not in fields:
-            why = "an MLService there has model.modelUri, and neither storage nor containersResources (T9k before 2024-07)"
-            fix = "upgrade T9k, or use target: {kind: deployment, …}"
-            yield Finding("t9k.old-api", "the cluster's T9k has the old form of the API", why, fix)
+            yield Finding(
+                "t9k.old-api",
+                "the cluster's T9k has the old form of the API",
+                "an MLService there has model.modelUri, and neither storage nor containersResources "
+                "(T9k before 2024-07)",
+                "upgrade T9k, or use target: {kind: deployment, …}",
+            )
 
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
         if named != asked.name:
@@ -361,15 +329,21 @@ class T9k(InCluster):
         if pvc is None or inside is None:
             raise not_on_a_claim(ref, model_of(words))
         folder = posixpath.normpath(posixpath.join(pvc.get("subPath", ""), inside))
-        its, count = {"prefix": f"{ref.name}-predict-{names[0]}-"}, int(predictor.get("minReplicas", 1))
-        more = {"entry": names[0]}
-        return Found(predictor, base | next(over, {}), words, pvc["name"], folder, count, its, more)
+        count, container = int(predictor.get("minReplicas", 1)), base | next(over, {})
+        known = {"pods": {"prefix": f"{ref.name}-predict-{names[0]}-"}, "entry": names[0]}
+        return Found(predictor, container, words, pvc["name"], folder, count, known)
 
 
-def _payload(release: Release) -> T9kPayload | T9kAdopted:
+def _entry(delivery: str, release: Release) -> Object:
     if not isinstance(release.payload, T9kPayload | T9kAdopted):
         raise TypeError(f"release {release.id} is of another target")
-    return release.payload
+    return release.payload.entry(delivery, release)
+
+
+def _shares(want: Desired) -> dict[str, int]:
+    """By the entries' names, in the releases' order: the default's, the canary's."""
+    weighed = [release for release in want.releases if release.id in want.shares]
+    return {_entry(want.delivery, release)["name"]: want.shares[release.id] for release in weighed}
 
 
 def _runtime(asked: Asked, lock: Lock, config: str | None) -> Object:
@@ -396,11 +370,13 @@ def _runtime(asked: Asked, lock: Lock, config: str | None) -> Object:
 
 
 def _no_template(fields: Mapping[str, Any]) -> None:
-    why = "T9k fills Go templates in a runtime's arguments; whether it does so here is not documented, so {{ can be neither kept nor escaped"
+    why = (
+        "T9k fills Go templates in a runtime's arguments; whether it does so here is not documented, "
+        "so {{ can be neither kept nor escaped"
+    )
     fix = "leave it out, or put it into serving.args"
-    found = [field for field, value in fields.items() if "{{" in str(value)]
-    if found:
-        raise Refused(*(Finding("t9k.template", f"{field} holds {{{{", why, fix) for field in found))
+    if held := [field for field, value in fields.items() if "{{" in str(value)]:
+        raise Refused(*(Finding("t9k.template", f"{field} holds {{{{", why, fix) for field in held))
 
 
 def _row(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:

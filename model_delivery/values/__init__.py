@@ -2,6 +2,9 @@
 rollout.
 """
 
+# mypy: implicit-reexport
+# ruff: noqa: F401
+
 from model_delivery.values.engine import Engine, Environment
 from model_delivery.values.gates import Gates, Rollout, Schedule, Slo
 from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Demand, Kind
@@ -26,58 +29,3 @@ from model_delivery.values.resources import (
 from model_delivery.values.rollout import FETCH, Stage, StageKind, StoredPhase, Strategy, stages
 from model_delivery.values.serving import Runner, Serving, Storage, max_model_len
 from model_delivery.values.snapshot import File, Snapshot
-
-__all__ = [
-    "ABSENT",
-    "ANY",
-    "ENGINES",
-    "FETCH",
-    "LEASE",
-    "RECORD",
-    "RECORD_REF",
-    "RELEASE",
-    "REPORT",
-    "Address",
-    "Capabilities",
-    "Change",
-    "Current",
-    "Demand",
-    "Desired",
-    "Ended",
-    "Engine",
-    "Environment",
-    "Failed",
-    "File",
-    "Gates",
-    "InProgress",
-    "Kind",
-    "Lock",
-    "Mismatch",
-    "Observed",
-    "Payload",
-    "Readiness",
-    "Ref",
-    "Release",
-    "ReleaseId",
-    "Resource",
-    "Rollout",
-    "Runner",
-    "Schedule",
-    "Serving",
-    "Slo",
-    "Snapshot",
-    "Stage",
-    "StageKind",
-    "Started",
-    "StepState",
-    "Storage",
-    "StoredPhase",
-    "Strategy",
-    "Version",
-    "World",
-    "covers",
-    "difference",
-    "digest",
-    "max_model_len",
-    "stages",
-]

@@ -7,12 +7,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from model_delivery.base import Duration, Size
+from model_delivery.base import Duration, Part, Size
 from model_delivery.base.home import packaged
 
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
@@ -20,11 +21,7 @@ COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
 VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Environment(_Part):
+class Environment(Part):
     """A Python environment of the engine's own, made from the ``uv.lock`` beside its
     engine.toml; ``key`` is that lock's digest.
 
@@ -37,12 +34,12 @@ class Environment(_Part):
     key: str = ""
 
 
-class Ready(_Part):
+class Ready(Part):
     health: Annotated[str, Field(pattern="^/")] = "/health"
     timeout: Duration = Duration("300s")
 
 
-class Stop(_Part):
+class Stop(Part):
     """``drain``: what the engine itself gives open streams; ``grace``: on top of it,
     before SIGKILL.
     """
@@ -51,11 +48,11 @@ class Stop(_Part):
     grace: Duration = Duration("10s")
 
 
-class Needs(_Part):
+class Needs(Part):
     memory: Size = Size("1Gi")
 
 
-class Engine(_Part):
+class Engine(Part):
     """The content of an engine.toml, whole: what a release was started with does not
     change when the folder does.
 
@@ -100,22 +97,20 @@ class Engine(_Part):
         ``args`` stay as they are.
         """
         known = {
-            "{env}": str(environment),
-            "{folder}": str(self.location),
-            "{model}": str(model),
-            "{port}": str(port),
-            "{drain}": str(int(self.stop.drain.seconds)),
+            "{env}": environment,
+            "{folder}": self.location,
+            "{model}": model,
+            "{port}": port,
+            "{drain}": int(self.stop.drain.seconds),
         }
-        line: list[str] = []
-        for word in self.command:
-            line += list(names) if word == "{names}" else [_filled(word, known)]
-        return [*line, *args]
+        words = [names if word == "{names}" else [_filled(word, known)] for word in self.command]
+        return [*chain.from_iterable(words), *args]
 
     def environ(self, cpus: Sequence[int], environment: Path | None = None) -> dict[str, str]:
         """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to,
         such as ``0,1``.
         """
-        known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": str(self.location), "{env}": str(environment or "")}
+        known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": self.location, "{env}": environment or ""}
         return {name: _filled(value, known) for name, value in self.variables.items()}
 
 
@@ -123,10 +118,9 @@ def _only(known: Sequence[str], texts: Iterable[str]) -> None:
     for found in PLACEHOLDER.findall(" ".join(texts)):
         if found not in known:
             near = difflib.get_close_matches(found, known, 1)
-            raise ValueError(
-                f"{found} is no placeholder; " + (f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}")
-            )
+            hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
+            raise ValueError(f"{found} is no placeholder; {hint}")
 
 
-def _filled(text: str, known: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda found: known[found[0]], text)
+def _filled(text: str, known: Mapping[str, object]) -> str:
+    return PLACEHOLDER.sub(lambda found: str(known[found[0]]), text)

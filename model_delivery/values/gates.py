@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -17,7 +17,15 @@ class SmokeGate(Part):
     max_tokens: int = Field(64, ge=1)
 
 
-class _Slo(Part):
+def _field(metric: Metric) -> tuple[Any, float | None]:
+    kind: Any = Annotated[float, Field(ge=0)] if metric.unit else Annotated[float, Field(ge=0, le=1)]
+    return (Duration if metric in LATENCIES else kind) | None, metric.default
+
+
+_FIELDS: Any = {figure.bound: _field(figure.metric) for figure in FIGURES.values() if figure.metric.bounded}
+
+
+class Slo(create_model("Slo", __base__=Part, **_FIELDS)):  # type: ignore[misc]
     """Bounds on what the load test measures; a key is metric, percentile and direction
     (docs: metrics).
     """
@@ -28,25 +36,6 @@ class _Slo(Part):
             value = getattr(self, figure.bound, None)
             if value is not None:
                 yield figure, round(value.seconds * 1000, 6) if isinstance(value, Duration) else float(value)
-
-
-def _field(metric: Metric) -> tuple[Any, float | None]:
-    kind: Any = Annotated[float, Field(ge=0)] if metric.unit else Annotated[float, Field(ge=0, le=1)]
-    return (Duration if metric in LATENCIES else kind) | None, metric.default
-
-
-if TYPE_CHECKING:
-
-    class Slo(_Slo):
-        def __init__(self, **bounds: Any) -> None: ...
-else:
-    Slo = create_model(
-        "Slo",
-        __base__=_Slo,
-        __module__=__name__,
-        __doc__=_Slo.__doc__,
-        **{figure.bound: _field(figure.metric) for figure in FIGURES.values() if figure.metric.bounded},
-    )
 
 
 class ThroughputGate(Part):

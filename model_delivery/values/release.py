@@ -6,33 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from model_delivery.base import SecretRef
+from model_delivery.base import Part, SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 
 ReleaseId = str
 
 
-class Lock(BaseModel):
+class Lock(Part):
     """All that was resolved before anything was touched: the model's commit with its
     files, and the engine that will serve it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     snapshot: Snapshot
     engine: Engine | None = None
     image: str | None = None
 
 
-class Payload(BaseModel):
+class Payload(Part):
     """All that a release's objects are made from, rendered once, then frozen. Targets
     have classes of their own; what is declared here, the house may ask of any.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: tuple[str, ...]
     args: tuple[str, ...]

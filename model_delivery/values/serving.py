@@ -87,11 +87,10 @@ class Serving(Part):
     @field_validator("args")
     @classmethod
     def _not_ours(cls, args: tuple[str, ...]) -> tuple[str, ...]:
-        taken = [arg.partition("=")[0] for arg in args if arg.partition("=")[0].replace("_", "-") in OURS]
-        if taken:
-            raise ValueError(
-                f"{', '.join(taken)}: set by Model Delivery; use model, serving.model_names, target.port and serving.api_key"
-            )
+        names = (arg.partition("=")[0] for arg in args)
+        if taken := [name for name in names if name.replace("_", "-") in OURS]:
+            use = "use model, serving.model_names, target.port and serving.api_key"
+            raise ValueError(f"{', '.join(taken)}: set by Model Delivery; {use}")
         return args
 
 
@@ -107,9 +106,6 @@ def max_model_len(args: tuple[str, ...]) -> int | None:
     """What ``--max-model-len`` says among the engine's arguments, None when it says
     nothing (or no plain number).
     """
-    for at, arg in enumerate(args):
-        name, _, value = arg.partition("=")
-        if name == "--max-model-len":
-            value = value or (args[at + 1] if at + 1 < len(args) else "")
-            return int(value) if value.isdigit() else None
-    return None
+    words = iter([word for arg in args for word in arg.partition("=")[::2] if word])
+    value = next(words, "") if "--max-model-len" in words else ""  # "in" stops behind it
+    return int(value) if value.isdigit() else None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from model_delivery.base import Part
 
 
-class File(BaseModel):
+class File(Part):
     """One file of a model: its path inside the repository, its size in bytes, and the
     hash that its source states.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
     size: int
@@ -18,12 +16,10 @@ class File(BaseModel):
     git_sha1: str | None = None
 
 
-class Snapshot(BaseModel):
+class Snapshot(Part):
     """A model as of one commit; ``key`` names the repository within its source (and in
     the store).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     key: str

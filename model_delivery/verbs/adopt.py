@@ -55,7 +55,7 @@ def look(place: Place, spec: DeliverySpec, named: str | None = None) -> Offer:
     """
     book = read_or_new(place, spec.name, spec.target.key())
     target = book.target
-    if target.adopts is None:
+    if not target.adopts:
         raise nothing_to_adopt(book.record.target.kind)
     preflight(spec, place, target)
     with from_cluster(place.secret):

@@ -25,7 +25,6 @@ from model_delivery.measure.report import load_test
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.steps import reading
 from model_delivery.steps.run import find
 from model_delivery.values import Stage, Strategy
 from tests.compatibility import restore
@@ -148,7 +147,7 @@ def test_what_its_steps_wrote_is_read() -> None:
         step = name.split("/Step-")[1].split("-")[0]
         lines = restore.kept()[name].replace(b"@HOME@", OLD_HOME).splitlines()  # it is part of the result's sum
         if any(line.startswith(b'{"result"') for line in lines):
-            find(step).output.model_validate_json(reading.read(step, lines))
+            find(step).output.model_validate_json(read(step, lines))
             read.add(step)
     assert read == {"fetch", "smoke", "load"}
     found = [data for name, data in restore.kept().items() if name.endswith("/report.json")]

@@ -178,3 +178,11 @@ def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_ret
     assert tried.code == 0, tried.said
     assert tried.said["endpoint"].startswith("http://127.0.0.1:")
     assert lab.deliver(spec).code == 0
+
+
+def test_a_refused_recreate_brings_the_old_release_back_where_only_one_fits(lab: Lab) -> None:
+    whole = len(os.sched_getaffinity(0))
+    serving = lab.deliver(lab.untested(cpus=whole)).said["release"]
+    refused = lab.deliver(lab.spec(cpus=whole, when_full="recreate", slo={"ttft_p95_max": "1ms"}))
+    assert refused.code == 4, refused.said
+    lab.converged(serving)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_delivery.targets.asked import Asked
+from model_delivery.targets.protocol import Asked
 
 
 def asked(name: str = "m", **serving: Any) -> Asked:

@@ -23,8 +23,8 @@ from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.lease import Lease
 from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.targets.kubernetes.cluster import wanted_rules
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
-from model_delivery.targets.kubernetes.preflight import wanted_rules
 from model_delivery.values import ABSENT, RECORD_REF, RELEASE, Ref, Resource
 from tests.parts.cluster import Cluster
 from tests.parts.cutting_proxy import CuttingProxy, cutting_proxy

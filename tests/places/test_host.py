@@ -85,7 +85,7 @@ def test_a_dead_engine_differs_and_is_started_again(host: Host, payload: dict[st
     host.put(engine(payload))
     pid = ready(host, "r1")["pid"]
     os.kill(pid, signal.SIGKILL)
-    while host.processes.alive(host.folder(NAME) / "processes" / "Engine-r1"):
+    while host.process(NAME, Ref(ENGINE, "r1")).alive:
         host.hint(NAME, 0.1)
     status = host.world(NAME).objects[Ref(ENGINE, "r1")].status
     assert (status["alive"], status["exit_code"]) == (False, -9)

@@ -13,7 +13,7 @@ from typing import Any
 
 from model_delivery.base import Finding, NoRoom, Secret, SecretRef
 from model_delivery.models.store.commit import Fetched
-from model_delivery.targets.process import Process
+from model_delivery.targets.process import Process, ProcessKey
 from model_delivery.targets.protocol import StepRun
 from model_delivery.values import (
     ABSENT,
@@ -69,6 +69,7 @@ class Target(Process):
     together: bool
 
     def __init__(self, can: Capabilities, together: bool) -> None:
+        super().__init__(ProcessKey())
         object.__setattr__(self, "can", can)
         object.__setattr__(self, "together", together)
 

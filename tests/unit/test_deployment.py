@@ -13,7 +13,7 @@ import pytest
 from model_delivery.base import Refused
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.targets import StepRun
-from model_delivery.targets.deployment import Deployment
+from model_delivery.targets.deployment import Deployment, DeploymentKey
 from model_delivery.values import (
     Address,
     Current,
@@ -39,7 +39,8 @@ SNAPSHOT = Snapshot(
     source="huggingface", key="a--b", commit="c" * 40, files=(File(path="model.safetensors", size=14 * 10**9),)
 )
 LOCK = Lock(snapshot=SNAPSHOT, image="registry.example/vllm@sha256:" + "1" * 64)
-PLAIN, WEIGHED = Deployment("ns"), Deployment("ns", "gateways/public", "m.example")
+PLAIN = Deployment(DeploymentKey(namespace="ns"))
+WEIGHED = Deployment(DeploymentKey(namespace="ns", gateway="gateways/public", hostname="m.example"))
 
 
 def release(target: Deployment, name: str = "", **more: Any) -> Release:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_delivery.diagnosis.engine_log import diagnose, is_retryable
+from model_delivery.diagnosis.engine_log import diagnose
 
 LOGS = Path(__file__).parent / "engine-logs"
 SEEN = {
@@ -48,7 +48,7 @@ SEEN = {
 
 @pytest.mark.parametrize("fault", SEEN)
 def test_a_failure_is_named_with_a_remedy_and_the_line_that_shows_it(fault: str) -> None:
-    found = diagnose((LOGS / f"{fault}.txt").read_text(), 1)
+    found = diagnose((LOGS / f"{fault}.txt").read_text(), 1).finding
     assert SEEN[fault] in found.what
     assert found.fix
     assert 1 <= len(found.evidence) <= 5
@@ -60,34 +60,34 @@ def test_every_kept_log_is_expected_to_say_something() -> None:
 
 
 def test_the_fix_names_the_length_that_works_and_the_argument_that_was_meant() -> None:
-    assert "--max-model-len 768" in diagnose((LOGS / "cpu-kv-small.txt").read_text(), 1).fix
-    assert "did you mean --max-model-len?" in diagnose((LOGS / "cpu-unknown-flag.txt").read_text(), 2).fix
+    assert "--max-model-len 768" in diagnose((LOGS / "cpu-kv-small.txt").read_text(), 1).finding.fix
+    assert "did you mean --max-model-len?" in diagnose((LOGS / "cpu-unknown-flag.txt").read_text(), 2).finding.fix
 
 
 def test_a_kill_without_a_word_in_the_log_points_at_the_memory() -> None:
-    assert "out of memory" in diagnose("INFO: serving", -9).fix
-    assert not is_retryable("INFO: serving", -9)
+    assert "out of memory" in diagnose("INFO: serving", -9).finding.fix
+    assert not diagnose("INFO: serving", -9).retryable
 
 
 def test_a_core_that_dies_while_serving_may_be_started_again_and_its_last_words_are_shown() -> None:
     log = "(EngineCore pid=7) ERROR 11-23 22:45:55 [core.py:1] KeyError: 'rope'\n(APIServer pid=3) vllm.EngineDeadError: EngineCore encountered an issue."
-    assert diagnose(log, 0).evidence[0] == "KeyError: 'rope'"
-    assert is_retryable(log, 0)
+    assert diagnose(log, 0).finding.evidence[0] == "KeyError: 'rope'"
+    assert diagnose(log, 0).retryable
 
 
 def test_a_log_of_nothing_is_no_crash_of_ours() -> None:
-    assert diagnose("", None).what == "the engine ended"
+    assert diagnose("", None).finding.what == "the engine ended"
 
 
 def test_a_taken_port_may_be_tried_again_and_a_misspelt_argument_may_not() -> None:
-    assert is_retryable((LOGS / "port-in-use.txt").read_text(), 1)
-    assert not is_retryable((LOGS / "unknown-flag.txt").read_text(), 2)
+    assert diagnose((LOGS / "port-in-use.txt").read_text(), 1).retryable
+    assert not diagnose((LOGS / "unknown-flag.txt").read_text(), 2).retryable
 
 
 def test_an_exit_with_zero_is_a_failure() -> None:
-    assert "is a failure" in diagnose("INFO: all is well", 0).why
+    assert "is a failure" in diagnose("INFO: all is well", 0).finding.why
 
 
 def test_the_cause_of_an_unknown_failure_is_the_cores_own_exception() -> None:
     log = "(EngineCore pid=7) KeyError: 'rope'\n(APIServer pid=3) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
-    assert diagnose(log, 1).evidence == ("KeyError: 'rope'",)
+    assert diagnose(log, 1).finding.evidence == ("KeyError: 'rope'",)

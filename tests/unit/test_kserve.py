@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model_delivery.places.cluster.objects import from_object, to_object
-from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe
+from model_delivery.targets.kserve import INFERENCE_SERVICE, KServe, KServeKey
 from model_delivery.values import Current, Desired, Failed, InProgress, Lock, Readiness, Ref, Release, Snapshot, World
 from tests.parts.asked import asked
 
@@ -17,7 +17,7 @@ LOCK = Lock(
     snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
     image="registry.example/vllm@sha256:" + "1" * 64,
 )
-TARGET = KServe("ns")
+TARGET = KServe(KServeKey(namespace="ns"))
 
 
 def release(replicas: int = 1, **more: Any) -> Release:
@@ -64,7 +64,7 @@ def test_a_chat_template_is_mounted_into_the_engine() -> None:
 
 
 def test_weights_go_to_the_predictors_services() -> None:
-    target = KServe("ns", "gateway", "chat.test")
+    target = KServe(KServeKey(namespace="ns", gateway="gateway", hostname="chat.test"))
     (backend,) = composed(release(), target)["HTTPRoute"]["spec"]["rules"][0]["backendRefs"]
     assert backend == {"name": "m-r1-predictor", "port": 80, "weight": 100}
 

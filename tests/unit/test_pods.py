@@ -78,7 +78,7 @@ def judged(
     nodes: tuple[dict[str, Any], ...] = (),
     **deployment: Any,
 ) -> Readiness:
-    return pods.engine(seen, events, nodes, deployment, deployment.pop("claim", None), NAME)
+    return pods.engine(seen, {"Event": events, "Node": nodes}, deployment, deployment.pop("claim", {}), NAME)
 
 
 PULL = 'failed to pull and unpack image "registry.example/engine:1": failed to resolve reference "registry.example/engine:1": '
@@ -246,7 +246,7 @@ def job_pod(**states: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_step_starts_ends_or_cannot() -> None:
     def seen(one: dict[str, Any] | None, *, finished: bool = False) -> StepState:
-        return pods.step([one] if one else [], (), (), "j", finished=finished)
+        return pods.step([one] if one else [], {"Event": (), "Node": ()}, "j", finished=finished)
 
     assert isinstance(seen(None), InProgress)
     assert seen(None, finished=True) == Ended()

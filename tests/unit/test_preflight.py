@@ -12,7 +12,7 @@ import pytest
 
 from model_delivery.base import EnvSecret, KubeKey, KubeSecret, Permanent, Secret, SecretRef
 from model_delivery.spec import DeliverySpec, parse_spec
-from model_delivery.targets.kubernetes.preflight import wanted_rules
+from model_delivery.targets.kubernetes.cluster import wanted_rules
 from model_delivery.values import Address
 
 API = {"tensorstack.dev/v1beta1": ["mlservices", "mlserviceruntimes"], "serving.kserve.io/v1beta1": ["inferenceservices"], "serving.kserve.io/v1alpha1": ["servingruntimes"]}  # fmt: skip

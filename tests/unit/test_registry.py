@@ -104,8 +104,9 @@ def test_what_has_a_digest_stays_and_nobody_is_asked() -> None:
         (Registry(wants="Basic"), "v1", Refused, "does not let us see"),
         (Registry(status=429), "v1", Retryable, "status 429"),
         (Registry(status=503), "v1", Retryable, "status 503"),
+        (Registry(status=400), "v1", Refused, "status 400"),
     ],
-    ids=["absent", "denied", "busy", "broken"],
+    ids=["absent", "denied", "busy", "broken", "wrong"],
 )
 def test_what_a_registry_refuses(registry: Registry, tag: str, kind: type[Trouble], told: str) -> None:
     with running(registry), pytest.raises(kind, match=told):

@@ -16,7 +16,7 @@ from model_delivery.base import Refused
 from model_delivery.cli.release import render
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import load_spec, parse_spec
-from model_delivery.targets.t9k import ML_SERVICE, T9k
+from model_delivery.targets.t9k import ML_SERVICE, T9k, T9kKey
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -146,7 +146,7 @@ LOCK = Lock(
     snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),
     image="registry.example/vllm@sha256:" + "1" * 64,
 )
-TARGET = T9k("ns")
+TARGET = T9k(T9kKey(namespace="ns"))
 NOTHING = Payload(names=(), args=())
 
 
@@ -195,7 +195,7 @@ def test_what_a_pod_is_asked_for() -> None:
         replicas={"min": 1, "max": 4},
         api_key={"kube": {"name": "k", "key": "a"}},
     )
-    made = composed(one, r1=100, target=T9k("ns", "default"))
+    made = composed(one, r1=100, target=T9k(T9kKey(namespace="ns", queue="default")))
     template = made["MLServiceRuntime"]["spec"]["template"]
     (engine,) = template["spec"]["containers"]
     assert (template["spec"]["nodeSelector"], template["spec"]["securityContext"]) == (

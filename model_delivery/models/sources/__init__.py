@@ -2,8 +2,6 @@
 (``model_delivery.models.store``) moves them.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field

@@ -3,8 +3,6 @@
 git brings the small ones and the pointers, LFS's batch API says where the rest is.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -16,8 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
-
-import urllib3
 
 from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret
 from model_delivery.models.listing import wanted
@@ -43,6 +39,9 @@ UNREACHABLE = re.compile(
 )
 
 
+_clones = threading.Lock()
+
+
 class GitModel(RemoteModel):
     """Any git remote with LFS; ``repo`` is its URL."""
 
@@ -50,48 +49,35 @@ class GitModel(RemoteModel):
     revision: Revision = "main"
 
     example: ClassVar[str] = "https://host/x.git@main"
-    address: ClassVar[str] = r"(.+?\.git|.*/[^/@]+)@(.+)"  # a URL has an @ of its own before its user's host
-
-    def open(self) -> Git:
-        return Git(self)
-
-
-class Git:
-    """One commit deep. LFS is asked for an address whenever one is needed, as addresses
-    expire.
-    """
-
-    def __init__(self, model: GitModel) -> None:
-        self.model = model
-        self._lock = threading.Lock()
+    address: ClassVar[str] = r"(.+?\.git|(?:\w+://|(?!\w+://))[^/]*/[^@]*[^/@])@(.+)"  # @ after the host
 
     def resolve(self) -> Snapshot:
-        """Refused: a symbolic link or a submodule among the wanted files."""
-        model = self.model
+        """One commit deep. Refused: a symbolic link or a submodule among the wanted
+        files.
+        """
         with TemporaryDirectory(prefix="model-delivery-git-") as scratch:
-            commit = self._clone(Path(scratch), model.revision)
+            commit = self._clone(Path(scratch), self.revision)
             files, links = list[File](), list[str]()
             for mode, sha1, size, path in self._tree(Path(scratch), commit):
                 if mode in (SYMBOLIC_LINK, SUBMODULE):
                     links.append(path)
                 else:
                     files.append(self._file(Path(scratch), sha1, int(size), path))
-        if odd := wanted(links, model.include, model.exclude):
-            what, why = (
-                f"{', '.join(odd[:5])}: not files",
-                "they are symbolic links or submodules, and could lead anywhere",
-            )
-            raise Refused(Finding("source.link", what, why, "exclude them in model.exclude"))
-        return model.snapshot(model.chosen(files), commit)
+        if odd := wanted(links, self.include, self.exclude):
+            why = "they are symbolic links or submodules, and could lead anywhere"
+            what, fix = f"{', '.join(odd[:5])}: not files", "exclude them in model.exclude"
+            raise Refused(Finding("source.link", what, why, fix))
+        return self.snapshot(self.chosen(files), commit)
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
+        """LFS is asked for an address whenever one is needed, as addresses expire."""
         if file.git_sha1 is None:
             return self._lfs(file)
-        with self._lock:
+        with _clones:
             bare = scratch / "git"
             if not (bare / "complete").exists():
                 if self._clone(bare, commit) != commit:
-                    what = f"{self.model.repo} no longer gives commit {commit}"
+                    what = f"{self.repo} no longer gives commit {commit}"
                     raise NotGiven(Finding("source.moved", what, "its branch has moved", "run again"))
                 (bare / "complete").touch()
             target = scratch / f"{file.git_sha1}.blob"
@@ -103,14 +89,14 @@ class Git:
         """One commit into ``bare``; a server that gives no commit by its name is asked
         for the branch.
         """
-        model, secret = self.model, self.model.secret
+        secret = self.secret
         self._git(None, "init", "--quiet", "--bare", str(bare))
         try:
-            self._git(bare, *FETCH, model.repo, revision, token=secret)
+            self._git(bare, *FETCH, self.repo, revision, token=secret)
         except NotGiven:
-            if revision == model.revision:
+            if revision == self.revision:
                 raise
-            self._git(bare, *FETCH, model.repo, model.revision, token=secret)
+            self._git(bare, *FETCH, self.repo, self.revision, token=secret)
         return self._git(bare, "rev-parse", "FETCH_HEAD^{commit}").decode().strip()
 
     def _tree(self, bare: Path, commit: str) -> Iterator[tuple[str, str, str, str]]:
@@ -127,12 +113,13 @@ class Git:
         return File(path=path, size=int(pointer[2]), sha256=pointer[1].decode())
 
     def _lfs(self, file: File) -> Remote:
-        repo, secret = self.model.repo, self.model.secret
+        from urllib3.exceptions import HTTPError
+
+        repo, secret = self.repo, self.secret
         at = urlsplit(repo)
         if at.scheme not in ("http", "https"):
-            what, why = "git-LFS needs a remote of http or https", f"{repo} is reached by {at.scheme or 'ssh'}"
-            fix = "give the repository's https address in model.repo"
-            raise NotGiven(Finding("source.lfs-not-http", what, why, fix))
+            why, fix = f"{repo} is reached by {at.scheme or 'ssh'}", "give the repository's https address in model.repo"
+            raise NotGiven(Finding("source.lfs-not-http", "git-LFS needs a remote of http or https", why, fix))
         url = repo.rstrip("/").removesuffix(".git") + ".git/info/lfs/objects/batch"
         wish = {
             "operation": "download",
@@ -143,7 +130,7 @@ class Git:
         headers = {"Accept": LFS_JSON, "Content-Type": LFS_JSON} | ({"Authorization": _basic(secret)} if secret else {})
         try:
             answer = pool(url, 30.0).request("POST", url, body=json.dumps(wish).encode(), headers=headers)
-        except urllib3.exceptions.HTTPError as error:
+        except HTTPError as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
             raise http_trouble(answer.status, f"{url} was asked for {file.path}", answer.headers.get("Retry-After", ""))
@@ -159,7 +146,7 @@ class Git:
         if bundle := authorities():
             environ.setdefault("GIT_SSL_CAINFO", bundle)
         if token:
-            key, header = f"http.{self.model.repo}.extraHeader", f"Authorization: {_basic(token)}"
+            key, header = f"http.{self.repo}.extraHeader", f"Authorization: {_basic(token)}"
             environ |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": header}
         command = ["git", *(["--git-dir", str(bare)] if bare else []), *args]
         try:
@@ -167,14 +154,14 @@ class Git:
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environ, check=False
             )
         except FileNotFoundError:
-            what, why = "git is not installed", f"{self.model.name} needs it"
-            raise Permanent(Finding("source.no-git", what, why, "install git")) from None
+            finding = Finding("source.no-git", "git is not installed", f"{self.name} needs it", "install git")
+            raise Permanent(finding) from None
         if done.returncode == 0:
             return done.stdout or b""
         raise self._trouble(done.stderr.decode(errors="replace").strip())
 
     def _trouble(self, message: str) -> Retryable | NotGiven:
-        repo, address = self.model.repo, f"{self.model.repo}@{self.model.revision}"
+        repo, address = self.repo, f"{self.repo}@{self.revision}"
         why = f"{address}: {message.splitlines()[-1][:200] if message else 'git failed'}"
         if NOT_ALLOWED.search(message):
             return NotGiven(Finding("source.not-allowed", f"{repo} may not be read", why, NAME_A_TOKEN))

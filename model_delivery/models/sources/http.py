@@ -2,20 +2,19 @@
 what the answers mean.
 """
 
-from __future__ import annotations
-
 import os
 import time
 import urllib.request
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
-
-import urllib3
 
 from model_delivery.base import Finding, Refused, Retryable, Trouble
 from model_delivery.models.sources.spec import RemoteModel
+
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
 
 LONGEST_WAIT = 120.0
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
@@ -104,7 +103,7 @@ def authorities() -> str | None:
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
 
 
-def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
+def pool(url: str, read_timeout: float) -> PoolManager:
     """The connections to ``url``'s host, by the environment's proxy if it names one.
 
     ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3
@@ -116,7 +115,9 @@ def pool(url: str, read_timeout: float) -> urllib3.PoolManager:
 
 
 @cache
-def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> urllib3.PoolManager:
+def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> PoolManager:
+    import urllib3  # only a source that is asked imports it
+
     options: dict[str, Any] = {
         "maxsize": 16,
         "timeout": urllib3.Timeout(connect=10, read=read_timeout),

@@ -1,17 +1,12 @@
 """A folder of this machine. Its commit is the digest of its file list."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from model_delivery.base import Finding, Refused, Text
-from model_delivery.base.durable import replace_file
-from model_delivery.base.home import default_home
+from model_delivery.base import Finding, Refused, Text, default_home, replace_file
 from model_delivery.models.listing import check_config
 from model_delivery.models.manifest import read_manifest
 from model_delivery.models.safetensors import check_header
@@ -51,37 +46,26 @@ class LocalModel(ModelSpec):
     def token(self) -> None:
         """A folder has none."""
 
-    def open(self) -> LocalFolder:
-        return LocalFolder(self)
-
-
-@dataclass(frozen=True)
-class LocalFolder:
-    """A sum that a manifest states is trusted until the bytes are copied.
-
-    Else a file is hashed once and known again by size, times and inode.
-    """
-
-    model: LocalModel
-
     @property
     def root(self) -> Path:
-        return Path(self.model.path)
+        return Path(self.path)
 
     def resolve(self) -> Snapshot:
         """Refused when it is no whole model: no config.json, no weights, a cut
         safetensors file, other files than ``manifest`` names.
 
-        Symbolic links are followed only inside the folder.
+        Symbolic links are followed only inside the folder. A sum that a manifest states
+        is trusted until the bytes are copied; else a file is hashed once and known again
+        by size, times and inode.
         """
         if not self.root.is_dir():
             what, why = f"model.path {self.root} is no folder", "it does not exist, or is a file"
             raise Refused(Finding("source.no-folder", what, why, "correct model.path"))
-        files = self.model.chosen(File(path=name, size=path.stat().st_size) for name, path in self._files())
-        check_config((self.root / "config.json").read_bytes(), self.model.allow)
+        files = self.chosen(File(path=name, size=path.stat().st_size) for name, path in self._files())
+        check_config((self.root / "config.json").read_bytes(), self.allow)
         if faults := [fault for f in files if (fault := check_header(self.root / f.path, f.path))]:
             raise Refused(*faults)
-        return self.model.snapshot(self._summed(files))
+        return self.snapshot(self._summed(files))
 
     def locate(self, commit: str, file: File, scratch: Path) -> Local:
         return Local(self.root / file.path)
@@ -102,7 +86,7 @@ class LocalFolder:
         makes none.
         """
         stated = self._stated(files)
-        memory = default_home() / "hashes" / f"{self.model.key}.json"
+        memory = default_home() / "hashes" / f"{self.key}.json"
         known = _remembered(memory)
         hashed = {f.path: _hashed(self.root / f.path, known.get(f.path)) for f in files if f.path not in stated}
         if hashed and hashed != known and default_home().is_dir():
@@ -114,10 +98,10 @@ class LocalFolder:
         a manifest of ours in the folder.
         """
         sizes = {f.path: f.size for f in files}
-        if self.model.manifest is None:
+        if self.manifest is None:
             ours = read_manifest(self.root)
             return {e.path: e.sha256 for e in ours.files if sizes.get(e.path) == e.size} if ours else {}
-        lines = [line.partition(" ") for line in self.model.manifest.splitlines() if line.strip()]
+        lines = [line.partition(" ") for line in self.manifest.splitlines() if line.strip()]
         stated = {name.lstrip(" *"): total.lower() for total, _, name in lines}
         if missing := sorted(stated.keys() - sizes):
             what, why = "the folder does not hold what model.manifest says", f"missing: {', '.join(missing[:5])}"

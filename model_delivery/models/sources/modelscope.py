@@ -4,15 +4,12 @@ every file, and no commit for a branch.
 Its library is slow to import: only a source that is asked imports it.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import urlencode
 
-from model_delivery.base import Finding, Trouble
+from model_delivery.base import Finding, Trouble, bearer
 from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values import File, Snapshot
@@ -27,55 +24,45 @@ class ModelScopeModel(HubModel):
     home: ClassVar[str] = "https://modelscope.cn"
     endpoint_variable: ClassVar[str] = "MODELSCOPE_ENDPOINT"
 
-    def open(self) -> ModelScope:
-        return ModelScope(self)
-
-
-@dataclass(frozen=True)
-class ModelScope:
-    """A branch's or a tag's commit is the digest of its file list.
-
-    A branch that moves meanwhile gives bytes with other hashes, and is caught.
-    """
-
-    model: ModelScopeModel
-
     def resolve(self) -> Snapshot:
         """Retryable when the hub cannot be reached or is overloaded; a "no" is
         NotGiven.
+
+        A branch's or a tag's commit is the digest of its file list. A branch that moves
+        meanwhile gives bytes with other hashes, and is caught.
         """
         import requests
         from modelscope.hub.api import HubApi
         from modelscope_hub.errors import HubError
 
-        model, secret = self.model, self.model.secret
-        if model.repo.count("/") != 1:
-            raise model.misnamed(model.asked)
+        if self.repo.count("/") != 1:
+            raise self.misnamed(self.asked)
+        secret = self.secret
         try:
-            api = HubApi(endpoint=model.endpoint, token=secret.reveal() if secret else None)
-            entries = api._api.list_repo_files(model.repo, "model", revision=model.revision)  # noqa: SLF001 - the public call leaves the hashes out
+            api = HubApi(endpoint=self.endpoint, token=secret.reveal() if secret else None)
+            entries = api._api.list_repo_files(self.repo, "model", revision=self.revision)  # noqa: SLF001 - the public call leaves the hashes out
         except (HubError, requests.RequestException, OSError) as error:
             raise self._trouble(error) from error
         listed = (File(path=e.path, size=e.size, sha256=_sum(e.sha256)) for e in entries if e.type == "blob")
-        exact = re.fullmatch(r"[0-9a-f]{40}", model.revision)
-        return model.snapshot(model.chosen(listed), model.revision if exact else "")
+        exact = re.fullmatch(r"[0-9a-f]{40}", self.revision)
+        return self.snapshot(self.chosen(listed), self.revision if exact else "")
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
-        model, token = self.model, self.model.secret
-        query = urlencode({"Revision": model.revision, "FilePath": file.path})
-        headers = (
-            {"Authorization": f"Bearer {token.reveal()}", "Cookie": f"m_session_id={token.reveal()}"} if token else {}
-        )
-        return Remote(f"{model.endpoint}/api/v1/models/{model.repo}/repo?{query}", headers)
+        query, secret = urlencode({"Revision": self.revision, "FilePath": file.path}), self.secret
+        cookie = {"Cookie": f"m_session_id={secret.reveal()}"} if secret else {}
+        return Remote(f"{self.endpoint}/api/v1/models/{self.repo}/repo?{query}", bearer(self.token) | cookie)
 
     def _trouble(self, error: Exception) -> Trouble:
-        status, asked = getattr(error, "status_code", None), self.model.asked
+        status, asked = getattr(error, "status_code", None), self.asked
         if status is None:
-            return self.model.unreachable(error)
+            return self.unreachable(error)
         if status == 404:
+            what = f"{self.repo}@{self.revision} was not found"
             why = f"{asked}: no such repository, no such revision, or one that the token may not see"
-            fix = 'correct model.repo and model.revision (the default branch here is "master"), or name a token in model.token'
-            what = f"{self.model.repo}@{self.model.revision} was not found"
+            fix = (
+                'correct model.repo and model.revision (the default branch here is "master"), '
+                "or name a token in model.token"
+            )
             return NotGiven(Finding("source.not-found", what, why, fix))
         return http_trouble(status, asked, str(getattr(error, "retry_after", None) or ""))
 

@@ -9,9 +9,9 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
 from model_delivery.models.listing import hashed, pinned, select
@@ -42,20 +42,6 @@ class Local:
     path: Path
 
 
-class Source(Protocol):
-    """Where a model comes from. Tokens are read when they are needed."""
-
-    def resolve(self) -> Snapshot:
-        """List first: the commit and its files, names and kinds checked. Retryable or
-        Refused otherwise.
-        """
-
-    def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
-        """Where a file's bytes are, as of now; what must be unpacked first goes to
-        ``scratch``, a folder of this fetch's own.
-        """
-
-
 class ModelSpec(Part):
     """What every source has. ``files``: fields that name a file or folder, made absolute
     when a spec is loaded.
@@ -64,6 +50,8 @@ class ModelSpec(Part):
     ``endpoint_variable`` is what a step's Job must be passed. ``example``: an address on
     the command line.
     """
+
+    model_config = ConfigDict(defer_build=True)  # fallbacks are not known before all rooms are
 
     include: tuple[Text, ...] = INCLUDE
     exclude: tuple[Text, ...] = EXCLUDE
@@ -100,7 +88,16 @@ class ModelSpec(Part):
         return digest(self.repo, 16)
 
     @abstractmethod
-    def open(self) -> Source: ...
+    def resolve(self) -> Snapshot:
+        """List first: the commit and its files, names and kinds checked. Retryable or
+        Refused otherwise. Tokens are read when they are needed.
+        """
+
+    @abstractmethod
+    def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
+        """Where a file's bytes are, as of now; what must be unpacked first goes to
+        ``scratch``, a folder of this fetch's own.
+        """
 
     def fallbacks(self) -> tuple[RemoteModel, ...]:
         """Who is asked, in turn, for what this source does not give."""
@@ -118,6 +115,8 @@ class ModelSpec(Part):
 
 class Fallback(Part):
     """Another source of the same files; ``model.token`` is never sent to it."""
+
+    model_config = ConfigDict(defer_build=True)
 
     source: Remotes
     repo: Text

@@ -2,8 +2,6 @@
 the manifest last.
 """
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections import Counter
@@ -39,11 +37,6 @@ class Fetched(Part):
 def lock_of(folder: Path) -> Path:
     """Beside the folder: whoever fills it holds this file."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def scratch_of(folder: Path) -> Path:
-    """Beside the folder: what a source must unpack before it can be copied."""
-    return folder.with_name(f".{folder.name}.scratch")
 
 
 def fetch(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience | None = None) -> Fetched:
@@ -89,24 +82,20 @@ def _readable_refusals(folder: Path) -> Iterator[None]:
 
 def _whole(folder: Path, snapshot: Snapshot) -> bool:
     manifest = read_manifest(folder)
-    return (
-        manifest is not None
-        and (manifest.source, manifest.key, manifest.commit) == (snapshot.source, snapshot.key, snapshot.commit)
-        and not verify(folder)
-    )
+    return manifest is not None and manifest.of(snapshot) and not verify(folder)
 
 
 def _fill(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience, ours: Callable[[], bool]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = scratch_of(folder)
+    scratch = folder.with_name(f".{folder.name}.scratch")  # what a source must unpack before it can be copied
     (folder / MANIFEST).unlink(missing_ok=True)
     _sweep(snapshot, folder)
     _room(snapshot, folder)
     filling = Filling(snapshot, origins(model, snapshot, scratch), folder, model.allow, patience)
     filling.run()
     if not ours():
-        what, why = f"another fetch has taken {folder} over", "this one did not answer for 15 s"
-        raise Retryable(Finding("store.taken-over", what, why, "run again"))
+        what = f"another fetch has taken {folder} over"
+        raise Retryable(Finding("store.taken-over", what, "this one did not answer for 15 s", "run again"))
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         path.chmod(0o755)
     write_manifest(folder, snapshot, filling.entries)
@@ -141,4 +130,4 @@ def _room(snapshot: Snapshot, folder: Path) -> None:
 def _there(file: File, target: Path) -> int:
     if target.is_file() and target.stat().st_size == file.size:
         return file.size
-    return size_of(file, noted(file, target))
+    return size_of(file, noted(file, target)[0])

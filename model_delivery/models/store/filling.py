@@ -2,8 +2,6 @@
 compared and looked into before it gets its name.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -37,7 +35,7 @@ class Filling:
         self.snapshot, self.origins, self.folder, self.allow = snapshot, origins, folder, allow
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.link = Link(patience, self._count, self.stop)
-        self.moved, self.there, self.first = 0, 0, 0
+        self.moved = self.there = self.first = 0
         self.entries: list[Entry] = []
         self.parts: list[Part] = []
         self.rows = self._rows()
@@ -54,13 +52,9 @@ class Filling:
                 finally:
                     self.link.halt()
             self._say()
-            errors = [
-                error
-                for stream in streams
-                if (error := stream.exception()) is not None and not isinstance(error, Stopped)
-            ]
+            errors = [e for stream in streams if (e := stream.exception()) and not isinstance(e, Stopped)]
             if errors:
-                raise next((error for error in errors if isinstance(error, Trouble)), errors[0])
+                raise next((e for e in errors if isinstance(e, Trouble)), errors[0])
         finally:
             for part in self.parts:
                 part.close()
@@ -155,10 +149,9 @@ class Filling:
 
     def _say(self) -> None:
         """The rate is that of the last ten seconds."""
-        now, done = time.monotonic(), self.there + self.moved
+        now, done, size = time.monotonic(), self.there + self.moved, self.snapshot.size
         self.seen = [at for at in self.seen if now - at[0] <= RATE_SECONDS] + [(now, self.moved)]
         since, moved = self.seen[0]
         rate = (self.moved - moved) / max(now - since, 1e-6)
-        left = max(0.0, self.snapshot.size - done) / rate if rate else None
-        size = self.snapshot.size
+        left = max(0.0, size - done) / rate if rate else None
         report(Progress("fetch", "", done=min(done, size), total=size, unit="B", rate=rate, eta=left))

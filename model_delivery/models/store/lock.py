@@ -5,8 +5,7 @@ Nothing depends on it for correctness: two fetchers would write the same bytes t
 places, and every file is hashed before it gets its name. It saves them the work.
 """
 
-from __future__ import annotations
-
+import itertools
 import json
 import os
 import socket
@@ -37,11 +36,11 @@ def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], b
     heart = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True)
     heart.start()
     try:
-        yield lambda: _holder(path).get("holder") == mine
+        yield lambda: _owned(path, mine)
     finally:
         ended.set()
         heart.join()
-        if _holder(path).get("holder") == mine:
+        if _owned(path, mine):
             path.unlink(missing_ok=True)
 
 
@@ -89,17 +88,15 @@ def _take_over(path: Path, dead: dict[str, Any]) -> None:
     grave = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         path.rename(grave)
-        if _holder(grave).get("holder") != dead["holder"]:
+        if not _owned(grave, dead["holder"]):
             with suppress(OSError):
                 os.link(grave, path)
         grave.unlink()
 
 
 def _beat(path: Path, mine: str, ended: threading.Event) -> None:
-    beat = 0
-    while not ended.wait(BEAT):
-        beat += 1
-        if _holder(path).get("holder") != mine:
+    for beat in itertools.count(1):
+        if ended.wait(BEAT) or not _owned(path, mine):
             return
         temporary = path.with_name(f".{path.name}.{mine}")
         with suppress(OSError):
@@ -108,14 +105,8 @@ def _beat(path: Path, mine: str, ended: threading.Event) -> None:
 
 
 def _self(mine: str) -> dict[str, Any]:
-    return {
-        "holder": mine,
-        "pid": os.getpid(),
-        "start": _start(os.getpid()),
-        "space": _space(),
-        "host": socket.gethostname(),
-        "beat": 0,
-    }
+    holder = {"holder": mine, "pid": os.getpid(), "start": _start(os.getpid())}
+    return holder | {"space": _space(), "host": socket.gethostname(), "beat": 0}
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -129,6 +120,10 @@ def _holder(path: Path) -> dict[str, Any]:
     except ValueError:
         return {"holder": "unknown"}
     return said if isinstance(said, dict) and "holder" in said else {"holder": "unknown"}
+
+
+def _owned(path: Path, holder: str) -> bool:
+    return _holder(path).get("holder") == holder
 
 
 def _ended(seen: dict[str, Any]) -> bool:

@@ -2,11 +2,9 @@
 ``model.fallback``.
 """
 
-from __future__ import annotations
-
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from model_delivery.base import Finding
@@ -16,14 +14,22 @@ from model_delivery.models.sources.spec import Local, ModelSpec, Remote
 from model_delivery.values import File, Snapshot
 
 
-@dataclass(frozen=True)
+@dataclass
 class Origin:
     """A source that may have the bytes: ``locate`` says where those of a file are, as of
     now (a signed address expires).
     """
 
-    name: str
-    locate: Callable[[File], Remote | Local]
+    model: ModelSpec
+    scratch: Path
+    snapshot: Snapshot
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def locate(self, file: File) -> Remote | Local:
+        return self.model.locate(self.snapshot.commit, file, self.scratch)
 
 
 def origins(model: ModelSpec, snapshot: Snapshot, scratch: Path) -> tuple[Origin, ...]:
@@ -32,21 +38,21 @@ def origins(model: ModelSpec, snapshot: Snapshot, scratch: Path) -> tuple[Origin
     """
     models = (model, *model.fallbacks())
     exact = [(m.source, m.key) for m in models].index((snapshot.source, snapshot.key))
-    source = models[exact].open()
-    first = Origin(models[exact].name, lambda file: source.locate(snapshot.commit, file, scratch / str(exact)))
     others = (_Other(m, scratch / str(n)) for n, m in enumerate(models) if n != exact)
-    return (first, *(Origin(other.name, other.locate) for other in others))
+    return (Origin(models[exact], scratch / str(exact), snapshot), *others)
 
 
-class _Other:
+class _Other(Origin):
     """Lists its own files when the first one is asked of it, and gives those whose sha256
     is the wanted one.
     """
 
     def __init__(self, model: ModelSpec, scratch: Path) -> None:
-        self.name, self.source, self.scratch = model.name, model.open(), scratch
-        self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
+        self.model, self.scratch, self._lock = model, scratch, threading.Lock()
+
+    @cached_property
+    def snapshot(self) -> Snapshot:  # type: ignore[override]
+        return self.model.resolve()
 
     def locate(self, file: File) -> Remote | Local:
         fix = "pin it in model.pins, or wait for the first source"
@@ -54,12 +60,11 @@ class _Other:
             what = f"{file.path} is not taken from {self.name}"
             raise NotGiven(Finding("source.no-hash", what, "nobody has stated its sha256", fix))
         with self._lock:
-            self._snapshot = self._snapshot or self.source.resolve()
-        entry = next((f for f in self._snapshot.files if f.path == file.path), None)
+            entry = next((f for f in self.snapshot.files if f.path == file.path), None)
         if entry is None:
             what = f"{self.name} has no {file.path}"
             raise NotGiven(Finding("source.no-file", what, "its list does not name it", fix))
         if entry.sha256 and file.sha256 and entry.sha256 != file.sha256:
             why = f"it lists sha256 {entry.sha256}, wanted is {file.sha256}"
             raise NotGiven(Finding("source.another-file", f"{self.name} has another {file.path}", why, fix))
-        return self.source.locate(self._snapshot.commit, entry, self.scratch)
+        return super().locate(entry)

@@ -2,17 +2,15 @@
 noted, and the hash follows the unbroken start.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from model_delivery.base import Trouble
-from model_delivery.base.durable import sync
+from model_delivery.base import Trouble, sync
 from model_delivery.models.verify import blob
 from model_delivery.values import File
 
@@ -36,23 +34,18 @@ def with_parts(folder: Path, names: Iterable[str]) -> set[Path]:
     return {path for name in names for path in (folder / name, part_of(folder / name), notes_of(folder / name))}
 
 
-def noted(file: File, target: Path) -> set[int]:
-    """The chunks that an earlier run left on the disk; a note that was cut short, or of
-    another version of the file, counts nothing.
+def noted(file: File, target: Path) -> tuple[set[int], set[str]]:
+    """The chunks that an earlier run left on the disk, and who gave them; a note that was
+    cut short, or of another version of the file, counts nothing.
     """
     try:
-        first, *lines = notes_of(target).read_text(errors="replace").split("\n")
-        whole = part_of(target).stat().st_size == file.size
-    except FileNotFoundError:
-        return set()
-    if not whole or first != _title(file):
-        return set()
-    pairs = [line.split() for line in lines[:-1]]
-    return {
-        int(a)
-        for a, b in (pair for pair in pairs if len(pair) == 2)
-        if a == b and a.isdigit() and int(a) < chunks_in(file)
-    }
+        first, *lines, _ = notes_of(target).read_text(errors="replace").split("\n")
+        whole = part_of(target).stat().st_size == file.size and first == _title(file)
+    except (FileNotFoundError, ValueError):
+        return set(), set()
+    notes = (re.fullmatch(r"(\d+) \1", line) for line in lines if whole)
+    chunks = {int(note[1]) for note in notes if note and int(note[1]) < chunks_in(file)}
+    return chunks, {line.removeprefix(FROM) for line in lines if chunks and line.startswith(FROM)}
 
 
 def chunks_in(file: File) -> int:
@@ -67,14 +60,6 @@ def chunk_size(file: File, number: int) -> int:
 def size_of(file: File, numbers: Iterable[int]) -> int:
     """What these chunks have together, in bytes."""
     return sum(chunk_size(file, number) for number in numbers)
-
-
-def _origins(target: Path) -> set[str]:
-    return {
-        line.removeprefix(FROM)
-        for line in notes_of(target).read_text(errors="replace").splitlines()
-        if line.startswith(FROM)
-    }
 
 
 def _title(file: File) -> str:
@@ -96,8 +81,7 @@ class Part:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and target.stat().st_size == file.size:
             self._adopt()
-        self.done = noted(file, target)
-        self.origins = _origins(target) if self.done else set()
+        self.done, self.origins = noted(file, target)
         self.resumed = bool(self.done)
         self._open()
 
@@ -126,9 +110,8 @@ class Part:
 
     def close(self) -> None:
         """Once more is no harm."""
-        for descriptor in (self._fd, self._notes):
-            if descriptor >= 0:
-                os.close(descriptor)
+        for descriptor in {self._fd, self._notes} - {-1}:
+            os.close(descriptor)
         self._fd = self._notes = -1
 
     def take_alone(self) -> bool:
@@ -218,7 +201,8 @@ class Part:
     def restart(self) -> None:
         """Throw away what is there, and begin again."""
         self.discard_bytes()
-        self.done, self.resumed, self.origins, self._ended, self.alone = set(), False, set(), False, False
+        self.done, self.origins = set(), set()
+        self.resumed = self._ended = self.alone = False
         self._open()
 
     def keep(self) -> None:

@@ -2,8 +2,6 @@
 without any it tries again, ever more slowly.
 """
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time
@@ -64,11 +62,11 @@ class Link:
         """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent
         when it is not what was listed.
         """
+        at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
         where = self._where(part, origin)
         if isinstance(where, Local):
-            self._copy(part, row, where.path, origin)
+            self._copy(part, at, end, where.path, origin)
             return
-        at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
         try:
             while at < end and not part.alone:
                 at = self._patiently(part, at, end, origin)
@@ -128,8 +126,7 @@ class Link:
             with self._asked(where.url, headers) as answer:
                 self._accept(answer, part, origin, where, ranged=ranged, at=at)
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
-                    self._take(part, at, data, end, origin)
-                    at += len(data)
+                    at = self._take(part, at, data, end, origin)
                     watch.saw(len(data))
         except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
             if self.stop.is_set():
@@ -148,28 +145,28 @@ class Link:
     def _accept(
         self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int
     ) -> None:
-        known, address = (origin.name, part.file.path), asked.url.partition("?")[0]
+        file, known, address = part.file, (origin.name, part.file.path), asked.url.partition("?")[0]
         if answer.status in EXPIRED and self.direct.pop(known, None) is not None:
-            raise Retryable(
-                Finding("fetch.address-expired", f"the address of {part.file.path} has expired", address, "run again")
-            )
+            what = f"the address of {file.path} has expired"
+            raise Retryable(Finding("fetch.address-expired", what, address, "run again"))
         if answer.status not in (200, 206):
             raise http_trouble(answer.status, address, answer.headers.get("Retry-After", ""))
         if ranged and answer.status == 200:
             raise NoRanges
         span, _, total = answer.headers.get("Content-Range", "").rpartition("/")
         if ranged and not span.startswith(f"bytes {at}-"):
-            what = f"{part.file.path} comes from another place than was asked for"
+            what = f"{file.path} comes from another place than was asked for"
             raise NotGiven(Finding("fetch.wrong-range", what, span or "no Content-Range", "use another source"))
         length = total if ranged else answer.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) != part.file.size:
-            raise unlisted(part.file, f"the server has {length} bytes, the list says {part.file.size}")
+        if length.isdigit() and int(length) != file.size:
+            raise unlisted(file, f"the server has {length} bytes, the list says {file.size}")
         final = urljoin(asked.url, answer.geturl() or "")
         if final != asked.url:
             same = urlsplit(final).netloc == urlsplit(asked.url).netloc
             self.direct[known] = Remote(final, asked.headers if same else {})
 
-    def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> None:
+    def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> int:
+        """Where the next bytes belong."""
         after = at + len(data)
         if after > end:
             raise unlisted(part.file, "more bytes came than are listed")
@@ -179,24 +176,23 @@ class Link:
         for number in range(at // CHUNK, (after - 1) // CHUNK + 1):
             if number * CHUNK + chunk_size(part.file, number) <= after:
                 part.note(number)
+        return after
 
-    def _copy(self, part: Part, row: range, source: Path, origin: Origin) -> None:
+    def _copy(self, part: Part, at: int, end: int, source: Path, origin: Origin) -> None:
         if not part.done and part.clone(source):
             part.comes_from(origin.name)
             self.count(part.file.size)
             return
         with source.open("rb") as opened:
-            at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
             opened.seek(at)
             while at < end and not self.stop.is_set():
                 data = opened.read(min(BUFFER, end - at))
                 if not data:
                     raise unlisted(part.file, f"{source} is only {at} bytes long")
                 try:
-                    self._take(part, at, data, end, origin)
+                    at = self._take(part, at, data, end, origin)
                 except OSError as error:
                     raise _unwritable(error, part) from error
-                at += len(data)
 
 
 class _Watch:

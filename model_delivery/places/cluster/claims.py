@@ -10,6 +10,7 @@ from model_delivery.places.cluster.objects import Object, label
 from model_delivery.values import Change, Resource
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
+CLASS = "storageClassName"
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 ANOTHER = "name another claim in storage.claim"
 
@@ -18,42 +19,61 @@ def settle(client: Client, resource: Resource, live: Object | None) -> Change | 
     """None: apply it (make or grow it). A Change: it is as it should be, and it may be a
     user's. Refused: it would have to shrink or move.
     """
-    want = resource.spec["spec"]
+    want, any_size = resource.spec["spec"], resource.spec.get("bind", {}).get("any_size")
     if live is None:
-        _class_exists(client, want.get("storageClassName"))
+        _class_exists(client, want.get(CLASS))
         return None
     name, have = live["metadata"]["name"], live["spec"]
     _may_stay(name, live, want)
     asked, now = (Size(spec["resources"]["requests"]["storage"]) for spec in (want, have))
     sizes, ours = f"it has {now}, the spec says {asked}", label(live, "delivery") == resource.delivery
-    if (
-        asked.bytes == now.bytes
-        or resource.spec.get("bind", {}).get("any_size")
-        or (asked.bytes < now.bytes and not ours)
-    ):
+    smaller = asked.bytes < now.bytes
+    if any_size or asked.bytes == now.bytes or (smaller and not ours):
         return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
-    if asked.bytes < now.bytes:
-        fix = f"set storage.size to {now} or more"
-        raise Refused(Finding("claim.cannot-shrink", f"the claim {name} cannot shrink", sizes, fix))
+    if smaller:
+        raise Refused(
+            Finding(
+                "claim.cannot-shrink", f"the claim {name} cannot shrink", sizes, f"set storage.size to {now} or more"
+            )
+        )
     if not ours:
-        fix = "it is not ours: grow it yourself"
-        raise Refused(Finding("claim.too-small", f"the claim {name} is too small", sizes, fix))
-    _may_grow(client, name, have.get("storageClassName"))
+        raise Refused(
+            Finding("claim.too-small", f"the claim {name} is too small", sizes, "it is not ours: grow it yourself")
+        )
+    _may_grow(client, name, have.get(CLASS))
     return None
 
 
 def _may_stay(name: str, live: Object, want: Object) -> None:
-    have, key = live["spec"], "storageClassName"
+    have = live["spec"]
     if live.get("status", {}).get("phase") == "Lost":
-        fix = "restore the volume, or delete the claim: the models are fetched again"
-        raise Refused(Finding("claim.lost", f"the claim {name} is lost", "its volume is gone", fix))
-    if want.get(key) not in (None, have.get(key)):
-        why, fix = f"it has class {have.get(key)}, the spec says {want[key]}", f"{ANOTHER}, or correct storage_class"
-        raise Refused(Finding("claim.other-class", f"the claim {name} cannot change its class", why, fix))
+        raise Refused(
+            Finding(
+                "claim.lost",
+                f"the claim {name} is lost",
+                "its volume is gone",
+                "restore the volume, or delete the claim: the models are fetched again",
+            )
+        )
+    if want.get(CLASS) not in (None, have.get(CLASS)):
+        raise Refused(
+            Finding(
+                "claim.other-class",
+                f"the claim {name} cannot change its class",
+                f"it has class {have.get(CLASS)}, the spec says {want[CLASS]}",
+                f"{ANOTHER}, or correct storage_class",
+            )
+        )
     modes, wanted = have["accessModes"], want["accessModes"]
     if set(wanted) - set(modes) and "ReadWriteMany" not in modes:
-        why = f"it has {', '.join(modes)}, the spec says {', '.join(wanted)}"
-        raise Refused(Finding("claim.other-mode", f"the claim {name} cannot change its access mode", why, ANOTHER))
+        raise Refused(
+            Finding(
+                "claim.other-mode",
+                f"the claim {name} cannot change its access mode",
+                f"it has {', '.join(modes)}, the spec says {', '.join(wanted)}",
+                ANOTHER,
+            )
+        )
 
 
 def _classes(client: Client) -> dict[str, Object] | None:
@@ -70,15 +90,33 @@ def _class_exists(client: Client, name: str | None) -> None:
         return
     names = ", ".join(sorted(known)) or "none"
     if name is not None:
-        what, fix = f"there is no storage class {name}", "correct storage.storage_class"
-        raise Refused(Finding("claim.no-such-class", what, f"the cluster has: {names}", fix))
+        raise Refused(
+            Finding(
+                "claim.no-such-class",
+                f"there is no storage class {name}",
+                f"the cluster has: {names}",
+                "correct storage.storage_class",
+            )
+        )
     if not any(entry["metadata"].get("annotations", {}).get(DEFAULT) == "true" for entry in known.values()):
-        what, fix = "the cluster has no default storage class", "name one in storage.storage_class"
-        raise Refused(Finding("claim.no-default-class", what, f"it has: {names}", fix))
+        raise Refused(
+            Finding(
+                "claim.no-default-class",
+                "the cluster has no default storage class",
+                f"it has: {names}",
+                "name one in storage.storage_class",
+            )
+        )
 
 
 def _may_grow(client: Client, claim: str, name: str | None) -> None:
-    entry = (_classes(client) or {}).get(name or "")
-    if entry is not None and not entry.get("allowVolumeExpansion"):
-        why, fix = f"its class {name} does not let claims grow", "put storage.size back, or name another claim"
-        raise Refused(Finding("claim.cannot-grow", f"the claim {claim} cannot grow", why, fix))
+    known = _classes(client) or {}
+    if name in known and not known[name].get("allowVolumeExpansion"):
+        raise Refused(
+            Finding(
+                "claim.cannot-grow",
+                f"the claim {claim} cannot grow",
+                f"its class {name} does not let claims grow",
+                "put storage.size back, or name another claim",
+            )
+        )

@@ -24,7 +24,10 @@ from model_delivery.values import Ref
 PATIENCE = 60.0
 CONNECT, READ = 5.0, 30.0
 SLOW_DOWN = 429
+RETRIED = stamina.RetryingCaller(attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5)
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
+NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+Query = Mapping[str, Any] | None
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Broken(Exception):
 
 
 @dataclass
-class _Busy(Exception):
+class _Busy(Broken):
     """``sent``: the request may have been carried out. ``after``: the seconds that the
     server asked us to wait.
     """
@@ -67,23 +70,14 @@ class _Busy(Exception):
     after: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Request:
-    method: str
-    path: str
-    query: Mapping[str, Any] | None
-    body: Any = None
-    media: str = ""
-    stream: float | None = None
-
-
 class Client:
-    """One API server, by kubeconfig and ``context``, or from inside a pod. ``asked``:
-    when requests were sent, on the monotonic clock.
+    """One API server, by kubeconfig and ``context``, or from inside a pod, and the
+    objects of one namespace there. ``asked``: when requests were sent, on the monotonic
+    clock.
     """
 
-    def __init__(self, context: str | None = None) -> None:
-        self.context = context
+    def __init__(self, context: str | None, namespace: str) -> None:
+        self.context, self.namespace = context, namespace
         self.asked: deque[float] = deque(maxlen=1000)
         self._load()
 
@@ -92,14 +86,7 @@ class Client:
         return str(self._configuration.host)
 
     def call(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None = None,
-        body: Any = None,
-        *,
-        media: str = "",
-        once: bool = False,
+        self, method: str, path: str, query: Query = None, body: Any = None, *, media: str = "", once: bool = False
     ) -> dict[str, Any]:
         """The answer's JSON. Tried for up to 60 s while the server is busy, away or
         restarting.
@@ -112,34 +99,60 @@ class Client:
             return isinstance(error, _Busy) and not (once and error.sent) and (error.after or True)
 
         try:
-            for attempt in stamina.retry_context(
-                on=again, attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5
-            ):
-                with attempt:
-                    answer = self._send(_Request(method, path, query, body, media))
-                    return dict(json.loads(answer.data or b"{}"))
+            answer = RETRIED(again, self._send, method, path, query, body, media)
         except _Busy as busy:
             if once and busy.sent:
-                raise Doubt(busy.why) from None
-            hook, why = "failed calling webhook" in busy.why, f"tried for {PATIENCE:.0f} s: {busy.why}"
-            if hook:
-                what, fix = "cannot call a webhook", "see whether what serves the webhook is up, then run again"
+                raise Doubt from None
+            server, why = f"the API server at {self.url}", f"tried for {PATIENCE:.0f} s: {busy.why}"
+            if "failed calling webhook" in busy.why:
                 raise Retryable(
-                    Finding("cluster.no-webhook", f"the API server at {self.url} {what}", why, fix)
+                    Finding(
+                        "cluster.no-webhook",
+                        f"{server} cannot call a webhook",
+                        why,
+                        "see whether what serves the webhook is up, then run again",
+                    )
                 ) from None
-            what, fix = f"the API server at {self.url} does not answer", "see whether it is up, then run again"
-            raise Retryable(Finding("cluster.no-answer", what, why, fix)) from None
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            raise Retryable(
+                Finding("cluster.no-answer", f"{server} does not answer", why, "see whether it is up, then run again")
+            ) from None
+        return dict(json.loads(answer.data or b"{}"))
 
-    def lines(self, path: str, query: Mapping[str, Any], seconds: float) -> Iterator[bytes]:
+    def get(self, ref: Ref) -> dict[str, Any] | None:
+        try:
+            return self.send("GET", ref)
+        except Status as status:
+            if status.code == 404:
+                return None
+            raise self.refusal(ref, status) from None
+
+    def send(self, method: str, ref: Ref, query: Query = None, body: Any = None, **how: Any) -> dict[str, Any]:
+        """The answer's JSON; ``how``: as ``call`` has it. Raises what that raises."""
+        return self.call(method, ref.kind.path(self.namespace, ref.name), query, body, **how)
+
+    def refusal(self, ref: Ref, status: Status) -> Permanent:
+        """Of a request that should have succeeded."""
+        what, why = f"the API server refuses {ref}", f"{status.code} {status.reason}: {status.message}"
+        if status.code == 422:
+            return Permanent(
+                Finding("cluster.invalid", what, status.message, "correct the spec's field that the message names")
+            )
+        if status.code == 404:
+            return Permanent(
+                Finding(
+                    "cluster.no-such-api",
+                    f"{ref} cannot be made",
+                    f"{status.message} (namespace {self.namespace})",
+                    "does the namespace exist, and is the API of this kind installed?",
+                )
+            )
+        return Permanent(Finding("cluster.refused", what, why, "see the message"))
+
+    def lines(self, path: str, query: Query, seconds: float) -> Iterator[bytes]:
         """Whole lines of a stream (a log, a watch) until it ends. Raises Status when
         there is none, Broken when it breaks, or is silent for ``seconds``.
         """
-        try:
-            answer = self._send(_Request("GET", path, query, stream=seconds))
-        except _Busy as busy:
-            raise Broken(busy.why) from None
-        rest = b""
+        answer, rest = self._send("GET", path, query, stream=seconds), b""
         try:
             for chunk in answer.stream(65536):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -151,51 +164,42 @@ class Client:
         if rest:
             yield rest
 
-    def _send(self, request: _Request) -> urllib3.BaseHTTPResponse:
+    def _send(
+        self, method: str, path: str, query: Query, body: Any = None, media: str = "", stream: float | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        url = self.url + path + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
+        headers |= {"Content-Type": media} if media else {}
         for renewed in (False, True):
-            answer = self._once(request)
+            if token := self._configuration.get_api_key_with_prefix("BearerToken"):
+                headers["Authorization"] = token
+            self.asked.append(time.monotonic())
+            try:
+                answer = self._pool.request(
+                    method,
+                    url,
+                    json=body,
+                    headers=headers,
+                    preload_content=stream is None,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=CONNECT, read=stream or READ),
+                )
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
             if answer.status < 300:
                 return answer
-            words = _words(answer)
             if answer.status != 401:
-                raise self._refusal(answer, words)
+                raise _trouble(answer)
             if not renewed:
                 self._load()
-        what, why = f"the API server at {self.url} does not know us", "the credentials are refused or have expired"
-        fix = "log in again, or give the worker credentials that last; nothing is lost, run again"
-        raise Permanent(Finding("cluster.unknown-user", what, why, fix))
-
-    def _once(self, request: _Request) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": "model-delivery"}
-        token = self._configuration.get_api_key_with_prefix("BearerToken")
-        headers |= {"Authorization": token} if token else {}
-        body = None if request.body is None else json.dumps(request.body).encode()
-        headers |= {"Content-Type": request.media or "application/json"} if body else {}
-        self.asked.append(time.monotonic())
-        try:
-            return self._pool.request(
-                request.method,
-                self.url + request.path + ("?" + urlencode(request.query) if request.query else ""),
-                body=body,
-                headers=headers,
-                preload_content=request.stream is None,
-                retries=False,
-                timeout=urllib3.Timeout(connect=CONNECT, read=request.stream or READ),
+        raise Permanent(
+            Finding(
+                "cluster.unknown-user",
+                f"the API server at {self.url} does not know us",
+                "the credentials are refused or have expired",
+                "log in again, or give the worker credentials that last; nothing is lost, run again",
             )
-        except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError) as error:
-            raise _Busy(_short(error), sent=False) from None
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Busy(_short(error), sent=True) from None
-
-    def _refusal(self, answer: urllib3.BaseHTTPResponse, words: Mapping[str, Any]) -> Exception:
-        code, message = answer.status, str(words.get("message", "")) or f"status {answer.status}"
-        if code == SLOW_DOWN or code >= 500:
-            after = answer.headers.get("Retry-After", "")
-            return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
-        if code == 403:
-            return Forbidden(_forbidden(message))
-        causes = (words.get("details") or {}).get("causes") or ()
-        return Status(code, str(words.get("reason", "")), message, tuple(causes))
+        )
 
     def _load(self) -> None:
         """Read the credentials (again): a kubeconfig's command is run for a new token, a
@@ -210,64 +214,56 @@ class Client:
                     config_file=os.environ.get("KUBECONFIG"), context=self.context, client_configuration=configuration
                 )
         except (ConfigException, OSError, ValueError) as error:
-            why, fix = f"{error}; {_contexts()}", "set KUBECONFIG, or correct target.context"
-            raise Refused(Finding("cluster.none-known", "no cluster is known", why, fix)) from None
+            raise Refused(
+                Finding(
+                    "cluster.none-known",
+                    "no cluster is known",
+                    f"{error}; {_contexts()}",
+                    "set KUBECONFIG, or correct target.context",
+                )
+            ) from None
         self._configuration = configuration
         self._pool: urllib3.PoolManager = ApiClient(configuration).rest_client.pool_manager
 
 
-@dataclass(frozen=True)
-class Space:
-    """One namespace: its objects by kind and name."""
-
-    client: Client
-    name: str
-
-    def get(self, ref: Ref) -> dict[str, Any] | None:
-        try:
-            return self.send("GET", ref)
-        except Status as status:
-            if status.code == 404:
-                return None
-            raise self.refusal(ref, status) from None
-
-    def send(
-        self, method: str, ref: Ref, query: Mapping[str, Any] | None = None, body: Any = None, **how: Any
-    ) -> dict[str, Any]:
-        """The answer's JSON; ``how``: as Client.call has it. Raises what that raises."""
-        return self.client.call(method, ref.kind.path(self.name, ref.name), query, body, **how)
-
-    def refusal(self, ref: Ref, status: Status) -> Permanent:
-        """Of a request that should have succeeded."""
-        what = f"the API server refuses {ref}"
-        if status.code == 422:
-            fix = "correct the spec's field that the message names"
-            return Permanent(Finding("cluster.invalid", what, status.message, fix))
-        if status.code == 404:
-            why = f"{status.message} (namespace {self.name})"
-            fix = "does the namespace exist, and is the API of this kind installed?"
-            return Permanent(Finding("cluster.no-such-api", f"{ref} cannot be made", why, fix))
-        why = f"{status.code} {status.reason}: {status.message}"
-        return Permanent(Finding("cluster.refused", what, why, "see the message"))
-
-
-def _words(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
+def _trouble(answer: urllib3.BaseHTTPResponse) -> Exception:
+    code = answer.status
     try:
-        words = json.loads(answer.data)
+        words = answer.json()
     except ValueError:
-        return {"message": answer.data.decode(errors="replace")[:300]}
-    return words if isinstance(words, dict) else {}
+        words = {"message": answer.data.decode(errors="replace")[:300]}
+    words = words if isinstance(words, dict) else {}
+    message = str(words.get("message") or f"status {code}")
+    if code == SLOW_DOWN or code >= 500:
+        after = answer.headers.get("Retry-After", "")
+        return _Busy(f"{code}: {message}", code != SLOW_DOWN, min(30.0, float(after)) if after.isdigit() else 0.0)
+    if code == 403:
+        return Forbidden(_forbidden(message))
+    causes = (words.get("details") or {}).get("causes") or ()
+    return Status(code, str(words.get("reason", "")), message, tuple(causes))
 
 
 def _forbidden(message: str) -> Finding:
     if "cannot" in message and " resource " in message:
-        fix = "ask for the rights that manifests/rbac/role.yaml lists"
-        return Finding("cluster.forbidden", "the API server does not let us", message, fix)
+        return Finding(
+            "cluster.forbidden",
+            "the API server does not let us",
+            message,
+            "ask for the rights that manifests/rbac/role.yaml lists",
+        )
     if "exceeded quota" in message:
-        fix = "ask for a higher quota, or for less in the spec"
-        return Finding("cluster.over-quota", "the namespace's quota is used up", message, fix)
-    fix = "change what the message names, or ask whoever sets the rule"
-    return Finding("cluster.not-admitted", "the cluster's rules refuse an object", message, fix)
+        return Finding(
+            "cluster.over-quota",
+            "the namespace's quota is used up",
+            message,
+            "ask for a higher quota, or for less in the spec",
+        )
+    return Finding(
+        "cluster.not-admitted",
+        "the cluster's rules refuse an object",
+        message,
+        "change what the message names, or ask whoever sets the rule",
+    )
 
 
 def _contexts() -> str:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from model_delivery.places.cluster import pods
-from model_delivery.places.cluster.adopted import Adopted, adoptions, marked
-from model_delivery.places.cluster.client import Broken, Forbidden, Space, Status
+from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
+from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
-from model_delivery.values import ENGINES, Kind, Observed, Ref, World
+from model_delivery.targets.kubernetes.release import pod_labels
+from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500
 OLD = 28.0
 TAIL_LINES = 400
 SILENCE = 60.0
-Query = Mapping[str, Any]
 
 
 class Look:
@@ -30,9 +30,8 @@ class Look:
     ``price``: the requests of the last look at the world.
     """
 
-    def __init__(self, space: Space, kinds: tuple[Kind, ...]) -> None:
-        self.space, self.client, self.kinds = space, space.client, kinds
-        self.price = 1
+    def __init__(self, client: Client) -> None:
+        self.client, self.kinds, self.price = client, cluster_kinds(), 1
         self._since = ""
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None
@@ -40,7 +39,7 @@ class Look:
         self._known: dict[Kind, list[Object]] = {}
         self._known_at = -math.inf
 
-    def listed(self, kind: Kind, query: Query | None = None) -> list[Object]:
+    def listed(self, kind: Kind, query: Query = None) -> list[Object]:
         """All pages; once more from the start when the first page has become too old
         meanwhile.
         """
@@ -48,48 +47,46 @@ class Look:
         for _ in range(3):
             found.clear()
             try:
-                for page in self._pages(kind, query or {}):
+                for page in self._pages(kind, {"limit": PAGE, **(query or {})}):
                     found += [{**item, "kind": kind.name} for item in page["items"]]
                     if kind == POD:
                         self._since = page["metadata"]["resourceVersion"]
-                return found
+                break
             except Status as status:
                 if status.code != 410:
                     raise
         return found
 
-    def _pages(self, kind: Kind, query: Query) -> Iterator[Object]:
-        more = {"limit": PAGE, **query}
-        while True:
-            page = self.space.send("GET", Ref(kind, ""), more)
+    def _pages(self, kind: Kind, query: Object) -> Iterator[Object]:
+        rest = True
+        while rest:
+            page = self.client.send("GET", Ref(kind, ""), query)
             yield page
-            if not (rest := page["metadata"].get("continue")):
-                return
-            more["continue"] = rest
+            rest = query["continue"] = page["metadata"].get("continue")
 
-    def maybe(self, kind: Kind, query: Query | None = None) -> list[Object]:
-        if kind in self._absent:
-            return []
-        try:
-            return self.listed(kind, query)
-        except (Status, Forbidden) as refused:
-            if not kind.optional if isinstance(refused, Forbidden) else refused.code != 404:
-                raise
-            self._absent.add(kind)
-            return []
+    def maybe(self, kind: Kind, query: Query = None) -> list[Object]:
+        if kind not in self._absent:
+            try:
+                return self.listed(kind, query)
+            except (Status, Forbidden) as refused:
+                if not kind.optional if isinstance(refused, Forbidden) else refused.code != 404:
+                    raise
+                self._absent.add(kind)
+        return []
 
     def world(self, delivery: str, *, fresh: bool = True) -> World:
         """``fresh``: nothing of it is known from a look before."""
         labelled, now, began = _of(delivery), time.time(), time.monotonic()
         self._list(delivery, fresh=fresh)
-        adopted = adoptions(self._known[CONFIG_MAP])
+        adopted = _adoptions(self._known[CONFIG_MAP])
         ours = [from_object(live, kind) for kind in self.kinds for live in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in (*self._unmarked(delivery, adopted), *ours)}
-        listed = [marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
+        listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
         listed = [pod for pod in listed if label(pod, "delivery") == delivery]
         self._turns = {pod["metadata"]["name"]: pods.turn(pod) for pod in listed}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
-            objects |= {Ref(CLAIM, c["metadata"]["name"]): from_object(c, CLAIM) for c in self.listed(CLAIM)}
+            claims = (from_object(claim, CLAIM) for claim in self.listed(CLAIM))
+            objects |= {claim.resource.ref: claim for claim in claims}
         beside = {
             "Pod": tuple(map(self._with_log, listed)),
             "Event": tuple(self.maybe(EVENT, {"fieldSelector": "type!=Normal"})) if self._events_tell(listed) else (),
@@ -108,16 +105,16 @@ class Look:
                 self._known[kind] = [item for item in items if not is_made_by_controller(item)]
         self._known_at = time.monotonic() if fresh else self._known_at
 
-    def _unmarked(self, delivery: str, adopted: Mapping[str, Adopted]) -> Iterator[Observed]:
+    def _unmarked(self, delivery: str, adopted: Mapping[str, Object]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
-        for release, owned in adopted.items():
-            kind = next((kind for kind in self.kinds if kind.bare and kind.name == owned.kind), None)
-            for live in self.maybe(kind, {"fieldSelector": f"metadata.name={owned.name}"}) if kind else ():
-                if kind and live["metadata"]["uid"] == owned.uid and label(live, "delivery") is None:
-                    seen = from_object(live, kind)
-                    yield replace(
-                        seen, resource=replace(seen.resource, role="release", delivery=delivery, release=release)
-                    )
+        bare = {kind.name: kind for kind in self.kinds if kind.bare}
+        for release, origin in adopted.items():
+            if kind := bare.get(origin["kind"]):
+                for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin['name']}"}):
+                    if live["metadata"]["uid"] == origin["uid"] and label(live, "delivery") is None:
+                        seen = from_object(live, kind)
+                        resource = replace(seen.resource, role="release", delivery=delivery, release=release)
+                        yield replace(seen, resource=resource)
 
     def _events_tell(self, listed: list[Object]) -> bool:
         """Are there kinds that tell by them, no pod yet, or one that neither runs well
@@ -125,14 +122,13 @@ class Look:
         """
         return (
             any(self._known[kind] for kind in self.kinds if kind.eventful)
-            or not listed
-            or not all(map(pods.settled, listed))
-            or any(not from_object(job, JOB).status["finished"] for job in self._known[JOB])
+            or not (listed and all(map(pods.settled, listed)))
+            or not all(from_object(job, JOB).status["finished"] for job in self._known[JOB])
         )
 
-    def adopted(self, delivery: str) -> dict[str, Adopted]:
+    def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""
-        return adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
+        return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
     def nodes(self) -> tuple[Object, ...]:
         """Every node; empty where we may not see them."""
@@ -148,7 +144,7 @@ class Look:
         """Of every namespace; None where we may not see them."""
         return self._everywhere("pods", {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"})
 
-    def _everywhere(self, plural: str, query: Query | None = None) -> list[Object] | None:
+    def _everywhere(self, plural: str, query: Query = None) -> list[Object] | None:
         try:
             return list(self.client.call("GET", f"/api/v1/{plural}", query)["items"])
         except Forbidden:
@@ -162,9 +158,8 @@ class Look:
         found = self.listed(POD, {"labelSelector": f"model-delivery/object={name}"})
         if found or not (adopted := self.adopted(delivery)):
             return found
-        return [
-            pod for pod in (marked(pod, delivery, adopted) for pod in self.listed(POD)) if label(pod, "object") == name
-        ]
+        listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD)]
+        return [pod for pod in listed if label(pod, "object") == name]
 
     def servers(self, delivery: str, release: str) -> Iterator[str]:
         """The base address of each engine of a release: a pod's own, never a
@@ -172,20 +167,14 @@ class Look:
         """
         for pod in self.listed(POD, _of(delivery, f"release={release}", "role=release")):
             ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
-            address = pod["status"].get("podIP", "")
+            address = pod["status"].get("podIP")
             if ports and address:
                 yield f"http://{f'[{address}]' if ':' in address else address}:{ports[0]['containerPort']}"
 
-    def log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
-        query = {"container": pods.main(pod)} | ({"follow": "true"} if follow else {})
-        try:
-            yield from self._log(pod, query)
-        except Status:  # the pod or its log is gone: what is missing is told by who reads
-            return
-
-    def _log(self, pod: Object, query: Query) -> Iterator[bytes]:
-        path = POD.path(self.space.name, pod["metadata"]["name"])
-        return self.client.lines(f"{path}/log", query, SILENCE)
+    def log(self, pod: Object, query: Object) -> Iterator[bytes]:
+        """Of the container that it is for, where ``query`` names no other."""
+        path = POD.path(self.client.namespace, pod["metadata"]["name"])
+        return self.client.lines(f"{path}/log", {"container": pods.main(pod), **query}, SILENCE)
 
     def _with_log(self, pod: Object) -> Object:
         """With the end of the engine's log, where the engine is not ready."""
@@ -193,7 +182,7 @@ class Look:
         if query is None:
             return pod
         try:
-            lines = list(self._log(pod, query | {"tailLines": TAIL_LINES}))
+            lines = list(self.log(pod, query | {"tailLines": TAIL_LINES}))
         except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
@@ -202,9 +191,11 @@ class Look:
         """Wait for ``seconds``, or until a pod of ours is in another state than at the
         last look: True.
         """
-        end = time.monotonic() + seconds
+        end, path = time.monotonic() + seconds, POD.path(self.client.namespace)
+        query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
         try:
-            for event in self._watched(delivery, seconds) if self._since else ():
+            for line in self.client.lines(path, query | _of(delivery), seconds) if self._since else ():
+                event = json.loads(line)
                 pod = event["object"]
                 if event["type"] == "ERROR":
                     break
@@ -217,12 +208,34 @@ class Look:
         time.sleep(max(0.0, end - time.monotonic()))
         return False
 
-    def _watched(self, delivery: str, seconds: float) -> Iterator[Object]:
-        query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
-        lines = self.client.lines(POD.path(self.space.name), query | _of(delivery), seconds)
-        return map(json.loads, lines)
-
 
 def _of(delivery: str, *more: str) -> dict[str, str]:
     """The query for what carries our labels; ``more``: such as ``role=release``."""
     return {"labelSelector": ",".join(f"model-delivery/{term}" for term in (f"delivery={delivery}", *more))}
+
+
+def _adoptions(stored: Iterable[Object]) -> dict[str, Object]:
+    """By release, among the ConfigMaps ``stored``: what somebody made by hand and is a
+    release of ours since. Its object and its pods carry no label of ours. The one place
+    that reads a payload's words.
+    """
+    adopted = {}
+    for release in stored:
+        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
+        if origin := content.get("payload", {}).get("adopted"):
+            adopted[str(label(release, "release"))] = origin
+    return adopted
+
+
+def _marked(pod: Object, delivery: str, adopted: Mapping[str, Object]) -> Object:
+    """A pod of an adopted release, with the labels that the pods of ours carry; any other
+    as it is. It is known by its labels, or where there are none by the prefix of its
+    name.
+    """
+    meta = pod["metadata"]
+    labels = meta.get("labels") or {}
+    for release, origin in adopted.items():
+        known = origin["pods"].get("labels")
+        if known.items() <= labels.items() if known else meta["name"].startswith(origin["pods"].get("prefix", "")):
+            return {**pod, "metadata": {**meta, "labels": labels | pod_labels(delivery, release)}}
+    return pod

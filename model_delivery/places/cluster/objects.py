@@ -27,9 +27,8 @@ def object_ref(delivery: str, ref: Ref) -> Ref:
     """The object that holds the resource ``ref``."""
     if ref.kind == LEASE:
         return Ref(LEASE, delivery)
-    if ref.kind == RECORD:
-        return Ref(CONFIG_MAP, f"{delivery}-record")
-    return Ref(CONFIG_MAP, f"{delivery}-{ref.kind.name.lower()}-{ref.name}") if ref.kind.stored else ref
+    name = "record" if ref.kind == RECORD else f"{ref.kind.name.lower()}-{ref.name}"
+    return Ref(CONFIG_MAP, f"{delivery}-{name}") if ref.kind.stored else ref
 
 
 def to_object(resource: Resource, namespace: str) -> Object:
@@ -41,8 +40,14 @@ def to_object(resource: Resource, namespace: str) -> Object:
     elif resource.ref.kind.stored:
         text = json.dumps(dict(resource.spec), sort_keys=True)
         if len(text) > LARGEST:
-            what, why = f"{resource.ref} is too large for a cluster", f"{len(text)} bytes, a ConfigMap holds {LARGEST}"
-            raise Permanent(Finding("record.too-large", what, why, "lower rollout.history, or the model's file count"))
+            raise Permanent(
+                Finding(
+                    "record.too-large",
+                    f"{resource.ref} is too large for a cluster",
+                    f"{len(text)} bytes, a ConfigMap holds {LARGEST}",
+                    "lower rollout.history, or the model's file count",
+                )
+            )
         made |= _lease(resource.spec, text) if ref.kind == LEASE else {"data": {"content": text}}
     else:
         made |= copy.deepcopy({key: value for key, value in resource.spec.items() if key != "bind"})
@@ -53,22 +58,21 @@ def to_object(resource: Resource, namespace: str) -> Object:
 
 
 def labels(resource: Resource) -> dict[str, str]:
-    ours = {"delivery": resource.delivery, "role": resource.role}
-    ours |= {"kind": resource.ref.kind.name} if resource.ref.kind.stored else {}
-    ours |= {"release": resource.release} if resource.release else {}
+    kind, release = resource.ref.kind, resource.release
+    ours = {"delivery": resource.delivery, "role": resource.role, "kind": kind.stored and kind.name, "release": release}
     return {
         "app.kubernetes.io/name": resource.delivery,
-        "app.kubernetes.io/instance": resource.release or resource.delivery,
+        "app.kubernetes.io/instance": release or resource.delivery,
         "app.kubernetes.io/managed-by": MANAGER,
-        **{f"model-delivery/{name}": value for name, value in ours.items()},
+        **{f"model-delivery/{name}": value for name, value in ours.items() if value},
     }
 
 
 def _lease(spec: Mapping[str, Any], text: str) -> Object:
-    until, now = datetime.fromtimestamp(spec["expires"], tz=UTC), datetime.now(UTC)
+    now = datetime.now(UTC)
     lease = {
         "holderIdentity": f"{spec['host']} process {spec['pid']} request {spec['request']}",
-        "leaseDurationSeconds": max(1, int((until - now).total_seconds())),
+        "leaseDurationSeconds": max(1, int(spec["expires"] - now.timestamp())),
         "renewTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
     }
     return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}
@@ -106,14 +110,13 @@ def from_object(live: Object, kind: Kind) -> Observed:
 
 def _status(live: Object, kind: Kind) -> Object:
     meta, status = live["metadata"], live.get("status") or {}
-    ended = [c for c in status.get("conditions", ()) if c["type"] in ("Complete", "Failed") and c["status"] == "True"]
-    return {
-        **status,
-        "generation": meta.get("generation", 0),
-        "uid": meta.get("uid", ""),
-        **({"deleting": meta["deletionTimestamp"]} if "deletionTimestamp" in meta else {}),
-        **({"finished": bool(ended)} if kind == JOB else {}),
-    }
+    seen = {**status, "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
+    if "deletionTimestamp" in meta:
+        seen["deleting"] = meta["deletionTimestamp"]
+    if kind == JOB:
+        true = {condition["type"] for condition in status.get("conditions", ()) if condition["status"] == "True"}
+        seen["finished"] = bool(true & {"Complete", "Failed"})
+    return seen
 
 
 def shown(live: Object) -> Object:

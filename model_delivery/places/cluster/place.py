@@ -8,19 +8,18 @@ import base64
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
-from model_delivery.places.cluster import claims, jobs, pods, taking
-from model_delivery.places.cluster.apply import Apply
-from model_delivery.places.cluster.client import Broken, Client, Space, Status
+from model_delivery.places.cluster import binding, claims, pods, writing
+from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.places.cluster.swap import swap
-from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
 from model_delivery.values import (
     ABSENT,
@@ -36,7 +35,7 @@ from model_delivery.values import (
     World,
 )
 
-GONE_SECONDS = 300.0
+GONE_SECONDS = 300
 BREAKS = 5  # of a log in a row, before what is there must do
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 
@@ -50,13 +49,9 @@ class Cluster:
     keeps_files = False
     elsewhere = "is it another --namespace or --context?"
 
-    def __init__(
-        self, context: str | None, namespace: str, *, take_over: bool = False, client: Client | None = None
-    ) -> None:
-        self.client = client or Client(context)
-        self.context, self.namespace, self.take_over = context, namespace, take_over
-        self._space = Space(self.client, namespace)
-        self._look = Look(self._space, cluster_kinds())
+    def __init__(self, context: str | None, namespace: str, *, take_over: bool = False) -> None:
+        self.client, self.take_over = Client(context, namespace), take_over
+        self._look = Look(self.client)
         self._pace = Pace(self.client, self._look)
         self._fresh = True  # of the next look: only one of a wait may go by what an earlier one saw
 
@@ -64,22 +59,24 @@ class Cluster:
         if not dry_run and resource.role != "lease":
             self._pace.restart()
         ref = object_ref(resource.delivery, resource.ref)
-        live = self._space.get(ref)
-        if expect not in (ANY, live["metadata"]["resourceVersion"] if live else ABSENT):
+        live = self.client.get(ref)
+        version = live["metadata"]["resourceVersion"] if live else ABSENT
+        if expect not in (ANY, version):
             raise Mismatch(resource.ref)
-        if ref.kind == CLAIM and (change := claims.settle(self.client, resource, live)):
-            return change
-        if ref.kind != CLAIM and live:
+        if ref.kind == CLAIM:
+            if change := claims.settle(self.client, resource, live):
+                return change
+        elif live:
             self._may_write(resource, ref, live)
         if resource.ref.kind.stored:
-            return swap(self._space, resource, live, dry_run=dry_run)
+            return writing.swap(self.client, resource, live, dry_run=dry_run)
         if live and "deletionTimestamp" in live["metadata"]:
             if not dry_run:
                 self._wait_gone(ref)
             live = None
         if live and ref.kind.constant:
-            return Change(ref, "unchanged", version=live["metadata"]["resourceVersion"])
-        return Apply(self._look, resource, live, self.take_over, dry_run).apply(expect)
+            return Change(ref, "unchanged", version=version)
+        return writing.apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         """Begin its end; pods end as their own grace says. An object that is not ours is
@@ -87,16 +84,16 @@ class Cluster:
         """
         self._pace.restart()
         there = object_ref(delivery, ref)
-        live = self._space.get(there)
+        live = self.client.get(there)
         if live is None or not self._is_ours(live, delivery):
             return Change(ref, "absent")
         policy = "Foreground" if there.kind.foreground else "Background"
         options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
         try:
-            self._space.send("DELETE", there, body=options)
+            self.client.send("DELETE", there, body=options)
         except Status as status:
             if status.code not in (404, 409):
-                raise self._space.refusal(ref, status) from None
+                raise self.client.refusal(ref, status) from None
         return Change(ref, "deleted")
 
     def world(self, delivery: str) -> World:
@@ -104,19 +101,17 @@ class Cluster:
         return self._look.world(delivery, fresh=fresh)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
-        live = self._space.get(object_ref(delivery, ref))
-        if live is None:
-            return None
-        seen = from_object(live, ref.kind)
-        if ref.kind != LEASE:
+        live = self.client.get(object_ref(delivery, ref))
+        seen = from_object(live, ref.kind) if live else None
+        if seen is None or ref.kind != LEASE:
             return seen
         spec = seen.resource.spec
         alive = spec["host"] != socket.gethostname() or psutil.pid_exists(spec["pid"])
-        return Observed(seen.resource, seen.version, {"alive": alive})
+        return replace(seen, status={"alive": alive})
 
     def deliveries(self) -> tuple[str, ...]:
-        query = {"labelSelector": "model-delivery/kind=Record"}
-        return tuple(sorted(str(label(found, "delivery")) for found in self._look.listed(CONFIG_MAP, query)))
+        records = self._look.listed(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Record"})
+        return tuple(sorted(str(label(record, "delivery")) for record in records))
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         def over() -> bool:
@@ -127,8 +122,8 @@ class Cluster:
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         def over() -> bool:
-            objects = self.world(delivery).objects.values()
-            return all((seen.resource.role, seen.resource.release) != ("release", release) for seen in objects)
+            resources = (seen.resource for seen in self.world(delivery).objects.values())
+            return all((resource.role, resource.release) != ("release", release) for resource in resources)
 
         return self._lines(delivery, lambda: self._look.engine_pods(delivery, release), over, follow=follow)
 
@@ -143,13 +138,14 @@ class Cluster:
             pod, state = pods.newest(look())
             if pod is None and (not follow or over()):
                 return
-            if pod is not None and ("running" in state or "terminated" in state):
-                lines = self._look.log(pod, follow=follow and "running" in state)
+            if pod and ("running" in state or "terminated" in state):
+                query = {"follow": "true"} if follow and "running" in state else {}
                 try:
-                    for number, line in enumerate(lines, 1):
-                        if number > yielded:
-                            yielded, breaks = number, 0
-                            yield line
+                    with suppress(Status):  # the pod or its log is gone: what is missing is told by who reads
+                        for number, line in enumerate(self._look.log(pod, query), 1):
+                            if number > yielded:
+                                yielded, breaks = number, 0
+                                yield line
                     breaks = 0
                 except Broken:
                     breaks += 1
@@ -164,13 +160,18 @@ class Cluster:
         if not isinstance(ref, KubeSecret):
             return read_secret(ref)
         name, key = ref.kube.name, ref.kube.key
-        live = self._space.get(Ref(SECRET, name))
-        data = (live or {}).get("data") or {}
+        live = self.client.get(Ref(SECRET, name)) or {}
+        data = live.get("data") or {}
         if key not in data:
             has = f"it has no key {key}; it has: {', '.join(data) or 'none'}"
-            fix = f"kubectl -n {self.namespace} create secret generic {name} --from-file={key}=FILE"
-            what = f"the Secret {name} in namespace {self.namespace} cannot be used"
-            raise Refused(Finding("secret.not-there", what, has if live else "there is no such Secret", fix))
+            raise Refused(
+                Finding(
+                    "secret.not-there",
+                    f"the Secret {name} in namespace {self.client.namespace} cannot be used",
+                    has if live else "there is no such Secret",
+                    f"kubectl -n {self.client.namespace} create secret generic {name} --from-file={key}=FILE",
+                )
+            )
         return Secret(base64.b64decode(data[key]).decode().strip())
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> None:
@@ -186,37 +187,50 @@ class Cluster:
             return None
 
     def rights(self) -> Sequence[Mapping[str, Any]] | None:
-        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
-        review = self.client.call("POST", REVIEW, body=body | {"spec": {"namespace": self.namespace}})["status"]
-        return None if review.get("incomplete") else review["resourceRules"]
+        spec = {"namespace": self.client.namespace}
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+        status = self.client.call("POST", REVIEW, body=body)["status"]
+        return None if status.get("incomplete") else status["resourceRules"]
 
     def own_image(self) -> str | None:
-        return jobs.own_image(self.client)
+        return binding.own_image(self.client)
 
     def _is_ours(self, live: Object, delivery: str) -> bool:
         """Does it carry our label, or was it somebody's, and is a release of ours
         since?
         """
-        uid = live["metadata"]["uid"]
-        return label(live, "delivery") == delivery or uid in {a.uid for a in self._look.adopted(delivery).values()}
+        if label(live, "delivery") == delivery:
+            return True
+        return live["metadata"]["uid"] in (origin["uid"] for origin in self._look.adopted(delivery).values())
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
         owner = label(live, "delivery")
-        if owner == resource.delivery or taking.may_take(resource, live):
+        if owner == resource.delivery or writing.may_take(resource, live):
             return
         fix = "give the delivery another name, or remove that object"
         fix += "" if owner else "; what serves there already comes under the spec with `deliver adopt`"
-        what = f"{ref.kind} {ref.name} is there already in namespace {self.namespace}"
-        raise Refused(Finding("cluster.not-ours", what, f"it belongs to {owner or 'somebody else'}", fix))
+        raise Refused(
+            Finding(
+                "cluster.not-ours",
+                f"{ref.kind} {ref.name} is there already in namespace {self.client.namespace}",
+                f"it belongs to {owner or 'somebody else'}",
+                fix,
+            )
+        )
 
     def _wait_gone(self, ref: Ref) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can
         be made anew.
         """
-        end = time.monotonic() + GONE_SECONDS
-        while self._space.get(ref) is not None:
-            if time.monotonic() > end:
-                what, fix = f"{ref.kind} {ref.name} does not end", "see its finalizers and its pods: kubectl describe"
-                why = f"it is being deleted for more than {GONE_SECONDS:.0f} s"
-                raise Permanent(Finding("cluster.does-not-end", what, why, fix))
-            time.sleep(1.0)
+        for _ in range(GONE_SECONDS):
+            if self.client.get(ref) is None:
+                return
+            time.sleep(1)
+        raise Permanent(
+            Finding(
+                "cluster.does-not-end",
+                f"{ref.kind} {ref.name} does not end",
+                f"it is being deleted for more than {GONE_SECONDS} s",
+                "see its finalizers and its pods: kubectl describe",
+            )
+        )

@@ -29,23 +29,28 @@ def newest(pods: list[Object]) -> tuple[Object | None, Object]:
     """The newest pod, and the state of its main container."""
     if not pods:
         return None, {}
-    pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+    pod = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
     if ended(pod) and not containers(pod):
         return pod, {"terminated": {}}
-    return pod, next((status["state"] for status in containers(pod) if status["name"] == main(pod)), {})
+    return pod, _main_status(pod).get("state", {})
+
+
+def _main_status(pod: Object) -> Object:
+    """Empty before it is known."""
+    return next((status for status in containers(pod) if status["name"] == main(pod)), {})
 
 
 def log_query(pod: Object) -> Object | None:
     """Of the engine's log, where the engine is not ready: of the container before, where
     it has just been restarted. None: there is nothing to tell.
     """
-    status = next((status for status in containers(pod) if status["name"] == main(pod)), None)
-    if status is None or status["name"] == STEP or status["ready"] or "deletionTimestamp" in pod["metadata"]:
+    status = _main_status(pod)
+    if not status or status["name"] == STEP or status["ready"] or "deletionTimestamp" in pod["metadata"]:
         return None
     if not ({"running", "terminated"} & status["state"].keys() or status.get("lastState")):
         return None
     again = "running" in status["state"] and status.get("restartCount")
-    return {"container": status["name"]} | ({"previous": "true"} if again else {})
+    return {"previous": "true"} if again else {}
 
 
 def ended(pod: Object) -> bool:
@@ -54,8 +59,8 @@ def ended(pod: Object) -> bool:
 
 def settled(pod: Object) -> bool:
     """Does it run well, or has it ended well?"""
-    known = containers(pod)
-    return pod["status"].get("phase") == "Succeeded" or (bool(known) and all(status["ready"] for status in known))
+    ready = [status["ready"] for status in containers(pod)]
+    return pod["status"].get("phase") == "Succeeded" or (bool(ready) and all(ready))
 
 
 def turn(pod: Object) -> Any:
@@ -64,7 +69,7 @@ def turn(pod: Object) -> Any:
     """
     status = pod["status"]
     known = [(c["name"], c["ready"], at) for c in containers(pod) if (at := _turn(c)) or c["ready"]]
-    refused = [condition.get("reason") for condition in _refusals(pod)]
+    refused = [condition.get("reason") for condition in unscheduled(pod)]
     phase = status.get("phase") if ended(pod) else None
     return phase, status.get("reason"), known, refused, "deletionTimestamp" in pod["metadata"]
 
@@ -80,11 +85,7 @@ def _turn(container: Mapping[str, Any]) -> Any:
     return None if reason in COMING_UP else reason
 
 
-def unscheduled(pod: Object) -> bool:
-    return any(_refusals(pod))
-
-
-def _refusals(pod: Object) -> list[Object]:
+def unscheduled(pod: Object) -> list[Object]:
     """The scheduler's conditions that say no."""
     conditions = pod["status"].get("conditions", ())
     return [c for c in conditions if c["type"] == "PodScheduled" and c["status"] == "False"]

@@ -36,8 +36,9 @@ def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[s
         missing.append(f"{needs['memory'] / 2**30:.1f} GiB of memory wanted, {room / 2**30:.1f} free")
     if missing:
         beside = f" beside {len(others)} running" if others else ""
-        fix = "use rollout.when_full: recreate (stops the old release first), or ask for less in "
-        fix += "serving.resources.limits"
+        fix = (
+            "use rollout.when_full: recreate (stops the old release first), or ask for less in serving.resources.limits"
+        )
         raise NoRoom(Finding("host.no-room", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
     return bound
 

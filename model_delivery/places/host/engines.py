@@ -5,26 +5,23 @@ environment is made.
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import subprocess
-import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import uv
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, report
 from model_delivery.base.home import packaged
+from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
@@ -49,13 +46,18 @@ def load_engine(name: str) -> Engine:
             content["environment"]["key"] = _key(folder)
         return Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
     except FileNotFoundError as error:
-        what = f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it"
-        why, fix = f"{error.filename} does not exist", "make it with `uv lock`, or remove [environment]"
-        raise BadInput(Finding("engine.no-lock", what, why, fix)) from None
+        raise BadInput(
+            Finding(
+                "engine.no-lock",
+                f"{file}: [environment] needs a pyproject.toml and a uv.lock beside it",
+                f"{error.filename} does not exist",
+                "make it with `uv lock`, or remove [environment]",
+            )
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
-        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors(include_url=False)]
+        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
         raise BadInput(*(Finding("engine.invalid", f"{file}: {key}: {why}", "", fix) for key, why in wrong)) from None
 
 
@@ -63,8 +65,12 @@ def _no_engine(name: str, file: Path) -> Finding:
     known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
     near = difflib.get_close_matches(name, known, 1)
     why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
-    what = f"target.engine: there is no engine {name}"
-    return Finding("engine.not-found", what, f"{file} does not exist; {why}", "correct target.engine")
+    return Finding(
+        "engine.not-found",
+        f"target.engine: there is no engine {name}",
+        f"{file} does not exist; {why}",
+        "correct target.engine",
+    )
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
@@ -76,40 +82,39 @@ def environment_folder(engine: Engine, home: Path) -> Path:
     return home / "engines" / f"{engine.name}-{engine.environment.key}"
 
 
+def is_made(engine: Engine, home: Path) -> bool:
+    """Is its environment there, whole? (It may need none.)"""
+    return engine.environment is None or (environment_folder(engine, home) / DONE).exists()
+
+
 def make_environment(engine: Engine, home: Path) -> Path:
     """Make the environment unless it is there; one maker at a time, and a killed one's
     half is made again.
 
     Retryable when an index does not answer, Permanent when uv cannot otherwise.
     """
-    folder = environment_folder(engine, home)
-    made = engine.environment
-    if made is None or (folder / DONE).exists():
+    folder, made = environment_folder(engine, home), engine.environment
+    if made is None or is_made(engine, home):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_suffix(".lock")) as lock:
-        if (folder / DONE).exists():
+    waiting = Progress("environment", "waiting for another run that makes it")
+    with locked(folder.with_suffix(".lock"), waiting) as lock:
+        if is_made(engine, home):
             return folder
         if _key(engine.location) != made.key:
-            what, fix = f"the environment of {engine.name} cannot be made", "deliver again, or put the folder back"
-            why = f"{engine.location} holds another lock than the release was made with, and its environment "
-            raise Permanent(Finding("engine.other-lock", what, why + "was never made here", fix))
+            raise Permanent(
+                Finding(
+                    "engine.other-lock",
+                    f"the environment of {engine.name} cannot be made",
+                    f"{engine.location} holds another lock than the release was made with, and its environment "
+                    "was never made here",
+                    "deliver again, or put the folder back",
+                )
+            )
         if folder.exists():
             shutil.rmtree(folder)
-        _Maker(engine.name, made, engine.location, folder, lock).make()
+        _Maker(engine, made, folder, lock).make()
         (folder / DONE).touch()
     return folder
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[int]:
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(Progress("environment", "waiting for another run that makes it"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock.fileno()
 
 
 def _key(folder: Path) -> str:
@@ -124,45 +129,39 @@ class _Maker:
     maker waits until uv has ended, too.
     """
 
-    name: str
+    engine: Engine
     made: Environment
-    source: Path
     folder: Path
     lock: int
 
     def make(self) -> None:
         self._uv("venv", "--python", self.made.python, str(self.folder), timeout=120)
-        if self.made.torch_backend and self._torch():
-            self._install(*self._gpu_packages(), "torch")
-        else:
-            self._install()
+        self._install(self._torch(self.made.torch_backend) if self.made.torch_backend else [])
         self._compile()
 
-    def _torch(self) -> bool:
-        """Install torch from PyTorch's own index for ``torch_backend``, which saves
-        gigabytes; False where it does not answer.
+    def _torch(self, backend: str) -> list[str]:
+        """Install torch from PyTorch's own index for ``backend``, which saves gigabytes.
+        The packages that it brings; none where the index does not answer.
         """
-        backend = str(self.made.torch_backend)
-        (version,) = (p["version"] for p in self._packages() if p["name"] == "torch")
-        options = ["--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}"]
+        packages = tomllib.loads((self.engine.location / "uv.lock").read_text(encoding="utf-8"))["package"]
+        (version,) = (package["version"] for package in packages if package["name"] == "torch")
+        options = ("--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}")
         try:
             self._uv("pip", "install", "--dry-run", *options, timeout=PROBE_SECONDS, retries=0)
         except (Permanent, Retryable):
             note = f"PyTorch's {backend} index does not answer: its larger build is used"
             report(Progress("environment", note))
-            return False
+            return []
         self._uv("pip", "install", *options, timeout=3600)
-        return True
+        return [name for package in packages if (name := package["name"]).startswith(GPU_LIBRARIES) or name == "torch"]
 
-    def _install(self, *without: str) -> None:
+    def _install(self, without: list[str]) -> None:
         """The locked versions, each file checked against the lock's hash, by way of
         whatever index uv is configured for.
         """
-        options = [option for name in without for option in ("--no-emit-package", name)]
-        options += ["--project", str(self.source)]
+        options = ["--project", str(self.engine.location), *(f"--no-emit-package={name}" for name in without)]
         wanted = self.folder / "requirements.txt"
-        locked = self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120)
-        wanted.write_text(locked, encoding="utf-8")
+        wanted.write_text(self._uv("export", "--frozen", "--no-emit-project", *options, timeout=120), encoding="utf-8")
         self._uv("pip", "install", "--python", self._python, "--no-deps", "-r", str(wanted), timeout=3600)
 
     def _compile(self) -> None:
@@ -170,57 +169,58 @@ class _Maker:
         newer syntax are skipped, and that is fine.
         """
         options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", str(self.folder / "lib")]
-        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], timeout=1200)
-
-    def _packages(self) -> list[dict[str, str]]:
-        packages: list[dict[str, str]] = tomllib.loads((self.source / "uv.lock").read_text(encoding="utf-8"))["package"]
-        return packages
-
-    def _gpu_packages(self) -> list[str]:
-        return [p["name"] for p in self._packages() if p["name"].startswith(GPU_LIBRARIES)]
+        self._run("compiling its bytecode", [self._python, "-m", "compileall", *options], 1200)
 
     @property
     def _python(self) -> str:
         return str(self.folder / "bin" / "python")
 
     def _uv(self, *args: str, timeout: float, retries: int = 3) -> str:
-        note, argv = f"uv {' '.join(args[:2])}", [uv.find_uv_bin(), *args, "--quiet"]
-        code, out, errors = self._run(note, argv, timeout=timeout, retries=retries)
+        argv = [uv.find_uv_bin(), *args, "--quiet"]
+        code, output, errors = self._run(f"uv {' '.join(args[:2])}", argv, timeout, retries)
         if code == 0:
-            return out
+            return output
         kind = Retryable if NETWORK.search(errors) else Permanent
-        last = tuple(line for line in errors.splitlines() if line.strip())[:5]
-        what, fix = f"the environment of {self.name} could not be made", "see what uv says, then run again"
-        raise kind(Finding("engine.no-environment", what, f"uv {args[0]} failed", fix, last))
+        raise kind(
+            Finding(
+                "engine.no-environment",
+                f"the environment of {self.engine.name} could not be made",
+                f"uv {args[0]} failed",
+                "see what uv says, then run again",
+                tuple(line for line in errors.splitlines() if line.strip())[:5],
+            )
+        )
 
-    def _run(self, note: str, argv: list[str], *, timeout: float, retries: int = 3) -> tuple[int, str, str]:
+    def _run(self, note: str, argv: list[str], timeout: float, retries: int = 3) -> tuple[int, str, str]:
         """Exit code, stdout and stderr. Retryable after ``timeout`` seconds; progress
         every two.
         """
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
         started = time.monotonic()
-        with (
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-            subprocess.Popen(
-                argv, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=(self.lock,)
-            ) as child,
-        ):
+        with Popen(
+            argv,
+            env=environ,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            pass_fds=(self.lock,),
+            encoding="utf-8",
+            errors="replace",
+        ) as child:
             try:
-                while child.returncode is None:
-                    passed = time.monotonic() - started
-                    report(Progress("environment", f"{self.name}: {note}", done=round(passed, 1), unit="s"))
-                    if passed >= timeout:
-                        what, fix = f"{note} took longer than {timeout:g} s", "look at the network, then run again"
-                        raise Retryable(Finding("engine.no-index", what, "an index may not answer", fix))
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(min(2, timeout - passed))
+                while (passed := time.monotonic() - started) < timeout:
+                    report(Progress("environment", f"{self.engine.name}: {note}", done=round(passed, 1), unit="s"))
+                    with suppress(TimeoutExpired):
+                        output, errors = child.communicate(timeout=min(2, timeout - passed))
+                        return child.returncode, output, errors
             finally:
                 child.kill()
-            return child.returncode, _text(out), _text(err)
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
+        raise Retryable(
+            Finding(
+                "engine.no-index",
+                f"{note} took longer than {timeout:g} s",
+                "an index may not answer",
+                "look at the network, then run again",
+            )
+        )

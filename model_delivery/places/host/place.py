@@ -4,22 +4,20 @@ are processes, the lease ends with its holder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-from model_delivery.base import BadInput, Finding, Secret, SecretRef, read_secret
+from model_delivery.base import BadInput, Finding, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.models.store import MANIFEST, model_folder
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS
+from model_delivery.places.host.processes import locked, read_json, wait
 from model_delivery.targets.process import ENGINE
 from model_delivery.values import (
     ABSENT,
@@ -59,35 +57,35 @@ class Host(StateFolder):
             return Change(ref, "unchanged" if there else "created")
         if dry_run and not self.home.exists():
             return Change(ref, "created")
-        with self._locked():
+        with locked(self.home / "lock"):
             old = self._stored(self._object(resource.delivery, ref))
             if expect not in (ANY, old.version if old else ABSENT):
                 raise Mismatch(ref)
-            if old is not None and old.resource == resource and handler.stands():
+            if old and old.resource == resource and handler.stands():
                 return Change(ref, "unchanged", version=old.version)
-            bound = handler.bind()
+            bound, version = handler.bind(), uuid.uuid4().hex
             diff = (tuple(difference(old.resource.spec, resource.spec)) or (handler.gone,)) if old else ()
-            action: Literal["updated", "created"] = "updated" if old else "created"
+            change = Change(ref, "updated" if old else "created", diff)
             if dry_run:
-                return Change(ref, action, diff)
-            now = Observed(resource, uuid.uuid4().hex, bound)
-            self._write(now)
+                return change
+            self._write(Observed(resource, version, bound))
             handler.act(bound)
-        return Change(ref, action, diff, now.version)
+        return replace(change, version=version)
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
-        old = self._stored(self._object(delivery, ref))
+        path = self._object(delivery, ref)
+        old = self._stored(path)
         if old is None:
             return Change(ref, "absent")
         self._handler(old.resource).stop(grace)
-        with self._locked():
-            self._object(delivery, ref).unlink(missing_ok=True)
+        with locked(self.home / "lock"):
+            path.unlink(missing_ok=True)
         return Change(ref, "deleted")
 
     def world(self, delivery: str) -> World:
         now = time.time()
         objects = map(self._seen, sorted(self.folder(delivery).glob("objects/*/*.json")))
-        return World(delivery, {seen.resource.ref: seen for seen in objects if seen is not None}, now)
+        return World(delivery, {seen.resource.ref: seen for seen in objects if seen}, now)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
         return self._seen(self._object(delivery, ref))
@@ -103,18 +101,22 @@ class Host(StateFolder):
         ref = Ref(ENGINE, release)
         logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.stat().st_mtime)
         if not logs:
-            why, fix = "no engine of it was ever started here", f"see `deliver history {delivery}`"
-            raise BadInput(Finding("host.no-log", f"no log of {delivery} {release}".rstrip(), why, fix))
+            raise BadInput(
+                Finding(
+                    "host.no-log",
+                    f"no log of {delivery} {release}".rstrip(),
+                    "no engine of it was ever started here",
+                    f"see `deliver history {delivery}`",
+                )
+            )
         if follow and self._object(delivery, ref).exists():
             return self.log(delivery, ref)
         return iter(logs[-1].read_bytes().splitlines())
 
     def hint(self, delivery: str, timeout: float) -> None:
-        folders = [path.parent for path in self.folder(delivery).glob("processes/*/state.json")]
-        self.processes.wait([f for f in folders if self.processes.alive(f)], min(timeout, LOOK_SECONDS))
+        wait([folder for folder in self.processes(delivery) if folder.alive], min(timeout, LOOK_SECONDS))
 
-    def secret(self, ref: SecretRef) -> Secret:
-        return read_secret(ref)
+    secret = staticmethod(read_secret)
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
         return (model_folder(Path(root or self.home), snapshot) / MANIFEST).exists()
@@ -140,19 +142,18 @@ class Host(StateFolder):
 
     def _stored(self, path: Path) -> Observed | None:
         """The object in a file; its status is what it was bound to."""
-        try:
-            whole = json.loads(path.read_text())
-        except FileNotFoundError:
+        whole = read_json(path)
+        if not whole:
             return None
         ref = Ref(KINDS[whole["kind"]], whole["name"])
         resource = Resource(ref, whole["role"], whole["delivery"], whole["spec"], whole["release"])
         return Observed(resource, whole["version"], whole["bound"])
 
     def _write(self, stored: Observed) -> None:
-        resource = stored.resource
-        whole: dict[str, Any] = {
-            "kind": resource.ref.kind.name,
-            "name": resource.ref.name,
+        resource, ref = stored.resource, stored.resource.ref
+        whole = {
+            "kind": ref.kind.name,
+            "name": ref.name,
             "role": resource.role,
             "delivery": resource.delivery,
             "release": resource.release,
@@ -160,16 +161,7 @@ class Host(StateFolder):
             "bound": dict(stored.status),
             "spec": dict(resource.spec),
         }
-        path = self._object(resource.delivery, resource.ref)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(whole, indent=1))
+        replace_file(self._object(resource.delivery, ref), json.dumps(whole, indent=1))
 
     def _object(self, delivery: str, ref: Ref) -> Path:
         return self.folder(delivery) / "objects" / ref.kind.name / f"{ref.name}.json"
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield

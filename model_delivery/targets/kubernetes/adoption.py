@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_delivery.base import Finding, KubeSecret, Refused
-from model_delivery.base.manifests import Object
-from model_delivery.targets.asked import Asked
-from model_delivery.targets.kubernetes.pod import API_KEY, claim_name
-from model_delivery.targets.protocol import Get
+from model_delivery.base import Finding, KubeSecret, Object, Refused
+from model_delivery.targets.kubernetes.release import API_KEY, claim_name
+from model_delivery.targets.protocol import Asked, Get
 from model_delivery.values import ENGINES, Observed, Ref, difference
 
 PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
@@ -37,9 +35,9 @@ OURS = ("model-delivery/", "app.kubernetes.io/")
 
 @dataclass(frozen=True)
 class Found:
-    """What serves by hand: the kind's own ``spec``, the engine's words and image, its
-    claim and folder there; ``pods``: how its pods are known. ``more`` and ``beside`` are
-    kept: in the payload's origin, and in the payload.
+    """What serves by hand: the kind's own ``spec``, the engine's container and words, its
+    claim and folder there. ``origin`` (how its pods are known, at least) and ``beside``
+    are kept: in the payload's origin, and in the payload.
     """
 
     spec: Object
@@ -48,18 +46,12 @@ class Found:
     claim: str
     folder: str
     replicas: int
-    pods: Object
-    more: Object = field(default_factory=dict)
+    origin: Object
     beside: Object = field(default_factory=dict)
 
     def port(self, default: int) -> int:
         said, ports = value_of(self.words, ENGINE_PORT), self.container.get("ports") or ()
         return int(ports[0]["containerPort"]) if ports else int(said) if said.isdigit() else default
-
-    @property
-    def devices(self) -> dict[str, int]:
-        limits = self.container.get("resources", {}).get("limits") or {}
-        return {key: int(value) for key, value in limits.items() if "/" in key}
 
 
 def kept_metadata(live: Observed) -> Object:
@@ -74,7 +66,7 @@ def kept_metadata(live: Observed) -> Object:
 
 def differences(found: Found, made: Found) -> Iterator[str]:
     """The engine's words and environment by their own names, of the rest every field."""
-    now, then = _flags(found.words), _flags(made.words)
+    now, then = ([shlex.join(flag) for flag in _flags(read.words)] for read in (found, made))
     gone, new = [flag for flag in now if flag not in then], [flag for flag in then if flag not in now]
     if gone or new:
         yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
@@ -85,33 +77,25 @@ def differences(found: Found, made: Found) -> Iterator[str]:
     yield from difference(_without_containers(found.spec), _without_containers(made.spec))
 
 
-def _flags(words: Sequence[str]) -> list[str]:
-    """Each flag with its values, ``--flag value`` however it was written."""
-    flags: list[list[str]] = []
-    for word in words:
-        if word.startswith("-"):
-            flags.append(word.split("=", 1))
-        elif flags:
-            flags[-1].append(word)
-        else:
-            flags.append([word])
-    return [shlex.join(flag) for flag in flags]
-
-
 def _variables(container: Object) -> Object:
     return {variable["name"]: variable for variable in container.get("env") or ()}
 
 
 def _settings(container: Object) -> Object:
-    return {key: value for key, value in container.items() if key not in ("name", "command", "args", "env", *DEFAULTS)}
+    return _without(container, ("name", "command", "args", "env"))
 
 
 def _without_containers(spec: Any) -> Any:
-    """And without what is told already, what the API server adds, and labels."""
+    """And without what is told already, and labels."""
     if isinstance(spec, Mapping):
-        left = ("containers", "metadata", "selector", "replicas", "minReplicas", *DEFAULTS)
-        return {key: _without_containers(value) for key, value in spec.items() if key not in left}
+        left = _without(spec, ("containers", "metadata", "selector", "replicas", "minReplicas"))
+        return {key: _without_containers(value) for key, value in left.items()}
     return spec
+
+
+def _without(given: Mapping[str, Any], names: tuple[str, ...]) -> Object:
+    """And without what the API server adds."""
+    return {key: value for key, value in given.items() if key not in (*names, *DEFAULTS)}
 
 
 def controller(seen: Observed) -> str:
@@ -124,9 +108,9 @@ def live_object(ref: Ref, delivery: str, get: Get) -> Observed:
     """What is to be adopted. Refused where it is not there, or is another's."""
     live = get(ref)
     if live is None:
-        what, why = f"there is no {ref} to adopt", "nothing of that name is in the namespace"
+        why = "nothing of that name is in the namespace"
         fix = f"name it with --from; see: kubectl get {ref.kind.name.lower()}s"
-        raise Refused(Finding("adopt.not-there", what, why, fix))
+        raise Refused(Finding("adopt.not-there", f"there is no {ref} to adopt", why, fix))
     if above := controller(live):
         why = "what is changed in it is put back by that one"
         raise Refused(Finding("adopt.made-by-controller", f"{ref} is made by {above}", why, f"adopt {above}"))
@@ -142,37 +126,51 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
     """
     claim, serving = claim_name(asked.name, asked.storage), asked.serving
     if found.claim != claim:
-        why = f"the engine reads from {found.claim}, the spec says {claim}"
-        yield Finding("adopt.another-claim", "the spec names another claim", why, f"set storage.claim to {found.claim}")
+        yield Finding(
+            "adopt.another-claim",
+            "the spec names another claim",
+            f"the engine reads from {found.claim}, the spec says {claim}",
+            f"set storage.claim to {found.claim}",
+        )
     env = found.container.get("env") or ()
     key = next((entry.get("valueFrom", {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
-    wanted = serving.api_key.kube if isinstance(serving.api_key, KubeSecret) else None
-    has, says = f"{key['name']}/{key['key']}" if key else "none", f"{wanted.name}/{wanted.key}" if wanted else "none"
+    wanted = serving.api_key.kube.model_dump() if isinstance(serving.api_key, KubeSecret) else None
+    has, says = ("{name}/{key}".format_map(named) if named else "none" for named in (key, wanted))
     if has != says:
-        field = f"{{kube: {{name: {key['name']}, key: {key['key']}}}}}" if key else ""
-        fix = f"set serving.api_key to {field}" if key else "leave serving.api_key out"
         why = f"the engine has {has}, the spec says {says}"
+        setting = "set serving.api_key to {{kube: {{name: {name}, key: {key}}}}}"
+        fix = setting.format_map(key) if key else "leave serving.api_key out"
         yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
     plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
     plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
     for name in plain:
-        why = "an adopted release is kept as it is, and what is kept holds no secret"
-        fix = "put it into a Secret and name that (this restarts the engine), then adopt"
-        yield Finding("adopt.plain-secret", f"{name} holds a secret in plain text", why, fix)
-    names = tuple(_values(found.words, NAMES)) or (model_of(found.words),)
-    if set(names) != set(serving.model_names):
-        served, fix = ", ".join(names), f"set serving.model_names to [{', '.join(names)}]"
-        why = f"it is served as {served}, the spec says {', '.join(serving.model_names)}"
-        yield Finding("adopt.another-model", "the spec names another model", why, fix)
+        yield Finding(
+            "adopt.plain-secret",
+            f"{name} holds a secret in plain text",
+            "an adopted release is kept as it is, and what is kept holds no secret",
+            "put it into a Secret and name that (this restarts the engine), then adopt",
+        )
+    names = _values(found.words, NAMES) or [model_of(found.words)]
+    if {*names} != {*serving.model_names}:
+        served = ", ".join(names)
+        yield Finding(
+            "adopt.another-model",
+            "the spec names another model",
+            f"it is served as {served}, the spec says {', '.join(serving.model_names)}",
+            f"set serving.model_names to [{served}]",
+        )
 
 
 def taken_name(route: Ref, delivery: str, seen: Observed) -> Iterator[Finding]:
     """The route takes the delivery's name: what has that name must be free to take."""
     owner = controller(seen)
     if owner or seen.resource.delivery not in ("", delivery):
-        why = f"it belongs to {f'the {owner.split()[0]}' if owner else seen.resource.delivery}"
-        fix = "give the delivery another name: its address is called by it"
-        yield Finding("adopt.name-taken", f"{route} is there already", why, fix)
+        yield Finding(
+            "adopt.name-taken",
+            f"{route} is there already",
+            f"it belongs to {f'the {owner.split()[0]}' if owner else seen.resource.delivery}",
+            "give the delivery another name: its address is called by it",
+        )
 
 
 def refusal(ref: Ref, why: str, fix: str) -> Refused:
@@ -196,23 +194,28 @@ def _words(container: Object) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _values(words: Sequence[str], flags: tuple[str, ...]) -> Iterator[str]:
-    """What follows a flag, to the next one."""
+def _flags(words: Sequence[str]) -> list[list[str]]:
+    """Each flag with its values, however it was written: ``--flag value`` or
+    ``--flag=value``; a word that is no flag's begins one of its own.
+    """
+    flags: list[list[str]] = []
     taking = False
     for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            taking = name in flags
-            if taking and equals:
-                yield value
-                taking = False
-        elif taking:
-            yield word
+        if not taking or word.startswith("-"):
+            flags.append(word.split("=", 1) if word.startswith("-") else [word])
+            taking = "=" not in word
+        else:
+            flags[-1].append(word)
+    return flags
 
 
-def value_of(words: Sequence[str], flags: tuple[str, ...]) -> str:
+def _values(words: Sequence[str], names: tuple[str, ...]) -> list[str]:
+    return [value for name, *values in _flags(words) if name in names for value in values]
+
+
+def value_of(words: Sequence[str], names: tuple[str, ...]) -> str:
     """Empty where it is not said."""
-    return next(_values(words, flags), "")
+    return next(iter(_values(words, names)), "")
 
 
 def model_of(words: Sequence[str]) -> str:

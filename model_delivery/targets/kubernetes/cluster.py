@@ -4,48 +4,74 @@ answers.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from model_delivery.base import Finding, Refused, SecretRef, Text
-from model_delivery.base.manifests import manifest
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text, document, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.targets.asked import Asked
 from model_delivery.targets.kubernetes import adoption
-from model_delivery.targets.kubernetes import preflight as before
-from model_delivery.targets.kubernetes.adoption import Found
-from model_delivery.targets.kubernetes.job import job_state, step_job
-from model_delivery.targets.kubernetes.kinds import CLAIM
-from model_delivery.targets.kubernetes.payload import AdoptedPayload, common, in_cluster, pods_of
-from model_delivery.targets.kubernetes.pod import MOUNT, claim_name
-from model_delivery.targets.protocol import Adoption, Get, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
+from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
+from model_delivery.targets.kubernetes.release import (
+    CONFIG,
+    MOUNT,
+    AdoptedPayload,
+    ClusterPayload,
+    claim_name,
+    common,
+    devices,
+    in_cluster,
+    labelled,
+    mount_secrets,
+    pods_of,
+    pull_secrets,
+    schedule,
+)
+from model_delivery.targets.protocol import (
+    Adoption,
+    Asked,
+    Get,
+    Site,
+    StepRun,
+    Target,
+    TargetKey,
+    TargetSpec,
+    UpAt,
+    not_yet,
+)
 from model_delivery.values import (
+    Current,
     Desired,
+    Failed,
+    InProgress,
     Kind,
     Lock,
     Observed,
+    Readiness,
     Ref,
     Release,
     Resource,
     StepState,
     Storage,
     World,
+    digest,
 )
 
 NEW = "new"
+FETCH = "fetch"
+NEAR_MODELS = (FETCH, "verify")  # steps that work in the models' claim
+ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
 class ClusterKey(TargetKey):
     place = "cluster"
-    context: str | None = None
-    namespace: str = "default"
-
-
-class ClusterTarget(TargetSpec):
     context: Text | None = None
     namespace: Text = "default"
+
+
+class ClusterTarget(TargetSpec, ClusterKey):
     image: Text = "vllm/vllm-openai:v0.33.0"
 
     @property
@@ -55,22 +81,24 @@ class ClusterTarget(TargetSpec):
 
 @dataclass(frozen=True)
 class InCluster(Target):
-    """A target whose objects lie in ``namespace`` of the cluster that ``context`` names.
+    """A target whose objects lie in the namespace of a cluster that its key names; the
+    first of its kinds can be adopted.
 
-    ``former``: the payload of a release that was adopted; ``engine_port``: of somebody's
-    container that names none.
+    ``payloads``: of a release that is made here, and of one that was adopted;
+    ``engine_port``: of somebody's container that names none.
     """
 
-    former: ClassVar[type[AdoptedPayload]]
+    adopts = True
+    notebooks: ClassVar[bool] = False
+    payloads: ClassVar[tuple[type[ClusterPayload], type[AdoptedPayload]]]
     engine_port: ClassVar[int]
-    namespace: str
-    context: str | None = field(default=None, kw_only=True)
+    key: ClusterKey
 
     def root(self, storage: Storage) -> str | None:
         return MOUNT
 
     def main(self, delivery: str, release: Release) -> Ref:
-        return in_cluster(release).main(f"{delivery}-{release.id}", self.kinds[0])
+        return Ref(self.kinds[0], in_cluster(release).origin(f"{delivery}-{release.id}").name)
 
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
         """The claim that holds the models; without ``storage.size``, three times the
@@ -83,29 +111,88 @@ class InCluster(Target):
         made["bind"] = {"any_size": storage.size is None}
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
+    def step(self, run: StepRun) -> tuple[Resource, ...]:
+        """Near the data: a ConfigMap with its input, and the Job that runs it. The fetch
+        Job's second container pulls the serving image, which proves its pull secret.
+        """
+        payload = run.payload
+        if not isinstance(payload, ClusterPayload):
+            what, why = f"the {run.name} step has no release", "it needs its pod's settings"
+            raise Refused(Finding("step.no-release", what, why, "this is a fault of Model Delivery"))
+        pulled = payload.image if run.name == FETCH else None
+        identity = [run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled]
+        name = f"{run.delivery}-{run.name}-{digest(identity)}"
+        given, job = manifest("step.yaml", "ConfigMap"), manifest("step.yaml", "Job")
+        given["data"]["input.json"] = run.input
+        template = job["spec"]["template"]
+        template["metadata"]["labels"] = {"model-delivery/delivery": run.delivery, "model-delivery/role": "step"}
+        pod = template["spec"]
+        step, image = pod["containers"]
+        step |= {"image": run.runner.image, "resources": dict(run.runner.resources)}
+        step["args"][0] = run.name
+        pod["volumes"][0]["configMap"]["name"] = name
+        image["image"] = pulled
+        if pulled is None:
+            pod["containers"].remove(image)
+        bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
+        pulls = run.runner.image_pull_secrets
+        if run.name in NEAR_MODELS:
+            pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload.claim}})
+            step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
+            schedule(pod, payload.pod)
+            bind = {"hub": CONFIG, "near": payload.devices}
+            pulls = (*payload.pod["image_pull_secrets"], *pulls)
+        pull_secrets(pod, pulls)
+        mount_secrets(pod, _named_in(json.loads(run.input)))
+        made = {Ref(CONFIG_MAP, name): given, Ref(JOB, name): job}
+        return tuple(Resource(ref, "step", run.delivery, spec | {"bind": bind}) for ref, spec in made.items())
+
+    def step_state(self, ref: Ref, world: World) -> StepState:
+        seen = world.objects.get(ref)
+        if seen is None:
+            what, why = f"the Job {ref.name} is gone", "somebody deleted it while it was waited for"
+            return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
+        own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
+        return pods.step(own, world.beside, ref.name, finished=bool(seen.status["finished"]))
+
+    def readiness(self, release: Release, world: World) -> Readiness:
+        ref = self.main(world.delivery, release)
+        seen = world.objects.get(ref)
+        return self.ready(release, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+
+    def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
+        """By the release's main object, as it is seen, and its pods."""
+        raise NotImplementedError
+
     def pending(
         self, release: Release, world: World, name: str, status: Mapping[str, Any], *noise: str
     ) -> pods.Pending:
         """Why it is not ready, by its pods. ``name``: of what is told by events;
         ``status``: as a Deployment has it; ``noise``: events that say nothing.
         """
-        its, claim = pods_of(world, release), world.objects.get(Ref(CLAIM, in_cluster(release).claim))
+        claim = world.objects.get(Ref(CLAIM, in_cluster(release).claim))
         events = [event for event in world.beside["Event"] if event.get("reason") not in noise]
-        return pods.engine(its, events, world.beside["Node"], status, claim.status if claim else None, name)
-
-    def step(self, run: StepRun) -> tuple[Resource, ...]:
-        return step_job(run)
-
-    def step_state(self, ref: Ref, world: World) -> StepState:
-        return job_state(ref, world)
+        beside = {**world.beside, "Event": events}
+        return pods.engine(pods_of(world, release.id), beside, status, claim.status if claim else {}, name)
 
     def route(self, name: str) -> Ref:
         """The object that takes the delivery's name."""
         raise NotImplementedError
 
-    def read(self, live: Observed, get: Get) -> Found:
-        """What an object of kind ``adopts`` serves. Refused where it is of a form that
-        cannot stay.
+    def routed(self, want: Desired, world: World) -> Readiness:
+        if want.address is None or not want.shares:
+            return Current("")
+        ref = self.route(want.delivery)
+        seen = world.objects.get(ref)
+        return self.moved(want, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+
+    def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
+        """Does the route, as it is seen, give everybody the share that is wanted?"""
+        raise NotImplementedError
+
+    def read(self, live: Observed, get: Get) -> adoption.Found:
+        """What an object of the first of ``kinds`` serves. Refused where it is of a form
+        that cannot stay.
         """
         raise NotImplementedError
 
@@ -113,28 +200,71 @@ class InCluster(Target):
         """The kinds that not every cluster has, and ``asked`` needs."""
         return self.kinds
 
-    def lacks(self, asked: Asked) -> dict[str, bool]:
-        """What no target in a cluster can do yet, and whether it is asked for."""
-        return {"approval: manual": asked.approval == "manual", "storage.notebook": asked.storage.notebook}
-
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
         """What this target alone can refuse."""
         yield from ()
 
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
-        yield from not_yet(self.kind, self.lacks(asked))
-        yield from before.foreign_secrets(secrets)
-        missing = [*before.rights(place, self.namespace, self.uses(asked))]
-        missing = missing or [*before.namespace(place, self.namespace, self.context)]
+        wanted = {"storage.notebook": asked.storage.notebook and not self.notebooks}
+        yield from not_yet(self.key.kind, {"approval: manual": asked.approval == "manual"} | wanted)
+        yield from _foreign(secrets)
+        missing = [*self._rights(asked, place)] or [*self._namespace(place)]
         yield from missing
         if not missing:
-            yield from before.fields(asked, place)
-            yield from before.secrets(asked, place, self.namespace, secrets)
+            yield from _fields(asked, place)
+            yield from self._secrets(asked, place, secrets)
             yield from self.misfits(asked, place)
 
+    def _rights(self, asked: Asked, place: Site) -> Iterator[Finding]:
+        """Rules for the API of a target, or of an option, are needed by it alone. A list
+        that the server itself calls incomplete proves nothing missing.
+        """
+        held, used = place.rights(), {(kind.group, kind.plural) for kind in self.uses(asked)}
+        for group, resource, verb in wanted_rules() if held is not None else ():
+            needed = group in ALWAYS or (group, resource) in used
+            if needed and not any(_allows(rule, group, resource, verb) for rule in held or ()):
+                name = f"{resource}.{group}".rstrip(".")
+                yield Finding(
+                    "cluster.right-missing",
+                    f"we may not {verb} {name} in namespace {self.key.namespace}",
+                    "the rule is missing",
+                    "kubectl apply -f manifests/rbac/role.yaml, and bind it to who delivers",
+                )
+
+    @property
+    def where(self) -> str:
+        return f"context {self.key.context or 'default'}"
+
+    def _namespace(self, place: Site) -> Iterator[Finding]:
+        """A namespaced role may not see it: then what is in it will tell."""
+        name = self.key.namespace
+        if is_absent(place, f"/api/v1/namespaces/{name}"):
+            yield Finding(
+                "cluster.no-namespace",
+                f"there is no namespace {name}",
+                self.where,
+                "make it, or correct target.namespace",
+            )
+
+    def _secrets(self, asked: Asked, place: Site, refs: Mapping[str, SecretRef]) -> Iterator[Finding]:
+        for field, ref in refs.items():
+            try:
+                if isinstance(ref, KubeSecret):
+                    place.secret(ref)
+            except Refused as refused:
+                yield from (replace(finding, what=f"{field}: {finding.what}") for finding in refused.findings)
+        for name in (*asked.serving.pod.image_pull_secrets, *asked.runner.image_pull_secrets):
+            if place.look_up(SECRET.path(self.key.namespace, name)) is None:
+                yield Finding(
+                    "secret.no-pull-secret",
+                    f"the pull secret {name} is not there",
+                    f"namespace {self.key.namespace}",
+                    "kubectl create secret docker-registry …",
+                )
+
     def adopt(self, asked: Asked, lock: Lock, named: str, get: Get) -> Adoption:
-        ref, route = Ref(self.former.adopts, named), self.route(asked.name)
+        ref, route = Ref(self.kinds[0], named), self.route(asked.name)
         live, there = adoption.live_object(ref, asked.name, get), get(route)
         found = self.read(live, get)
         wrong = [*adoption.unlike(asked, found)]
@@ -147,22 +277,104 @@ class InCluster(Target):
             "name": named,
             "uid": live.status["uid"],
             "metadata": adoption.kept_metadata(live),
-            "pods": found.pods,
             "port": found.port(self.engine_port),
             "folder": found.folder,
-            "routes": {} if there is None else {route.kind.name: there.status["uid"]},
-            "service": None,
+            "routes": {route.kind.name: there.status["uid"]} if there else {},
         }
-        own = {"chat_template": None, "args": found.words, "claim": found.claim, "devices": found.devices}
-        own |= {"image": found.container.get("image"), "live": found.spec, "adopted": origin | found.more}
-        payload = self.former.model_validate(common(asked, lock) | own | found.beside)
-        differs = tuple(adoption.differences(found, self._anew(asked, lock)))
-        return Adoption(str(ref), payload, found.replicas, differs)
+        own = {
+            "chat_template": None,
+            "args": found.words,
+            "claim": found.claim,
+            "devices": devices([found.container]),
+            "image": found.container.get("image"),
+            "live": found.spec,
+            "adopted": origin | found.origin,
+        }
+        payload = self.payloads[1].model_validate(common(asked, lock) | own | found.beside)
+        return Adoption(str(ref), payload, found.replicas, (*adoption.differences(found, self._anew(asked, lock)),))
 
-    def _anew(self, asked: Asked, lock: Lock) -> Found:
+    def _anew(self, asked: Asked, lock: Lock) -> adoption.Found:
         """What ``asked`` would make, read as if it were there."""
         release = Release(NEW, self.payload(asked, lock))
         made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
         there = {resource.ref: Observed(resource, "", {}) for resource in made}
-        main = next(seen for ref, seen in there.items() if ref.kind == self.adopts)
-        return self.read(main, there.get)
+        return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
+
+
+def _named_in(given: Any) -> Iterator[SecretRef]:
+    """Every reference to a Kubernetes Secret in a step's input."""
+    if isinstance(given, dict) and set(given) == {"kube"}:
+        yield KubeSecret.model_validate(given)
+    elif isinstance(given, dict | list):
+        for value in given.values() if isinstance(given, dict) else given:
+            yield from _named_in(value)
+
+
+def wanted_rules() -> list[tuple[str, str, str]]:
+    """Group, resource and verb of every rule of the shipped Role."""
+    return [
+        (group, resource, verb)
+        for rule in document("rbac/role.yaml", "Role")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+def _allows(rule: Mapping[str, Any], *wanted: str) -> bool:
+    parts = zip(("apiGroups", "resources", "verbs"), wanted, strict=True)
+    return not rule.get("resourceNames") and all({value, "*"} & set(rule.get(part) or ()) for part, value in parts)
+
+
+def _foreign(secrets: Mapping[str, SecretRef]) -> Iterator[Finding]:
+    for field, ref in secrets.items():
+        if not isinstance(ref, KubeSecret):
+            yield Finding(
+                "secret.not-in-a-cluster",
+                f"{field} is not a Kubernetes secret",
+                "a pod sees neither the environment nor the files of the machine that delivers",
+                "make one, and use {kube: {name: …, key: …}}",
+            )
+
+
+def _fields(asked: Asked, place: Site) -> Iterator[Finding]:
+    access, most = asked.storage.access, asked.serving.replicas.max
+    if not asked.model.in_cluster:
+        yield Finding(
+            "source.not-in-a-cluster",
+            f"model.source {asked.model.source} is not there yet in a cluster",
+            "a claim's folder is not listed yet",
+            "use a hub",
+        )
+    if asked.runner.image is None and place.own_image() is None:
+        yield Finding(
+            "step.no-image",
+            "no image for the steps",
+            "runner.image is null, and this does not run in a pod of the cluster",
+            "name the image of Model Delivery in runner.image",
+        )
+    if most > 1 and access.startswith("ReadWriteOnce"):
+        yield Finding(
+            "claim.one-node",
+            f"storage.access {access} serves one node only",
+            f"serving.replicas.max is {most}: pods on other nodes could not mount it",
+            "use ReadWriteMany, or one replica",
+        )
+
+
+def is_absent(place: Site, path: str) -> bool:
+    """Not where we may not look."""
+    try:
+        return place.look_up(path) is None
+    except Permanent:
+        return False
+
+
+def absent_kinds(place: Site, kinds: Sequence[Kind]) -> list[Kind]:
+    """Of ``kinds``, what the cluster's API does not have."""
+
+    def served(api: str) -> set[str]:
+        return {resource["name"] for resource in (place.look_up(f"/apis/{api}") or {}).get("resources", ())}
+
+    known = {api: served(api) for api in {kind.api for kind in kinds}}
+    return [kind for kind in kinds if kind.plural not in known[kind.api]]

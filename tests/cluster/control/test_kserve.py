@@ -25,6 +25,7 @@ from model_delivery.places.opening import Location
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kserve import KServe as Target
+from model_delivery.targets.kserve import KServeKey
 from model_delivery.values import RELEASE, Failed, InProgress, Readiness, Ref, Release
 from model_delivery.verbs.status import down, status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
@@ -99,7 +100,7 @@ def readiness(lab: Lab, release: str) -> Readiness:
     """As a run would see it now."""
     world = lab.place.world(NAME)
     frozen = Frozen.model_validate(world.objects[Ref(RELEASE, release)].resource.spec)
-    return Target(lab.namespace).readiness(Release(release, frozen.payload), world)
+    return Target(KServeKey(namespace=lab.namespace)).readiness(Release(release, frozen.payload), world)
 
 
 def process(lab: Lab, release: str) -> int:

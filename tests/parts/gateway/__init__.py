@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from model_delivery.places.host.router import caddy
+from model_delivery.places.host.kinds import caddy
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.golang import module
 

@@ -10,7 +10,7 @@ import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from model_delivery.measure.report import load_test
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, load_spec
-from model_delivery.steps.run import find
+from model_delivery.steps.run import find, read
 from model_delivery.values import Stage, Strategy
 from tests.compatibility import restore
 from tests.compatibility.asking import known, says
@@ -82,9 +82,11 @@ class Case:
         return {seen.status["pid"] for seen in world.objects.values() if seen.status.get("alive")}
 
     def stop(self) -> None:
-        started = [psutil.Process(pid) for pid in self.pids()]
-        for process in started:
-            process.kill()
+        started = []
+        for pid in self.pids():
+            with suppress(psutil.NoSuchProcess):
+                started.append(psutil.Process(pid))
+                started[-1].kill()
         psutil.wait_procs(started, timeout=10)
 
 
@@ -142,14 +144,14 @@ OUTPUTS = [name for name in restore.kept() if name.endswith("output.jsonl")]
 
 def test_what_its_steps_wrote_is_read() -> None:
     """A step that ended under the old code, and whose result nobody had read yet."""
-    read = set()
+    steps = set()
     for name in OUTPUTS:
         step = name.split("/Step-")[1].split("-")[0]
         lines = restore.kept()[name].replace(b"@HOME@", OLD_HOME).splitlines()  # it is part of the result's sum
         if any(line.startswith(b'{"result"') for line in lines):
             find(step).output.model_validate_json(read(step, lines))
-            read.add(step)
-    assert read == {"fetch", "smoke", "load"}
+            steps.add(step)
+    assert steps == {"fetch", "smoke", "load"}
     found = [data for name, data in restore.kept().items() if name.endswith("/report.json")]
     assert found
     assert all(load_test(data) is not None for data in found), "a later release is compared with it"

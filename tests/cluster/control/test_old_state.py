@@ -232,6 +232,7 @@ def test_a_delivery_that_was_killed_under_the_old_code_is_finished(case: Case, m
     done = deliver.fn(case.spec)
     assert (done["result"], done["release"]) == ("promoted", old["candidate"])
     assert passed == planned["stages"]
+    assert passed[0] == old["phase"], "it goes on where it was"
     ended = [*history(case.facts["live"]["history"]), (old["candidate"], "promoted")]
     assert history(case.says("history", NAME)) == ended
     settled(case, serving=old["candidate"], previous=old["serving"])

@@ -6,21 +6,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import httpx
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines, table
-from model_delivery.measure import capacity, report
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.validity import needed
-from model_delivery.measure.verdict import judge
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, problems, profile, run
 from model_delivery.values import Slo
+
+if TYPE_CHECKING:
+    from model_delivery.measure.capacity import Capacity
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0
@@ -82,6 +81,9 @@ def loadtest(
     """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound
     of --slo is broken or the test is not valid.
     """
+    from model_delivery.measure import report
+    from model_delivery.measure.verdict import judge
+
     given, before = _given(url.rstrip("/").removesuffix("/v1"), named, more), _baseline(more["baseline"])
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     model = given.model or _first_model(given)
@@ -147,6 +149,8 @@ def _bound(text: str) -> str | float:
 
 
 def _first_model(given: LoadInput) -> str:
+    import httpx
+
     try:
         answer = httpx.get(f"{given.url}/v1/models", headers=bearer(given.api_key), timeout=30, trust_env=False)
         answer.raise_for_status()
@@ -157,10 +161,13 @@ def _first_model(given: LoadInput) -> str:
         raise Permanent(Finding("load.no-model", what, why, fix)) from None
 
 
-def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
+def _capacity(given: LoadInput, steps: int) -> Capacity:
     """Start at what one client alone gets, and measure each rate long enough for the
     percentiles that are bounded.
     """
+    from model_delivery.measure import capacity
+    from model_delivery.measure.validity import needed
+
     alone = run(given.model_copy(update={"users": 1, "rate": None, "repeats": 1, "slo": Slo(error_rate_max=None)}))
     if not alone.good:
         what, fix = "one client alone gets no good answer", "try `deliver loadtest URL --users 1`"
@@ -177,6 +184,8 @@ def _capacity(given: LoadInput, steps: int) -> capacity.Capacity:
 def _baseline(folder: Path | None) -> LoadReport | None:
     if folder is None:
         return None
+    from model_delivery.measure import report
+
     load = report.read(folder / "report.html")
     if load is None:
         what, why = f"{folder} holds no load report", "there is no report.json of this version"

@@ -12,7 +12,6 @@ from model_delivery.base import BadInput, Finding, Permanent, default_home
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines
 from model_delivery.models.sources import SOURCES, Model
 from model_delivery.models.sources.spec import Permission
-from model_delivery.verbs import models
 
 FORM = f"write SOURCE:REPO[@REVISION], as {', '.join(f'{name}:{room.example}' for name, room in SOURCES.items())}"
 MODEL: TypeAdapter[Model] = TypeAdapter(Model)
@@ -37,6 +36,8 @@ def fetch(model: str, folder: Path, **more: Any) -> Answer:
     """Fetch a model into DIR, every file verified, the manifest last. What is there is
     adopted; a fetch that was cut goes on.
     """
+    from model_delivery.verbs import models
+
     wanted = _model(model, more)
     with progress_lines():
         done = models.fetch(wanted, folder.absolute())
@@ -52,6 +53,8 @@ def fetch(model: str, folder: Path, **more: Any) -> Answer:
 @answers
 def verify(folder: Path, deep: bool) -> Answer:
     """Does DIR hold what its manifest says? Offline, from the manifest alone."""
+    from model_delivery.verbs import models
+
     with progress_lines():
         manifest, faults = models.verified(folder.absolute(), deep=deep)
     value = {"folder": str(folder), "deep": deep, "findings": [f.to_json() for f in faults]}
@@ -70,6 +73,8 @@ def gc(dry_run: bool) -> Answer:
     """Remove models that no release needs any more, and what dead fetches left. What a
     rollback could want stays.
     """
+    from model_delivery.verbs import models
+
     items = models.collect(default_home(), dry_run=dry_run)
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from model_delivery.base import Progress, Trouble, sink
 from model_delivery.verbs.where import find
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 QUIET_SECONDS = 5.0
 PATH = click.Path(path_type=Path)
@@ -84,13 +85,17 @@ def show(lines: Iterable[str | Table], *, err: bool = False) -> None:
     elsewhere.
     """
     for line in lines:
-        if isinstance(line, Table):
+        if not isinstance(line, str):
+            from rich.console import Console
+
             Console(width=None if sys.stdout.isatty() else 200).print(line)
         else:
             click.echo(line, err=err)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    from rich.table import Table
+
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column, overflow="fold")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
 from model_delivery.base import default_home
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @click.command()

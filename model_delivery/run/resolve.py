@@ -11,7 +11,6 @@ from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
-from model_delivery.places.registry import pin
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Lock, Snapshot
@@ -23,6 +22,8 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     Raises what the source raises: Retryable when a hub is overloaded, Refused when it
     says no.
     """
+    from model_delivery.places.registry import pin
+
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
     image = pin(target.image, spec.serving.pod.image_pull_secrets) if target.image else None

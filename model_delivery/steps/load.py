@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
@@ -39,8 +39,10 @@ from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
 from model_delivery.places.host.binding import free_port
 from model_delivery.steps import Step
-from model_delivery.steps.pods import Watch
 from model_delivery.values import Slo
+
+if TYPE_CHECKING:
+    from model_delivery.steps.pods import Watch
 
 FOLDER = packaged("loadtests")
 DEFAULT_USERS = 16
@@ -133,6 +135,8 @@ def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:
 
 def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
     """All repeats, their tallies added up."""
+    from model_delivery.steps.pods import Watch  # its libraries take a tenth of a second
+
     watch, whole, runs = Watch(given.metrics or (given.url,), bearer(given.api_key)), Tally(), list[LoadReport]()
     plan = _plan(given, asked)
     for number in range(given.repeats):

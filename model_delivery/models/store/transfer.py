@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 import tenacity
-import urllib3
 
 from model_delivery.base import Finding, Permanent, Retryable, Trouble
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
@@ -22,6 +22,9 @@ from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
 from model_delivery.values import File
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
 
 STREAMS = 16
 SLOWEST = 64 * 1024
@@ -58,7 +61,7 @@ class Link:
     count: Callable[[int], None]
     stop: threading.Event
     direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
-    open: set[urllib3.BaseHTTPResponse] = field(default_factory=set)
+    open: set[BaseHTTPResponse] = field(default_factory=set)
 
     def fill(self, part: Part, row: range, origin: Origin) -> None:
         """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent
@@ -104,7 +107,7 @@ class Link:
         return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
 
     @contextmanager
-    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
         with pool(url, self.patience.stall).request("GET", url, headers=headers, preload_content=False) as answer:
             self.open.add(answer)
             try:
@@ -116,6 +119,8 @@ class Link:
         """One request; returns how far it came. A connection that breaks after 64 KiB is
         no error yet: the next one goes on there.
         """
+        from urllib3.exceptions import HTTPError
+
         where = self._where(part, origin)
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
@@ -130,7 +135,7 @@ class Link:
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
                     at = self._take(part, at, data, end, origin)
                     watch.saw(len(data))
-        except (urllib3.exceptions.HTTPError, TimeoutError, ConnectionError) as error:
+        except (HTTPError, TimeoutError, ConnectionError) as error:
             if self.stop.is_set():
                 raise Stopped from error
             if at - start >= SLOWEST and not part.alone:
@@ -145,7 +150,7 @@ class Link:
         return at
 
     def _accept(
-        self, answer: urllib3.BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int
+        self, answer: BaseHTTPResponse, part: Part, origin: Origin, asked: Remote, *, ranged: bool, at: int
     ) -> None:
         file, known, address = part.file, (origin.name, part.file.path), asked.url.partition("?")[0]
         if answer.status in EXPIRED and self.direct.pop(known, None) is not None:

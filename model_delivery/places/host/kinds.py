@@ -10,7 +10,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import httpx
 from pydantic import TypeAdapter
 
 from model_delivery.base import Finding, Permanent, SecretRef, read_secret
@@ -60,6 +59,8 @@ class EngineProcess(Process):
         return {**seen, "healthy": seen["alive"] and self._healthy(seen["port"])}
 
     def _healthy(self, port: int) -> bool:
+        import httpx
+
         url = f"http://127.0.0.1:{port}{self.spec['engine']['ready']['health']}"
         try:
             return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK

@@ -2,6 +2,8 @@
 # ruff: noqa: F401
 """What everything else stands on: findings, secrets, quantities, progress, the clock."""
 
+from __future__ import annotations
+
 from model_delivery.base.clock import Clock, SystemClock
 from model_delivery.base.durable import replace_file, sync
 from model_delivery.base.findings import (

@@ -1,5 +1,7 @@
 """A clock that wait, lease and soak are handed, so that their tests need no real time."""
 
+from __future__ import annotations
+
 import time
 from typing import Protocol
 

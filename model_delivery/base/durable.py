@@ -1,5 +1,7 @@
 """Files that a crash at any moment leaves old or new, whole."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from pathlib import Path

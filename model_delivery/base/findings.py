@@ -9,6 +9,8 @@ Trouble                       anything that ends a run; carries one or more find
     └── Interrupted           stopped from outside, safe to run again: exit code 5
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 

@@ -1,5 +1,7 @@
 """Where the state lies, and the data that comes with the package."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

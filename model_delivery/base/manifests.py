@@ -2,6 +2,8 @@
 copies.
 """
 
+from __future__ import annotations
+
 import copy
 from functools import cache
 from typing import Any

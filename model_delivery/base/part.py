@@ -1,5 +1,7 @@
 """What all parts of a spec, and what is kept of a run, have in common."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints

@@ -1,5 +1,7 @@
 """Progress goes to whoever listens: the terminal, a Prefect artifact, a step's output."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,5 +1,7 @@
 """Secrets are named, never passed: read where they are needed, and never shown."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -2,6 +2,8 @@
 ``Size("100Gi").bytes``, ``Rate("4/s").per_second``.
 """
 
+from __future__ import annotations
+
 import re
 from typing import Any, ClassVar, Self
 

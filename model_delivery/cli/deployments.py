@@ -1,5 +1,7 @@
 """Verbs about Prefect deployments: register."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import click

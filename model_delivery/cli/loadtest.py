@@ -2,6 +2,8 @@
 verdict where bounds are given.
 """
 
+from __future__ import annotations
+
 import time
 from pathlib import Path
 from typing import Any

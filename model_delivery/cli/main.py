@@ -3,6 +3,8 @@
 Whatever goes wrong ends in a message and an exit code, never in a traceback.
 """
 
+from __future__ import annotations
+
 import signal
 import sys
 import tempfile

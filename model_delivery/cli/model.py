@@ -1,5 +1,7 @@
 """Verbs on models alone: fetch, verify, gc."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any, get_args
 

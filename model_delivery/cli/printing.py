@@ -1,5 +1,7 @@
 """The only printer: tables and progress for people, JSON for machines."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time

@@ -1,5 +1,7 @@
 """Verbs that change what is served: up, plan, adopt, rollback, down, history."""
 
+from __future__ import annotations
+
 import re
 import sys
 from datetime import UTC, datetime

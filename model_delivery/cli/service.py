@@ -1,5 +1,7 @@
 """Verbs that only look: status, list, logs, connect."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from datetime import UTC, datetime
 

@@ -2,6 +2,8 @@
 leave its folder, nothing that runs code.
 """
 
+from __future__ import annotations
+
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence

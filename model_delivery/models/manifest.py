@@ -1,5 +1,7 @@
 """Where a model lies, and what its manifest says."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable
 from pathlib import Path

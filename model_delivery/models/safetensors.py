@@ -1,5 +1,7 @@
 """Is a file whole, as safetensors? Its header says how long it must be."""
 
+from __future__ import annotations
+
 import json
 import struct
 from pathlib import Path

@@ -4,6 +4,8 @@ Every error is told with file, line, column, field, what was wrong and the neare
 name.
 """
 
+from __future__ import annotations
+
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,5 +1,7 @@
 """The spec."""
 
+from __future__ import annotations
+
 from typing import Self
 
 from pydantic import ConfigDict, model_validator

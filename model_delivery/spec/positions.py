@@ -2,6 +2,8 @@
 depth; no tags, no loops, one document.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -2,6 +2,8 @@
 ``run``).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar

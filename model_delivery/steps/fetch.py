@@ -1,5 +1,7 @@
 """The fetch as a step: bytes are moved where they will lie."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from model_delivery.base import Part

@@ -5,6 +5,8 @@ A run that cannot be judged is made once more, longer or with more processes; th
 what it is, and the verdict refuses it by name.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

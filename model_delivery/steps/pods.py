@@ -2,6 +2,8 @@
 never a balancer's (that is a random one's).
 """
 
+from __future__ import annotations
+
 import time
 from collections import defaultdict
 from collections.abc import Mapping

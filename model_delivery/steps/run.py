@@ -7,6 +7,8 @@ output's JSON) or ``{"findings": [{…}, …], "kind": retryable | permanent | b
 refused | gate}``. The exit code is 0 for a result.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import signal

@@ -2,6 +2,8 @@
 meant?
 """
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Iterator

@@ -4,6 +4,8 @@ its source lists.
 Only then it gets a manifest.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from model_delivery.base import Finding, Part, Permanent, Progress, report

@@ -5,6 +5,8 @@ rollout.
 # mypy: implicit-reexport
 # ruff: noqa: F401
 
+from __future__ import annotations
+
 from model_delivery.values.engine import Engine, Environment
 from model_delivery.values.gates import Gates, Rollout, Schedule, Slo
 from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Demand, Kind

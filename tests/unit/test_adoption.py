@@ -15,7 +15,7 @@ from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import Adoption
 from model_delivery.values import Desired, Lock, Ref, Release, Snapshot
 from tests.parts.kinds import BY_NAME
-from tests.parts.t9k import filled
+from tests.parts.t9k.template import filled
 
 LOCK = Lock(
     snapshot=Snapshot(source="huggingface", key="a--b", commit="c" * 40, files=()),

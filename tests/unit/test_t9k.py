@@ -35,7 +35,7 @@ from model_delivery.values import (
 )
 from model_delivery.verbs import plan as plans
 from tests.parts.asked import asked
-from tests.parts.t9k import filled
+from tests.parts.t9k.template import filled
 
 # The seed's facts: what T9k's vLLM example and its published variants make by hand.
 MODEL_PATH = "/var/lib/t9k/model"

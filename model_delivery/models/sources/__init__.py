@@ -2,6 +2,8 @@
 (``model_delivery.models.store``) moves them.
 """
 
+from __future__ import annotations
+
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field

@@ -3,6 +3,8 @@
 git brings the small ones and the pointers, LFS's batch API says where the rest is.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 import os

@@ -2,6 +2,8 @@
 what the answers mean.
 """
 
+from __future__ import annotations
+
 import os
 import time
 import urllib.request

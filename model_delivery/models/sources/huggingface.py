@@ -4,6 +4,8 @@ the bytes.
 Its library is slow to import: only a source that is asked imports it.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import quote

@@ -1,5 +1,7 @@
 """A folder of this machine. Its commit is the digest of its file list."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import suppress

@@ -4,6 +4,8 @@ every file, and no commit for a branch.
 Its library is slow to import: only a source that is asked imports it.
 """
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import ClassVar, Literal

@@ -2,6 +2,8 @@
 the manifest last.
 """
 
+from __future__ import annotations
+
 import shutil
 import time
 from collections import Counter

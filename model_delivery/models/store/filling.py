@@ -2,6 +2,8 @@
 compared and looked into before it gets its name.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,7 @@
 """Model folders that no release knows any more, and what dead fetches left."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

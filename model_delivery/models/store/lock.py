@@ -5,6 +5,8 @@ Nothing depends on it for correctness: two fetchers would write the same bytes t
 places, and every file is hashed before it gets its name. It saves them the work.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import os

@@ -2,6 +2,8 @@
 ``model.fallback``.
 """
 
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass
 from functools import cached_property

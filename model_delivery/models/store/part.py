@@ -2,6 +2,8 @@
 noted, and the hash follows the unbroken start.
 """
 
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os

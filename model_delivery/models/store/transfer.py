@@ -2,6 +2,8 @@
 without any it tries again, ever more slowly.
 """
 
+from __future__ import annotations
+
 import shutil
 import threading
 import time

@@ -8,6 +8,8 @@ has one answer that survives a kill -9 of anybody. error_fd closes at exec; text
 says why there was none.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os

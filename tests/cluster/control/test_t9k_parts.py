@@ -21,7 +21,8 @@ from tests.parts.cluster.waiting import until
 from tests.parts.gateway import StandIn as Gateway
 from tests.parts.gateway import running_gateway
 from tests.parts.ports import free_port
-from tests.parts.t9k import StandIn, filled
+from tests.parts.t9k import StandIn
+from tests.parts.t9k.template import filled
 
 
 @pytest.fixture

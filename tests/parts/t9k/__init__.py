@@ -23,9 +23,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -38,15 +37,12 @@ import yaml
 from model_delivery.values import digest
 from tests.parts.cluster.control_plane import Cluster
 from tests.parts.cluster.waiting import until
-from tests.parts.golang import build
+from tests.parts.t9k.template import PORT, Object, pod_template
 
 HERE = Path(__file__).parent
 API = "/apis/tensorstack.dev/v1beta1"
 OWNED = "mlservice.tensorstack.dev/service"
 ENTRY = "mlservice.tensorstack.dev/entry"
-MOUNT = "/var/lib/t9k/model"
-PORT = 8080
-Object = dict[str, Any]
 
 
 def definitions() -> list[Object]:
@@ -70,15 +66,6 @@ def install(cluster: Cluster, *crds: Object) -> None:
         }
 
     until(published, 60, "the API server does not publish T9k's schemas")
-
-
-def filled(texts: Sequence[str], parameters: Mapping[str, str]) -> list[str]:
-    """By Go's own text/template. ValueError with what it says."""
-    given = json.dumps({"Parameters": parameters, "Texts": texts})
-    ended = subprocess.run([build(HERE / "templates")], input=given, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise ValueError(ended.stderr)
-    return list(json.loads(ended.stdout))
 
 
 @dataclass
@@ -364,39 +351,6 @@ class StandIn:
             headers={"Content-Type": "application/apply-patch+yaml"},
         )
         answer.raise_for_status()
-
-
-def pod_template(runtime: Object, predictor: Object) -> Object:
-    """The runtime's template with its texts filled, the predictor's laid over it, its
-    resources and its claim. ValueError: a text cannot be filled.
-    """
-    made = json.loads(json.dumps(runtime["spec"]["template"]))
-    made.setdefault("metadata", {})
-    engine = next(one for one in made["spec"]["containers"] if one["name"] == "user-container")
-    engine["args"] = filled(engine.get("args", []), predictor["model"].get("parameters", {}))
-    over = predictor.get("template", {})
-    for key, values in over.get("metadata", {}).items():
-        made["metadata"][key] = made["metadata"].get(key, {}) | values
-    for key, value in over.get("spec", {}).items():
-        if key == "containers":
-            for one in value:
-                next(mine for mine in made["spec"]["containers"] if mine["name"] == one["name"]).update(one)
-        else:
-            made["spec"][key] = value
-    for asked in predictor.get("containersResources", ()):
-        next(mine for mine in made["spec"]["containers"] if mine["name"] == asked["name"])["resources"] = asked.get(
-            "resources", {}
-        )
-    if claim := predictor.get("storage", {}).get("pvc"):
-        made["spec"].setdefault("volumes", []).append(
-            {"name": "t9k-model", "persistentVolumeClaim": {"claimName": claim["name"]}}
-        )
-        mount = {"name": "t9k-model", "mountPath": claim.get("mountPath", MOUNT), "subPath": claim.get("subPath", "")}
-        engine.setdefault("volumeMounts", []).append(mount)
-    port = (engine.get("ports") or [{"containerPort": PORT}])[0]["containerPort"]
-    engine.setdefault("readinessProbe", {"tcpSocket": {"port": port}, "periodSeconds": 1})
-    made["spec"].setdefault("enableServiceLinks", False)
-    return dict(made)
 
 
 def shares(spec: Object) -> dict[str, int]:

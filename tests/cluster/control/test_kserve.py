@@ -26,6 +26,7 @@ from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kserve import KServe as Target
 from model_delivery.targets.kserve import KServeKey
+from model_delivery.tasks import step
 from model_delivery.values import RELEASE, Failed, InProgress, Readiness, Ref, Release
 from model_delivery.verbs.status import down, status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab, gpu_node, refused_then_recreated
@@ -224,7 +225,10 @@ def test_a_canary_gets_its_weight_through_a_gateway(lab: Lab) -> None:
         assert status(lab.place, NAME).changes == ()
 
 
-def test_pods_that_are_refused_while_the_service_says_ready_are_told(lab: Lab, kserve: KServe) -> None:
+def test_pods_that_are_refused_while_the_service_says_ready_are_told(
+    lab: Lab, kserve: KServe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "RETRIES", 0)  # the longer the outage, the later a ReplicaSet tries again
     wanted = spec(lab)
     release = deliver.fn(wanted)["release"]
     main = f"{NAME}-{release}"

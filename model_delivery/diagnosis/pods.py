@@ -87,10 +87,10 @@ def engine(pods: Sequence[Object], beside: Beside, deployment: Object, claim: Ob
 def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -> StepState:
     """Of a step's Job: Failed when it cannot start, or was ended from outside."""
     if not pods:
-        said = _last_event(beside, name)
-        if "forbidden" in said:
-            return Failed(_refused(said))
-        return Ended() if finished else InProgress(said or "its pod is being made")
+        event = _last_event(beside, name)
+        if "forbidden" in event:
+            return Failed(_refused(event))
+        return Ended() if finished else InProgress(event or "its pod is being made")
     pod = max(pods, key=lambda candidate: str(candidate["metadata"].get("creationTimestamp")))
     if (gone := _evicted(pod)) is not None:
         return Failed(gone, retryable=not OWN_LIMIT.search(gone.why))
@@ -153,21 +153,21 @@ def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
     return failed
 
 
-def _pull(status: Object, message: str, told: Sequence[str]) -> Pending:
+def _pull(status: Object, message: str, messages: Sequence[str]) -> Pending:
     """Not found and not allowed will not pass by waiting; a busy or unreachable registry
     may.
     """
-    image, said = status["image"], " ".join([message, *told])
-    line = (message if "rpc error" in message or "fail" in message else (told[-1] if told else message))[:400]
-    if BUSY.search(said) and not MISSING.search(said):
+    image, words = status["image"], " ".join([message, *messages])
+    line = (message if "rpc error" in message or "fail" in message else (messages[-1] if messages else message))[:400]
+    if BUSY.search(words) and not MISSING.search(words):
         return InProgress(f"the registry is busy or away, the pull of {image} is tried again: {line}")
-    if DENIED.search(said):
+    if DENIED.search(words):
         what = f"the registry does not let the cluster pull {image}"
         fix = (
             "name a pull secret in serving.pod.image_pull_secrets (of a step: runner.image_pull_secrets), or correct it"
         )
         return Failed(Finding("image.denied", what, line, fix))
-    if MISSING.search(said):
+    if MISSING.search(words):
         fix = "correct target.image (of a step: runner.image), or push the image"
         return Failed(Finding("image.not-found", f"there is no image {image}", line, fix))
     return InProgress(f"the image {image} cannot be pulled yet: {line or status['state']['waiting'].get('reason', '')}")
@@ -191,9 +191,9 @@ def _unscheduled(pod: Object, scheduled: Object, beside: Beside) -> Pending:
 def _unbound(pod: Object, message: str, beside: Beside) -> str:
     """Why its claim is not bound."""
     failed = (event for event in beside["Event"] if event.get("reason") == "ProvisioningFailed")
-    told = [event["message"] for event in failed if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
-    if told:
-        return f"the claim cannot be bound: {told[-1][:300]}"
+    messages = [event["message"] for event in failed if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
+    if messages:
+        return f"the claim cannot be bound: {messages[-1][:300]}"
     volumes = (volume.get("persistentVolumeClaim") for volume in pod["spec"].get("volumes", ()))
     names = ", ".join(claim["claimName"] for claim in volumes if claim is not None)
     return f"the claim {names} is not bound yet (does its class's provisioner run?): {message}"

@@ -69,7 +69,7 @@ def find(measure: Callable[[float], LoadReport], slo: Slo, *, start: float, step
         if low and high and high / low <= PRECISION:
             break
         rate = math.sqrt(low * high) if low and high else rate * 2 if low else rate / 2
-    return Capacity(low, high, limit, tuple(sorted(points, key=lambda one: one.rate)))
+    return Capacity(low, high, limit, tuple(sorted(points, key=lambda point: point.rate)))
 
 
 def broken(report: LoadReport, slo: Slo) -> str:

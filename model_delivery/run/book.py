@@ -127,7 +127,7 @@ def read_or_new(place: Place, name: str, key: TargetKey) -> Book:
     record = records.load(seen.resource.spec) if seen else Record(key)
     if record.active and not record.target.admits(key):
         what = f"the target of {name} cannot change while it is up"
-        old, new = (one.model_dump(exclude_none=True) for one in (record.target, key))
+        old, new = (side.model_dump(exclude_none=True) for side in (record.target, key))
         why = f"it is {old}, the spec says {new}"
         raise Refused(Finding("record.other-target", what, why, f"`deliver down {name}` first"))
     return Book(place, key.target(), name, replace(record, target=key), seen.version if seen else ABSENT)

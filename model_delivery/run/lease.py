@@ -45,7 +45,7 @@ class Lease:
         expiry named.
         """
         deadline = self.clock.monotonic() + timeout
-        told = False
+        reported = False
         while not self._try():
             seen = self.place.get(self.delivery, REF)
             if seen is None:
@@ -63,9 +63,9 @@ class Lease:
                         "wait for it to end, then run again",
                     )
                 )
-            if not told:
+            if not reported:
                 report(Progress("lease", f"waiting for {who}"))
-                told = True
+                reported = True
             self.place.hint(self.delivery, max(0.01, deadline - self.clock.monotonic()))
 
     @contextmanager

@@ -222,8 +222,8 @@ def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref:
     Of events only what waits, since they outlive what they tell.
     """
     own = (event for event in pods.events_of(events, ref.name) if event.get("reason") == CREATE)
-    told = [event["message"] for event in own if pods.HOOK.search(event.get("message", ""))]
-    return pods.not_made([ready["message"]] if ready.get("reason") == CREATE else told)
+    messages = [event["message"] for event in own if pods.HOOK.search(event.get("message", ""))]
+    return pods.not_made([ready["message"]] if ready.get("reason") == CREATE else messages)
 
 
 def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
@@ -237,9 +237,9 @@ def _refused(ref: Ref, status: Mapping[str, Any]) -> Finding | None:
             f"kubectl delete inferenceservice {ref.name}, see the mode in KServe's inferenceservice-config, "
             "then run again",
         )
-    said = status.get("modelStatus") or {}
-    failure = said.get("lastFailureInfo") or {}
-    if said.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:
+    model = status.get("modelStatus") or {}
+    failure = model.get("lastFailureInfo") or {}
+    if model.get("transitionStatus") != "InvalidSpec" or failure.get("reason", "") in TRANSIENT:
         return None
     return Finding(
         "kserve.refused",

@@ -257,8 +257,8 @@ class T9k(InCluster):
             fix = f"correct what it names; kubectl describe mlservice {delivery} says more"
             why = str(row.get("message") or service.get("message", ""))
             return Failed(Finding("t9k.refused", f"T9k cannot start the release: {service['reason']}", why, fix, own))
-        said = pods.reason_of(row) or pods.reason_of(service)
-        return InProgress("; ".join(filter(None, [said, *own[-1:]])) or state.why)
+        reason = pods.reason_of(row) or pods.reason_of(service)
+        return InProgress("; ".join(filter(None, [reason, *own[-1:]])) or state.why)
 
     def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
         """By ``defaultRelease``, ``canaryRelease`` and each release's ``trafficPercent``;
@@ -266,9 +266,9 @@ class T9k(InCluster):
         """
         shares = _shares(want)
         now = seen.status.get("defaultRelease"), seen.status.get("canaryRelease") or None
-        told = {name: _row(name, seen.status).get("trafficPercent", share) for name, share in shares.items()}
-        if now != (*shares, None)[:2] or told != shares:
-            return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {told}")
+        percents = {name: _row(name, seen.status).get("trafficPercent", share) for name, share in shares.items()}
+        if now != (*shares, None)[:2] or percents != shares:
+            return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {percents}")
         url = (seen.status.get("address") or {}).get("url")
         return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
 

@@ -32,17 +32,17 @@ def alone(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], b
     in the same process namespace of the same boot, when its process has ended.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    mine = uuid.uuid4().hex
-    _acquire(path, mine, waiting)
+    holder = uuid.uuid4().hex
+    _acquire(path, holder, waiting)
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, mine, ended), daemon=True)
+    heart = threading.Thread(target=_beat, args=(path, holder, ended), daemon=True)
     heart.start()
     try:
-        yield lambda: _owned(path, mine)
+        yield lambda: _owned(path, holder)
     finally:
         ended.set()
         heart.join()
-        if _owned(path, mine):
+        if _owned(path, holder):
             path.unlink(missing_ok=True)
 
 
@@ -56,10 +56,10 @@ def held(path: Path) -> bool:
     return seen.get("space") == _space() or time.time() - path.stat().st_mtime < DEAD_AFTER
 
 
-def _acquire(path: Path, mine: str, waiting: Callable[[str], None]) -> None:
-    told: str | None = None
+def _acquire(path: Path, holder: str, waiting: Callable[[str], None]) -> None:
+    named: str | None = None
     seen, since = _holder(path), time.monotonic()
-    while seen or not _create(path, mine):
+    while seen or not _create(path, holder):
         now = _holder(path)
         if now != seen:
             seen, since = now, time.monotonic()
@@ -67,19 +67,19 @@ def _acquire(path: Path, mine: str, waiting: Callable[[str], None]) -> None:
             _take_over(path, seen)
             seen = _holder(path)
         elif seen:
-            if told != seen["holder"]:
-                told = seen["holder"]
+            if named != seen["holder"]:
+                named = seen["holder"]
                 waiting(f"process {seen.get('pid', '?')} on {seen.get('host', 'an unknown machine')}")
             time.sleep(0.2)
 
 
-def _create(path: Path, mine: str) -> bool:
+def _create(path: Path, holder: str) -> bool:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(_self(mine)))
+        file.write(json.dumps(_self(holder)))
     return True
 
 
@@ -96,19 +96,19 @@ def _take_over(path: Path, dead: dict[str, Any]) -> None:
         grave.unlink()
 
 
-def _beat(path: Path, mine: str, ended: threading.Event) -> None:
+def _beat(path: Path, holder: str, ended: threading.Event) -> None:
     for beat in itertools.count(1):
-        if ended.wait(BEAT) or not _owned(path, mine):
+        if ended.wait(BEAT) or not _owned(path, holder):
             return
-        temporary = path.with_name(f".{path.name}.{mine}")
+        temporary = path.with_name(f".{path.name}.{holder}")
         with suppress(OSError):
-            temporary.write_text(json.dumps(_self(mine) | {"beat": beat}))
+            temporary.write_text(json.dumps(_self(holder) | {"beat": beat}))
             temporary.replace(path)
 
 
-def _self(mine: str) -> dict[str, Any]:
-    holder = {"holder": mine, "pid": os.getpid(), "start": _start(os.getpid())}
-    return holder | {"space": _space(), "host": socket.gethostname(), "beat": 0}
+def _self(holder: str) -> dict[str, Any]:
+    process = {"pid": os.getpid(), "start": _start(os.getpid())}
+    return {"holder": holder} | process | {"space": _space(), "host": socket.gethostname(), "beat": 0}
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def _holder(path: Path) -> dict[str, Any]:
     has a holder whom nobody knows.
     """
     try:
-        said = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError:
         return {"holder": "unknown"}
-    return said if isinstance(said, dict) and "holder" in said else {"holder": "unknown"}
+    return content if isinstance(content, dict) and "holder" in content else {"holder": "unknown"}
 
 
 def _owned(path: Path, holder: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import httpx
 
-from model_delivery.base import Finding, KubeSecret, Refused, Retryable, read_secret
+from model_delivery.base import Finding, KubeSecret, Refused, Retryable, Trouble, read_secret
 
 HUB = "registry-1.docker.io"
 FORMS = (
@@ -42,39 +42,30 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
                 answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
     except httpx.HTTPError as error:
-        raise Retryable(
-            Finding(
-                "image.no-answer",
-                f"the registry {host} does not answer",
-                f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched",
-                FIX,
-            )
-        ) from None
-    status = f"status {answer.status_code}"
-    if answer.status_code == httpx.codes.NOT_FOUND:
-        raise Refused(
-            Finding(
-                "image.not-found",
-                f"there is no image {image}",
-                f"the registry {host} does not know {repository}:{tag}",
-                FIX,
-            )
-        )
-    if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise Refused(
-            Finding(
-                "image.not-allowed",
-                f"the registry {host} does not let us see {image}",
-                status,
-                "name a pull secret in serving.pod.image_pull_secrets, or correct it",
-            )
-        )
+        why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
+        raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
     digest = answer.headers.get("Docker-Content-Digest", "")
-    if not answer.is_success or not digest:
-        raise Retryable(
-            Finding("image.no-digest", f"the registry {host} cannot say what {image} is", status, "run again")
-        )
-    return f"{image.removesuffix(f':{tag}')}@{digest}"
+    if answer.is_success and digest:
+        return f"{image.removesuffix(f':{tag}')}@{digest}"
+    raise _trouble(answer.status_code, image, host, f"{repository}:{tag}")
+
+
+def _trouble(status: int, image: str, host: str, name: str) -> Trouble:
+    if status == httpx.codes.NOT_FOUND:
+        why = f"the registry {host} does not know {name}"
+        return Refused(Finding("image.not-found", f"there is no image {image}", why, FIX))
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        what = f"the registry {host} does not let us see {image}"
+        fix = "name a pull secret in serving.pod.image_pull_secrets, or correct it"
+        return Refused(Finding("image.not-allowed", what, f"status {status}", fix))
+    what = f"the registry {host} cannot say what {image} is"
+    if _busy(status):
+        return Retryable(Finding("image.registry-busy", what, f"status {status}", "run again"))
+    return Refused(Finding("image.no-digest", what, f"status {status}", FIX))
+
+
+def _busy(status: int) -> bool:
+    return status == httpx.codes.TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
 
 
 def parts(image: str) -> tuple[str, str, str]:
@@ -107,5 +98,8 @@ def _authorization(client: httpx.Client, challenge: str, login: str | None) -> d
         return basic
     query = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
     answer = client.get(query.pop("realm"), params=query, headers=basic)
+    if _busy(answer.status_code):
+        what, why = f"{answer.url.host} gives no token for the registry", f"status {answer.status_code}"
+        raise Retryable(Finding("image.registry-busy", what, why, "run again"))
     token = answer.json() if answer.is_success else {}
     return {"Authorization": f"Bearer {token.get('token') or token.get('access_token') or ''}"}

@@ -146,7 +146,8 @@ def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
         whole.merge(tally)
     load = _report(asked, plan, whole, sum(each.seconds for each in runs), given.repeats)
     if load.requests == 0:
-        why, fix = f"no request started within {given.duration}", "raise gates.throughput.duration, or users"
+        why = f"no request started within {given.duration}"
+        fix = "raise the duration (gates.throughput.duration, --duration), or ask for shorter answers"
         nothing = Finding("load.nothing-asked", "the load test asked nothing", why, fix, tuple(load.errors))
         raise Permanent(nothing)
     load = load.model_copy(update={"server": watch.pods(), "runs": tuple(each.figures() for each in runs)})

@@ -69,6 +69,10 @@ class Pod(Part):
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+
 class Serving(Part):
     """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a
     template's content, once loaded.
@@ -76,7 +80,7 @@ class Serving(Part):
 
     model_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$", max_length=200)], ...] = ()
     args: tuple[Text, ...] = ()
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str | SecretRef] = Field(default_factory=dict)
+    env: dict[EnvName, EnvValue | SecretRef] = Field(default_factory=dict)
     api_key: SecretRef | None = None
     chat_template: str | None = None
     resources: Resources = Resources()

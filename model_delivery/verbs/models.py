@@ -54,8 +54,8 @@ def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
     host = Host(home)
 
     def known() -> list[tuple[Path, Path]]:
-        releases = (r for name in host.deliveries() for r in releases(host.world(name)).values())
-        roots = ((Path(r.storage.path or home), r.lock.snapshot) for r in releases)
+        kept = (release for name in host.deliveries() for release in releases(host.world(name)).values())
+        roots = ((Path(release.storage.path or home), release.lock.snapshot) for release in kept)
         return [(root, model_folder(root, snapshot)) for root, snapshot in roots]
 
     def wanted() -> set[Path]:

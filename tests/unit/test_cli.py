@@ -159,6 +159,36 @@ def test_an_engine_or_a_name_that_does_not_exist_is_told_with_the_nearest(home: 
     assert "no delivery is called smal" in missing.stderr
 
 
+@pytest.mark.parametrize("verb", ["up", "plan"])
+def test_a_load_profile_that_is_not_there_is_told_before_anything_is_touched(
+    home: Path, model: Path, verb: str
+) -> None:
+    file = spec(home.parent, model, free_port())
+    file.write_text(file.read_text().replace("profile: smoke,", "profile: smokee,"))
+    done = deliver(home, verb, str(file))
+    assert done.returncode == 2, done.stderr
+    assert "there is no load profile smokee" in done.stderr
+    assert not list(home.glob("deliveries/*/objects/Release/*"))
+
+
+def test_a_file_of_the_state_that_was_damaged_is_named(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    assert deliver(home, "up", str(file)).returncode == 0
+    try:
+        assert str(model) not in deliver(home, "gc", "--dry-run").stdout, "what serves stays"
+        record = home / "deliveries" / "small" / "objects" / "Record" / "record.json"
+        whole = record.read_bytes()
+        for damaged in (whole[: len(whole) // 2], b"\xff\0", b"[]"):
+            record.write_bytes(damaged)
+            for verb in (("status", "small"), ("list",), ("plan", str(file))):
+                done = deliver(home, *verb)
+                assert (done.returncode, "host.unreadable-file" in done.stderr) == (1, True), (verb, done.stderr)
+                assert str(record) in done.stderr
+        record.write_bytes(whole)
+    finally:
+        assert deliver(home, "down", "small").returncode == 0
+
+
 def test_a_resource_that_a_host_does_not_know_is_refused_by_name(home: Path, model: Path) -> None:
     file = spec(home.parent, model, free_port(), "serving: {resources: {limits: {nvidia.com/gpus: 1}}}\n")
     done = deliver(home, "plan", str(file))

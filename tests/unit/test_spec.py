@@ -109,6 +109,7 @@ def test_defaults_and_paths(tmp_path: Path) -> None:
         ("serving: {lora: x}\n", "LoRA adapters is not there yet"),
         ("serving: {api_key: sk-123}\n", "serving.api_key: name where the secret is, never the secret itself"),
         ("storage: {claim: c}\n", "a host has no claims"),
+        ('serving: {env: {A: "x\\0y"}}\n', "serving.env.A"),
         ("name: x\n", "FILE:5:1: name is there twice"),
     ],
 )

@@ -249,10 +249,21 @@ def session_of(state: Mapping[str, Any]) -> Iterator[psutil.Process]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty when there is none."""
-    with suppress(FileNotFoundError):
-        return dict(json.loads(path.read_text()))
-    return {}
+    """The object in a file; empty when there is none. Permanent when it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Permanent(_unreadable(path, str(error))) from None
+    if not isinstance(content, dict):
+        raise Permanent(_unreadable(path, "it is no object"))
+    return content
+
+
+def _unreadable(path: Path, why: str) -> Finding:
+    fix = "put back a copy of the file; where none is kept, move the delivery's folder away and deliver again"
+    return Finding("host.unreadable-file", f"{path} cannot be read", why, fix)
 
 
 def tail(log: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
-from model_delivery.run.plan import identify, planned
+from model_delivery.run.plan import identify, route
 from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
@@ -65,10 +65,11 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if answer is Answer.UNCHANGED:
         _wait_serving(session)
         return Admission(Answer.HEALED if healed else answer, release)
-    planned(session, spec, lock, now=session.clock.now(), request=session.request)  # NoRoom before anything is touched
+    address, freed = session.target.address(session.delivery), session.record.stop_after is not None
+    proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
+    route(session.supposing(proposal, {release: frozen}), freed=freed)  # NoRoom before anything is touched
     session.freeze(release, frozen)
-    address = session.target.address(session.delivery)
-    session.write(rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address))
+    session.write(proposal)
     session.converge()
     return Admission(answer, release)
 

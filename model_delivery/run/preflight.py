@@ -6,6 +6,7 @@ from model_delivery.base import Refused, SecretRef
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
+from model_delivery.steps.load import profile
 from model_delivery.targets import Target
 from model_delivery.values import RECORD_REF, Address, Desired, Payload, Release, stages
 
@@ -14,8 +15,10 @@ NOTHING = Payload(names=(), args=())
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to
-    ``place`` as it stands.
+    ``place`` as it stands. BadInput for a load profile that is not there.
     """
+    if spec.gates.throughput:
+        profile(spec.gates.throughput.profile)
     findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:

@@ -13,20 +13,17 @@ from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.steps.load import profile
 from model_delivery.values import Lock, Snapshot
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """The lock of ``spec`` as of now.
 
-    BadInput for a load profile that is not there. Raises what the source raises:
-    Retryable when a hub is overloaded, Refused when it says no.
+    Raises what the source raises: Retryable when a hub is overloaded, Refused when it
+    says no.
     """
     from model_delivery.places.registry import pin
 
-    if spec.gates.throughput:
-        profile(spec.gates.throughput.profile)
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
     image = pin(target.image, spec.serving.pod.image_pull_secrets) if target.image else None

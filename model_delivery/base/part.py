@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 
 class Part(BaseModel):
@@ -17,3 +17,9 @@ class Part(BaseModel):
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line for each, as ``field: what is wrong``."""
+    lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+    return [line.lstrip(": ") for line in lines]

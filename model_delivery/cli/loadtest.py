@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, problems
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines, table
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.spec.loading import read_profile
-from model_delivery.steps.load import LoadInput, problems, profile, run
+from model_delivery.steps.load import LoadInput, profile, run
 from model_delivery.values import Slo
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_delivery.base import Duration, Finding, Part, Permanent
+from model_delivery.base import Duration, Finding, Part, Permanent, problems
 from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
@@ -54,8 +54,7 @@ def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:
     try:
         return Frozen.model_validate(stored)
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = problems(error)[0]
         fix = "use the version of Model Delivery that wrote it, or a newer one"
         raise Permanent(Finding("release.unreadable", f"release {release} cannot be read", why, fix)) from None
 

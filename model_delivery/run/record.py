@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from model_delivery.base import Finding, Permanent
+from model_delivery.base import Finding, Permanent, problems
 from model_delivery.targets import AnyKey
 from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
@@ -161,8 +161,7 @@ def load(stored: Mapping[str, Any]) -> Record:
     try:
         return _RECORD.validate_python(_upgraded(stored))
     except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        why = problems(error)[0]
         fix = "use the version of Model Delivery that wrote it, or a newer one"
         raise Permanent(Finding("record.unreadable", "the delivery's record cannot be read", why, fix)) from None
 

@@ -31,6 +31,7 @@ from model_delivery.base import (
     SecretRef,
     bearer,
     packaged,
+    problems,
     read_secret,
     report,
 )
@@ -96,12 +97,6 @@ def profile(named: str | dict[str, Any]) -> Profile:
         fix = "see loadtests/profiles/chat.yaml"
         wrong = (Finding("load.bad-profile", "the load profile is wrong", text, fix) for text in problems(error))
         raise BadInput(*wrong) from None
-
-
-def problems(error: ValidationError) -> list[str]:
-    """One line for each, as ``field: what is wrong``."""
-    lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
-    return [line.lstrip(": ") for line in lines]
 
 
 def run(given: LoadInput) -> LoadReport:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from model_delivery.base import Finding, Object, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.models.store import folder_name
+from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
 from model_delivery.diagnosis.engine_log import diagnose, last_line
-from model_delivery.models.store import folder_name
+from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
     Address,

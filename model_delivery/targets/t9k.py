@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from model_delivery.base import Finding, Object, Refused, Text, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.models.store import folder_name
+from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,

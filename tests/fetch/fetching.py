@@ -7,9 +7,10 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from model_delivery.models.manifest import MANIFEST
 from model_delivery.models.sources import Model
-from model_delivery.models.store import MANIFEST, verify
 from model_delivery.models.store.commit import Fetched
+from model_delivery.models.verify import verify
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import FetchInput
 from model_delivery.values import Snapshot

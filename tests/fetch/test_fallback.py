@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from model_delivery.base import Permanent, Progress, Refused, Retryable, sink
+from model_delivery.models.manifest import read_manifest
 from model_delivery.models.sources.huggingface import HuggingFaceModel
-from model_delivery.models.store import read_manifest
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from model_delivery.base import Refused, Retryable
+from model_delivery.models.manifest import model_folder
 from model_delivery.models.sources.huggingface import HuggingFaceModel
-from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import fetch as fetch_into
 from model_delivery.models.store.part import CHUNK
 from model_delivery.models.store.transfer import Patience

@@ -16,10 +16,10 @@ import pytest
 from huggingface_hub import close_session
 
 from model_delivery.base import Permanent, Retryable
+from model_delivery.models.manifest import model_folder
 from model_delivery.models.sources import http
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.sources.modelscope import ModelScopeModel
-from model_delivery.models.store import model_folder
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into
 from model_delivery.models.store.part import CHUNK

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from model_delivery.models.store import MANIFEST
+from model_delivery.models.manifest import MANIFEST
 from tests.fetch.fetching import WEIGHTS
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.tiny_model import tiny_model

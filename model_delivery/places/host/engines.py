@@ -19,7 +19,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 import uv
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, report
+from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, report
 from model_delivery.base.home import packaged
 from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment
@@ -57,8 +57,8 @@ def load_engine(name: str) -> Engine:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
-        wrong = [(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        raise BadInput(*(Finding("engine.invalid", f"{file}: {key}: {why}", "", fix) for key, why in wrong)) from None
+        wrong = (Finding("engine.invalid", f"{file}: {problem}", "", fix) for problem in problems(error))
+        raise BadInput(*wrong) from None
 
 
 def _no_engine(name: str, file: Path) -> Finding:

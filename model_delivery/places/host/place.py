@@ -13,7 +13,7 @@ from pathlib import Path
 
 from model_delivery.base import BadInput, Finding, read_secret
 from model_delivery.base.durable import replace_file
-from model_delivery.models.store import MANIFEST, model_folder
+from model_delivery.models.manifest import MANIFEST, model_folder
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS

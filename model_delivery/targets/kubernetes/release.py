@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused, SecretRef
-from model_delivery.models.store import folder_name
+from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.protocol import Asked
 from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, Serving, Storage, World

@@ -122,10 +122,11 @@ def planned(
     """What an ``up`` of ``spec`` would come to now. NoRoom where it could only be refused
     for want of room.
     """
-    replicas = spec.serving.replicas.min
+    replicas, calm = spec.serving.replicas.min, book.record.candidate is None
     book = book.supposing(rules.withdrawn(rebuilt(book, replicas)), {})
     release, frozen = identify(book, spec, lock, now)
     answer = rules.answer(book.record, release, frozen.unchanged, request, scheduled=scheduled)
+    found = book.supposing(book.record, {release: frozen})
     book = book.supposing(rules.scaled(book.record, replicas), {release: frozen})
     if answer is Answer.GOES_ON:
         way = route(book)
@@ -139,7 +140,9 @@ def planned(
     gone = replaced.release if replaced else None
     if answer is Answer.UNCHANGED:
         book = book.supposing(record, {})
-        return Planned(answer, release, frozen, gone, None, book.changes(book.desired()))
+        changes = book.changes(book.desired())
+        broken = changes if found.record.replicas == replicas else found.changes(found.desired())
+        return Planned(Answer.HEALED if calm and broken else answer, release, frozen, gone, None, changes)
     freed = replaced is not None or record.stop_after is not None
     address = book.target.address(spec.name)
     record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)

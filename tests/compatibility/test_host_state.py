@@ -189,6 +189,7 @@ def as_it_planned(case: Case, planned: dict[str, Any]) -> None:
     """Stages and changes only where no candidate is under way: there the old plan was
     wrong. It also said "goes on" of one whose end was written, where its run began anew,
     and its run would have delivered again what serves, had another candidate been there.
+    What its run would have healed it called unchanged.
     """
     old, record = case.facts["dead"]["plan"]["spec.yaml"], case.lab.record
     names = PLANNED if record.candidate else tuple(old)
@@ -196,6 +197,8 @@ def as_it_planned(case: Case, planned: dict[str, Any]) -> None:
         old = {**old, "result": "new release"}
     if record.candidate and old["release"] == record.serving:
         old = {**old, "result": "unchanged"}
+    if not record.candidate and old["result"] == "unchanged" and old["changes"]:
+        old = {**old, "result": "healed"}
     assert {name: planned[name] for name in names} == {name: old[name] for name in names}
 
 

@@ -19,7 +19,7 @@ from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import LEASE, RECORD_REF, RELEASE, Ref, digest
-from tests.protocol.machine import TARGETS, Runs, lock, played, spec
+from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
 from tests.protocol.simulated import THE_ROUTE
 
 STEPS_WANTED = 20_000
@@ -194,20 +194,23 @@ class Deliveries(RuleBasedStateMachine, Runs):
 
     def up_does_what_the_plan_says(self, wanted: DeliverySpec) -> None:
         """The same release, and the same stages in the same order, in the middle of any
-        phase too; a run that is refused has passed the first of them.
+        phase too; a run that is refused has passed the first of them. And the same word,
+        where nothing is delivered.
         """
         try:
             plan = planned(self.session(self.place, ""), wanted, lock(), now=self.clock.now())
         except NoRoom:
             return
-        passed = list(dict.fromkeys(self._phases(wanted, plan)))
+        run = self.start(None, self.deliver(wanted))
+        passed = list(dict.fromkeys(self._phases(run, plan)))
         said = [str(stage.phase) for stage in plan.route.stages] if plan.route else []
         assert passed == said[: len(passed)], (plan, passed)
         if self.record().serving == plan.release:
             assert passed == said, (plan, passed)
+        if not plan.answer.delivers and isinstance(run.outcome, dict):
+            assert run.outcome["result"] == plan.answer, (plan, run.outcome)
 
-    def _phases(self, wanted: DeliverySpec, plan: Planned) -> Iterator[str]:
-        run = self.start(None, self.deliver(wanted))
+    def _phases(self, run: Run, plan: Planned) -> Iterator[str]:
         while run.alive:
             candidate = self.record().candidate
             if candidate and candidate.release == plan.release and not candidate.ending and candidate.strategy:

@@ -214,6 +214,7 @@ def test_a_whole_life_without_a_prefect_server(home: Path, model: Path) -> None:
     engine = json.loads(deliver(home, "status", "small", "--json").stdout)["running"][0]
     os.kill(engine["pid"], signal.SIGKILL)
     assert "(it ended)" in deliver(home, "status", "small").stdout
+    assert deliver(home, "plan", str(file)).stdout.startswith("small: healed"), "the same word as up's"
     assert "small: healed" in deliver(home, "up", str(file)).stdout
     no_release_before(deliver(home, "rollback", "small"))
     assert json.loads(deliver(home, "history", "small", "--json").stdout)[0]["outcome"] == "promoted"

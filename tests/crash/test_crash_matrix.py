@@ -16,8 +16,8 @@ import pytest
 from model_delivery.places.host import launcher
 from model_delivery.spec import DeliverySpec
 from tests.crash.lab import Event, Lab
+from tests.parts.sampling import SEED, sampled
 
-SEED = 20261123
 pytestmark = pytest.mark.timeout(1800)  # a hundred runs each; deadlines that matter are the product's own
 
 
@@ -34,8 +34,7 @@ def moments(events: tuple[Event, ...]) -> list[int]:
     inner = [n for n in range(1, len(after) - 1) if slots[n - 1] and slots[n] and slots[n + 1]]
     kept = {random.Random(SEED).choice(inner)} if inner else set[int]()
     every = [0, *(at for n, at in enumerate(after) if n not in inner or n in kept)]
-    wanted = int(os.environ.get("MODEL_DELIVERY_MOMENTS", len(every)))
-    return sorted(random.Random(SEED).sample(every, min(wanted, len(every))))
+    return sampled(every)
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ class Service:
         return {**self.server.env, "MODEL_DELIVERY_HOME": str(self.home)}
 
     def spec(self, length: int, slo: dict[str, Any] | None = None) -> Path:
-        """The offline example with another port, a shorter load, and what the test is
-        about.
+        """The offline example with another port, a shorter load, without a compiler (the
+        demo has it), and what the test is about.
         """
         spec = yaml.safe_load((ROOT / "deliveries" / "smollm2-offline.yaml").read_text())
         spec["model"]["path"] = str(MODEL)
-        spec["serving"]["args"] = ["--max-model-len", str(length), "--dtype", "bfloat16"]
+        spec["serving"]["args"] = ["--max-model-len", str(length), "--dtype", "bfloat16", "--enforce-eager"]
         spec["target"]["port"] = self.port
         spec["gates"]["throughput"] |= {"warmup": "1s", "duration": "8s"} | ({"slo": slo} if slo else {})
         path = self.home.parent / "spec.yaml"

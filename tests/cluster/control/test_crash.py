@@ -7,8 +7,6 @@ default: all of them).
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +20,7 @@ from model_delivery.verbs.status import status
 from tests.cluster.control.killed import Result, run
 from tests.cluster.control.lab import NAME, Lab
 from tests.parts.cluster.waiting import until
-
-SEED = 20261124
+from tests.parts.sampling import sampled
 
 
 def spec(lab: Lab, **more: Any) -> DeliverySpec:
@@ -41,9 +38,7 @@ def moments(whole: Result) -> list[int]:
     """Before the first effect, and after each one: after one is before the next, since
     only effects change the world.
     """
-    every = [0, *(at for at, (when, _, _) in enumerate(whole.events) if when == "after")]
-    wanted = int(os.environ.get("MODEL_DELIVERY_MOMENTS", len(every)))
-    return sorted(random.Random(SEED).sample(every, min(wanted, len(every))))
+    return sampled([0, *(at for at, (when, _, _) in enumerate(whole.events) if when == "after")])
 
 
 def converged(lab: Lab, serving: str | None) -> None:

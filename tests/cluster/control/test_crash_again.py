@@ -19,10 +19,11 @@ from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.values import Ref
 from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
-from tests.cluster.control.test_crash import SEED, converged, deliver, moments, served, spec
+from tests.cluster.control.test_crash import converged, deliver, moments, served, spec
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
 from tests.parts.gateway import StandIn
+from tests.parts.sampling import SEED
 
 
 @pytest.fixture

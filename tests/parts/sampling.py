@@ -15,8 +15,8 @@ T = TypeVar("T")
 SEED = 20261124
 
 
-def sampled(every: Sequence[T]) -> list[T]:
-    """In the order of ``every``."""
-    wanted = int(os.environ.get("MODEL_DELIVERY_MOMENTS", len(every)))
-    taken = random.Random(SEED).sample(range(len(every)), min(wanted, len(every)))
+def sampled(every: Sequence[T], stories: int = 1, seed: int = SEED) -> list[T]:
+    """In the order of ``every``; where ``stories`` share the bound, this one's part."""
+    bound = int(os.environ.get("MODEL_DELIVERY_MOMENTS", stories * len(every)))
+    taken = random.Random(seed).sample(range(len(every)), min(max(1, bound // stories), len(every)))
     return [every[at] for at in sorted(taken)]

@@ -16,7 +16,7 @@ from tests.cluster.node.lab import NAME, Lab, controller, running_lab
 from tests.parts.cluster import images
 from tests.parts.cluster.node import Node
 from tests.parts.cluster.waiting import until
-from tests.parts.sampling import sampled
+from tests.parts.sampling import SEED, sampled
 from tests.parts.tiny_model import tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,7 +28,11 @@ MOMENTS: dict[str, Event] = {
     "after the switch": ("after", "put", "ROUTE"),
 }
 WITHDRAWING = "while it withdraws"
-SAMPLE = sampled([(kind, moment) for kind in MAIN for moment in (*MOMENTS, WITHDRAWING)])
+SAMPLE = [
+    (kind, moment)
+    for at, kind in enumerate(MAIN)
+    for moment in sampled((*MOMENTS, WITHDRAWING), stories=len(MAIN), seed=SEED + at)
+]
 
 
 @pytest.fixture(scope="module")

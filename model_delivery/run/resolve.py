@@ -22,12 +22,17 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     Raises what the source raises: Retryable when a hub is overloaded, Refused when it
     says no.
     """
-    from model_delivery.places.registry import pin
-
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
-    image = pin(target.image, spec.serving.pod.image_pull_secrets) if target.image else None
-    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=image)
+    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=_pinned(spec))
+
+
+def _pinned(spec: DeliverySpec) -> str | None:
+    if not spec.target.image:
+        return None
+    from model_delivery.places.registry import pin
+
+    return pin(spec.target.image, spec.serving.pod.image_pull_secrets)
 
 
 def resolve_model(model: ModelSpec, last: Snapshot | None = None) -> Snapshot:

@@ -9,7 +9,6 @@ from pathlib import Path
 from model_delivery.base import Finding
 
 MAX_HEADER = 100_000_000
-POINTER = b"version https://git-lfs"
 AGAIN = "fetch it again"
 
 
@@ -27,10 +26,6 @@ def check_header(path: Path, name: str) -> Finding | None:
     size = path.stat().st_size
     broken = f"{name} is no safetensors file"
     with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            fix = "run `git lfs pull` in that folder"
-            return Finding("source.lfs-pointer", f"{name} is a git-LFS pointer", "the real file was never fetched", fix)
-        file.seek(0)
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else MAX_HEADER + 1
         if length > min(MAX_HEADER, size):

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_delivery.base import Finding, Part, Permanent, Progress, report
-from model_delivery.models.listing import check_config, is_weights
+from model_delivery.models.contents import fault_in
+from model_delivery.models.listing import is_weights
 from model_delivery.models.manifest import MANIFEST, Entry, read_manifest, write_manifest
 from model_delivery.models.verify import hash_file, hash_git, misfit, names_in
 from model_delivery.steps import Step
@@ -58,9 +59,10 @@ def run(given: VerifyInput) -> Verified:
             entries.append(result)
         else:
             faults.append(result)
+    names = {file.path for file in snapshot.files}
+    faults += [fault for entry in entries if (fault := fault_in(folder / entry.path, entry.path, names, given.allow))]
     if faults:
         raise Permanent(*faults)
-    check_config((folder / "config.json").read_bytes(), given.allow)
     manifest = read_manifest(folder)
     if manifest is None or list(manifest.files) != sorted(entries, key=lambda entry: entry.path):
         try:

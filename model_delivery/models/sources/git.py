@@ -18,15 +18,25 @@ from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret
-from model_delivery.models.listing import wanted
-from model_delivery.models.sources.http import NAME_A_TOKEN, NotGiven, authorities, http_trouble, pool, unreachable
-from model_delivery.models.sources.spec import Local, Remote, RemoteModel, Revision
+from model_delivery.models.sources.http import (
+    NAME_A_TOKEN,
+    NotGiven,
+    authorities,
+    content,
+    http_trouble,
+    request,
+    unreachable,
+)
+from model_delivery.models.sources.spec import Local, Remote, RemoteModel, Revision, origin
 from model_delivery.values import File, Snapshot
 
 POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n"
 )
 LARGEST_POINTER = 1024
+LARGEST_ANSWER = 1 << 20
+REPOSITORY = "git"
+TOKEN = "MODEL_DELIVERY_GIT_TOKEN"  # noqa: S105 - a variable's name
 SYMBOLIC_LINK, SUBMODULE = "120000", "160000"
 LFS_JSON = "application/vnd.git-lfs+json"
 OF_ANOTHER_REPOSITORY = [
@@ -58,33 +68,40 @@ class GitModel(RemoteModel):
         files.
         """
         with TemporaryDirectory(prefix="model-delivery-git-") as scratch:
-            commit = self._clone(Path(scratch), self.revision)
+            bare = Path(scratch) / REPOSITORY
+            commit = self._clone(bare, self.revision)
+            (bare / "complete").touch()
             files, links = list[File](), list[str]()
-            for mode, sha1, size, path in self._tree(Path(scratch), commit):
+            for mode, sha1, size, path in self._tree(bare, commit):
                 if mode in (SYMBOLIC_LINK, SUBMODULE):
                     links.append(path)
                 else:
-                    files.append(self._file(Path(scratch), sha1, int(size), path))
-        if odd := wanted(links, self.include, self.exclude):
-            why = "they are symbolic links or submodules, and could lead anywhere"
-            what, fix = f"{', '.join(odd[:5])}: not files", "exclude them in model.exclude"
-            raise Refused(Finding("source.link", what, why, fix))
-        return self.snapshot(self.chosen(files), commit)
+                    files.append(self._file(bare, sha1, int(size), path))
+            if odd := self.wanted(links):
+                why = "they are symbolic links or submodules, and could lead anywhere"
+                what, fix = f"{', '.join(odd[:5])}: not files", "exclude them in model.exclude"
+                raise Refused(Finding("source.link", what, why, fix))
+            return self.snapshot(self.chosen(files, commit, Path(scratch)), commit)
+
+    def read(self, commit: str, file: File, scratch: Path) -> bytes:
+        return content(self.locate(commit, file, scratch), file)
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote | Local:
         """LFS is asked for an address whenever one is needed, as addresses expire."""
         if file.git_sha1 is None:
             return self._lfs(file)
         with _clones:
-            bare = scratch / "git"
+            bare = scratch / REPOSITORY
             if not (bare / "complete").exists():
                 if self._clone(bare, commit) != commit:
                     what = f"{self.repo} no longer gives commit {commit}"
                     raise NotGiven(Finding("source.moved", what, "its branch has moved", "run again"))
                 (bare / "complete").touch()
             target = scratch / f"{file.git_sha1}.blob"
-            with target.open("wb") as out:
-                self._git(bare, "cat-file", "blob", file.git_sha1, out=out.fileno())
+            if not target.exists():  # files of equal content share it, while others read it
+                with (part := scratch / "blob").open("wb") as out:
+                    self._git(bare, "cat-file", "blob", file.git_sha1, out=out.fileno())
+                part.replace(target)
         return Local(target)
 
     def _clone(self, bare: Path, revision: str) -> str:
@@ -129,14 +146,16 @@ class GitModel(RemoteModel):
             "objects": [{"oid": file.sha256, "size": file.size}],
             "hash_algo": "sha256",
         }
-        headers = {"Accept": LFS_JSON, "Content-Type": LFS_JSON} | ({"Authorization": _basic(secret)} if secret else {})
+        where = Remote(url, {"Authorization": _basic(secret)} if secret else {})
+        plain = {"Accept": LFS_JSON, "Content-Type": LFS_JSON}
         try:
-            answer = pool(url, 30.0).request("POST", url, body=json.dumps(wish).encode(), headers=headers)
-        except HTTPError as error:
+            with request("POST", where, 30.0, plain, json.dumps(wish).encode()) as answer:
+                said = answer.read(LARGEST_ANSWER)
+        except (HTTPError, OSError) as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
             raise http_trouble(answer.status, f"{url} was asked for {file.path}", answer.headers.get("Retry-After", ""))
-        return _action(answer.data, file, url)
+        return _action(said, file, url)
 
     def _git(self, bare: Path | None, *args: str, token: Secret | None = None, out: int = subprocess.PIPE) -> bytes:
         """Run git without a terminal.
@@ -147,9 +166,8 @@ class GitModel(RemoteModel):
         environ |= {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         if bundle := authorities():
             environ.setdefault("GIT_SSL_CAINFO", bundle)
-        if token:
-            key, header = f"http.{self.repo}.extraHeader", f"Authorization: {_basic(token)}"
-            environ |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": header}
+        if token and urlsplit(self.repo).scheme in ("http", "https"):
+            environ |= _credential(self.repo, token)
         command = ["git", *(["--git-dir", str(bare)] if bare else []), *args]
         try:
             done = subprocess.run(
@@ -175,6 +193,19 @@ class GitModel(RemoteModel):
         return NotGiven(Finding("source.git-failed", f"git cannot read {repo}", why, "try `git ls-remote` on it"))
 
 
+def _credential(repo: str, token: Secret) -> dict[str, str]:
+    """Git's settings by which ``token`` goes to ``repo``'s scheme, host and port only:
+    after a redirect git asks for that server's own. No other helper hears of it.
+    """
+    at = urlsplit(repo)
+    helper = f"""!printf 'username=token\\npassword=%s\\n' "${TOKEN}" #"""
+    settings = {"credential.helper": "", f"credential.{at.scheme}://{at.netloc}.helper": helper}
+    environ = {TOKEN: token.reveal(), "GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (key, value) in enumerate(settings.items()):
+        environ |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return environ
+
+
 def _basic(token: Secret) -> str:
     """As GitHub, GitLab, Gitea and the hubs take it: any user's name, the token as
     password.
@@ -191,7 +222,10 @@ def _action(body: bytes, file: File, url: str) -> Remote:
             why = f"{url} says: {error.get('message', '')} ({error.get('code', '')})"
             raise NotGiven(Finding("source.no-file", what, why, "push it again, or use another source"))
         action = item["actions"]["download"]
-        return Remote(str(action["href"]), {str(k): str(v) for k, v in action.get("header", {}).items()})
+        where = Remote(str(action["href"]), {str(k): str(v) for k, v in action.get("header", {}).items()})
+        if origin(where.url)[0] not in ("http", "https") or not f"{where.url}{dict(where.headers)}".isprintable():
+            raise ValueError("no address of http(s)")
+        return where
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{url} gave no answer of git-LFS's batch API"
         fix = "is git-LFS enabled on that server?"

@@ -4,21 +4,26 @@ what the answers mean.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import urllib.request
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Refused, Retryable, Trouble
-from model_delivery.models.sources.spec import RemoteModel
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble
+from model_delivery.models.sources.spec import Local, Remote, RemoteModel
+from model_delivery.values import File
 
 if TYPE_CHECKING:
-    from urllib3 import PoolManager
+    from urllib3 import BaseHTTPResponse, PoolManager
 
 LONGEST_WAIT = 120.0
+LONGEST_READ = 60.0
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
 
 
@@ -45,7 +50,17 @@ class HubModel(RemoteModel):
 
     @property
     def endpoint(self) -> str:
-        return os.environ.get(self.endpoint_variable, self.home).rstrip("/")
+        """Refused where its variable holds no plain address; what it holds is not
+        shown.
+        """
+        address = os.environ.get(self.endpoint_variable) or self.home
+        if wrong := address_fault(address):
+            fix = "write https://HOST[:PORT]; a token belongs into model.token"
+            raise Refused(Finding("source.wrong-endpoint", f"{self.endpoint_variable} {wrong}", "", fix))
+        return address.rstrip("/")
+
+    def read(self, commit: str, file: File, scratch: Path) -> bytes:
+        return content(self.locate(commit, file, scratch), file)
 
     @property
     def asked(self) -> str:
@@ -58,6 +73,41 @@ class HubModel(RemoteModel):
 
     def misnamed(self, why: str) -> Refused:
         return Refused(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
+
+
+def address_fault(address: str) -> str:
+    """Why an address is none that may be asked, shown and passed on; empty when it is."""
+    try:
+        at = urlsplit(address)
+        named = at.hostname and (at.port is None or at.port)
+    except ValueError:
+        return "holds no address"
+    if at.username is not None or at.query or at.fragment:
+        return "holds more than an address: a user, a password, a query"
+    return "" if named and at.scheme in ("http", "https") and address.isprintable() else "holds no address of http(s)"
+
+
+def content(where: Remote | Local, file: File) -> bytes:
+    """All bytes of a small file, within a minute, as they were listed."""
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(where, Local):
+        return where.path.read_bytes()
+    asked, data, until = where.url.partition("?")[0], bytearray(), time.monotonic() + LONGEST_READ
+    try:
+        with request("GET", where, 30.0) as answer:
+            if answer.status != 200:
+                raise http_trouble(answer.status, asked, answer.headers.get("Retry-After", ""))
+            while len(data) <= file.size and time.monotonic() < until and (chunk := answer.read1(1 << 20)):
+                data += chunk
+    except (HTTPError, OSError) as error:
+        raise unreachable(urlsplit(where.url).netloc, asked, error) from error
+    if time.monotonic() >= until:
+        raise unreachable(urlsplit(where.url).netloc, f"{asked} did not end in {LONGEST_READ:.0f} s")
+    if len(data) != file.size or file.sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        fix = "run again; if it stays so, the source or what lies between is broken"
+        raise Permanent(Finding("fetch.sum-differs", f"{file.path} is not what was listed", asked, fix))
+    return bytes(data)
 
 
 def http_trouble(status: int, asked: str, retry_after: str = "") -> Trouble:
@@ -105,11 +155,27 @@ def authorities() -> str | None:
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
 
 
+def request(
+    method: str, where: Remote, read_timeout: float, plain: Mapping[str, str] | None = None, body: bytes | None = None
+) -> BaseHTTPResponse:
+    """Ask ``where``, with its headers and the ``plain`` ones, which hold no secret.
+
+    A redirect to another scheme, host or port loses all of ``where``'s headers.
+    """
+    import urllib3
+
+    headers = {**where.headers, **(plain or {})}
+    redirects = urllib3.Retry(
+        total=None, connect=0, read=0, redirect=5, status=0, other=0, remove_headers_on_redirect=where.headers
+    )
+    asked = pool(where.url, read_timeout)
+    return asked.request(method, where.url, headers=headers, body=body, retries=redirects, preload_content=False)
+
+
 def pool(url: str, read_timeout: float) -> PoolManager:
     """The connections to ``url``'s host, by the environment's proxy if it names one.
 
-    ``read_timeout`` is in seconds. A redirect to another host loses the token: urllib3
-    removes Authorization and Cookie there.
+    ``read_timeout`` is in seconds.
     """
     at = urlsplit(url)
     proxy = None if urllib.request.proxy_bypass(at.netloc) else urllib.request.getproxies().get(at.scheme)
@@ -123,7 +189,6 @@ def _pool(proxy: str | None, bundle: str | None, read_timeout: float) -> PoolMan
     options: dict[str, Any] = {
         "maxsize": 16,
         "timeout": urllib3.Timeout(connect=10, read=read_timeout),
-        "retries": urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0),
         "ca_certs": bundle,
     }
     return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)

@@ -50,7 +50,7 @@ class HuggingFaceModel(HubModel):
             for f in tree
             if isinstance(f, RepoFile)
         )
-        return self.snapshot(self.chosen(listed), commit)
+        return self.snapshot(self.chosen(listed, commit, Path()), commit)
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
         return Remote(f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}", bearer(self.token))

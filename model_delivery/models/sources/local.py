@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from model_delivery.base import Finding, Refused, Text, default_home, replace_file
-from model_delivery.models.listing import check_config
+from model_delivery.models.contents import fault_in
 from model_delivery.models.manifest import read_manifest
-from model_delivery.models.safetensors import check_header
 from model_delivery.models.sources.spec import Local, ModelSpec
 from model_delivery.models.verify import hash_file
 from model_delivery.values import File, Snapshot
@@ -63,25 +61,49 @@ class LocalModel(ModelSpec):
         if not self.root.is_dir():
             what, why = f"model.path {self.root} is no folder", "it does not exist, or is a file"
             raise Refused(Finding("source.no-folder", what, why, "correct model.path"))
-        files = self.chosen(File(path=name, size=path.stat().st_size) for name, path in self._files())
-        check_config((self.root / "config.json").read_bytes(), self.allow)
-        if faults := [fault for f in files if (fault := check_header(self.root / f.path, f.path))]:
-            raise Refused(*faults)
-        return self.snapshot(self._summed(files))
+        try:
+            files = self.chosen(self._files(), "", self.root)
+            names = {file.path for file in files}
+            if faults := [fault for f in files if (fault := fault_in(self.root / f.path, f.path, names, self.allow))]:
+                raise Refused(*faults)
+            return self.snapshot(self._summed(files))
+        except OSError as error:
+            what, why = f"{error.filename or self.root} cannot be read", error.strerror or type(error).__name__
+            fix = "give this user the right to read it, or copy the model again"
+            raise Refused(Finding("source.not-readable", what, why, fix)) from error
+
+    def read(self, commit: str, file: File, scratch: Path) -> bytes:
+        return (self.root / file.path).read_bytes()
 
     def locate(self, commit: str, file: File, scratch: Path) -> Local:
         return Local(self.root / file.path)
 
-    def _files(self) -> Iterator[tuple[str, Path]]:
+    def _files(self) -> list[File]:
+        """Refused where a wanted one is no file, or a link that leads out of the
+        folder.
+        """
+        found = {
+            path.relative_to(self.root).as_posix(): path
+            for path in sorted(self.root.rglob("*"))
+            if path.is_symlink() or not path.is_dir()
+        }
+        ours = [name for name in found if not any(part.startswith(SKIPPED) for part in name.split("/"))]
+        odd = {name: why for name in self.wanted(ours) if (why := self._misfit(found[name]))}
+        if odd:
+            fix = "replace it by the file, or exclude it in model.exclude"
+            raise Refused(*(Finding("source.link", f"{found[name]} {why}", "", fix) for name, why in odd.items()))
+        return [File(path=name, size=found[name].stat().st_size) for name in ours if found[name].is_file()]
+
+    def _misfit(self, path: Path) -> str:
+        """The snapshots of Hugging Face's cache are links to its ``blobs``."""
+        if path.is_symlink() and path.is_dir():
+            return "is a link to a folder"
+        if not path.is_file():
+            return "leads nowhere" if path.is_symlink() else "is no file"
         root = self.root.resolve()
-        for path in sorted(self.root.rglob("*")):
-            name = path.relative_to(self.root)
-            if not path.is_file() or any(part.startswith(SKIPPED) for part in name.parts):
-                continue
-            if not path.resolve().is_relative_to(root):
-                what, why = f"{path} leads out of the model's folder", "it is a symbolic link to elsewhere"
-                raise Refused(Finding("source.link", what, why, "replace it by the file"))
-            yield name.as_posix(), path
+        cache = (root.parents[1] / "blobs",) if root.parent.name == "snapshots" else ()
+        inside = any(path.resolve().is_relative_to(folder) for folder in (root, *cache))
+        return "" if inside else "leads out of the model's folder: it is a symbolic link to elsewhere"
 
     def _summed(self, files: tuple[File, ...]) -> tuple[File, ...]:
         """What is hashed is remembered in the state folder, once there is one: a plan

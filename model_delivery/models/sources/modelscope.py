@@ -47,7 +47,7 @@ class ModelScopeModel(HubModel):
             raise self._trouble(error) from error
         listed = (File(path=e.path, size=e.size, sha256=_sum(e.sha256)) for e in entries if e.type == "blob")
         exact = re.fullmatch(r"[0-9a-f]{40}", self.revision)
-        return self.snapshot(self.chosen(listed), self.revision if exact else "")
+        return self.snapshot(self.chosen(listed, "", Path()), self.revision if exact else "")
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
         query, secret = urlencode({"Revision": self.revision, "FilePath": file.path}), self.secret

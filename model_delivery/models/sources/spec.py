@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field
 
 from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
-from model_delivery.models.listing import hashed, pinned, select
+from model_delivery.models.listing import hashed, pinned, select, wanted
+from model_delivery.models.shards import one_set
 from model_delivery.values import File, Snapshot, digest
 
 if TYPE_CHECKING:
@@ -29,10 +31,22 @@ EXCLUDE = ("original/*", "consolidated*", "onnx/*")
 
 @dataclass(frozen=True)
 class Remote:
-    """Bytes behind HTTP, ranges allowed; the headers go to this URL's host only."""
+    """Bytes behind HTTP, ranges allowed; the headers go to this URL's scheme, host and
+    port only.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def moved(self, url: str) -> Remote:
+        """The same bytes at ``url``, where a redirect led to."""
+        return Remote(url, self.headers if origin(url) == origin(self.url) else {})
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Whom a secret for ``url`` is for: scheme, host and port."""
+    at = urlsplit(url)
+    return at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)
 
 
 @dataclass(frozen=True)
@@ -99,13 +113,24 @@ class ModelSpec(Part):
         ``scratch``, a folder of this fetch's own.
         """
 
+    @abstractmethod
+    def read(self, commit: str, file: File, scratch: Path) -> bytes:
+        """All bytes of a small file."""
+
     def fallbacks(self) -> tuple[RemoteModel, ...]:
         """Who is asked, in turn, for what this source does not give."""
         return ()
 
-    def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
-        """The wanted files. Refused names every fault of the list."""
-        return select(listed, self.include, self.exclude, self.allow)
+    def wanted(self, paths: Iterable[str]) -> list[str]:
+        return wanted(paths, self.include, self.exclude, self.allow)
+
+    def chosen(self, listed: Iterable[File], commit: str, scratch: Path) -> tuple[File, ...]:
+        """The wanted files, one set of weights. Refused names every fault of the list;
+        ``commit`` and ``scratch`` are ``read``'s.
+        """
+        there = list(listed)
+        files = select(there, self.include, self.exclude, self.allow)
+        return one_set(files, {file.path for file in there}, lambda file: self.read(commit, file, scratch))
 
     def snapshot(self, files: tuple[File, ...], commit: str = "") -> Snapshot:
         """Where there are no commits, the digest of the list stands for one."""
@@ -153,8 +178,8 @@ class RemoteModel(ModelSpec):
         ours = self.model_dump(include={"include", "exclude", "allow", "pins"})
         return tuple(REMOTES[other.source].model_validate(ours | other.model_dump()) for other in self.fallback)
 
-    def chosen(self, listed: Iterable[File]) -> tuple[File, ...]:
-        return hashed(super().chosen(pinned(listed, self.pins)))
+    def chosen(self, listed: Iterable[File], commit: str, scratch: Path) -> tuple[File, ...]:
+        return hashed(super().chosen(pinned(listed, self.pins), commit, scratch))
 
 
 REMOTES: dict[str, type[RemoteModel]] = {}

@@ -12,9 +12,8 @@ from contextvars import copy_context
 from pathlib import Path
 
 from model_delivery.base import Progress, Refused, Retryable, Trouble, report
-from model_delivery.models.listing import check_config
+from model_delivery.models.contents import fault_in
 from model_delivery.models.manifest import Entry
-from model_delivery.models.safetensors import check_header
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import Part, chunks_in, size_of
 from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped, unlisted
@@ -140,9 +139,8 @@ class Filling:
             self.entries.append(entry)
 
     def _look_inside(self, part: Part) -> None:
-        if part.file.path == "config.json":
-            check_config(part.path.read_bytes(), self.allow)
-        if fault := check_header(part.path, part.file.path):
+        names = {file.path for file in self.snapshot.files}
+        if fault := fault_in(part.path, part.file.path, names, self.allow):
             raise Refused(fault)
 
     def _count(self, size: int) -> None:

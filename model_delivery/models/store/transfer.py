@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import tenacity
 
 from model_delivery.base import Finding, Permanent, Retryable, Trouble
-from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, pool
+from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, request
 from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
@@ -107,8 +107,8 @@ class Link:
         return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
 
     @contextmanager
-    def _asked(self, url: str, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
-        with pool(url, self.patience.stall).request("GET", url, headers=headers, preload_content=False) as answer:
+    def _asked(self, where: Remote, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
+        with request("GET", where, self.patience.stall, headers) as answer:
             self.open.add(answer)
             try:
                 yield answer
@@ -125,12 +125,12 @@ class Link:
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
         ranged = not part.alone and (at, end) != (0, part.file.size)
-        headers = {**where.headers, "Accept-Encoding": "identity"}
+        headers = {"Accept-Encoding": "identity"}
         if ranged:
             headers["Range"] = f"bytes={at}-{end - 1}"
         start, watch = at, _Watch(self.patience.stall)
         try:
-            with self._asked(where.url, headers) as answer:
+            with self._asked(where, headers) as answer:
                 self._accept(answer, part, origin, where, ranged=ranged, at=at)
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
                     at = self._take(part, at, data, end, origin)
@@ -169,8 +169,7 @@ class Link:
             raise unlisted(file, f"the server has {length} bytes, the list says {file.size}")
         final = urljoin(asked.url, answer.geturl() or "")
         if final != asked.url:
-            same = urlsplit(final).netloc == urlsplit(asked.url).netloc
-            self.direct[known] = Remote(final, asked.headers if same else {})
+            self.direct[known] = asked.moved(final)
 
     def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> int:
         """Where the next bytes belong."""

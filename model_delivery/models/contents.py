@@ -1,0 +1,75 @@
+"""Is a file what its name says? A git-LFS pointer, a web page, text that is no JSON, a
+cut safetensors file are not; and code is the spec's to allow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import Any
+
+from model_delivery.base import Finding
+from model_delivery.models.native import code_of, needs_code
+from model_delivery.models.safetensors import check_header
+
+POINTER = b"version https://git-lfs"
+PAGES = (b"<!doctype html", b"<html")
+LARGEST_JSON = 256 << 20
+EXCLUDE_IT = "the file is broken at its source: use another revision, or exclude it in model.exclude"
+
+
+def fault_in(path: Path, name: str, names: Container[str], allow: Sequence[str]) -> Finding | None:
+    """What is wrong with a model's file (called ``name``, of a model that holds
+    ``names``); None when nothing is.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(POINTER))
+    if head == POINTER:
+        fix = "run `git lfs pull` in that folder, or use a repository that holds the file itself"
+        return Finding("source.lfs-pointer", f"{name} is a git-LFS pointer", "the real file was never fetched", fix)
+    if head.lstrip().lower().startswith(PAGES):
+        return Finding("source.web-page", f"{name} is a web page", "a server's page was saved as the file", EXCLUDE_IT)
+    return _fault_in_json(path, name, names, allow) if name.endswith(".json") else check_header(path, name)
+
+
+def parsed(text: bytes, name: str) -> Any:
+    """The JSON of ``text``, as an engine would read it; a Finding where it is none."""
+    try:
+        return json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        why = f"{error}"[:200] if text.strip() else "it is empty"
+        return Finding("source.broken-config", f"{name} is not JSON", why, EXCLUDE_IT)
+
+
+def _fault_in_json(path: Path, name: str, names: Container[str], allow: Sequence[str]) -> Finding | None:
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        why = f"it has {size} bytes, no model's JSON has more than {LARGEST_JSON}"
+        return Finding("source.broken-config", f"{name} is too large", why, "exclude it in model.exclude")
+    config = parsed(path.read_bytes(), name)
+    if isinstance(config, Finding):
+        return config
+    if isinstance(config, dict):
+        return _code(config, name, names, allow)
+    if name in ("config.json", "params.json"):
+        why = f"it is a {type(config).__name__}"
+        return Finding("source.broken-config", f"{name} is no JSON object", why, EXCLUDE_IT)
+    return None
+
+
+def _code(config: dict[str, Any], name: str, names: Container[str], allow: Sequence[str]) -> Finding | None:
+    """An engine is offline: what it may run must be in the model's folder."""
+    if not needs_code(name, config):
+        return None
+    if "remote-code" not in allow:
+        what = "the model wants to run code of its own"
+        fix = "use a model that needs none, or allow: [remote-code] after you have read that code"
+        return Finding("source.remote-code", what, f"{name} has auto_map", fix)
+    for named in code_of(config):
+        owner, _, module = named.rpartition("--")
+        file = f"{module.partition('.')[0]}.py"
+        if owner or file not in names:
+            why = f"{name} names {named}" + (f", which is in {owner}" if owner else "")
+            fix = "use a repository that holds its own code (its maker's), with model.include naming it"
+            return Finding("source.no-code", f"the model's code {file} is not in the repository", why, fix)
+    return None

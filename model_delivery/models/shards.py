@@ -1,0 +1,99 @@
+"""One set of weights: every ``*.index.json`` against the files, as vLLM reads them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Sequence
+
+from model_delivery.base import Finding, Progress, Refused, report
+from model_delivery.models.contents import EXCLUDE_IT, parsed
+from model_delivery.values import File
+
+INDEX = ".index.json"
+SAFETENSORS = ".safetensors"
+MAIN = f"model{SAFETENSORS}{INDEX}"
+LARGEST_INDEX = 64 << 20
+NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[^/]+)")
+
+
+def one_set(files: Sequence[File], listed: Container[str], read: Callable[[File], bytes]) -> tuple[File, ...]:
+    """``files`` without the second set of weights that lies beside an index; told.
+
+    Refused where an index, or the numbers in their names, say that one is absent.
+    ``listed``: what the source has; ``read`` gives a small file's bytes.
+    """
+    names = [file.path for file in files]
+    indexes = {file.path: _shards(file, read) for file in files if file.path.endswith(INDEX)}
+    beside, left = defaultdict[str, list[str]](list), set[str]()
+    for index, shards in indexes.items():
+        if any(shard.endswith(SAFETENSORS) for shard in shards):
+            beside[posixpath.dirname(index)].append(index)
+    for folder, here in beside.items():
+        main = next((index for index in here if posixpath.basename(index) == MAIN), here[0] if len(here) == 1 else None)
+        if main is not None:
+            left |= set(_others(folder, main, indexes[main], names))
+    faults = [*_absent({index: shards for index, shards in indexes.items() if index not in left}, names, listed)]
+    faults += _gaps([name for name in names if posixpath.dirname(name) not in beside])
+    if faults:
+        raise Refused(*faults)
+    if left:
+        report(Progress("resolve", f"left out, a second set of weights: {', '.join(sorted(left))}"))
+    return tuple(file for file in files if file.path not in left)
+
+
+def _shards(index: File, read: Callable[[File], bytes]) -> set[str]:
+    """The files that it names; none where it is an index of something else."""
+    if index.size > LARGEST_INDEX:
+        why = f"it has {index.size} bytes"
+        raise Refused(Finding("source.broken-config", f"{index.path} is too large", why, "exclude it in model.exclude"))
+    held = parsed(read(index), index.path)
+    if isinstance(held, Finding):
+        raise Refused(held)
+    named = held.get("weight_map") if isinstance(held, dict) else None
+    if isinstance(named, dict) and named and all(isinstance(shard, str) for shard in named.values()):
+        return {posixpath.join(posixpath.dirname(index.path), shard) for shard in named.values()}
+    if not index.path.endswith((f"{SAFETENSORS}{INDEX}", f".bin{INDEX}")):
+        return set()
+    why = "it has no weight_map of names to files"
+    raise Refused(Finding("source.broken-config", f"{index.path} is no index of weights", why, EXCLUDE_IT))
+
+
+def _others(folder: str, main: str, shards: set[str], names: Sequence[str]) -> Iterator[str]:
+    """Of the same folder, what an engine that goes by ``main`` does not read."""
+    sets = {_set(shard) for shard in shards}
+    for name in names:
+        if posixpath.dirname(name) != folder or name == main or name in shards:
+            continue
+        if name.endswith(f"{SAFETENSORS}{INDEX}") or (name.endswith(SAFETENSORS) and _set(name) not in sets):
+            yield name
+
+
+def _set(name: str) -> str:
+    """What all shards of one set have in common."""
+    return NUMBERED.sub(r"\1-*-of-\3\4", name)
+
+
+def _absent(indexes: dict[str, set[str]], names: Sequence[str], listed: Container[str]) -> Iterator[Finding]:
+    """Pickles that are not wanted need not be there."""
+    for index, shards in indexes.items():
+        used = any(shard.endswith(SAFETENSORS) or shard in names for shard in shards)
+        if gone := sorted(shards.difference(names)) if used else []:
+            what = f"{index} names {len(gone)} of {len(shards)} files that are not there"
+            why = ", ".join(repr(name)[:100] for name in gone[:5])
+            fix = "the source is not whole: use another revision or repository, or copy the model again"
+            if all(name in listed for name in gone):
+                fix = "they are there and not wanted: correct model.include and model.exclude"
+            yield Finding("source.no-shard", what, why, fix)
+
+
+def _gaps(names: Sequence[str]) -> Iterator[Finding]:
+    """Where no index speaks, the names do: 2 of 3 are not all."""
+    numbered = [found for name in names if name.endswith(SAFETENSORS) and (found := NUMBERED.fullmatch(name))]
+    for shards, total in {_set(found[0]): int(found[3]) for found in numbered}.items():
+        there = len({found[2] for found in numbered if _set(found[0]) == shards})
+        if there < total:
+            what = f"{there} of {total} files {shards} are there"
+            fix = "the source is not whole: use another revision or repository, or copy the model again"
+            yield Finding("source.no-shard", what, "their names say how many there are", fix)

@@ -73,7 +73,7 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
     if same:
         name = book.record.serving if book.record.serving in same else next(iter(same))
         return name, same[name]
-    payload = book.target.payload(spec, lock)
+    payload = book.target.payload(spec.served(lock.snapshot), lock)
     frozen = Frozen(
         payload=payload,
         lock=lock,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from model_delivery.base import Refused, SecretRef
 from model_delivery.places import Place
+from model_delivery.places.cluster.binding import exposed
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.load import profile
@@ -20,6 +21,7 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     if spec.gates.throughput:
         profile(spec.gates.throughput.profile)
     findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
+    findings += exposed() if target.key.place == "cluster" else []
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:
         stages(spec.rollout.strategy, Desired(spec.name, (old,), {old.id: 100}), new, spec.rollout.steps, target.can)

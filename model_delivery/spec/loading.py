@@ -65,7 +65,7 @@ def load_spec(path: Path) -> DeliverySpec:
 
 def _check(given: Mapping[str, Any], marks: Marks) -> DeliverySpec:
     try:
-        return DeliverySpec.model_validate(given)
+        spec = DeliverySpec.model_validate(given)
     except ValidationError as error:
         findings: dict[str, tuple[tuple[int, int], Finding]] = {}
         for problem in error.errors(include_url=False, include_input=False):
@@ -73,6 +73,10 @@ def _check(given: Mapping[str, Any], marks: Marks) -> DeliverySpec:
             mark, where = marks.where(location)
             findings.setdefault(finding.what, (mark, replace(finding, what=where + finding.what)))
         raise BadInput(*(finding for _, finding in sorted(findings.values(), key=lambda pair: pair[0]))) from None
+    faults = [(marks.where(at)[1], ".".join(map(str, at)), why) for at, why in spec.faults()]
+    if faults:
+        raise BadInput(*(Finding("spec.wrong-value", f"{w}{field}: {why}", "", SPEC_FIX) for w, field, why in faults))
+    return spec
 
 
 def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Finding]:

@@ -12,6 +12,7 @@ from model_delivery.base import Finding, Part, Permanent, Progress, report
 from model_delivery.models.contents import fault_in
 from model_delivery.models.listing import is_weights
 from model_delivery.models.manifest import MANIFEST, Entry, read_manifest, write_manifest
+from model_delivery.models.shards import MAIN
 from model_delivery.models.verify import hash_file, hash_git, misfit, names_in
 from model_delivery.steps import Step
 from model_delivery.values import File, Snapshot
@@ -45,11 +46,11 @@ def run(given: VerifyInput) -> Verified:
     """
     folder, snapshot = Path(given.folder), given.snapshot
     others = _others(folder, snapshot)
-    why = "an engine that takes every weights file would load it"
+    why, names = "an engine that takes every weights file would load it", {file.path for file in snapshot.files}
     faults = [
         Finding("store.file-too-many", f"{name} is not the model's", why, "remove it")
         for name in others
-        if is_weights(name)
+        if is_weights(name) and "/" not in name and MAIN not in names
     ]
     entries: list[Entry] = []
     for file in snapshot.files:
@@ -59,7 +60,6 @@ def run(given: VerifyInput) -> Verified:
             entries.append(result)
         else:
             faults.append(result)
-    names = {file.path for file in snapshot.files}
     faults += [fault for entry in entries if (fault := fault_in(folder / entry.path, entry.path, names, given.allow))]
     if faults:
         raise Permanent(*faults)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
 from model_delivery.base import DnsLabel, Finding, Part, Refused, Secret, SecretRef
+from model_delivery.models.listing import mistral_native
+from model_delivery.models.native import MISTRAL, TRUST
 from model_delivery.models.sources import Model
 from model_delivery.values import (
     Address,
@@ -31,6 +33,7 @@ from model_delivery.values import (
     Runner,
     Schedule,
     Serving,
+    Snapshot,
     StepState,
     Storage,
     World,
@@ -67,6 +70,22 @@ class Asked(Part):
                 if isinstance(serving, dict) and not serving.get("model_names"):
                     return {**given, "serving": {**serving, "model_names": (name,)}}
         return given
+
+    def faults(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What a new spec must not say, by its place; what is stored is read as it is."""
+        yield from ((("model", *at), why) for at, why in self.model.faults())
+        given = {arg.partition("=")[0].replace("_", "-") for arg in self.serving.args}
+        if TRUST in given and "remote-code" not in self.model.allow:
+            yield ("serving", "args"), f"{TRUST} runs the model's own code, which model.allow: [remote-code] must allow"
+
+    def served(self, snapshot: Snapshot) -> Self:
+        """With the engine's arguments that ``snapshot`` and the model's permissions need;
+        the user's come after them.
+        """
+        args = (*(MISTRAL if mistral_native(file.path for file in snapshot.files) else ()),)
+        args += (TRUST,) if "remote-code" in self.model.allow and TRUST not in self.serving.args else ()
+        serving = self.serving.model_copy(update={"args": (*args, *self.serving.args)})
+        return self.model_copy(update={"serving": serving})
 
 
 class TargetKey(Part):

@@ -90,7 +90,7 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         with from_cluster(Location.of(key).open().secret):
             lock = resolve_lock(spec)
     target = key.target()
-    payload = target.payload(spec, lock)
+    payload = target.payload(spec.served(lock.snapshot), lock)
     release = Release(digest(payload.content()), payload, spec.serving.replicas.min)
     want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name))
     resources = (*target.storage(spec.name, lock, spec.storage), *target.compose(want))

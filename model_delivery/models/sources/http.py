@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble
-from model_delivery.models.sources.spec import Local, Remote, RemoteModel
+from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ class HubModel(RemoteModel):
         shown.
         """
         address = os.environ.get(self.endpoint_variable) or self.home
-        if wrong := address_fault(address):
-            fix = "write https://HOST[:PORT]; a token belongs into model.token"
-            raise Refused(Finding("source.wrong-endpoint", f"{self.endpoint_variable} {wrong}", "", fix))
+        if address_fault(address) or origin(address)[0] not in ("http", "https"):
+            what = f"{self.endpoint_variable} is no plain address"
+            why, fix = "it is asked, shown and passed on", "write https://HOST[:PORT]; a token belongs into model.token"
+            raise Refused(Finding("source.wrong-endpoint", what, why, fix))
         return address.rstrip("/")
 
     def read(self, commit: str, file: File, scratch: Path) -> bytes:
@@ -73,18 +74,6 @@ class HubModel(RemoteModel):
 
     def misnamed(self, why: str) -> Refused:
         return Refused(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
-
-
-def address_fault(address: str) -> str:
-    """Why an address is none that may be asked, shown and passed on; empty when it is."""
-    try:
-        at = urlsplit(address)
-        named = at.hostname and (at.port is None or at.port)
-    except ValueError:
-        return "holds no address"
-    if at.username is not None or at.query or at.fragment:
-        return "holds more than an address: a user, a password, a query"
-    return "" if named and at.scheme in ("http", "https") and address.isprintable() else "holds no address of http(s)"
 
 
 def content(where: Remote | Local, file: File) -> bytes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
 from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
 from model_delivery.models.listing import hashed, pinned, select, wanted
@@ -22,7 +22,7 @@ from model_delivery.values import File, Snapshot, digest
 if TYPE_CHECKING:
     Remotes = str  # the names of the sources that can be a fallback: a Literal, once all rooms are known
 
-Revision = Annotated[str, Field(strict=True)]
+Revision = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$")]
 Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Permission = Literal["pickle", "remote-code"]
 INCLUDE = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.tiktoken")
@@ -47,6 +47,19 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     """Whom a secret for ``url`` is for: scheme, host and port."""
     at = urlsplit(url)
     return at.scheme, at.hostname, at.port or {"http": 80, "https": 443}.get(at.scheme)
+
+
+def address_fault(address: str) -> str:
+    """Why an address must not be shown or asked: it carries more than where that is;
+    empty when it may.
+    """
+    try:
+        at = urlsplit(address)
+        web = at.scheme in ("http", "https") and (at.username is not None or at.query or at.fragment or not at.hostname)
+        more = web or at.password is not None or at.port == 0
+    except ValueError:
+        more = True
+    return "must be an address without user, password or query: name the token in model.token" if more else ""
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,10 @@ class ModelSpec(Part):
     def read(self, commit: str, file: File, scratch: Path) -> bytes:
         """All bytes of a small file."""
 
+    def faults(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        """What a new spec must not say, by its place below ``model``."""
+        return ()
+
     def fallbacks(self) -> tuple[RemoteModel, ...]:
         """Who is asked, in turn, for what this source does not give."""
         return ()
@@ -166,6 +183,10 @@ class RemoteModel(ModelSpec):
         parts = re.fullmatch(cls.address, text)
         repo, revision = parts.groups() if parts else (text, cls.model_fields["revision"].default)
         return {"repo": repo, "revision": revision}
+
+    def faults(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
+        repos = [(("repo",), self.repo), *((("fallback", n, "repo"), f.repo) for n, f in enumerate(self.fallback))]
+        return ((at, why) for at, repo in repos if (why := address_fault(repo)))
 
     @property
     def secret(self) -> Secret | None:

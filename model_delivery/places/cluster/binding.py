@@ -10,7 +10,7 @@ import os
 import socket
 from pathlib import Path
 
-from model_delivery.base import Finding, NoRoom
+from model_delivery.base import Finding, NoRoom, Refused
 from model_delivery.models.sources import ENDPOINTS
 from model_delivery.places.cluster.client import Client, Forbidden, Status
 from model_delivery.places.cluster.look import Look
@@ -53,11 +53,23 @@ def _bind_pod(pod: Object, needs: Object, look: Look) -> None:
     if needs.get("near"):
         _near(pod, needs["near"], look)
     if needs.get("hub"):
+        if shown := exposed():
+            raise Refused(*shown)
         given = {name: os.environ[name].replace("$", "$$") for name in PASSED_ON if os.environ.get(name)}
         given |= dict.fromkeys(CERTIFICATES, f"{needs['hub']}/ca.crt") if _certificates() else {}
         step["env"] += [{"name": name, "value": value} for name, value in given.items()]
     if step["image"] is None:
         step["image"] = own_image(look.client)
+
+
+def exposed() -> list[Finding]:
+    """What would be passed on to a step's Job, for all who may read it, and holds a user
+    or a password.
+    """
+    why = "the steps' Jobs would show it to whoever may read them"
+    fix = "use an address without one: a proxy that needs none, a hub's token in model.token"
+    held = [name for name in PASSED_ON if "@" in os.environ.get(name, "")]
+    return [Finding("secret.in-environment", f"{name} holds a user or a password", why, fix) for name in held]
 
 
 def _near(pod: Object, wanted: dict[str, int], look: Look) -> None:

@@ -295,7 +295,7 @@ class InCluster(Target):
 
     def _anew(self, asked: Asked, lock: Lock) -> adoption.Found:
         """What ``asked`` would make, read as if it were there."""
-        release = Release(NEW, self.payload(asked, lock))
+        release = Release(NEW, self.payload(asked.served(lock.snapshot), lock))
         made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
         there = {resource.ref: Observed(resource, "", {}) for resource in made}
         return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)

@@ -6,14 +6,18 @@ Its library is slow to import: only a source that is asked imports it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
 from model_delivery.base import Finding, Permanent, Trouble, bearer
 from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
-from model_delivery.models.sources.spec import Remote, Revision
+from model_delivery.models.sources.spec import Remote, Revision, origin
 from model_delivery.values import File, Snapshot
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 class HuggingFaceModel(HubModel):
@@ -36,6 +40,7 @@ class HuggingFaceModel(HubModel):
         from huggingface_hub import HfApi, RepoFile, errors
 
         secret = self.secret
+        self._keep_token()
         api = HfApi(endpoint=self.endpoint, token=secret.reveal() if secret else False)
         try:
             commit = api.model_info(self.repo, revision=self.revision, timeout=30).sha
@@ -51,6 +56,17 @@ class HuggingFaceModel(HubModel):
             if isinstance(f, RepoFile)
         )
         return self.snapshot(self.chosen(listed, commit, Path()), commit)
+
+    def _keep_token(self) -> None:
+        """The library follows the address of a list's next page with its token, wherever
+        that leads.
+        """
+        from huggingface_hub import get_session
+
+        session = get_session()
+        hooks = session.event_hooks
+        if _for_the_hub not in hooks["request"]:
+            session.event_hooks = {**hooks, "request": [*hooks["request"], _for_the_hub]}
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
         return Remote(f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}", bearer(self.token))
@@ -78,3 +94,9 @@ class HuggingFaceModel(HubModel):
             case _:
                 return self.unreachable(error)
         return NotGiven(finding)
+
+
+def _for_the_hub(request: httpx2.Request) -> None:
+    hub = os.environ.get(HuggingFaceModel.endpoint_variable) or HuggingFaceModel.home
+    if origin(str(request.url)) != origin(hub):
+        request.headers.pop("Authorization", None)

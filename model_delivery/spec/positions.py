@@ -105,17 +105,22 @@ class _Reader:
             return [self.value(item, (*at, n), inside) for n, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, at, inside)
-        self.text(node)
+        self.text(node, at)
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
             raise self.fail(node, "not a value", str(error), "put it in quotes") from None
 
-    def text(self, node: yaml.Node) -> str:
+    def text(self, node: yaml.Node, at: tuple[Key, ...]) -> str:
         """A scalar's: NUL and half of a surrogate pair stand in no name and no path."""
         text = str(node.value)
         if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-            raise self.fail(node, "not text", "it holds a NUL, or half of a character", "correct the escape there")
+            raise self.fail(
+                node,
+                f"{'.'.join(map(str, at))}: not text",
+                "it holds a NUL, or half of a character",
+                "correct the escape there",
+            )
         return text
 
     def mapping(self, node: yaml.MappingNode, at: tuple[Key, ...], inside: tuple[int, ...]) -> dict[str, Any]:
@@ -123,7 +128,7 @@ class _Reader:
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
                 raise self.fail(key_node, "a field's name is plain text", "this is none", "write the fields out")
-            key = self.text(key_node)
+            key = self.text(key_node, at)
             if key in fields:
                 raise self.fail(key_node, f"{key} is there twice", "only one of them could count", "remove one")
             self.marks[(*at, key)] = _position(key_node)

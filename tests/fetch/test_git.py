@@ -102,3 +102,10 @@ def test_an_address_that_would_run_a_command_does_not(hub: GitServer, root: Path
     with pytest.raises(Refused):
         given(root, model(hub, repo=repo.format(marker=marker)))
     assert not marker.exists()
+
+
+def test_small_files_of_equal_content_come_whole_whoever_else_reads_them(hub: GitServer, root: Path) -> None:
+    merges = "".join(f"a{n} b{n}\n" for n in range(40_000)).encode()
+    hub.commit_files(hub.files | {f"tokenizer_{n}.txt": merges for n in range(16)})
+    for n in range(3):
+        whole(fetch(given(root / str(n), model(hub))), hub.files)

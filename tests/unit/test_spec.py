@@ -189,3 +189,21 @@ def test_units_keep_their_text() -> None:
     for wrong in ("", "5", "s", "-1s", "1 s"):
         with pytest.raises(ValueError, match="not a duration"):
             Duration(wrong)
+
+
+@pytest.mark.parametrize("text", ["x\\0y", "x\\uD800y", "\\uDCFF"])
+@pytest.mark.parametrize("field", ["path", "manifest", "include"])
+def test_what_is_no_text_is_refused_with_its_line(tmp_path: Path, text: str, field: str) -> None:
+    value = f'["{text}"]' if field == "include" else f'"{text}"'
+    more = "" if field == "path" else ", path: weights"
+    spec = GOOD.replace("{source: local, path: weights}", f"{{source: local{more}, {field}: {value}}}")
+    assert f"model.{field}" in (said := told(tmp_path, spec))
+    assert said.startswith("FILE:3:")
+    assert "not text" in said
+
+
+def test_what_is_no_text_is_refused_as_a_parameter_too() -> None:
+    given = yaml.safe_load(GOOD)
+    for model in ({"source": "local", "path": "x\0"}, {"source": "git", "repo": "a/b", "revision": "\ud800"}):
+        with pytest.raises(BadInput, match=r"model\."):
+            parse_spec(given | {"model": model})

@@ -14,6 +14,7 @@ from model_delivery.values import File
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 RESERVED = (".git", ".model-delivery", ".cache")
 DOCUMENTS = ("readme", "license", "licence", "notice", "copying", "changelog", "use_policy")
+LARGEST_JSON = 256 << 20
 MAY_BE_EMPTY = (".py", ".txt", ".md")
 CONVERTED = "use the repository that it was made from, or one with *.safetensors beside its config.json"
 NO_MODELS = (
@@ -36,7 +37,7 @@ def select(
     names = wanted(listed, include, exclude, allow)
     second = _second_documents(names)
     names = [name for name in names if name not in second]
-    faults = [*_bad_names(names), *_empty(listed[name] for name in names)]
+    faults = [*_bad_names(names), *_sizes(listed[name] for name in names)]
     faults += _missing(names, [*listed], pickle="pickle" in allow)
     if faults:
         raise Refused(*faults)
@@ -155,21 +156,23 @@ def is_document(name: str) -> bool:
     return name.lower().rpartition("/")[2].startswith(DOCUMENTS)
 
 
-def _empty(files: Iterable[File]) -> Iterator[Finding]:
+def _sizes(files: Iterable[File]) -> Iterator[Finding]:
     for file in files:
+        if file.path.endswith(".json") and file.size > LARGEST_JSON:
+            why = f"it has {file.size} bytes, no model's JSON has more than {LARGEST_JSON}"
+            yield Finding("source.too-large", f"{file.path} is too large", why, "exclude it in model.exclude")
         if file.size == 0 and not file.path.endswith(MAY_BE_EMPTY):
             fix = "it is broken at its source: use another revision, or exclude it in model.exclude"
             yield Finding("source.empty", f"{file.path} is empty", "there is nothing in it to read", fix)
 
 
 def _missing(names: Sequence[str], listed: Sequence[str], *, pickle: bool) -> Iterator[Finding]:
-    pickles = [name for name in names if name.lower().endswith(PICKLES)]
-    if not pickle:
-        why = "pickle files run code when they are loaded"
-        fix = "exclude them, use a repository with *.safetensors, or allow: [pickle]"
-        for name in pickles:
-            yield Finding("source.pickle", f"the weights file {name} is refused", why, fix)
     why, fix = _held(listed)
+    pickles = [name for name in names if name.lower().endswith(PICKLES)]
+    for name in () if pickle else pickles:
+        danger = "pickle files run code when they are loaded"
+        use = "exclude them, use a repository with *.safetensors, or allow: [pickle]"
+        yield Finding("source.pickle", f"the weights file {name} is refused", danger, use)
     if "config.json" not in names and not mistral_native(names):
         yield Finding("source.no-config", "the model has no config.json", why, fix)
     if not (pickle and pickles) and not any(map(_safetensors, names)):

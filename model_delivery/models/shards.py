@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 
 from model_delivery.base import Finding, Progress, Refused, report
 from model_delivery.models.contents import EXCLUDE_IT, parsed
@@ -14,7 +14,7 @@ from model_delivery.values import File
 INDEX = ".index.json"
 SAFETENSORS = ".safetensors"
 MAIN = f"model{SAFETENSORS}{INDEX}"
-LARGEST_INDEX = 64 << 20
+NOT_WHOLE = "the source is not whole: use another revision or repository, or copy the model again"
 NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[^/]+)")
 
 
@@ -24,7 +24,7 @@ def one_set(files: Sequence[File], listed: Container[str], read: Callable[[File]
     Refused where an index, or the numbers in their names, say that one is absent.
     ``listed``: what the source has; ``read`` gives a small file's bytes.
     """
-    names = [file.path for file in files]
+    names = {file.path: file for file in files}
     indexes = {file.path: _shards(file, read) for file in files if file.path.endswith(INDEX)}
     beside, left = defaultdict[str, list[str]](list), set[str]()
     for index, shards in indexes.items():
@@ -45,9 +45,6 @@ def one_set(files: Sequence[File], listed: Container[str], read: Callable[[File]
 
 def _shards(index: File, read: Callable[[File], bytes]) -> set[str]:
     """The files that it names; none where it is an index of something else."""
-    if index.size > LARGEST_INDEX:
-        why = f"it has {index.size} bytes"
-        raise Refused(Finding("source.broken-config", f"{index.path} is too large", why, "exclude it in model.exclude"))
     held = parsed(read(index), index.path)
     if isinstance(held, Finding):
         raise Refused(held)
@@ -60,7 +57,7 @@ def _shards(index: File, read: Callable[[File], bytes]) -> set[str]:
     raise Refused(Finding("source.broken-config", f"{index.path} is no index of weights", why, EXCLUDE_IT))
 
 
-def _others(folder: str, main: str, shards: set[str], names: Sequence[str]) -> Iterator[str]:
+def _others(folder: str, main: str, shards: set[str], names: Iterable[str]) -> Iterator[str]:
     """Of the same folder, what an engine that goes by ``main`` does not read."""
     sets = {_set(shard) for shard in shards}
     for name in names:
@@ -75,25 +72,23 @@ def _set(name: str) -> str:
     return NUMBERED.sub(r"\1-*-of-\3\4", name)
 
 
-def _absent(indexes: dict[str, set[str]], names: Sequence[str], listed: Container[str]) -> Iterator[Finding]:
+def _absent(indexes: dict[str, set[str]], names: Collection[str], listed: Container[str]) -> Iterator[Finding]:
     """Pickles that are not wanted need not be there."""
     for index, shards in indexes.items():
         used = any(shard.endswith(SAFETENSORS) or shard in names for shard in shards)
         if gone := sorted(shards.difference(names)) if used else []:
             what = f"{index} names {len(gone)} of {len(shards)} files that are not there"
             why = ", ".join(repr(name)[:100] for name in gone[:5])
-            fix = "the source is not whole: use another revision or repository, or copy the model again"
-            if all(name in listed for name in gone):
-                fix = "they are there and not wanted: correct model.include and model.exclude"
+            unwanted = "they are there and not wanted: correct model.include and model.exclude"
+            fix = unwanted if all(name in listed for name in gone) else NOT_WHOLE
             yield Finding("source.no-shard", what, why, fix)
 
 
-def _gaps(names: Sequence[str]) -> Iterator[Finding]:
+def _gaps(names: Iterable[str]) -> Iterator[Finding]:
     """Where no index speaks, the names do: 2 of 3 are not all."""
     numbered = [found for name in names if name.endswith(SAFETENSORS) and (found := NUMBERED.fullmatch(name))]
+    there = Counter(_set(found[0]) for found in numbered)
     for shards, total in {_set(found[0]): int(found[3]) for found in numbered}.items():
-        there = len({found[2] for found in numbered if _set(found[0]) == shards})
-        if there < total:
-            what = f"{there} of {total} files {shards} are there"
-            fix = "the source is not whole: use another revision or repository, or copy the model again"
-            yield Finding("source.no-shard", what, "their names say how many there are", fix)
+        if there[shards] < total:
+            what = f"{there[shards]} of {total} files {shards} are there"
+            yield Finding("source.no-shard", what, "their names say how many there are", NOT_WHOLE)

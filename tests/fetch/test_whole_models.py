@@ -344,3 +344,9 @@ def test_pickles_alone_come_where_they_are_allowed(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["weights.PT", "extra.npy", "x.joblib"])
 def test_a_pickle_by_another_name_is_one(folder: Path, name: str) -> None:
     assert f"the weights file {name} is refused" in refused(put(folder, {name: "x"}), include=["*"])
+
+
+def test_a_json_of_gigabytes_is_refused_unread(folder: Path) -> None:
+    with (folder / "trace.json").open("wb") as sparse:
+        sparse.truncate(3 << 30)
+    assert "trace.json is too large" in refused(folder)

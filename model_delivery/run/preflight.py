@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from model_delivery.base import Refused, SecretRef
 from model_delivery.places import Place
-from model_delivery.places.cluster.binding import exposed
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.load import profile
@@ -21,7 +20,10 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     if spec.gates.throughput:
         profile(spec.gates.throughput.profile)
     findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
-    findings += exposed() if target.key.place == "cluster" else []
+    if target.key.place == "cluster":
+        from model_delivery.places.cluster.binding import exposed  # a host's verb does without Kubernetes' client
+
+        findings += exposed()
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:
         stages(spec.rollout.strategy, Desired(spec.name, (old,), {old.id: 100}), new, spec.rollout.steps, target.can)

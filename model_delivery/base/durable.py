@@ -7,21 +7,28 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def replace_file(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write ``text`` so that a reader, and a crash at any moment, sees the old or the new
-    file whole; only its owner may read it by default.
+def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write ``content`` so that a reader, and a crash at any moment, sees the old or the
+    new file whole; only its owner may read it by default.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     with suppress(FileNotFoundError):
         temporary.unlink()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
-        file.write(text)
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def private_folder(path: Path) -> None:
+    """Make the folder, and those above it that are missing, for its owner alone."""
+    for folder in (*reversed(path.parents), path):
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def sync(path: Path) -> None:

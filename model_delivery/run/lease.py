@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from model_delivery.base import Clock, Finding, Permanent, Progress, Refused, Trouble, report
+from model_delivery.base.process import identity
 from model_delivery.places import Place
 from model_delivery.values import ABSENT, LEASE, Mismatch, Observed, Ref, Resource, Version
 
@@ -38,35 +38,33 @@ class Lease:
         return self.seconds or self.place.lease_seconds
 
     def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
-        """Take it; one that expired, whose process is dead, or that the same request
-        holds, is taken over.
+        """Take it; one that the same request holds, or whose process is dead, is taken
+        over. So is one that did not change for its whole time by our own clock, where
+        nobody can see its process: a time that another clock wrote decides nothing.
 
         Another's is waited for (``when_busy`` "wait"), or Refused with its holder and
-        expiry named.
+        expiry named; one that may have expired is watched before.
         """
-        deadline = self.clock.monotonic() + timeout
+        start = since = self.clock.monotonic()
+        first = seen = self.place.get(self.delivery, REF)
         reported = False
-        while not self._try():
-            seen = self.place.get(self.delivery, REF)
-            if seen is None:
+        while not self._try(seen, self.clock.monotonic() - since):
+            now, before = self.place.get(self.delivery, REF), seen
+            if now is None or before is None or now.version != before.version:
+                first, seen, since = first or now, now, self.clock.monotonic()
+            if now is None or first is None:
                 continue
-            who = _who(seen)
-            if when_busy == "refuse":
-                what, fix = f"another run is delivering {self.delivery}", "wait for it to end, or set concurrency: wait"
-                raise Refused(Finding("lease.held", what, who, fix))
-            if self.clock.monotonic() > deadline:
-                raise Permanent(
-                    Finding(
-                        "lease.still-held",
-                        f"another run still delivers {self.delivery}",
-                        who,
-                        "wait for it to end, then run again",
-                    )
-                )
+            who, fix = _who(now), "wait for it to end"
+            if when_busy == "refuse" and (now.version != first.version or not self._doubtful(now)):
+                what = f"another run is delivering {self.delivery}"
+                raise Refused(Finding("lease.held", what, who, f"{fix}, or set concurrency: wait"))
+            if self.clock.monotonic() - start > timeout:
+                what = f"another run still delivers {self.delivery}"
+                raise Permanent(Finding("lease.still-held", what, who, f"{fix}, then run again"))
             if not reported:
                 report(Progress("lease", f"waiting for {who}"))
                 reported = True
-            self.place.hint(self.delivery, max(0.01, deadline - self.clock.monotonic()))
+            self.place.hint(self.delivery, max(0.01, min(self.term / RENEWALS, timeout)))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -87,25 +85,26 @@ class Lease:
                 self.version = self.place.put(self._resource(), expect=self.version or ABSENT).version
             except Mismatch:
                 return  # lost: the next fence says to whom
-            except Trouble:
-                continue  # the place is away: tried again as long as the lease lasts, and fenced by it
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again: fences say when it was lost
+                report(Progress("lease", f"it could not be renewed: {type(error).__name__}"))
 
     def fence(self) -> None:
         """Raise Permanent when the lease is no longer ours."""
         seen = self.place.get(self.delivery, REF)
-        if seen is None or seen.resource.spec["holder"] != self.holder:
+        if seen is None or seen.resource.spec.get("holder") != self.holder:
             who = _who(seen) if seen else "nobody"
             fix = "nothing more was done by this run; run again when the other has ended"
             raise Permanent(Finding("lease.lost", f"the lease of {self.delivery} was lost", f"now held by {who}", fix))
 
     def release(self) -> None:
-        seen = self.place.get(self.delivery, REF)
-        if seen is not None and seen.resource.spec["holder"] == self.holder:
-            self.place.delete(self.delivery, REF)
+        """Where the place is away, it ends by itself."""
+        with suppress(Trouble, OSError):
+            seen = self.place.get(self.delivery, REF)
+            if seen is not None and seen.resource.spec.get("holder") == self.holder:
+                self.place.delete(self.delivery, REF)
 
-    def _try(self) -> bool:
-        seen = self.place.get(self.delivery, REF)
-        if seen is not None and not self._free(seen):
+    def _try(self, seen: Observed | None, unchanged: float) -> bool:
+        if seen is not None and not self._free(seen, unchanged):
             return False
         try:
             change = self.place.put(self._resource(), expect=seen.version if seen else ABSENT)
@@ -118,20 +117,25 @@ class Lease:
         spec = {
             "holder": self.holder,
             "request": self.request,
-            "pid": os.getpid(),
             "host": socket.gethostname(),
+            **identity(),
             "expires": self.clock.now() + self.term,
         }
         return Resource(REF, "lease", self.delivery, spec)
 
-    def _free(self, seen: Observed) -> bool:
-        spec = seen.resource.spec
-        return (
-            spec["request"] == self.request or not seen.status.get("alive", True) or spec["expires"] < self.clock.now()
-        )
+    def _free(self, seen: Observed, unchanged: float) -> bool:
+        alive = seen.status.get("alive")
+        by_us = seen.resource.spec.get("request") == self.request
+        return by_us or alive is False or (alive is None and unchanged > self.term)
+
+    def _doubtful(self, seen: Observed) -> bool:
+        """Nobody sees its process, and by our clock it has expired."""
+        return seen.status.get("alive") is None and seen.resource.spec["expires"] < self.clock.now()
 
 
 def _who(seen: Observed) -> str:
     spec = seen.resource.spec
+    if not spec:
+        return "a run whose lease was damaged"
     until = datetime.fromtimestamp(spec["expires"], tz=UTC).isoformat(timespec="seconds")
     return f"process {spec['pid']} on {spec['host']} (request {spec['request']}, until {until} at the latest)"

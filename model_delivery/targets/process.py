@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http.client import INTERNAL_SERVER_ERROR
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,6 +41,7 @@ STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")
 ROUTE = Ref(ROUTER, "router")
 SLOTS = 20
 HOST, PORT = "127.0.0.1", 8000
+SHARED = "stop what listens there (ss -ltnp shows it), or choose another target.port"
 LIMITS = ("cpu", "memory", "nvidia.com/gpu")
 
 
@@ -187,10 +189,23 @@ class Process(Target):
             why, evidence = last_line(router.status["log_tail"]), (f"log: {router.status['log']}",)
             fix = "run again; its log says more"
             return Failed(Finding("place.router-ended", "the router ended", why, fix, evidence))
+        if router.status["shared"]:
+            why = f"another process listens on {HOST}:{want.address.port} too, and gets a part of the requests"
+            return Failed(Finding("place.port-shared", "the service's port is shared", why, SHARED))
         slots = [(ref.name, seen.status) for ref, seen in world.objects.items() if ref.kind == SLOT]
         late = [name for name, status in slots if status["written"] != status["address"]]
-        if late or not router.status["healthy"]:
-            return InProgress(f"slots {', '.join(late)} not moved" if late else "the router is starting")
+        if late:
+            return InProgress(f"slots {', '.join(late)} not moved")
+        if not router.status["healthy"]:
+            return InProgress("the router is starting")
+        engines, by, code = (
+            {status["address"] for _, status in slots},
+            router.status["served_by"],
+            router.status["code"],
+        )
+        older = by is None and code < INTERNAL_SERVER_ERROR  # a router that an older version started does not say who
+        if engines and not older and by not in engines:
+            return InProgress(f"{want.address.url} answers {code}, by {by or 'no engine'}")
         return Current(want.address.url)
 
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from model_delivery.values.resources import (
     Observed,
     Ref,
     Resource,
+    Role,
     Version,
     World,
     covers,

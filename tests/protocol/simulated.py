@@ -193,7 +193,7 @@ class Place:
         if ref.kind == JOB:
             status = {"finished": True}
         if ref.kind.name == "Lease":
-            status = {"alive": self.alive(resource.spec["holder"])}
+            status = {} if self.alive(resource.spec["holder"]) else {"alive": False}  # as in a cluster: from afar
         return Observed(resource, version, status)
 
     def deliveries(self) -> tuple[str, ...]:

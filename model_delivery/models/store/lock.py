@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from model_delivery.base.process import identity, lives
+
 BEAT = 2.0
 DEAD_AFTER = 15.0
 
@@ -51,9 +53,9 @@ def held(path: Path) -> bool:
     is believed.
     """
     seen = _holder(path)
-    if not seen or _ended(seen):
+    if not seen or (alive := lives(seen)) is False:
         return False
-    return seen.get("space") == _space() or time.time() - path.stat().st_mtime < DEAD_AFTER
+    return bool(alive) or time.time() - path.stat().st_mtime < DEAD_AFTER
 
 
 def _acquire(path: Path, holder: str, waiting: Callable[[str], None]) -> None:
@@ -63,7 +65,7 @@ def _acquire(path: Path, holder: str, waiting: Callable[[str], None]) -> None:
         now = _holder(path)
         if now != seen:
             seen, since = now, time.monotonic()
-        elif seen and (_ended(seen) or time.monotonic() - since > DEAD_AFTER):
+        elif seen and (lives(seen) is False or time.monotonic() - since > DEAD_AFTER):
             _take_over(path, seen)
             seen = _holder(path)
         elif seen:
@@ -107,8 +109,7 @@ def _beat(path: Path, holder: str, ended: threading.Event) -> None:
 
 
 def _self(holder: str) -> dict[str, Any]:
-    process = {"pid": os.getpid(), "start": _start(os.getpid())}
-    return {"holder": holder} | process | {"space": _space(), "host": socket.gethostname(), "beat": 0}
+    return {"holder": holder} | identity() | {"host": socket.gethostname(), "beat": 0}
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -126,19 +127,3 @@ def _holder(path: Path) -> dict[str, Any]:
 
 def _owned(path: Path, holder: str) -> bool:
     return _holder(path).get("holder") == holder
-
-
-def _ended(seen: dict[str, Any]) -> bool:
-    return seen.get("space") == _space() and _start(seen["pid"]) != seen["start"]
-
-
-def _space() -> str:
-    """Within it a process's number means one process: this boot, this namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + str(Path("/proc/self/ns/pid").readlink())
-
-
-def _start(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

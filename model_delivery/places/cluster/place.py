@@ -5,16 +5,14 @@ by compare and swap.
 from __future__ import annotations
 
 import base64
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import psutil
-
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
+from model_delivery.base.process import lives
 from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
@@ -105,9 +103,7 @@ class Cluster:
         seen = from_object(live, ref.kind) if live else None
         if seen is None or ref.kind != LEASE:
             return seen
-        spec = seen.resource.spec
-        alive = spec["host"] != socket.gethostname() or psutil.pid_exists(spec["pid"])
-        return replace(seen, status={"alive": alive})
+        return replace(seen, status={"alive": lives(seen.resource.spec)})
 
     def deliveries(self) -> tuple[str, ...]:
         records = self._look.listed(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Record"})

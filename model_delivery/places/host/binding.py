@@ -9,11 +9,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from model_delivery.base import Finding, NoRoom
+
+LISTENS = "0A"  # in /proc/net/tcp
 
 
 def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -67,3 +71,21 @@ def listening(host: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0
+
+
+def shared(port: int, pid: int) -> bool:
+    """Does anybody but the process ``pid`` listen there too? (The kernel deals clients
+    out to all who share a port.)
+    """
+    inodes = set()
+    for file in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{file}").read_text().splitlines()[1:]):
+                if state == LISTENS and int(local.rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{rest[5]}]")
+    with suppress(OSError):
+        for number in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.discard(str(number.readlink()))
+        return bool(inodes)
+    return False

@@ -26,6 +26,7 @@ from model_delivery.values import Engine, Environment
 
 DONE = ".complete"
 PROBE_SECONDS = 3
+MAKING_SECONDS = 3 * 3600
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 NETWORK = re.compile(
     r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE
@@ -97,7 +98,7 @@ def make_environment(engine: Engine, home: Path) -> Path:
     if made is None or is_made(engine, home):
         return folder
     waiting = Progress("environment", "waiting for another run that makes it")
-    with locked(folder.with_suffix(".lock"), waiting) as lock:
+    with locked(folder.with_suffix(".lock"), waiting, MAKING_SECONDS) as lock:
         if is_made(engine, home):
             return folder
         if _key(engine.location) != made.key:

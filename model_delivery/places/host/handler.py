@@ -12,6 +12,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any, ClassVar
 
+from model_delivery.base import private_folder
 from model_delivery.places.host.processes import ProcessFolder, Run, tail, wait
 from model_delivery.values import Ref, Resource
 
@@ -117,7 +118,7 @@ class Process(Handler):
         return self.folder.running
 
     def act(self, bound: Bound) -> None:
-        self.folder.path.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder.path)
         self.folder.start(self.run(bound))
 
     def status(self, bound: Bound) -> Bound:
@@ -139,7 +140,7 @@ class Process(Handler):
         rest = b""
         with (self.log if self.log.exists() else Path(os.devnull)).open("rb") as file:
             while True:
-                ended = not (follow and self.folder.alive)
+                ended = not (follow and self.folder.running)
                 chunk = file.read()
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from lines

@@ -5,23 +5,29 @@ all.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import sys
 import sysconfig
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from model_delivery.base import Finding, Permanent, SecretRef, read_secret
-from model_delivery.base.durable import replace_file
+from model_delivery.base import Finding, Permanent, SecretRef, private_folder, read_secret, replace_file
+from model_delivery.base.process import lives
 from model_delivery.places.host import binding
+from model_delivery.places.host.asking import Answer, ask
 from model_delivery.places.host.engines import environment_folder, is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
-from model_delivery.places.host.processes import Run, identified, tail
-from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, ROUTER, SLOT, SLOTS, STEP
-from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref
+from model_delivery.places.host.processes import ProcessFolder, Run, identified
+from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, ROUTER, SLOT, SLOTS, STEP
+from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref, Role
+from model_delivery.values.engine import Stop
 
+SERVED_BY = "X-Model-Delivery-Served-By"
 SECRET_REFS = TypeAdapter(dict[str, SecretRef])
 
 
@@ -30,10 +36,12 @@ class EngineProcess(Process):
 
     @property
     def grace(self) -> float:
-        stop = _engine(self).stop
+        stop = _engine(self).stop if self.spec else Stop()
         return stop.drain.seconds + stop.grace.seconds
 
     def bind(self) -> Bound:
+        if self.folder.running:
+            return self.folder.binding
         others = self.host.processes("*", f"{ENGINE}-")
         return binding.bind(self.spec, [other.binding for other in others if other.running])
 
@@ -56,16 +64,11 @@ class EngineProcess(Process):
 
     def status(self, bound: Bound) -> Bound:
         seen = super().status(bound)
-        return {**seen, "healthy": seen["alive"] and self._healthy(seen["port"])}
+        return {**seen, "healthy": bool(seen["alive"] and self.spec) and self._healthy(seen["port"])}
 
     def _healthy(self, port: int) -> bool:
-        import httpx
-
-        url = f"http://127.0.0.1:{port}{self.spec['engine']['ready']['health']}"
-        try:
-            return httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK
-        except httpx.HTTPError:
-            return False
+        answer = ask(HOST, port, self.spec["engine"]["ready"]["health"])
+        return answer is not None and answer.status == HTTPStatus.OK
 
 
 class Router(Process):
@@ -75,7 +78,7 @@ class Router(Process):
     """
 
     def bind(self) -> Bound:
-        if not self.folder.alive and binding.listening(**self.spec):
+        if not self.folder.running and (self._beside() or binding.listening(**self.spec)):
             raise Permanent(
                 Finding(
                     "host.port-taken",
@@ -86,17 +89,58 @@ class Router(Process):
             )
         return {}
 
+    def _beside(self) -> bool:
+        """Has another delivery's router the port, though it may not listen yet? (Two of
+        them could: Caddy shares a port.)
+        """
+        others = self.host.processes("*", f"{ROUTER}-")
+        return any(
+            o.binding.get("port") == self.spec["port"] and o.running for o in others if o.path != self.folder.path
+        )
+
+    def act(self, bound: Bound) -> None:
+        """Addresses that an earlier engine had may be anybody's by now: a router reads
+        none that no engine of ours has.
+        """
+        slots = self.host.slots(self.resource.delivery)
+        engines = [engine for engine in self.host.processes(self.resource.delivery, f"{ENGINE}-") if engine.running]
+        proven = {f"{HOST}:{engine.binding.get('port')}" for engine in engines}
+        for slot in slots.glob("[0-9][0-9]"):
+            if slot.read_text(errors="replace") not in proven:
+                replace_file(slot, "")
+        super().act(bound)
+
     def run(self, bound: Bound) -> Run:
         slots, folder = self.host.slots(self.resource.delivery), str(self.folder.path)
         config = self.folder.path / "caddy.json"
-        slots.mkdir(parents=True, exist_ok=True)
-        replace_file(config, _configuration(**self.spec, slots=slots))
+        private_folder(slots)
+        replace_file(config, _configuration(**self.spec, slots=os.path.relpath(slots, folder)))
         environ = passed_on() | {"XDG_DATA_HOME": folder, "XDG_CONFIG_HOME": folder}
         argv = [str(caddy()), "run", "--config", str(config)]
         return Run(argv, environ, self.logs / "router.log", self.spec)
 
     def status(self, bound: Bound) -> Bound:
-        return {**super().status(bound), "healthy": binding.listening(**self.spec)}
+        """``healthy``: it answers; ``code``: with what, and ``served_by`` which address,
+        just now; ``shared``: does somebody else listen on the same port?
+        """
+        seen = super().status(bound)
+        answer = self._asked() if seen["alive"] and self.spec else None
+        return {
+            **seen,
+            "healthy": answer is not None,
+            "code": answer and answer.status,
+            "served_by": answer and answer.headers.get(SERVED_BY),
+            "shared": answer is not None and binding.shared(self.spec["port"], seen["pid"]),
+        }
+
+    def _asked(self) -> Answer | None:
+        """Slots are asked in turn, until an engine answers."""
+        answer = None
+        for _ in range(SLOTS):
+            answer = ask(**self.spec, path="/health")
+            if answer is None or answer.status < HTTPStatus.INTERNAL_SERVER_ERROR or SERVED_BY in answer.headers:
+                break
+        return answer
 
 
 def caddy() -> Path:
@@ -114,14 +158,16 @@ def caddy() -> Path:
     return program
 
 
-def _configuration(host: str, port: int, slots: Path) -> str:
+def _configuration(host: str, port: int, slots: str) -> str:
     """Its JSON: no admin endpoint, no certificates, streams passed on at once, slots in
-    turn.
+    turn. ``slots`` as seen from its working folder: a path of the user's could end the
+    placeholder.
     """
     proxy = {
         "handler": "reverse_proxy",
         "flush_interval": -1,
-        "upstreams": [{"dial": f"{{file.{slots / f'{n:02}'}}}"} for n in range(SLOTS)],
+        "upstreams": [{"dial": f"{{file.{slots}/{n:02}}}"} for n in range(SLOTS)],
+        "headers": {"response": {"set": {SERVED_BY: ["{http.reverse_proxy.upstream.hostport}"]}}},
         "load_balancing": {"selection_policy": {"policy": "round_robin"}},
     }
     server = {
@@ -151,10 +197,10 @@ class Slot(Handler):
         return bool(written == address)
 
     def act(self, bound: Bound) -> None:
-        replace_file(self._file, self._address or "")
+        replace_file(self._file, self._address if self._address and self._engine.running else "")
 
     def status(self, bound: Bound) -> Bound:
-        written = self._file.read_text() if self._file.exists() else None
+        written = self._file.read_text(errors="replace") if self._file.exists() else None
         return {"written": written, "address": self._address}
 
     def stop(self, grace: float | None) -> None:
@@ -163,9 +209,12 @@ class Slot(Handler):
     @property
     def _address(self) -> str | None:
         """Where its release's engine listens; None when that was never started."""
-        engine = self.host.process(self.resource.delivery, Ref(ENGINE, self.spec["release"]))
-        port = engine.binding.get("port")
-        return f"127.0.0.1:{port}" if port else None
+        port = self._engine.binding.get("port")
+        return f"{HOST}:{port}" if port else None
+
+    @property
+    def _engine(self) -> ProcessFolder:
+        return self.host.process(self.resource.delivery, Ref(ENGINE, self.spec.get("release", "")))
 
 
 class Step(Process):
@@ -185,15 +234,19 @@ class Step(Process):
         return Run(argv, os.environ, self.folder.path / "log", {}, session=False)
 
     def stands(self) -> bool:
-        return self.folder.alive or self._finished
+        return self.folder.running or self._finished
 
     def status(self, bound: Bound) -> Bound:
-        return {**super().status(bound), "alive": self.folder.alive, "finished": self._finished}
+        return {**super().status(bound), "finished": self._finished}
 
     @property
     def _finished(self) -> bool:
-        *_, last = ["", *tail(self.log).splitlines()]
-        return last.startswith(('{"result"', '{"findings"'))
+        """Is its last line whole, and one that ends it? It may be of any length."""
+        with suppress(OSError, ValueError), self.log.open("rb") as file:
+            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            start = text.rfind(b"\n", 0, -1) + 1
+            return text[-1:] == b"\n" and text[start : start + 11].startswith((b'{"result"', b'{"findings"'))
+        return False
 
 
 class Folder(Handler):
@@ -225,13 +278,17 @@ class PythonEnvironment(Handler):
 
 
 class Lease(Handler):
-    """It ends with the process that holds it."""
+    """It ends with the process that holds it. An older version's does not say in which
+    space its process is.
+    """
 
     def bind(self) -> Bound:
         return {"start": start_time(self.spec["pid"])}
 
     def status(self, bound: Bound) -> Bound:
-        return {"alive": identified({"pid": self.spec["pid"], **bound}) is not None}
+        if "space" in self.spec:
+            return {"alive": lives(self.spec)}
+        return {"alive": identified({**self.spec, **bound}) is not None}
 
 
 def _engine(handler: Handler) -> Engine:
@@ -246,5 +303,13 @@ HANDLERS: dict[Kind, type[Handler]] = {
     FOLDER: Folder,
     ENVIRONMENT: PythonEnvironment,
     LEASE: Lease,
+}
+ROLES: dict[str, Role] = {
+    ENGINE.name: "release",
+    ROUTER.name: "route",
+    SLOT.name: "route",
+    STEP.name: "step",
+    FOLDER.name: "storage",
+    LEASE.name: "lease",
 }
 KINDS = {kind.name: kind for kind in (RECORD, RELEASE, REPORT, *HANDLERS)}

@@ -18,6 +18,7 @@ import sys
 import time
 
 BUSY = "busy"
+LOCK_FD = "MODEL_DELIVERY_LOCK_FD"
 
 
 def locked(path: str) -> int | None:
@@ -53,13 +54,15 @@ def main() -> None:
         state = {"pid": os.getpid(), "start": start_time(os.getpid()), "token": job["token"], "binding": job["binding"]}
         with open(job["state"] + ".tmp", "w") as out:  # noqa: PTH123
             json.dump(state, out)
+            out.flush()
+            os.fsync(out.fileno())
         os.replace(job["state"] + ".tmp", job["state"])  # noqa: PTH105
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.set_inheritable(lock, True)
-        os.environ["MODEL_DELIVERY_LOCK_FD"] = str(lock)
+        os.environ[LOCK_FD] = str(lock)
         if job["cpus"]:
             os.sched_setaffinity(0, job["cpus"])
         os.set_inheritable(job["error_fd"], False)

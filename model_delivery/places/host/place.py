@@ -7,17 +7,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from model_delivery.base import BadInput, Finding, read_secret
+from model_delivery.base import BadInput, Finding, Permanent, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.models.manifest import MANIFEST, model_folder
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
-from model_delivery.places.host.kinds import HANDLERS, KINDS
-from model_delivery.places.host.processes import locked, read_json, wait
+from model_delivery.places.host.kinds import HANDLERS, KINDS, ROLES
+from model_delivery.places.host.processes import locked, read_json, unreadable, wait
 from model_delivery.targets.process import ENGINE
 from model_delivery.values import (
     ABSENT,
@@ -34,6 +35,7 @@ from model_delivery.values import (
 )
 
 LOOK_SECONDS = 0.5
+DAMAGED = "<damaged>"
 
 
 class Host(StateFolder):
@@ -41,7 +43,7 @@ class Host(StateFolder):
     knows.
     """
 
-    lease_seconds = 24 * 3600.0  # it ends with its process; this bounds it where nobody can see that
+    lease_seconds = 60.0  # where nobody can see whether its process lives
     keeps_files = True
 
     @property
@@ -114,7 +116,7 @@ class Host(StateFolder):
         return iter(logs[-1].read_bytes().splitlines())
 
     def hint(self, delivery: str, timeout: float) -> None:
-        wait([folder for folder in self.processes(delivery) if folder.alive], min(timeout, LOOK_SECONDS))
+        wait([folder for folder in self.processes(delivery) if folder.running], min(timeout, LOOK_SECONDS))
 
     secret = staticmethod(read_secret)
 
@@ -141,13 +143,19 @@ class Host(StateFolder):
         return stored and replace(stored, status=self._handler(stored.resource).status(stored.status))
 
     def _stored(self, path: Path) -> Observed | None:
-        """The object in a file; its status is what it was bound to."""
-        whole = read_json(path)
-        if not whole:
-            return None
-        ref = Ref(KINDS[whole["kind"]], whole["name"])
-        resource = Resource(ref, whole["role"], whole["delivery"], whole["spec"], whole["release"])
-        return Observed(resource, whole["version"], whole["bound"])
+        """The object in a file; its status is what it was bound to. Of a damaged one that
+        is made from others nothing is known but that it is there: it is put again, or
+        ended. Permanent where nobody else knows what it said.
+        """
+        try:
+            whole = read_json(path)
+            return None if whole is None else _object(whole, path)
+        except Permanent:
+            delivery, _, kind, name = path.with_suffix("").parts[-4:]
+            if kind not in ROLES:
+                raise
+            release = name if kind == ENGINE.name else None
+            return Observed(Resource(Ref(KINDS[kind], name), ROLES[kind], delivery, {}, release), DAMAGED)
 
     def _write(self, stored: Observed) -> None:
         resource, ref = stored.resource, stored.resource.ref
@@ -165,3 +173,16 @@ class Host(StateFolder):
 
     def _object(self, delivery: str, ref: Ref) -> Path:
         return self.folder(delivery) / "objects" / ref.kind.name / f"{ref.name}.json"
+
+
+def _object(whole: Mapping[str, Any], path: Path) -> Observed:
+    """Permanent where it is not what its path says, or says too little."""
+    try:
+        ref = Ref(KINDS[whole["kind"]], whole["name"])
+        resource = Resource(ref, whole["role"], whole["delivery"], dict(whole["spec"]), whole["release"])
+        seen = Observed(resource, str(whole["version"]), dict(whole["bound"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise Permanent(unreadable(path, f"{type(error).__name__}: {error}")) from None
+    if (resource.delivery, "objects", ref.kind.name, ref.name) != path.with_suffix("").parts[-4:]:
+        raise Permanent(unreadable(path, f"it holds {ref} of {resource.delivery}"))
+    return seen

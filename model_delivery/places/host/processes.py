@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -21,11 +22,13 @@ from typing import Any
 
 import psutil
 
-from model_delivery.base import Finding, Permanent, Progress, report
+from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, report
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
+LARGEST = 64 * 1024 * 1024
 GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
+UNSEEN = (*GONE, psutil.AccessDenied, PermissionError)
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,14 @@ class ProcessFolder:
     @property
     def state(self) -> dict[str, Any]:
         """What the last process there wrote of itself: pid, start, token, binding. Empty
-        before the first.
+        before the first, and where a crash left no whole file: then nobody is known, and
+        whoever holds the lock is ended before another is started.
         """
-        return read_json(self.path / "state.json")
+        with suppress(Permanent):
+            state = read_json(self.path / "state.json") or {}
+            if [type(state.get(word)) for word in ("pid", "start", "binding")] == [int, str, dict]:
+                return state
+        return {}
 
     @property
     def binding(self) -> dict[str, Any]:
@@ -78,6 +86,29 @@ class ProcessFolder:
         first.
         """
         return dict(self.state.get("binding", {}))
+
+    def members(self) -> Iterator[psutil.Process]:
+        """Whoever holds the lock, though in a session of its own, and whoever is of the
+        session that the process led. Nobody of another boot, of another user, or who only
+        has a number that was ours.
+        """
+        state, lock = self.state, str((self.path / "lock").resolve())
+        leads = identified(state) is not None
+        for process in psutil.process_iter():
+            with suppress(*UNSEEN, ValueError):
+                pid = process.pid
+                if pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if _holds(pid, lock) or (_in_session(pid, state) and (leads or self._is_ours(pid))):
+                    yield process
+
+    def _is_ours(self, pid: int) -> bool:
+        """Of a session whose leader is gone: does it work in the folder, or have the
+        launcher's word?
+        """
+        if Path(f"/proc/{pid}/cwd").readlink().is_relative_to(self.path.resolve()):
+            return True
+        return f"{launcher.LOCK_FD}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
 
     def exit_code(self) -> int | None:
         """The exit code (negative: the signal), when it was this process that started it;
@@ -92,18 +123,19 @@ class ProcessFolder:
 
         Its working folder is this one, which is there: the starter's own may be gone
         before it. A launcher that dies before its exec is started again. What an earlier
-        one left of its session is killed first. Raises Permanent when the program cannot
-        be executed.
+        one left is killed first. Raises Permanent when the program cannot be executed.
         """
         program = run.argv[0]
-        if run.session and not self.running:
-            _kill(session_of(self.state))
-        run.log.parent.mkdir(parents=True, exist_ok=True)
+        if not self.running:
+            self._end([])
+        private_folder(run.log.parent)
         for _ in range(3):
             token = secrets.token_hex(8)
             error = self._launch(run, token)
-            if error == launcher.BUSY:
+            if error == launcher.BUSY and self.running:
                 return
+            if error == launcher.BUSY:
+                continue
             if error:
                 raise Permanent(
                     Finding(
@@ -157,27 +189,30 @@ class ProcessFolder:
         """SIGTERM to the process, ``grace`` seconds, then SIGKILL of whatever is left of
         its session or of its children.
         """
-        state = self.state
-        if not state:
-            return
-        process = identified(state)
-        family = process.children(recursive=True) if process and os.getpgid(process.pid) != process.pid else []
+        process, family = identified(self.state), [*self.members()]
         if process and self.alive:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(*UNSEEN):
+                family += process.children(recursive=True)
                 process.terminate()
             wait([self], grace)
-        _kill([*family, *session_of(state)])
+        self._end(family)
+
+    def _end(self, family: Iterable[psutil.Process]) -> None:
+        """SIGKILL to ``family`` and to all members, until nobody holds the lock."""
+        _kill(family)
         for _ in range(200):
+            _kill(self.members())
             if not self.alive:
                 self.exit_code()  # no zombie stays
                 return
             wait([self], 0.05)
+        pid = self.state.get("pid", "unknown")
         raise Permanent(
             Finding(
                 "host.does-not-end",
-                f"process {state['pid']} does not end",
-                "SIGKILL did not end it within 10 s",
-                "it may hang in the kernel: see dmesg",
+                f"process {pid}, or one that it left, does not end",
+                f"SIGKILL did not end within 10 s whoever holds {self.path / 'lock'}",
+                "it may hang in the kernel (see dmesg), or be another user's",
             )
         )
 
@@ -201,24 +236,32 @@ def wait(folders: Iterable[ProcessFolder], timeout: float) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Progress | None = None) -> Iterator[int]:
+def locked(path: Path, waiting: Progress | None = None, seconds: float = 300.0) -> Iterator[int]:
     """Hold the lock at ``path`` (made when it is missing); its descriptor. ``waiting``:
-    what is reported when another holds it.
+    what is reported when another holds it. Retryable when that one holds it for longer
+    than ``seconds``: it may be stopped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
     with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting:
-                report(waiting)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waiting:
+                    report(waiting)
+                waiting = None
+            if time.monotonic() > deadline:
+                what, why = f"{path} is held by another process", f"for more than {seconds:.0f} s: it may be stopped"
+                raise Retryable(Finding("host.locked", what, why, f"see who holds it: fuser {path}"))
+            time.sleep(0.01)
         yield lock.fileno()
 
 
 def _kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(*UNSEEN):
             process.kill()
 
 
@@ -233,35 +276,47 @@ def identified(state: Mapping[str, Any]) -> psutil.Process | None:
     return None
 
 
-def session_of(state: Mapping[str, Any]) -> Iterator[psutil.Process]:
-    """Whoever is left of the session that the process of ``state`` led; nobody when its
-    number has another owner by now.
+def _in_session(pid: int, state: Mapping[str, Any]) -> bool:
+    """Of the session that the process of ``state`` led, in the same boot and not from
+    before it? Not when its number has another owner by now.
     """
-    if not state:
-        return
+    if not state or os.getsid(pid) != state["pid"]:
+        return False
+    ticks, _, boot = state["start"].partition("@")
     with suppress(*GONE):
         if launcher.start_time(state["pid"]) != state["start"]:
-            return
-    for process in psutil.process_iter():
-        with suppress(*GONE, PermissionError):
-            if os.getsid(process.pid) == state["pid"] and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
+            return False
+    own, _, now = launcher.start_time(pid).partition("@")
+    return boot == now and int(own) >= int(ticks)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty when there is none. Permanent when it holds none."""
+def _holds(pid: int, lock: str) -> bool:
+    """Has it inherited the very lock? (Who only looks holds a shared one.)"""
+    for number in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(*GONE):
+            if str(number.readlink()) == lock:
+                told = Path(f"/proc/{pid}/fdinfo/{number.name}").read_text()
+                if re.search(r"^lock:.*FLOCK.*WRITE", told, re.MULTILINE):
+                    return True
+    return False
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when there is none. Permanent when it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        content = json.loads(text) if len(text) <= LARGEST else None
     except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise Permanent(_unreadable(path, str(error))) from None
+        return None
+    except (ValueError, RecursionError, OSError) as error:
+        raise Permanent(unreadable(path, str(error))) from None
     if not isinstance(content, dict):
-        raise Permanent(_unreadable(path, "it is no object"))
+        raise Permanent(unreadable(path, "it is no object"))
     return content
 
 
-def _unreadable(path: Path, why: str) -> Finding:
+def unreadable(path: Path, why: str) -> Finding:
     fix = "put back a copy of the file; where none is kept, move the delivery's folder away and deliver again"
     return Finding("host.unreadable-file", f"{path} cannot be read", why, fix)
 

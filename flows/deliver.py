@@ -25,6 +25,7 @@ def deliver(
         lock = do.resolve(spec)
         admission = do.plan(spec, lock, scheduled)
         if not admission.answer.delivers:
+            do.answers(admission)
             return run.outcome(admission)
         with run.withdrawn_on_trouble():
             do.storage()

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
+from model_delivery.base.scrubbing import scrub
+
 UNKNOWN = "unknown.older-version"
 
 
@@ -29,6 +31,11 @@ class Finding:
     why: str = ""
     fix: str = ""
     evidence: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in ("what", "why", "fix"):
+            object.__setattr__(self, part, scrub(str(getattr(self, part))))
+        object.__setattr__(self, "evidence", tuple(scrub(str(line)) for line in self.evidence))
 
     def __str__(self) -> str:
         text = self.what + (f": {self.why}" if self.why else "")

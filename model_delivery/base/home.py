@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+from model_delivery.base.findings import BadInput, Finding, Permanent
 
 
 def default_home() -> Path:
-    """``$MODEL_DELIVERY_HOME``, else the platform's state folder."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(os.environ.get("MODEL_DELIVERY_HOME") or Path(state) / "model-delivery").absolute()
+    """``$MODEL_DELIVERY_HOME``, else the platform's state folder. BadInput where nobody
+    says where that is.
+    """
+    if home := os.environ.get("MODEL_DELIVERY_HOME"):
+        return Path(home).absolute()
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        what, fix = "there is no state folder", "name one in MODEL_DELIVERY_HOME, or set HOME"
+        raise BadInput(Finding("host.no-home", what, str(error), fix)) from None
+    return Path(state).absolute() / "model-delivery"
+
+
+def usable_home() -> Path:
+    """The state folder. Permanent where there is none, and none can be made."""
+    home = default_home()
+    if not (home / "deliveries").is_dir() and (why := unwritable(home)):
+        raise Permanent(no_state_folder(home, why))
+    return home
+
+
+def no_state_folder(home: Path, why: str) -> Finding:
+    what = f"the state folder {home} cannot be used"
+    return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which may not be there yet; empty where
+    it can. What is tried leaves nothing behind.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"{error.strerror}: {there}"
 
 
 def packaged(folder: str) -> Path:

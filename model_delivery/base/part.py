@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -16,7 +17,16 @@ class Part(BaseModel):
 
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+def base_url(told: Any) -> str | None:
+    """An address that somebody else told, without a slash at its end; None where it is
+    not plainly scheme, host, port and path: keys go there, and it is pasted into shells.
+    """
+    seen = URL.fullmatch(told) if isinstance(told, str) and len(told) < 2048 else None
+    return told.rstrip("/") if seen and int((seen[2] or ":1")[1:]) < 65536 else None
 
 
 def problems(error: ValidationError) -> list[str]:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from model_delivery.base.scrubbing import scrub
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -21,6 +23,9 @@ class Progress:
     unit: str = ""
     rate: float | None = None
     eta: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "note", scrub(self.note))
 
     def line(self) -> str:
         """``fetch: 43 % of 2.8 GB, 410 MB/s, 4 s left``."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.part import Part, Text
+from model_delivery.base.scrubbing import learn
 
 
 class EnvSecret(Part):
@@ -39,12 +40,16 @@ SecretRef = EnvSecret | FileSecret | KubeSecret
 
 
 class Secret:
-    """A value that no repr, str or format shows."""
+    """A value that no repr, str or format shows, and that findings, progress and reports
+    are scrubbed of.
+    """
 
     __slots__ = ("_value",)
 
     def __init__(self, value: str) -> None:
         self._value = value
+        for line in {value, *value.splitlines()}:
+            learn(line)
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -54,6 +59,7 @@ class Secret:
 
 
 _cluster: ContextVar[Callable[[KubeSecret], Secret] | None] = ContextVar("cluster_secrets", default=None)
+LARGEST = 1024 * 1024
 FOLDER = "MODEL_DELIVERY_SECRETS"
 
 
@@ -67,38 +73,63 @@ def from_cluster(read: Callable[[KubeSecret], Secret]) -> Iterator[None]:
         _cluster.reset(token)
 
 
-def read_secret(ref: SecretRef) -> Secret:
+def read_secret(ref: SecretRef, *, lines: bool = False) -> Secret:
     """The value that ``ref`` names; a step's pod has it mounted below
-    ``$MODEL_DELIVERY_SECRETS``.
+    ``$MODEL_DELIVERY_SECRETS``. ``lines``: it may have several, as a file of logins has.
 
-    Refused when it is absent or empty, or only a cluster has it. Names the reference,
-    never a value.
+    Refused when it is absent, empty or no text, or only a cluster has it. Names the
+    reference, never a value.
     """
     if isinstance(ref, KubeSecret):
-        return _of_kubernetes(ref)
+        return _of_kubernetes(ref, lines=lines)
     if isinstance(ref, EnvSecret):
-        value, where = os.environ.get(ref.env, ""), f"the environment variable {ref.env}"
+        where = f"the environment variable {ref.env}"
         fix = f"set {ref.env} where the run starts (a worker's environment)"
-    else:
-        where, fix = f"the file {ref.file}", "write the secret into it, readable for the user who runs this"
-        try:
-            value = Path(ref.file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"{where} cannot be read"
-            raise Refused(Finding("secret.not-readable", what, type(error).__name__, fix)) from error
-    if not value.strip():
+        return secret(os.environb.get(os.fsencode(ref.env), b""), where, fix, lines=lines)
+    where, fix = f"the file {ref.file}", "write the secret into it, readable for the user who runs this"
+    try:
+        with Path(ref.file).open("rb") as file:
+            return secret(file.read(LARGEST + 1), where, fix, lines=lines)
+    except OSError as error:
+        raise Refused(Finding("secret.not-readable", f"{where} cannot be read", type(error).__name__, fix)) from None
+
+
+def secret(content: bytes, where: str, fix: str, *, lines: bool = False) -> Secret:
+    """``content`` as a secret: text of one line, without the blanks around it. Refused
+    when it is none: whoever quotes a header that cannot be sent would quote it.
+    """
+    if not content.strip():
         raise Refused(Finding("secret.empty", f"{where} holds no secret", "it is not set or empty", fix))
-    return Secret(value.strip())
+    try:
+        value = content.decode().strip()
+    except UnicodeDecodeError:
+        raise Refused(Finding("secret.not-readable", f"{where} holds no secret", "it is no text", fix)) from None
+    if len(content) > LARGEST:
+        raise Refused(Finding("secret.too-long", f"{where} holds no secret", "it is larger than 1 MiB", fix))
+    found = Secret(value)
+    if not (lines or value.isprintable()):
+        why = "it has several lines, or a control character: no header can carry it"
+        fix = "write the secret alone, on one line"
+        raise Refused(Finding("secret.not-one-line", f"{where} holds no secret", why, fix))
+    return found
 
 
 def bearer(ref: SecretRef | None) -> dict[str, str]:
-    """The header of HTTP that carries it; none without a ``ref``."""
-    return {"Authorization": f"Bearer {read_secret(ref).reveal()}"} if ref else {}
+    """The header of HTTP that carries it; none without a ``ref``. Refused where it cannot
+    be one.
+    """
+    if ref is None:
+        return {}
+    value = read_secret(ref).reveal()
+    if not value.isascii():
+        why = "it has other characters than ASCII's: no header can carry it"
+        raise Refused(Finding("secret.not-one-line", "the key cannot be sent", why, "use a key of ASCII characters"))
+    return {"Authorization": f"Bearer {value}"}
 
 
-def _of_kubernetes(ref: KubeSecret) -> Secret:
+def _of_kubernetes(ref: KubeSecret, *, lines: bool) -> Secret:
     if (folder := os.environ.get(FOLDER)) is not None:
-        return read_secret(FileSecret(file=str(Path(folder) / ref.kube.name / ref.kube.key)))
+        return read_secret(FileSecret(file=str(Path(folder) / ref.kube.name / ref.kube.key)), lines=lines)
     if (read := _cluster.get()) is not None:
         return read(ref)
     what, fix = f"the secret {ref.kube.name} is Kubernetes'", "use {env: NAME} or {file: PATH}"

@@ -12,7 +12,7 @@ import click
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, problems
-from model_delivery.cli.printing import PATH, Answer, answers, progress_lines, table
+from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, profile, run
@@ -73,7 +73,7 @@ class Quantity(click.ParamType[Any]):
 @click.option("--find-capacity", is_flag=True, help="Search the highest rate that holds the SLO.")
 @click.option("--steps", type=click.IntRange(1, 40), default=12, help="Rates that the search tries at most.")
 @click.option("--demand", type=Quantity(Rate), help="Say how many replicas hold this rate.")
-@click.option("--report", "folder", type=PATH, help="Where the report goes; default: ./loadtest-TIME.")
+@click.option("--report", "folder", type=OUTPUT, help="Where the report goes; default: ./loadtest-TIME.")
 @answers
 def loadtest(
     url: str, named: str, folder: Path | None, find_capacity: bool, steps: int, demand: Rate | None, **more: Any

@@ -5,6 +5,7 @@ Whatever goes wrong ends in a message and an exit code, never in a traceback.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, trouble
+from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, private_folder, scrub, trouble
+from model_delivery.base.home import no_state_folder
 from model_delivery.cli import deployments, loadtest, model, release, service
 from model_delivery.cli.printing import bad_news
 
@@ -63,19 +65,21 @@ def _usage(error: click.ClickException) -> Trouble:
 
 def unexpected(error: Exception) -> Finding:
     """A state folder that cannot be used, or a fault of ours and where its traceback was
-    written.
+    written: into a file that nobody could foresee.
     """
-    home = default_home()
-    if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
-        what, why = f"the state folder {home} cannot be used", f"{error.strerror}: {error.filename}"
-        return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
-    text = "".join(traceback.format_exception(error))
+    folders = [Path(tempfile.gettempdir())]
+    with suppress(Trouble):
+        folders.insert(0, home := default_home())
+        if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
+            return no_state_folder(home, f"{error.strerror}: {error.filename}")
+    text = scrub("".join(traceback.format_exception(error)))
     fix, evidence = "this is a fault of ours: please report it", tuple(text.splitlines()[-8:])
-    for folder in (home, Path(tempfile.gettempdir())):
-        file = folder / f"fault-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    for folder in folders:
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            private_folder(folder)
+            descriptor, file = tempfile.mkstemp(".log", time.strftime("fault-%Y%m%d-%H%M%S-"), folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as log:
+                log.write(text)
             fix, evidence = f"{fix} with {file}", ()
             break
     why = f"{type(error).__name__}: {str(error)[:300]}"

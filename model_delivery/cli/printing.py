@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from model_delivery.base import Progress, Trouble, sink
+from model_delivery.base import Progress, Trouble, scrub, sink
+from model_delivery.base.home import unwritable
 from model_delivery.verbs.where import find
 
 if TYPE_CHECKING:
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 
 QUIET_SECONDS = 5.0
 PATH = click.Path(path_type=Path)
+
+
+class Output(click.Path):
+    """A folder to write into: told before anything is done where that is impossible."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        folder = Path(str(super().convert(value, param, ctx)))
+        if why := unwritable(folder):
+            self.fail(f"nothing can be written into {folder}: {why}", param, ctx)
+        return folder
+
+
+OUTPUT = Output(path_type=Path)
 FILE = click.argument("file", type=PATH)
 FIND = (
     click.option("--context", help="Of the kubeconfig: NAME lives in a cluster."),
@@ -73,7 +87,7 @@ def answers(command: Callable[..., Answer]) -> Callable[..., None]:
 
 def emit(value: Any) -> None:
     """``value`` as JSON."""
-    click.echo(json.dumps(value, indent=1, default=_plain, ensure_ascii=False))
+    click.echo(scrub(json.dumps(value, indent=1, default=_plain, ensure_ascii=False)))
 
 
 def _plain(value: Any) -> Any:
@@ -90,7 +104,7 @@ def show(lines: Iterable[str | Table], *, err: bool = False) -> None:
 
             Console(width=None if sys.stdout.isatty() else 200).print(line)
         else:
-            click.echo(line, err=err)
+            click.echo(scrub(line), err=err)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

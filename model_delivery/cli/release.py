@@ -14,7 +14,7 @@ import yaml
 from model_delivery.base import BadInput, Finding
 from model_delivery.cli.printing import (
     FILE,
-    PATH,
+    OUTPUT,
     Answer,
     answers,
     as_json,
@@ -154,7 +154,7 @@ def down(where: Where) -> Answer:
 
 @click.command()
 @delivery
-@click.option("--reports", type=PATH, metavar="DIR", help="Write the reports and logs that are kept into DIR.")
+@click.option("--reports", type=OUTPUT, metavar="DIR", help="Write the reports and logs that are kept into DIR.")
 @answers
 def history(where: Where, reports: Path | None) -> Answer:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest

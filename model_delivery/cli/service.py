@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from model_delivery.base import default_home
+from model_delivery.base import Finding, Permanent, Trouble, default_home
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
@@ -57,12 +58,23 @@ def _row(release: statuses.Running) -> tuple[object, ...]:
 def list_(context: str | None, namespace: str | None) -> Answer:
     """Every delivery of this host, or of a namespace."""
     place = location(context, namespace).open()
-    deliveries = [statuses.status(place, name) for name in place.deliveries()]
+    deliveries, unreadable = list[statuses.Status](), list[Finding]()
+    for name in place.deliveries():
+        try:
+            deliveries.append(statuses.status(place, name))
+        except Trouble as trouble:
+            unreadable += (replace(finding, what=f"{name}: {finding.what}") for finding in trouble.findings)
+    if unreadable:
+        return Answer({"deliveries": deliveries}, _table(deliveries), Permanent(*unreadable))
     if not deliveries:
         where = f"in namespace {namespace}" if context or namespace else f"under {default_home()}"
         return Answer([], [f"no deliveries {where}"])
+    return Answer(deliveries, _table(deliveries))
+
+
+def _table(deliveries: Iterable[statuses.Status]) -> list[Table]:
     rows = ((d.name, d.state, d.url, d.serving, d.candidate) for d in deliveries)
-    return Answer(deliveries, [table(("name", "state", "endpoint", "release", "on its way"), rows)])
+    return [table(("name", "state", "endpoint", "release", "on its way"), rows)]
 
 
 @click.command()

@@ -14,7 +14,7 @@ from string import Template
 import vl_convert
 from pydantic import ValidationError
 
-from model_delivery.base import Part
+from model_delivery.base import Part, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
@@ -89,20 +89,19 @@ def write(
     whole = Report(
         subject=subject, passed=verdict.passed, reasons=verdict.reasons, smoke=smoke, throughput=load, capacity=capacity
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(whole.model_dump_json(indent=1), encoding="utf-8")
+    replace_file(folder / "report.json", scrub(whole.model_dump_json(indent=1)))
     if load:
-        (folder / "metrics.prom").write_text(to_prometheus(load), encoding="utf-8")
+        replace_file(folder / "metrics.prom", scrub(to_prometheus(load)))
     panels = charts.panels(load, capacity) if load and load.good else []
     png = None
     if load and panels:
         title = f"{subject.delivery} {subject.release}: {load.load}, {load.profile}, {load.share_good()}"
         png = vl_convert.vegalite_to_png(charts.picture(panels, title), scale=2)
-        (folder / "throughput.png").write_bytes(png)
+        replace_file(folder / "throughput.png", png)
     page = folder / "report.html"
     drawn = [vl_convert.vegalite_to_svg(charts.alone(panel)) for panel in panels]
-    page.write_text(to_html(whole, drawn), encoding="utf-8")
-    return Written(page, png, to_markdown(whole), load.figures() if load else {})
+    replace_file(page, scrub(to_html(whole, drawn)))
+    return Written(page, png, scrub(to_markdown(whole)), load.figures() if load else {})
 
 
 def read(page: Path) -> LoadReport | None:

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import ConfigDict
 
 from model_delivery.base import Part
-from model_delivery.base.home import default_home
+from model_delivery.base.home import usable_home
 from model_delivery.places import Place
 from model_delivery.places.host.place import Host
 from model_delivery.targets import TargetKey
@@ -32,7 +32,7 @@ class Location(Part):
         manager holds are taken.
         """
         if self.namespace is None:
-            return Host(default_home())
+            return Host(usable_home())
         from model_delivery.places.cluster.place import Cluster
 
         return Cluster(self.context, self.namespace, take_over=take_over)

@@ -5,15 +5,16 @@ made.
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Iterable
 
 import httpx
+from pydantic import ConfigDict, ValidationError
 
-from model_delivery.base import Finding, KubeSecret, Refused, Retryable, Trouble, read_secret
+from model_delivery.base import Finding, KubeSecret, Part, Refused, Retryable, Secret, Trouble, read_secret
 
 HUB = "registry-1.docker.io"
+HUBS = ("docker.io", "index.docker.io", HUB)
 FORMS = (
     *("oci.image.index.v1", "docker.distribution.manifest.list.v2"),
     *("oci.image.manifest.v1", "docker.distribution.manifest.v2"),
@@ -23,6 +24,27 @@ IMAGE = re.compile(r"^(?:(localhost|[^/]*[.:][^/]*)/)?([^:]*):?(.*)")
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
 FIX = "correct target.image, or name its digest: NAME@sha256:…"
+
+
+class Told(Part):
+    """What others wrote may say more."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Login(Told):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+
+
+class Logins(Told):
+    auths: dict[str, Login]
+
+
+class Token(Told):
+    token: str = ""
+    access_token: str = ""
 
 
 def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
@@ -41,11 +63,11 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
                 answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
         raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
     digest = answer.headers.get("Docker-Content-Digest", "")
-    if answer.is_success and digest:
+    if answer.is_success and PINNED.fullmatch(f"@{digest}"):
         return f"{image.removesuffix(f':{tag}')}@{digest}"
     raise _trouble(answer.status_code, image, host, f"{repository}:{tag}")
 
@@ -73,33 +95,54 @@ def parts(image: str) -> tuple[str, str, str]:
     Hub's, ``x`` its library's.
     """
     ((host, name, tag),) = IMAGE.findall(image)
-    if host in ("", "docker.io", "index.docker.io"):
+    if host in ("", *HUBS):
         host, name = HUB, name if "/" in name else f"library/{name}"
     return host, name, tag or "latest"
 
 
 def _login(host: str, pull_secrets: Iterable[str]) -> str | None:
-    """The Basic credentials for ``host`` in the first pull secret that has some."""
+    """The Basic credentials for this very ``host`` in the first pull secret that has
+    some. Refused where one is no list of logins.
+    """
     for name in pull_secrets:
         ref = KubeSecret.model_validate({"kube": {"name": name, "key": ".dockerconfigjson"}})
-        for server, login in json.loads(read_secret(ref).reveal()).get("auths", {}).items():
-            if host in server or (host == HUB and "docker.io" in server):
-                words = f"{login.get('username')}:{login.get('password')}"
-                return str(login.get("auth") or base64.b64encode(words.encode()).decode())
+        text = read_secret(ref, lines=True).reveal()
+        try:
+            logins = Logins.model_validate_json(text)
+        except ValidationError:
+            what, why = f"the pull secret {name} cannot be read", "it is no docker-registry Secret"
+            fix = f"make it with `kubectl create secret docker-registry {name}`"
+            raise Refused(Finding("image.bad-pull-secret", what, why, fix)) from None
+        for server, login in logins.auths.items():
+            if _host_of(server) == host:
+                words = f"{login.username}:{login.password}"
+                return Secret(login.auth or base64.b64encode(words.encode()).decode()).reveal()
     return None
+
+
+def _host_of(server: str) -> str:
+    """Of an entry such as ``https://index.docker.io/v1/`` the host, with its port, as
+    ``parts`` says it.
+    """
+    host = server.partition("://")[2] or server
+    host = host.partition("/")[0].lower()
+    return HUB if host in HUBS else host
 
 
 def _authorization(client: httpx.Client, challenge: str, login: str | None) -> dict[str, str]:
     """The header that the registry's challenge asks for: a token (anonymous without a
-    login), or the login itself.
+    login), or the login itself. ValueError where the challenge is none.
     """
     basic = {"Authorization": f"Basic {login}"} if login else {}
     if not challenge.lower().startswith("bearer"):
         return basic
     query = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    answer = client.get(query.pop("realm"), params=query, headers=basic)
+    realm = httpx.URL(query.pop("realm", ""))
+    if realm.scheme != "https" and not LOCAL.match(realm.netloc.decode()):
+        raise ValueError(f"its tokens are at {str(realm)!r:.100}, which is not https")
+    answer = client.get(realm, params=query, headers=basic)
     if _busy(answer.status_code):
         what, why = f"{answer.url.host} gives no token for the registry", f"status {answer.status_code}"
         raise Retryable(Finding("image.registry-busy", what, why, "run again"))
-    token = answer.json() if answer.is_success else {}
-    return {"Authorization": f"Bearer {token.get('token') or token.get('access_token') or ''}"}
+    token = Token.model_validate_json(answer.content) if answer.is_success else Token()
+    return {"Authorization": f"Bearer {Secret(token.token or token.access_token).reveal()}"}

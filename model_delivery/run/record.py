@@ -160,8 +160,8 @@ def load(stored: Mapping[str, Any]) -> Record:
     """
     try:
         return _RECORD.validate_python(_upgraded(stored))
-    except ValidationError as error:
-        why = problems(error)[0]
+    except (ValidationError, LookupError, TypeError, AttributeError) as error:
+        why = problems(error)[0] if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         fix = "use the version of Model Delivery that wrote it, or a newer one"
         raise Permanent(Finding("record.unreadable", "the delivery's record cannot be read", why, fix)) from None
 

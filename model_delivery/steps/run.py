@@ -30,6 +30,7 @@ from model_delivery.base import (
     Retryable,
     Trouble,
     report,
+    scrub,
     sink,
 )
 from model_delivery.steps import Step
@@ -67,11 +68,12 @@ def outcome(name: str, text: str, out: TextIO) -> int:
         step = find(name)
         with sink(lambda p: say(out, {"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
             result = step.run(step.input.model_validate_json(text)).model_dump_json()
+        result = scrub(result)
     except Trouble as trouble:
         kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
         return _failed(out, kind, trouble)
     except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
-        traceback.print_exc()
+        sys.stderr.write(scrub(traceback.format_exc()))
         what, why = f"the {name} step broke", f"{type(error).__name__}: {error}"
         fix = "this is a fault of Model Delivery: report it with the step's log"
         return _failed(out, "permanent", Permanent(Finding("step.broke", what, why, fix)))

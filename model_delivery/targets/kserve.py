@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Object, manifest
+from model_delivery.base import Finding, Object, base_url, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.adoption import (
@@ -169,7 +169,7 @@ class KServe(Routed):
         """A Service without an address of its own (a setting of KServe's) leads straight
         to the engine's port: KServe's address has a port then.
         """
-        direct = urlsplit(str((status.get("address") or {}).get("url", ""))).port is not None
+        direct = urlsplit(base_url((status.get("address") or {}).get("url")) or "").port is not None
         return f"http://{ref.name}{BACKEND}.{self.key.namespace}.svc" + (f":{port}" if direct else "")
 
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:

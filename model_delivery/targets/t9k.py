@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from model_delivery.base import Finding, Object, Refused, Text, manifest
+from model_delivery.base import Finding, Object, Refused, Text, base_url, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.adoption import (
@@ -233,7 +233,7 @@ class T9k(InCluster):
             return Failed(Finding("t9k.paused", what, "somebody paused it", fix))
         up = row.get("ready") and row.get("url") and row.get("readyReplicas", release.replicas) >= release.replicas
         if up and _true(service):
-            return Current(str(row["url"]).rstrip("/"))
+            return _at(row["url"])
         if row.get("ready"):
             why = pods.reason_of(service) or "no reason is given"
             return InProgress(f"the release is ready, the MLService is not yet: {why}")
@@ -270,7 +270,7 @@ class T9k(InCluster):
         if now != (*shares, None)[:2] or percents != shares:
             return InProgress(f"the traffic has not moved yet: default {now[0]}, canary {now[1]}, percent {percents}")
         url = (seen.status.get("address") or {}).get("url")
-        return Current(str(url).rstrip("/")) if url else InProgress("the MLService has no address yet")
+        return _at(url) if url else InProgress("the MLService has no address yet")
 
     def uses(self, asked: Asked) -> tuple[Kind, ...]:
         return (*self.kinds, NOTEBOOK) if asked.storage.notebook else self.kinds
@@ -386,3 +386,11 @@ def _row(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _true(condition: Mapping[str, Any]) -> bool:
     return str(condition.get("status")).lower() == "true"
+
+
+def _at(told: Any) -> Readiness:
+    """Keys go there, and people paste it."""
+    if url := base_url(told):
+        return Current(url)
+    fix = "see the status of the MLService, and who writes it"
+    return Failed(Finding("t9k.bad-address", "the MLService has an address that is none", f"{told!r:.100}", fix))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from shlex import quote
 
-from model_delivery.base import EnvSecret, FileSecret, KubeSecret, SecretRef
+from model_delivery.base import EnvSecret, FileSecret, Finding, KubeSecret, Refused, SecretRef, base_url
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,20 @@ def connect(
     url: str, model_names: tuple[str, ...], api_key: SecretRef | None, namespace: str | None = None
 ) -> Connection:
     """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the
-    service's, without /v1; ``namespace``: of a key in a cluster.
+    service's, without /v1; ``namespace``: of a key in a cluster. Whatever a shell gets is
+    quoted. Refused where ``url`` is no plain address.
     """
+    if base_url(url) is None:
+        why, fix = f"{url!r:.100}", "see who writes the service's status"
+        raise Refused(Finding("release.bad-address", "the service has an address that is none", why, fix))
     model, base = model_names[0], f"{url}/v1"
     key = _shell_key(api_key, namespace)
     body = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 64}
     )
     auth = f'  -H "Authorization: Bearer {key}" \\\n' if api_key else ""
-    curl = f"curl {base}/chat/completions \\\n{auth}  -H 'Content-Type: application/json' \\\n  -d '{body}'"
+    where = quote(f"{base}/chat/completions")
+    curl = f"curl {where} \\\n{auth}  -H 'Content-Type: application/json' \\\n  -d {quote(body)}"
     openai = "\n".join(
         [
             "from openai import OpenAI",
@@ -56,28 +63,29 @@ def connect(
         openai = f"import os\n{openai}"
     elif isinstance(api_key, FileSecret):
         openai = f"from pathlib import Path\n{openai}"
-    models = ",".join(["-all", *(f"+{name}" for name in model_names)])
-    nextchat = f"BASE_URL={url}\nOPENAI_API_KEY={key}\nCUSTOM_MODELS={models}\nDEFAULT_MODEL={model}"
-    open_webui = f"OPENAI_API_BASE_URL={base}\nOPENAI_API_KEY={key}\nENABLE_OLLAMA_API=false"
+    models = quote(",".join(["-all", *(f"+{name}" for name in model_names)]))
+    nextchat = f"BASE_URL={quote(url)}\nOPENAI_API_KEY={key}\nCUSTOM_MODELS={models}\nDEFAULT_MODEL={quote(model)}"
+    open_webui = f"OPENAI_API_BASE_URL={quote(base)}\nOPENAI_API_KEY={key}\nENABLE_OLLAMA_API=false"
     return Connection(base, model, curl, openai, nextchat, open_webui)
 
 
 def _shell_key(ref: SecretRef | None, namespace: str | None) -> str:
     match ref:
         case EnvSecret(env=name):
-            return f"${name}"
+            return f"${name}" if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f"$(printenv -- {quote(name)})"
         case FileSecret(file=path):
-            return f"$(cat {path})"
+            return f"$(cat -- {quote(path)})"
         case KubeSecret(kube=kube):
             key = kube.key.replace(".", r"\.")
-            return f"$(kubectl -n {namespace} get secret {kube.name} -o jsonpath='{{.data.{key}}}' | base64 -d)"
+            asked = f"kubectl -n {quote(str(namespace))} get secret {quote(kube.name)}"
+            return f"$({asked} -o jsonpath={quote(f'{{.data.{key}}}')} | base64 -d)"
     return "none"
 
 
 def _python_key(ref: SecretRef | None) -> str:
     match ref:
         case EnvSecret(env=name):
-            return f'os.environ["{name}"]'
+            return f"os.environ[{name!r}]"
         case FileSecret(file=path):
             return f"Path({path!r}).read_text().strip()"
         case KubeSecret():

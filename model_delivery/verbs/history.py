@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model_delivery.base import BadInput, Finding, replace_file
 from model_delivery.places import Place
 from model_delivery.run import evidence
 from model_delivery.run.book import read
@@ -25,7 +26,10 @@ def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
     for ended in history(place, name):
         for file, content in evidence.files(place, name, ended).items():
             target = folder / f"{name}-{ended.release}-{ended.attempt}" / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            try:
+                replace_file(target, content)
+            except OSError as error:
+                what = f"{target} cannot be written"
+                raise BadInput(Finding("history.unwritable", what, str(error), "name another DIR")) from None
             saved.append(target)
     return tuple(saved)

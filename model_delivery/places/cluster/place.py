@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
-from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret
+from model_delivery.base import Finding, KubeSecret, Permanent, Refused, Secret, SecretRef, read_secret, secret
 from model_delivery.base.process import lives
 from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Status
@@ -33,6 +34,7 @@ from model_delivery.values import (
     World,
 )
 
+LOGINS = ".dockerconfigjson"
 GONE_SECONDS = 300
 BREAKS = 5  # of a log in a row, before what is there must do
 REVIEW = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -165,10 +167,12 @@ class Cluster:
                     "secret.not-there",
                     f"the Secret {name} in namespace {self.client.namespace} cannot be used",
                     has if live else "there is no such Secret",
-                    f"kubectl -n {self.client.namespace} create secret generic {name} --from-file={key}=FILE",
+                    f"kubectl -n {self.client.namespace} create secret generic {quote(name)} "
+                    f"--from-file={quote(key)}=FILE",
                 )
             )
-        return Secret(base64.b64decode(data[key]).decode().strip())
+        where = f"key {key} of the Secret {name} in namespace {self.client.namespace}"
+        return secret(base64.b64decode(data[key]), where, "put the secret there", lines=key == LOGINS)
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> None:
         """What a claim holds only its pods see."""

@@ -1,5 +1,5 @@
-"""One small question over HTTP: of the answer its status and headers, within a deadline
-and a limit of bytes whatever the other side does.
+"""One small question over HTTP, answered within a deadline and a limit of bytes whatever
+the other side does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,20 @@ HEAD_BYTES = 64 * 1024
 class Answer:
     status: int
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 def ask(
-    host: str, port: int, path: str, seconds: float = 5.0, body: Any = None, headers: Mapping[str, str] | None = None
+    host: str,
+    port: int,
+    path: str,
+    seconds: float = 5.0,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    most: int = 0,
 ) -> Answer | None:
     """The answer to GET, or to POST of ``body`` as JSON; None: there was none in time, or
-    it was not HTTP.
+    it was not HTTP. Of its body not more than ``most`` bytes are read.
     """
     data = b"" if body is None else json.dumps(body).encode()
     told = {
@@ -37,20 +44,23 @@ def ask(
     }
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.0", *(f"{k}: {v}" for k, v in told.items()), "", ""]
     try:
-        return _answer(host, port, "\r\n".join(lines).encode() + data, time.monotonic() + seconds)
+        return _answer(host, port, "\r\n".join(lines).encode() + data, time.monotonic() + seconds, most)
     except (OSError, ValueError, LookupError, HTTPException):  # nobody there, too late, or no HTTP
         return None
 
 
-def _answer(host: str, port: int, request: bytes, deadline: float) -> Answer:
+def _answer(host: str, port: int, request: bytes, deadline: float, most: int) -> Answer:
     with socket.create_connection((host, port), max(0.01, deadline - time.monotonic())) as line:
         line.sendall(request)
-        head = b""
-        while b"\r\n\r\n" not in head:
+        text = b""
+        while (ends := text.find(b"\r\n\r\n")) < 0 or len(text) < ends + 4 + most:
             line.settimeout(max(0.01, deadline - time.monotonic()))
             piece = line.recv(HEAD_BYTES)
-            head += piece
-            if not piece or len(head) > HEAD_BYTES or time.monotonic() > deadline:
+            text += piece
+            if time.monotonic() > deadline or (ends < 0 and (not piece or len(text) > HEAD_BYTES)):
                 raise ValueError
-    first, _, rest = head.partition(b"\r\n")
-    return Answer(int(first.split()[1]), parse_headers(BytesIO(rest)))  # type: ignore[arg-type]
+            if not piece:
+                break
+    first, _, rest = text.partition(b"\r\n")
+    told = BytesIO(rest)
+    return Answer(int(first.split()[1]), parse_headers(told), told.read(most))  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,34 @@ def service(version: int) -> Resource:
         "ports": [{"name": "http", "port": 8000, "targetPort": "http", "protocol": "TCP"}],
     }
     return Resource(Ref(SERVICE, NAME), "route", NAME, {"spec": spec})
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    made = Host(tmp_path / "home")
+    yield made
+    for ref, seen in made.world(NAME).objects.items():
+        if seen.status.get("alive") and ref.kind.name != "Lease":
+            made.delete(NAME, ref, grace=0)
+
+
+@pytest.fixture
+def payload(tmp_path: Path) -> dict[str, Any]:
+    engine = load_engine(str(engine_folder(tmp_path / "engine")))
+    model = tiny_model(tmp_path / "store" / "model")
+    return {
+        "engine": engine.model_dump(mode="json"), "model": model.name, "store": str(model.parent), "names": [NAME], "args": [], "chat_template": None,
+        "env": {}, "secret_env": {}, "api_key": None, "port": "auto", "cpus": 1, "gpus": 0, "memory": 1,
+    }  # fmt: skip
+
+
+def engine(payload: dict[str, Any], release: str = "r1", *args: str) -> Resource:
+    return Resource(Ref(ENGINE, release), "release", NAME, {**payload, "args": list(args)}, release)
+
+
+def ready(host: Host, release: str) -> dict[str, Any]:
+    while True:
+        status = host.world(NAME).objects[Ref(ENGINE, release)].status
+        if status["healthy"] or not status["alive"]:
+            return dict(status)
+        host.hint(NAME, 0.2)

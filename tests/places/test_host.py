@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,11 @@ import psutil
 import pytest
 
 from model_delivery.base import NoRoom, Permanent
-from model_delivery.places.host.engines import load_engine
 from model_delivery.places.host.place import Host
 from model_delivery.targets.process import ENGINE, ROUTER, SLOT
 from model_delivery.values import ABSENT, RECORD, Mismatch, Ref, Resource
 from tests.parts.ports import free_port
-from tests.parts.timing_engine import engine_folder
-from tests.parts.tiny_model import tiny_model
-
-NAME = "m"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path / "home")
-    yield made
-    for ref, seen in made.world(NAME).objects.items():
-        if seen.status.get("alive") and ref.kind.name != "Lease":
-            made.delete(NAME, ref, grace=0)
-
-
-@pytest.fixture
-def payload(tmp_path: Path) -> dict[str, Any]:
-    engine = load_engine(str(engine_folder(tmp_path / "engine")))
-    model = tiny_model(tmp_path / "store" / "model")
-    return {
-        "engine": engine.model_dump(mode="json"), "model": model.name, "store": str(model.parent), "names": [NAME], "args": [], "chat_template": None,
-        "env": {}, "secret_env": {}, "api_key": None, "port": "auto", "cpus": 1, "gpus": 0, "memory": 1,
-    }  # fmt: skip
-
-
-def engine(payload: dict[str, Any], release: str = "r1", *args: str) -> Resource:
-    return Resource(Ref(ENGINE, release), "release", NAME, {**payload, "args": list(args)}, release)
-
-
-def ready(host: Host, release: str) -> dict[str, Any]:
-    while True:
-        status = host.world(NAME).objects[Ref(ENGINE, release)].status
-        if status["healthy"] or not status["alive"]:
-            return dict(status)
-        host.hint(NAME, 0.2)
+from tests.places.conftest import NAME, engine, ready
 
 
 def test_put_is_a_compare_and_swap(host: Host) -> None:

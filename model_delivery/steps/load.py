@@ -31,6 +31,7 @@ from model_delivery.base import (
     SecretRef,
     bearer,
     packaged,
+    private_folder,
     problems,
     read_secret,
     report,
@@ -170,7 +171,7 @@ def _report(asked: Profile, plan: dict[str, Any], tally: Tally, seconds: float, 
 
 
 def _once(given: LoadInput, plan: dict[str, Any], folder: Path, watch: Watch) -> Tally:
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     target, log = folder / "tally.json", folder / "locust.log"
     target.unlink(missing_ok=True)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from model_delivery.base import EnvSecret, FileSecret
+import pytest
+
+from model_delivery.base import EnvSecret, FileSecret, KubeSecret, Refused, SecretRef
 from model_delivery.verbs.connect import connect
 from tests.parts.timing_engine import TimingServer
 
@@ -48,3 +50,39 @@ def test_the_web_clients_get_address_model_and_key() -> None:
         "DEFAULT_MODEL=m",
     ]
     assert "OPENAI_API_BASE_URL=http://127.0.0.1:8000/v1" in said.open_webui
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        FileSecret(file="/no/k; touch pwned; $(touch pwned) 'x\" `touch pwned`"),
+        EnvSecret(env="A; touch pwned"),
+        EnvSecret(env="$(touch pwned)"),
+        KubeSecret.model_validate({"kube": {"name": "n'; touch pwned #", "key": "k'$(touch pwned)"}}),
+    ],
+)
+def test_nothing_that_is_pasted_runs_what_a_name_says(tmp_path: Path, ref: SecretRef) -> None:
+    said = connect("http://127.0.0.1:9", ("m'$(touch pwned)`touch pwned`", "b c; touch pwned"), ref, "ns; touch pwned")
+    for text in (said.curl, said.nextchat, said.open_webui):
+        subprocess.run(["bash", "-c", text], cwd=tmp_path, capture_output=True, check=False)
+    code = compile(said.openai, "snippet", "exec")
+    assert "pwned" in " ".join(map(str, code.co_consts)), "it is a text there"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example/$(touch${IFS}pwned)",
+        "http://me:key@evil.example",
+        "http://a b/",
+        "file:///etc/passwd",
+        "http://host:99999",
+        "http://host/?q=1",
+        "http://host\nOPENAI_API_KEY=x",
+        "",
+    ],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(Refused, match=r"release\.bad-address"):
+        connect(url, ("m",), None)

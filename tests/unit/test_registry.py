@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_delivery.base import KubeSecret, Refused, Retryable, Secret, Trouble, from_cluster
+from model_delivery.base import Refused, Retryable, Secret, Trouble, from_cluster
 from model_delivery.places.registry import parts, pin
 from tests.parts.ports import free_port
 
@@ -31,6 +31,8 @@ class Registry:
     host: str = ""
     wants: str = ""
     status: int = 200
+    challenge: str = ""
+    digest: str = DIGEST
     asked: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -45,13 +47,14 @@ def running(registry: Registry) -> Iterator[Registry]:
                 self.send_response(401)
                 self.send_header(
                     "WWW-Authenticate",
-                    f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"',
+                    registry.challenge
+                    or f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"',
                 )
             elif self.path != "/v2/a/b/manifests/v1":
                 self.send_response(404)
             else:
                 self.send_response(registry.status)
-                self.send_header("Docker-Content-Digest", DIGEST)
+                self.send_header("Docker-Content-Digest", registry.digest)
             self.end_headers()
 
         def do_GET(self) -> None:
@@ -124,13 +127,46 @@ def test_names_as_the_registry_knows_them() -> None:
     assert parts("registry.example:5000/a/b/c:1") == ("registry.example:5000", "a/b/c", "1")
 
 
-def test_a_pull_secret_of_another_registry_is_not_shown() -> None:
+@pytest.mark.parametrize(
+    "server", ["registry.example", "{host}0", "127.0.0.1", "{host}.evil", "a{host}", "evil/{host}"]
+)
+def test_a_login_goes_to_its_own_registry_only(server: str) -> None:
     with running(Registry(wants="Basic")) as registry:
-        text = json.dumps({"auths": {"registry.example": {"auth": LOGIN}}})
-
-        def read(ref: KubeSecret) -> Secret:
-            return Secret(text)
-
-        with from_cluster(read), pytest.raises(Refused, match="does not let us see"):
+        text = json.dumps({"auths": {server.format(host=registry.host): {"auth": LOGIN}}})
+        with from_cluster(lambda _: Secret(text)), pytest.raises(Refused, match="does not let us see"):
             pin(f"{registry.host}/a/b:v1", ["pull"])
     assert {given for _, given in registry.asked} == {""}
+
+
+@pytest.mark.parametrize("server", ["{host}", "https://{host}", "http://{host}/v1/", "{host}/"])
+def test_a_login_is_known_however_its_registry_is_written(server: str) -> None:
+    with running(Registry(wants="Basic")) as registry:
+        login = {"username": "me", "password": "s3cret", "email": "a@b"}
+        text = json.dumps({"auths": {server.format(host=registry.host): login}})
+        with from_cluster(lambda _: Secret(text)):
+            assert pin(f"{registry.host}/a/b:v1", ["pull"]).endswith(DIGEST)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"auths": 1}', '{"auths": {"a": "b"}}', "a: b"])
+def test_a_pull_secret_that_is_none_is_told(text: str) -> None:
+    refused = pytest.raises(Refused, match=r"image\.bad-pull-secret")
+    with running(Registry(wants="Basic")) as registry, from_cluster(lambda _: Secret(text)), refused:
+        pin(f"{registry.host}/a/b:v1", ["pull"])
+
+
+@pytest.mark.parametrize("realm", ["", 'realm="http://evil.example/token",', 'realm="file:///x",', 'realm="http://[",'])
+def test_a_challenge_never_takes_the_login_to_a_place_in_the_open(realm: str) -> None:
+    with running(Registry(wants="Bearer", challenge=f"Bearer {realm}service=s")) as registry:
+        known = secrets(registry)
+        with from_cluster(lambda ref: Secret(known[ref.kube.name])), pytest.raises(Retryable) as told:
+            pin(f"{registry.host}/a/b:v1", ["pull"])
+    assert "image.no-answer" in told.value.text
+    assert LOGIN not in told.value.text
+
+
+def test_a_digest_that_is_none_is_not_pinned() -> None:
+    with (
+        running(Registry(digest="sha256:1 --privileged")) as registry,
+        pytest.raises(Refused, match=r"image\.no-digest"),
+    ):
+        pin(f"{registry.host}/a/b:v1")

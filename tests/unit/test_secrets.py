@@ -1,0 +1,121 @@
+"""A secret is one line, and whatever is told, written or kept holds none."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from model_delivery.base import EnvSecret, FileSecret, Finding, Progress, Refused, bearer, read_secret
+from tests.parts.ports import free_port
+from tests.unit.test_cli import deliver, spec
+
+KEY = "sk-TOPSECRET-0123456789"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def echoing() -> Iterator[str]:
+    """A server that quotes the key it was given in every answer; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = json.dumps({"error": {"message": f"wrong key {self.headers.get('Authorization')}"}}).encode()
+            self.send_response(401)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def kept(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("value", [f"{KEY}\nsecond line", f"{KEY}\r", f"{KEY}\x07bell", f"{KEY}\x1b[0m"])
+def test_a_key_of_several_lines_is_refused_and_stands_nowhere(home: Path, model: Path, value: str) -> None:
+    key, port = home.parent / "key", free_port()
+    key.write_text(f"{value}x\n")
+    file = spec(home.parent, model, port, f"serving: {{api_key: {{file: {key}}}}}\n")
+    done = deliver(home, "up", str(file))
+    assert done.returncode == 3, done.stderr
+    assert "secret.not-one-line" in done.stderr
+    load = deliver(home, "loadtest", f"http://127.0.0.1:{port}", "--api-key-env", "K", K=f"{value}x")
+    assert "secret.not-one-line" in load.stderr
+    told = done.stdout + done.stderr + load.stdout + load.stderr + "".join(path.read_text() for path in kept(home))
+    assert "TOPSECRET" not in told
+
+
+def test_a_key_that_a_server_quotes_stands_in_no_report_and_reports_are_their_owners(home: Path, echoing: str) -> None:
+    folder = home.parent / "out" / "report"
+    common = ("--model", "m", "--api-key-env", "K", "--duration", "1s", "--warmup", "0s", "--users", "1")
+    done = deliver(home, "loadtest", echoing, *common, "--report", str(folder), "--json", K=KEY)
+    assert KEY not in done.stdout + done.stderr
+    reports = [path for path in kept(folder) if path.parent == folder]
+    assert {path.name for path in reports} >= {"report.json", "report.html"}
+    assert {path.stat().st_mode & 0o777 for path in reports} == {0o600}
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert not [path for path in kept(folder) if KEY.encode() in path.read_bytes()]
+
+
+def test_a_delivery_leaves_the_key_in_no_file(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port(), "serving: {api_key: {env: K}}\n")
+    try:
+        assert deliver(home, "up", str(file), K=KEY).returncode == 0
+        (report,) = home.glob("deliveries/small/reports/*/report.json")
+        assert report.stat().st_mode & 0o777 == 0o600
+        assert report.parent.stat().st_mode & 0o777 == 0o700
+        assert not [path for path in kept(home) if KEY.encode() in path.read_bytes()]
+    finally:
+        assert deliver(home, "down", "small").returncode == 0
+
+
+def test_what_was_read_is_scrubbed_however_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "p\"ss'w&rd/ä"
+    monkeypatch.setenv("K", key)
+    read_secret(EnvSecret(env="K"))
+    for text in (key, json.dumps(key), repr(key), f"https://me:{key}@hub/", "p%22ss%27w%26rd%2F%C3%A4"):
+        told = Finding("x.y", text, text, text, (text,))
+        assert "rd" not in str(told), told
+        assert told.code == "x.y"
+        assert "rd" not in Progress("step", text).line()
+    with pytest.raises(Refused, match="no header can carry it") as refused:
+        bearer(EnvSecret(env="K"))
+    assert key not in refused.value.text
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b" \n", "empty"), (b"\xff\xfe", "not-readable"), (b"a\0b", "not-one-line"), (None, "not-readable")],
+)
+def test_what_is_no_secret_is_refused_by_name(tmp_path: Path, content: bytes | None, code: str) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(Refused, match=f"secret.{code}"):
+        read_secret(FileSecret(file=str(file)))
+
+
+def test_a_secret_that_never_ends_is_refused() -> None:
+    with pytest.raises(Refused, match=r"secret\.(too-long|not-one-line)"):
+        read_secret(FileSecret(file="/dev/zero"))

@@ -295,6 +295,18 @@ def pod(state: dict[str, Any], **more: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize(
+    "url", ["http://evil/$(touch pwned)", "http://me:key@evil", "ftp://evil", 5, "http://evil:99999"]
+)
+def test_no_key_goes_to_an_address_that_is_none(url: Any) -> None:
+    state = readiness(told("True", ready=True, url=url))
+    assert isinstance(state, Failed)
+    assert state.finding.code == "t9k.bad-address"
+    status = told("True", ready=True) | {"address": {"url": url}}
+    moved = TARGET.routed(Desired("m", (release("r1"),), {"r1": 100}, TARGET.address("m")), world(status))
+    assert isinstance(moved, Failed)
+
+
 def test_ready_is_the_condition_and_this_release_and_never_an_address() -> None:
     assert readiness(told("True", ready=True)) == Current(URL)
     assert readiness(told("true", ready=True)) == Current(URL), "the manuals write both"

@@ -30,6 +30,6 @@ def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
                 replace_file(target, content)
             except OSError as error:
                 what = f"{target} cannot be written"
-                raise BadInput(Finding("history.unwritable", what, str(error), "name another DIR")) from None
+                raise BadInput(Finding("cli.unwritable-report", what, str(error), "name another DIR")) from None
             saved.append(target)
     return tuple(saved)

@@ -29,7 +29,7 @@ AREAS = {
 }
 CALLS = {
     "Finding": ("code", "what", "why", "fix"),
-    "_sign": ("code", "pattern", "what", "fix"),
+    "Sign": ("code", "pattern", "what", "fix"),
     "Reason": ("gate", "name", "passed", "what", "figure", "bound", "code"),
 }
 OPTIONAL = {"Reason"}

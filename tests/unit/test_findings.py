@@ -60,7 +60,7 @@ def test_a_state_folder_that_is_none_and_a_fault_of_ours_have_codes_too(
 
 CODE = """
 FIX = "see the manual"
-SIGNS = (_sign("engine.no-gpu", r"no device", r"it sees no GPU, \\1 wanted", "ask for one"),)
+SIGNS = (Sign("engine.no-gpu", r"no device", r"it sees no GPU, \\1 wanted", "ask for one"),)
 
 
 def refuse(port, why):

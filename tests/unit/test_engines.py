@@ -103,6 +103,14 @@ def test_a_mistake_is_named_with_its_file_and_key(folder: Path, old: str, new: s
         load_engine(str(folder))
 
 
+def test_a_locked_vllm_that_is_too_old_for_its_command_is_refused(locked: Path) -> None:
+    (locked / "uv.lock").write_text('[[package]]\nname = "vllm"\nversion = "0.17.1"\n')
+    engine = locked / "engine.toml"
+    engine.write_text(engine.read_text().replace('"{port}"', '"{port}", "--shutdown-timeout", "{drain}"', 1))
+    with pytest.raises(BadInput, match=r"uv.lock: vLLM 0.17.1 is too old"):
+        load_engine(str(locked))
+
+
 def test_an_engine_without_an_environment_needs_none(folder: Path, tmp_path: Path) -> None:
     assert make_environment(load_engine(str(folder)), tmp_path / "home") == folder
 

@@ -32,7 +32,7 @@ def test_the_code_stands_on_the_first_line_and_in_what_prefect_shows() -> None:
         (("loadtest", "http://127.0.0.1:9", "--rate", "fast"), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--users", "2", "--rate", "4/s"), 2, "cli.users-and-rate"),
         (("loadtest", "http://127.0.0.1:9"), 1, "load.no-model"),
-        (("register", "deliveries/smollm2.yaml"), 1, "prefect.no-address"),
+        (("register", "deliveries/smollm2.yaml"), 3, "prefect.no-address"),
     ],
 )
 def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(

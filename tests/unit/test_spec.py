@@ -189,3 +189,39 @@ def test_units_keep_their_text() -> None:
     for wrong in ("", "5", "s", "-1s", "1 s"):
         with pytest.raises(ValueError, match="not a duration"):
             Duration(wrong)
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "message"),
+    [
+        ("0 3 * * *", "PST", "FILE:5:12: schedule.timezone: 'PST' is no time zone; write UTC or a city's"),
+        ("0 3 * * *", "utc", "'utc' is no time zone; did you mean UTC?"),
+        ("0 3 * * *", "../../etc/passwd", "is no time zone"),
+        ("0 25 * * *", "UTC", "FILE:5:12: schedule.cron: '0 25 * * *' is no cron schedule: write minute, hour, day"),
+        ("*/5 * * * * *", "UTC", "is no cron schedule"),
+        ("0 3 * *", "UTC", "is no cron schedule"),
+        ("60 3 * * *", "UTC", "is no cron schedule"),
+        ("H 3 * * *", "UTC", "is no cron schedule"),
+        ("R 3 * * *", "UTC", "is no cron schedule"),
+        ("@reboot", "UTC", "is no cron schedule"),
+        ("0 0 30 2 *", "UTC", "'0 0 30 2 *' never comes"),
+        ("0 0 30 2 MON", "UTC", "never comes"),
+        ("0 0 31 4,6,9,11 *", "UTC", "never comes"),
+        ("", "UTC", "schedule.cron"),
+    ],
+)
+def test_a_schedule_that_prefect_could_not_keep_is_a_wrong_field(
+    tmp_path: Path, cron: str, zone: str, message: str
+) -> None:
+    assert message in told(
+        tmp_path, f"{GOOD}schedule: {{timezone: '{zone}', cron: '{cron}'}}\n".replace("{timezone: 'UTC', ", "{")
+    )
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 3 * * *", "0 0 29 2 *", "@daily", "0 3 * * MON#1", "*/5 8-18 * jan,feb mon-fri", "0 22-2 * * 7"]
+)
+def test_a_schedule_that_prefect_keeps_is_taken(tmp_path: Path, cron: str) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(f"{GOOD}schedule: {{cron: '{cron}', timezone: America/Los_Angeles}}\n")
+    assert load_spec(file).schedule is not None

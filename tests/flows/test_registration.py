@@ -95,16 +95,15 @@ def test_a_schedule_that_was_paused_in_prefect_stays_paused_when_its_spec_is_reg
 
 
 def test_a_pool_whose_workers_cannot_have_us_is_refused(server: parts.Server, tmp_path: Path) -> None:
+    image = {"type": "string", "default": "registry.example/model-delivery:1"}
     ours = {
-        "job_configuration": {},
-        "variables": {"properties": {"image": {"default": "registry.example/model-delivery:1"}}},
+        "job_configuration": {"image": "{{ image }}"},
+        "variables": {"type": "object", "properties": {"image": image}},
     }
+    bare = {"job_configuration": {}, "variables": {"type": "object", "properties": {}}}
     cluster = {"target": {"kind": "deployment"}, "model": {"source": "huggingface", "repo": "a/b"}}
     with parts.client_of(server) as client:
-        for name, kind, template in (
-            ("bare", "docker", {**ours, "variables": {**variables, "properties": {"image": {"type": "string"}}}}),
-            ("ours", "kubernetes", ours),
-        ):
+        for name, kind, template in (("bare", "docker", bare), ("ours", "kubernetes", ours)):
             client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template), overwrite=True)
         for asked, pool in ((spec(tmp_path), "bare"), (spec(tmp_path), "ours"), (spec(tmp_path, **cluster), "bare")):
             with pytest.raises(Refused, match="cannot run a delivery: its type is"):

@@ -26,6 +26,8 @@ from model_delivery.values import Engine, Environment, old_vllm
 
 DONE = ".complete"
 PROBE_SECONDS = 3
+STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
+SYSTEM_CERTS = ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS")  # now, and of old: uv trusts authorities of its own else
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
 LOCKED = re.compile(r'name = "vllm"\nversion = "([^"]+)"')
 NETWORK = re.compile(
@@ -208,6 +210,7 @@ class _Maker:
         """
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
+        environ = dict.fromkeys(SYSTEM_CERTS if any(map(os.path.exists, STORES)) else (), "1") | environ
         started = time.monotonic()
         with Popen(
             argv,

@@ -16,7 +16,8 @@ class Part(BaseModel):
 
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
-DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=NAME)]
 
 
 def problems(error: ValidationError) -> list[str]:

@@ -44,7 +44,8 @@ def private_index(folder: Path) -> Iterator[tuple[str, Path]]:
             if self.command == "GET":
                 self.wfile.write(answer)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def log_message(self, *args: object) -> None:
             pass

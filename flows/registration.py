@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import httpx
+import stamina
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
@@ -48,14 +49,19 @@ class Registered:
     paused: bool = False
 
 
-def register(spec: DeliverySpec, pool: str) -> Registered:
+def register(spec: DeliverySpec, pool: str, patience: float = 45.0) -> Registered:
     """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool
     ``pool``.
 
     Its parameter is the whole spec. Refused when no server answers within 5 s, or when
-    the pool cannot run it.
+    the pool cannot run it; Retryable when it has failed for ``patience`` seconds.
     """
-    with _tries(2), server() as client:
+    tries = stamina.RetryingCaller(attempts=None, timeout=patience, wait_initial=0.5, wait_max=5)
+    return tries.on(Retryable)(_register, spec, pool)
+
+
+def _register(spec: DeliverySpec, pool: str) -> Registered:
+    with _one_try(), server() as client:
         _check_pool(client, pool, spec)
         paused = _is_paused(client, spec.name)
         made = client.create_deployment(
@@ -98,7 +104,7 @@ def server() -> Iterator[SyncPrefectClient]:
     """
     url, shown = _address()
     try:
-        with _tries(1), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
+        with _one_try(), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
             client.hello().json()
     except (httpx.HTTPError, ValueError) as error:
         raise _no_server(shown, error) from None
@@ -152,9 +158,9 @@ def _said(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _tries(most: int) -> AbstractContextManager[object]:
-    """For each call: Prefect's client has its own waits between them."""
-    return temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: most - 1})
+def _one_try() -> AbstractContextManager[object]:
+    """For each call: Prefect's client goes on for minutes."""
+    return temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
 
 
 def _check_pool(client: SyncPrefectClient, pool: str, spec: DeliverySpec) -> None:

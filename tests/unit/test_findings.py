@@ -5,12 +5,15 @@ for those who look it up.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from model_delivery.base import Finding, GateFailed
 from model_delivery.cli.main import unexpected
+from model_delivery.diagnosis import machine_signs
+from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL
 from scripts.findings import Entry, Scan, page
 from tests.parts.ports import free_port
 from tests.unit.test_cli import deliver, home, spec
@@ -81,6 +84,14 @@ def test_codes_meanings_and_remedies_are_read_from_the_code() -> None:
         Entry("host.port-taken", "the port {port} is taken / no port", "see the manual"),
     ]
     assert "| `host.port-taken` | the port {port} is taken / no port | see the manual |" in page(set(scan.entries))
+
+
+def test_the_page_has_a_row_for_each_cause_and_no_words_of_our_code() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "findings.md").read_text()
+    assert "<br>" not in text
+    assert not set(re.findall(r"\{(_\w+|rstrip|format_message|get|len|map|str|join|[A-Z_]{2,}|\d)\}", text))
+    for sign in (*ARGUMENTS, *MODEL, *machine_signs.TELLING, *machine_signs.SIGNS, *machine_signs.LAST):
+        assert f"`{sign.code}`" in text
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,21 @@ class Scan(ast.NodeVisitor):
             self.report(node, "the code of a finding is no literal")
 
     def spread(self, arg: ast.expr) -> list[ast.expr]:
-        """``*f(…)``: what the function returns, where that is a tuple."""
+        """``*f(…)``: the texts that the function returns for these arguments, where that
+        is a tuple.
+        """
         match arg:
-            case ast.Starred(value=ast.Call(func=ast.Name(id=name))) if isinstance(self.values.get(name), ast.Tuple):
-                return self.values[name].elts  # type: ignore[attr-defined]
+            case ast.Starred(value=ast.Call(func=ast.Name(id=name), args=given)) if name in self.functions:
+                function, outer = self.functions[name], self.values
+                self.values = outer | dict(zip((one.arg for one in function.args.args), given, strict=False))
+                for line in function.body:
+                    if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                        self.values[line.targets[0].id] = line.value
+                end = function.body[-1]
+                parts = end.value.elts if isinstance(end, ast.Return) and isinstance(end.value, ast.Tuple) else []
+                texts: list[ast.expr] = [ast.Constant(self.words(part)) for part in parts]
+                self.values = outer
+                return texts or [arg]
         return [arg]
 
     def add(self, node: ast.Call, code: str, given: dict[str, ast.expr]) -> None:

@@ -61,11 +61,10 @@ class Scan(ast.NodeVisitor):
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
         tree = ast.parse(text)
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-        returns = {f.name: f.body[-1] for f in functions}
-        self.values = {**(constants or {})} | {
-            name: end.value for name, end in returns.items() if isinstance(end, ast.Return) and end.value
-        }
+        self.functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        returns = {name: function.body[-1] for name, function in self.functions.items()}
+        self.values = {**(constants or {})}
+        self.values |= {name: end.value for name, end in returns.items() if isinstance(end, ast.Return) and end.value}
         self.visit(tree)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from model_delivery.base import Finding
 from model_delivery.diagnosis import machine_signs as machine
 from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL, Sign
-from model_delivery.diagnosis.log_lines import EFFECT, Raised, causes, exceptions, read
+from model_delivery.diagnosis.log_lines import ANSI, EFFECT, Raised, causes, exceptions, read
 from model_delivery.values import Failed
 
 USAGE = 2  # the exit code for arguments that are refused
@@ -150,7 +150,7 @@ def _ended(exit_code: int | None) -> str:
 
 def last_line(text: str) -> str:
     """The last one that says anything, its end."""
-    return next((line[-160:] for line in reversed(text.splitlines()) if line.strip()), "")
+    return next((line[-160:] for line in reversed(ANSI.sub("", text).splitlines()) if line.strip()), "")
 
 
 def _evidence(texts: Iterable[str]) -> tuple[str, ...]:

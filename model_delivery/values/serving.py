@@ -35,7 +35,7 @@ class Resources(Part):
         if "memory" in limits:
             Size(str(limits["memory"]))
         gpus = limits.get("nvidia.com/gpu", 0)
-        if isinstance(gpus, bool) or not isinstance(gpus, int) or not 0 <= gpus <= MOST_GPUS:
+        if not isinstance(gpus, int) or not 0 <= gpus <= MOST_GPUS:
             raise ValueError("nvidia.com/gpu is a whole number")
         cpu = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,9})?)m?", str(limits.get("cpu", "1")))
         if not cpu or float(cpu[1]) <= 0:

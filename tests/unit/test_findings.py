@@ -31,6 +31,8 @@ def test_the_code_stands_on_the_first_line_and_in_what_prefect_shows() -> None:
     ("args", "exit_code", "code"),
     [
         (("up",), 2, "cli.usage"),
+        (("up", "x.yaml", "--json=1"), 2, "cli.usage"),
+        (("up", "deliveries/smollm2.yaml", "--request", "../\x1b[31m"), 2, "release.bad-request"),
         (("no-such-verb",), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--rate", "fast"), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--users", "2", "--rate", "4/s"), 2, "cli.users-and-rate"),
@@ -47,6 +49,9 @@ def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(
     assert told["error"].keys() == {"code", "what", "why", "fix", "evidence"}
     assert told["others"] == []
     assert told["error"]["what"] in done.stderr
+    assert f"[{code}]" in done.stderr.splitlines()[0]
+    assert told["error"]["why"]
+    assert told["error"]["fix"]
     assert deliver(home, *args).stdout == ""
 
 

@@ -31,7 +31,6 @@ def test_the_code_stands_on_the_first_line_and_in_what_prefect_shows() -> None:
     ("args", "exit_code", "code"),
     [
         (("up",), 2, "cli.usage"),
-        (("up", "x.yaml", "--json=1"), 2, "cli.usage"),
         (("up", "deliveries/smollm2.yaml", "--request", "../\x1b[31m"), 2, "release.bad-request"),
         (("no-such-verb",), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--rate", "fast"), 2, "cli.usage"),
@@ -53,6 +52,11 @@ def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(
     assert told["error"]["why"]
     assert told["error"]["fix"]
     assert deliver(home, *args).stdout == ""
+
+
+def test_json_that_is_given_a_value_is_an_error_in_json(home: Path) -> None:
+    done = deliver(home, "list", "--json=1")
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "cli.usage")
 
 
 def test_a_state_folder_that_is_none_and_a_fault_of_ours_have_codes_too(

@@ -113,14 +113,14 @@ def server() -> Iterator[SyncPrefectClient]:
             yield client
     except httpx.HTTPError as error:
         asked = getattr(error, "_request", None)
-        if asked is None or not str(asked.url).startswith(url):
+        if asked is None or (asked.url.host, asked.url.port) != (url.host, url.port):
             raise
         what, why = f"the Prefect server at {shown} did not do what it was asked", _said(error)
         fix = "read its log: something else may hold its database; then run again"
         raise Retryable(Finding("prefect.failed", what, why, fix)) from None
 
 
-def _address() -> tuple[str, str]:
+def _address() -> tuple[httpx.URL, str]:
     """PREFECT_API_URL, and as it may be shown: without a password."""
     url = PREFECT_API_URL.value()
     if url is None:
@@ -134,7 +134,7 @@ def _address() -> tuple[str, str]:
     if address.scheme not in ("http", "https") or not address.host:
         what, why = "PREFECT_API_URL is no address of a Prefect server", "it has no http:// or https://, or no host"
         raise Refused(Finding("prefect.no-address", what, why, f"{SET_URL}=http://HOST:4200/api"))
-    return url, str(address.copy_with(userinfo=b"")).rstrip("/")
+    return address, str(address.copy_with(userinfo=b"")).rstrip("/")
 
 
 def _no_server(shown: str, error: Exception) -> Refused:

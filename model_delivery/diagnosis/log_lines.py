@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+WIDTH = 2000  # of a line, so that no pattern works long
 MORE_LINES = 8  # of a message that has several
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
 PREFIX = re.compile(
@@ -68,7 +69,7 @@ def read(log: str) -> Iterator[Line]:
     """Without prefixes, blank lines, and the input that pydantic repeats."""
     for raw in ANSI.sub("", log).splitlines():
         found = PREFIX.match(raw)
-        if found is not None and (text := raw[found.end() :].partition(" [type=")[0].rstrip()):
+        if found is not None and (text := raw[found.end() :][:WIDTH].partition(" [type=")[0].rstrip()):
             depth = 2 if found["rank"] else _depth(found["who"] or found["file"] or "")
             yield Line(depth, text, (found["level"] or found["server"] or found["native"]) in QUIET)
 

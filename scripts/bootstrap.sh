@@ -2,6 +2,15 @@
 export UV_PYTHON_DOWNLOADS=never
 unset PYTHONDONTWRITEBYTECODE # a delivery starts a dozen Pythons: without bytecode each takes seconds longer
 
+# A private authority may stand in the system's store alone; uv and older pips trust stores of their own.
+for store in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem; do
+    if [ -s "$store" ]; then
+        export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS-1} UV_NATIVE_TLS=${UV_NATIVE_TLS-1}
+        [ -n "${REQUESTS_CA_BUNDLE:-}${CURL_CA_BUNDLE:-}" ] || export PIP_CERT=${PIP_CERT:-${SSL_CERT_FILE:-$store}}
+        break
+    fi
+done
+
 find_python() {
     local name
     for name in python3.11 python3.12 python3; do

@@ -12,7 +12,7 @@ import ast
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from model_delivery.values.metrics import FIGURES
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "findings.md"
+READABLE = re.compile(r"(?!(?:str|map|self|error|shlex)$)[a-z][a-z0-9_]+")
 FIELD = re.compile(r"\{[^{}]*\}")
 CODE = re.compile(r"([a-z0-9]+)\.[a-z0-9]+(-[a-z0-9]+)*")
 AREAS = {
@@ -29,7 +30,7 @@ AREAS = {
 }
 CALLS = {
     "Finding": ("code", "what", "why", "fix"),
-    "_sign": ("code", "pattern", "what", "fix"),
+    "Sign": ("code", "pattern", "what", "fix"),
     "Reason": ("gate", "name", "passed", "what", "figure", "bound", "code"),
 }
 OPTIONAL = {"Reason"}
@@ -40,7 +41,8 @@ For people it stands at the end of the first line: `WHAT: WHY [CODE]`. With `--j
 `{"error": {"code", "what", "why", "fix", "evidence"}, "exit_code", "others"}`. The message of a Prefect run's
 state carries it too. What an older version wrote into a record has the code `unknown.older-version`.
 
-This page is made from the code by `scripts/findings.py`. `{…}` stands for what differs from case to case.
+This page is made from the code by `scripts/findings.py`: a row for each cause of a code. `{…}` stands for what
+differs from case to case.
 """
 
 
@@ -54,14 +56,15 @@ class Entry:
 class Scan(ast.NodeVisitor):
     """The entries of one file, and what is wrong with its codes."""
 
-    def __init__(self, where: str, text: str) -> None:
+    def __init__(self, where: str, text: str, constants: Mapping[str, ast.expr] | None = None) -> None:
         self.where = where
         self.entries: list[Entry] = []
         self.wrong: list[str] = []
         tree = ast.parse(text)
-        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-        returns = {f.name: f.body[-1] for f in functions}
-        self.values = {name: end.value for name, end in returns.items() if isinstance(end, ast.Return) and end.value}
+        self.functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        returns = {name: function.body[-1] for name, function in self.functions.items()}
+        self.values = {**(constants or {})}
+        self.values |= {name: end.value for name, end in returns.items() if isinstance(end, ast.Return) and end.value}
         self.visit(tree)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -82,7 +85,8 @@ class Scan(ast.NodeVisitor):
         called = node.func.id if isinstance(node.func, ast.Name) else ""
         if called not in CALLS:
             return
-        given = dict(zip(CALLS[called], node.args, strict=False)) | {k.arg: k.value for k in node.keywords if k.arg}
+        args = [part for arg in node.args for part in self.spread(arg)]
+        given = dict(zip(CALLS[called], args, strict=False)) | {k.arg: k.value for k in node.keywords if k.arg}
         code = given.get("code")
         if isinstance(code, ast.Attribute) and code.attr == "code":
             return
@@ -90,6 +94,24 @@ class Scan(ast.NodeVisitor):
             self.add(node, code.value, given)
         elif code is not None or called not in OPTIONAL:
             self.report(node, "the code of a finding is no literal")
+
+    def spread(self, arg: ast.expr) -> list[ast.expr]:
+        """``*f(…)``: the texts that the function returns for these arguments, where that
+        is a tuple.
+        """
+        match arg:
+            case ast.Starred(value=ast.Call(func=ast.Name(id=name), args=given)) if name in self.functions:
+                function, outer = self.functions[name], self.values
+                self.values = outer | dict(zip((one.arg for one in function.args.args), given, strict=False))
+                for line in function.body:
+                    if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                        self.values[line.targets[0].id] = line.value
+                end = function.body[-1]
+                parts = end.value.elts if isinstance(end, ast.Return) and isinstance(end.value, ast.Tuple) else []
+                texts: list[ast.expr] = [ast.Constant(self.words(part)) for part in parts]
+                self.values = outer
+                return texts or [arg]
+        return [arg]
 
     def add(self, node: ast.Call, code: str, given: dict[str, ast.expr]) -> None:
         form = CODE.fullmatch(code)
@@ -124,20 +146,29 @@ class Scan(ast.NodeVisitor):
                 text = self.words(self.values[name], seen | {name})
                 if not FIELD.fullmatch(text):
                     return text
-        names = [part for inner in ast.walk(node) if (part := _name(inner))]
-        return f"{{{names[0] if names else '…'}}}"
+        return f"{{{next(filter(READABLE.fullmatch, _names(node)), '…')}}}"
 
 
-def _name(node: ast.AST) -> str:
-    """What to call the value of an expression."""
+def _names(node: ast.AST) -> Iterator[str]:
+    """What the value of an expression may be called: after what it is made from, never
+    after the function that makes it.
+    """
     match node:
         case ast.Name():
-            return node.id
-        case ast.Attribute() if not isinstance(node.value, ast.Constant):
-            return node.attr
-        case ast.Subscript(slice=ast.Constant() as key):
-            return str(key.value)
-    return ""
+            yield node.id
+        case ast.Attribute():
+            yield node.attr
+        case ast.Subscript(slice=ast.Constant(value=str(key))):
+            yield key
+        case ast.Call(func=ast.Attribute(value=made_from)):
+            for part in (made_from, *node.args):
+                yield from _names(part)
+        case ast.Call():
+            for part in node.args:
+                yield from _names(part)
+        case _:
+            for part in ast.iter_child_nodes(node):
+                yield from _names(part)
 
 
 def gates() -> Iterator[Entry]:
@@ -156,19 +187,30 @@ def page(entries: set[Entry]) -> str:
     for area, codes in areas.items():
         lines += [f"## {area}", "", "| code | what | what to do |", "|---|---|---|"]
         for code, same in codes.items():
-            cells = [
-                "<br>".join(dict.fromkeys(filter(None, texts)))
-                for texts in ([e.what for e in same], [e.fix for e in same])
-            ]
-            lines.append(f"| `{code}` | {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+            for at, entry in enumerate(same):
+                cells = (f"`{code}`" if at == 0 else "", *(_cell(text) for text in (entry.what, entry.fix)))
+                lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", r"\|").replace("{…}{…}", "{…}").replace("{…}{…}", "{…}").split())
 
 
 def main() -> int:
     folders = ("model_delivery", "flows", "tasks", "loadtests")
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    scans = [Scan(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in files]
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
+    constants = {
+        target.id: node.value
+        for text in texts.values()
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.isupper() and isinstance(node.value, ast.Constant | ast.JoinedStr)
+    }
+    scans = [Scan(where, text, constants) for where, text in texts.items()]
     wrong = [text for scan in scans for text in scan.wrong]
     text = page({entry for scan in scans for entry in scan.entries} | set(gates()))
     if "--check" not in sys.argv[1:]:

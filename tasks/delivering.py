@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from model_delivery.base import Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
 from model_delivery.base.home import default_home
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
@@ -39,6 +40,7 @@ from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
 
 EVERYTHING = 10**6
+REQUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 AT_ONCE = Duration("0s")
 ROLLBACK = Rollout(
     strategy="blue-green",
@@ -99,11 +101,11 @@ def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = Fal
     """Preflight, then a session of ``spec``'s delivery. Refused before anything is
     touched.
     """
-    key = spec.target.key()
+    named, key = _request(request), spec.target.key()
     place = Location.of(key).open(take_over=take_over)
     with artifacts.progress_sink():
         preflight(spec, place, key.target())
-        with opened(place, spec.name, key, request=_request(request), when_busy=spec.concurrency) as session:
+        with opened(place, spec.name, key, request=named, when_busy=spec.concurrency) as session:
             yield Run(session)
 
 
@@ -117,6 +119,11 @@ def rolling_back(name: str, request: str | None, where: Location | None = None) 
 
 
 def _request(named: str | None) -> str:
+    if named is not None and not REQUEST.fullmatch(named):
+        why = f"{named!r:.100} is not made of letters, digits and . _ : -, at most 100"
+        raise BadInput(
+            Finding("release.bad-request", "the request's name is refused", why, "name it as nightly-2026-11-27")
+        )
     return named or run_id() or uuid.uuid4().hex
 
 

@@ -21,12 +21,14 @@ def register(file: Path, pool: str) -> Answer:
 
     made, name = make(spec, pool), f"deliver/{spec.name}"
     lines = [f"registered {name} in pool {pool}", f"run it: prefect deployment run '{name}'"]
+    if made.paused:
+        lines.append("its schedule stays paused, as somebody set it in Prefect: resume it there")
     if made.older:
         lines += [
             f"made by an older version, and refused when run: {', '.join(made.older)}",
             "run `deliver register FILE` (or `prefect deploy --all`) again for each",
         ]
-    return Answer({"deployment": name, "id": made.id, "pool": pool, "older": made.older}, lines)
+    return Answer({"deployment": name, "id": made.id, "pool": pool, "paused": made.paused, "older": made.older}, lines)
 
 
 VERBS = (register,)

@@ -4,6 +4,7 @@ verdict where bounds are given.
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
 
 
 def _bound(text: str) -> str | float:
-    return float(text) if text.replace(".", "", 1).isdigit() else text
+    return float(text) if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text) else text
 
 
 def _first_model(given: LoadInput) -> str:

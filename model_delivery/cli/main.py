@@ -45,9 +45,11 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(bad_news(_usage(error), shown=True))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        sys.exit(bad_news(_usage(error)))
     except (KeyboardInterrupt, click.Abort):
         fix = "run it again: it goes on where it was"
         sys.exit(bad_news(Interrupted(Finding("cli.interrupted", "interrupted", "stopped from outside", fix))))
@@ -60,7 +62,9 @@ def main() -> None:
 def _usage(error: click.ClickException) -> Trouble:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "deliver"
-    return trouble(error.exit_code, Finding("cli.usage", error.format_message(), "", f"see `{command} --help`"))
+    why = error.format_message().rstrip(".")
+    fix = f"see `{command} --help`" + (f"; {context.get_usage()}" if context else "")
+    return trouble(error.exit_code, Finding("cli.usage", f"`{command}` cannot be called so", why, fix))
 
 
 def unexpected(error: Exception) -> Finding:

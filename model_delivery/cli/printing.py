@@ -102,7 +102,7 @@ def show(lines: Iterable[str | Table], *, err: bool = False) -> None:
         if not isinstance(line, str):
             from rich.console import Console
 
-            Console(width=None if sys.stdout.isatty() else 200).print(line)
+            Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(line)
         else:
             click.echo(scrub(line), err=err)
 
@@ -118,15 +118,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def bad_news(trouble: Trouble, value: Mapping[str, Any] | None = None, *, shown: bool = False) -> int:
-    """Tell it on standard error (unless it is ``shown`` there already), and in JSON where
-    that was asked for.
+def bad_news(trouble: Trouble, value: Mapping[str, Any] | None = None) -> int:
+    """Tell it on standard error, and in JSON where that was asked for.
 
     Returns the exit code.
     """
-    if not shown:
-        show((f"{click.style('✗', fg='red')} {finding}" for finding in trouble.findings), err=True)
-    if "--json" in sys.argv[1:]:
+    show((f"{click.style('✗', fg='red')} {finding}" for finding in trouble.findings), err=True)
+    if any(word.partition("=")[0] == "--json" for word in sys.argv[1:]):  # --json=1 is a wrong argument
         first, *others = [finding.to_json() for finding in trouble.findings]
         emit({**(value or {}), "error": first, "exit_code": trouble.exit_code, "others": others})
     return trouble.exit_code

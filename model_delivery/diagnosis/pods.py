@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding, Size
-from model_delivery.diagnosis.engine_log import Sign, diagnose, last_line
+from model_delivery.diagnosis.engine_log import diagnose, last_line
+from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.values import ENGINES, Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from model_delivery.base import Refused, SecretRef
+from model_delivery.base import Finding, Refused, SecretRef
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.load import profile
 from model_delivery.targets import Target
-from model_delivery.values import RECORD_REF, Address, Desired, Payload, Release, stages
+from model_delivery.values import RECORD_REF, Address, Desired, Payload, Release, old_vllm, stages
 
 NOTHING = Payload(names=(), args=())
 
@@ -24,6 +24,9 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
         from model_delivery.places.cluster.binding import exposed  # a host's verb does without Kubernetes' client
 
         findings += exposed()
+    if version := old_vllm(spec.target.image or ""):
+        what, why = f"vLLM {version} is too old", f"target.image {spec.target.image} does not know --shutdown-timeout"
+        findings.append(Finding("engine.too-old", what, why, "use vLLM 0.18 or newer"))
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:
         stages(spec.rollout.strategy, Desired(spec.name, (old,), {old.id: 100}), new, spec.rollout.steps, target.can)

@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,8 @@ NOT_YET = {
     "s3": "T9k's S3 storage",
 }
 
-
+MAX_TEXT = 8 << 20  # bytes of a file that a spec names
+KINDS = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 FILES = (
     "storage.path",
@@ -57,7 +59,7 @@ def load_spec(path: Path) -> DeliverySpec:
     """
     given, marks = read_yaml(path)
     if not isinstance(given, dict):
-        what, why = f"{path}:1:1: a spec is a mapping of fields", f"this is a {type(given).__name__}"
+        what, why = f"{path}:1:1: a spec is a mapping of fields", f"this is {KINDS.get(type(given), 'a single value')}"
         raise BadInput(Finding("spec.not-a-mapping", what, why, SPEC_FIX))
     _inline(given, path.absolute().parent, marks)
     return _check(given, marks)
@@ -219,8 +221,14 @@ def _texts_below(here: Any, names: Sequence[str], at: tuple[Key, ...]) -> Iterat
 
 def _content(path: Path, keys: tuple[Key, ...], marks: Marks) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
+        with path.open("rb") as file:
+            raw = file.read(MAX_TEXT + 1)
+        if len(raw) > MAX_TEXT:
+            raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT} bytes")
+        return raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         what = f"{marks.where(keys)[1]}{'.'.join(map(str, keys))}: {path} cannot be read"
-        fix = "name a readable text file"
-        raise BadInput(Finding("spec.not-readable", what, type(error).__name__, fix)) from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise BadInput(Finding("spec.not-readable", what, why, "name a readable text file")) from error

@@ -4,6 +4,7 @@ depth; no tags, no loops, one document.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, at, inside)
         self.text(node, at)
+        kind = node.tag.rpartition(":")[2]
+        if kind in NUMBERS and not NUMBERS[kind].fullmatch(node.value):
+            what, why = f"{node.value:.40} is no plain number", "YAML 1.1 reads it as octal, sexagesimal or the like"
+            raise self.fail(node, what, why, "write a decimal number, or put text in quotes")
         try:
             return yaml.SafeLoader("").construct_object(node)
         except (ValueError, yaml.YAMLError) as error:
@@ -140,4 +145,8 @@ def _position(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
+NUMBERS = {
+    "int": re.compile(r"[-+]?(0|[1-9][0-9]{0,17})"),
+    "float": re.compile(r"[-+]?[0-9]{0,18}\.[0-9]{0,18}([eE][-+][0-9]{1,2})?"),
+}
 _PLAIN = ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")

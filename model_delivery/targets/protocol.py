@@ -6,13 +6,14 @@ All of it is pure; what a place knows is asked of the place that is passed in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from model_delivery.base import DnsLabel, Finding, Part, Refused, Secret, SecretRef
+from model_delivery.base import NAME, DnsLabel, Finding, Part, Refused, Secret, SecretRef
 from model_delivery.models.listing import mistral_native
 from model_delivery.models.native import MISTRAL, TRUST
 from model_delivery.models.sources import Model
@@ -65,7 +66,7 @@ class Asked(Part):
     def _default_names(cls, given: Any) -> Any:
         """``serving.model_names`` defaults to the delivery's name."""
         match given:
-            case {"name": str(name), **others}:
+            case {"name": str(name), **others} if re.fullmatch(NAME, name):
                 serving = others.get("serving", {})
                 if isinstance(serving, dict) and not serving.get("model_names"):
                     return {**given, "serving": {**serving, "model_names": (name,)}}

@@ -19,6 +19,17 @@ from model_delivery.base.home import packaged
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
 VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
+OLDEST = (0, 18)  # of vLLM: the first that knows --shutdown-timeout
+IMAGE = re.compile(r"(?:^|/)vllm(?:-openai|-cpu|-tpu)?[a-z-]*:(?:.*vllm[_-])?(v?\d+\.\d+[\w.]*)")
+
+
+def old_vllm(version: str) -> str | None:
+    """``version``, or the one that a vLLM image's name says, when it is older than what
+    can be delivered.
+    """
+    said = found[1] if (found := IMAGE.search(version)) else version
+    numbers = re.match(r"v?(\d+)\.(\d+)", said)
+    return said if numbers and tuple(map(int, numbers.groups())) < OLDEST else None
 
 
 class Environment(Part):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
-from pydantic import Field, create_model, model_validator
+from croniter import CroniterBadDateError, croniter
+from pydantic import Field, create_model, field_validator, model_validator
 
 from model_delivery.base import Duration, Part, Rate, Text
 from model_delivery.values.metrics import FIGURES, LATENCIES, Figure, Metric
+
+RANDOM = re.compile(r"(?i)(?:^|\s)[hr]")  # croniter's own; Prefect has none
 
 
 class SmokeGate(Part):
@@ -83,5 +88,33 @@ class Rollout(Part):
 
 
 class Schedule(Part):
+    """``cron``: minute, hour, day, month and weekday, or ``@daily`` and the like, as
+    Prefect reads them.
+    """
+
     cron: Text
     timezone: Text = "UTC"
+
+    @field_validator("cron")
+    @classmethod
+    def _comes(cls, cron: str) -> str:
+        form = "write minute, hour, day, month and weekday, such as 0 3 * * *"
+        words = cron.split()
+        if not (len(words) == 5 or cron.startswith("@")) or not croniter.is_valid(cron) or RANDOM.search(cron):
+            raise ValueError(f"{cron!r:.60} is no cron schedule: {form}")
+        try:
+            for weekday in words[4:] and (words[4], "*"):  # Prefect fails on 30 February whatever the weekday
+                croniter(" ".join((*words[:4], weekday))).get_next()
+        except CroniterBadDateError:
+            raise ValueError(f"{cron!r:.60} never comes: no such day is in such a month") from None
+        return cron
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        known = available_timezones()
+        if zone in known:
+            return zone
+        near = [name for name in known if name.casefold() == zone.casefold()]
+        hint = f"did you mean {near[0]}?" if near else "write UTC or a city's, such as America/Los_Angeles"
+        raise ValueError(f"{zone!r:.60} is no time zone; {hint}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from model_delivery.base import Duration, Part, SecretRef, Size, Text
 
+MOST_GPUS = 1024
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 
 
@@ -33,10 +35,10 @@ class Resources(Part):
         if "memory" in limits:
             Size(str(limits["memory"]))
         gpus = limits.get("nvidia.com/gpu", 0)
-        if not isinstance(gpus, int) or gpus < 0:
+        if not isinstance(gpus, int) or not 0 <= gpus <= MOST_GPUS:
             raise ValueError("nvidia.com/gpu is a whole number")
-        cpu = str(limits.get("cpu", "1")).removesuffix("m")
-        if not cpu.replace(".", "", 1).isdigit() or float(cpu) <= 0:
+        cpu = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,9})?)m?", str(limits.get("cpu", "1")))
+        if not cpu or float(cpu[1]) <= 0:
             raise ValueError("cpu is a number of CPUs, such as 4 or 500m")
         return limits
 
@@ -112,4 +114,4 @@ def max_model_len(args: tuple[str, ...]) -> int | None:
     """
     words = iter([word for arg in args for word in arg.partition("=")[::2] if word])
     value = next(words, "") if "--max-model-len" in words else ""  # "in" stops behind it
-    return int(value) if value.isdigit() else None
+    return int(value) if re.fullmatch("[0-9]{1,12}", value) else None

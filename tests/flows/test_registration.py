@@ -4,13 +4,16 @@ run.
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 
-from model_delivery.base import Permanent, Refused
+from model_delivery.base import Permanent, Refused, Retryable
 from model_delivery.flows.registration import register
 from model_delivery.spec import DeliverySpec, parse_spec
 from tests.parts import prefect_server as parts
@@ -72,3 +75,84 @@ def test_a_pool_that_is_not_there_is_named_with_those_that_are(
 def test_without_an_address_the_setting_is_named(tmp_path: Path) -> None:
     with parts.settings_of(None), pytest.raises(Permanent, match="PREFECT_API_URL"):
         register(spec(tmp_path), parts.POOL)
+
+
+def test_a_schedule_that_was_paused_in_prefect_stays_paused_when_its_spec_is_registered_again(
+    server: parts.Server, worker: int, tmp_path: Path
+) -> None:
+    assert worker
+    with parts.client_of(server) as client:
+        parts.wait_for_pool(client)
+        first = register(spec(tmp_path, name="nightly", schedule={"cron": "0 3 * * *"}), parts.POOL)
+        made = client.read_deployment_by_name("deliver/nightly")
+        assert [schedule.active for schedule in made.schedules] == [True]
+        client.update_deployment_schedule(made.id, made.schedules[0].id, active=False)
+        again = register(spec(tmp_path, name="nightly", schedule={"cron": "0 4 * * *"}), parts.POOL)
+        (schedule,) = client.read_deployment_by_name("deliver/nightly").schedules
+        assert (first.paused, again.paused, schedule.active) == (False, True, False)
+        assert isinstance(schedule.schedule, CronSchedule)
+        assert schedule.schedule.cron == "0 4 * * *"
+
+
+def test_a_pool_whose_workers_cannot_have_us_is_refused(server: parts.Server, tmp_path: Path) -> None:
+    image = {"type": "string", "default": "registry.example/model-delivery:1"}
+    ours = {
+        "job_configuration": {"image": "{{ image }}"},
+        "variables": {"type": "object", "properties": {"image": image}},
+    }
+    command = {"properties": {"command": {"type": "string"}}}
+    bare = {"job_configuration": {"command": "{{ command }}"}, "variables": {"type": "object", **command}}
+    cluster = {"target": {"kind": "deployment"}, "model": {"source": "huggingface", "repo": "a/b"}}
+    with parts.client_of(server) as client:
+        for name, kind, template in (("bare", "docker", bare), ("ours", "kubernetes", ours)):
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template), overwrite=True)
+        for asked, pool in ((spec(tmp_path), "bare"), (spec(tmp_path), "ours"), (spec(tmp_path, **cluster), "bare")):
+            with pytest.raises(Refused, match="cannot run a delivery: its type is"):
+                register(asked, pool)
+        assert register(spec(tmp_path, name="in-cluster", **cluster), "ours").id
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("http://{host}", r"no Prefect API.*\n.*PREFECT_API_URL=http://{host}/api"),
+        ("http://{host}/", r"no Prefect API.*\n.*PREFECT_API_URL=http://{host}/api"),
+        ("http://{host}/api/v1", r"no Prefect API.*\n.*PREFECT_API_URL=http://{host}/api"),
+        ("{host}/api", "no http:// or https://"),
+        ("localhost:4200/api", "no http:// or https://"),
+        ("http://", "no http:// or https://"),
+        ("http://{host}:x/api", "no http:// or https://"),
+        ("https://{host}/api", r"where it speaks plain http: .*PREFECT_API_URL=http://{host}/api"),
+    ],
+)
+def test_an_address_that_is_not_the_apis_is_told_with_the_one_that_is(
+    server: parts.Server, tmp_path: Path, form: str, message: str
+) -> None:
+    host = server.ui.removeprefix("http://")
+    with parts.settings_of(None, form.format(host=host)), pytest.raises(Refused, match=message.format(host=host)):
+        register(spec(tmp_path), parts.POOL)
+
+
+def test_a_password_in_the_servers_address_is_not_repeated(tmp_path: Path) -> None:
+    with parts.settings_of(None, "http://me:s3cret@127.0.0.1:1/api"), pytest.raises(Refused) as raised:
+        register(spec(tmp_path), parts.POOL)
+    assert "127.0.0.1:1/api" in raised.value.text
+    assert "s3cret" not in raised.value.text
+
+
+def test_a_locked_database_of_prefects_is_a_finding_in_time(server: parts.Server, worker: int, tmp_path: Path) -> None:
+    assert worker
+    with parts.client_of(server) as client:
+        parts.wait_for_pool(client)
+        (file,) = server.home.glob("*.db")
+        locked = sqlite3.connect(file, isolation_level=None)
+        locked.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        try:
+            with pytest.raises(Retryable, match="something else may hold its database"):
+                register(spec(tmp_path, name="locked"), parts.POOL, patience=1)
+            assert time.monotonic() - began < 60
+        finally:
+            locked.execute("ROLLBACK")
+            locked.close()
+        assert register(spec(tmp_path, name="locked"), parts.POOL).id

@@ -15,6 +15,7 @@ import pytest
 
 from model_delivery.base import BadInput, default_home
 from model_delivery.cli.main import unexpected
+from model_delivery.cli.printing import show, table
 from model_delivery.places.host.place import Host
 from model_delivery.run.session import opened
 from tests.parts.keys import key
@@ -89,6 +90,27 @@ def test_a_spec_that_never_ends_is_too_large(home: Path) -> None:
     done = deliver(home, "up", "/dev/zero")
     assert done.returncode == 2
     assert "/dev/zero is too large" in done.stderr
+
+
+def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        "[/INST]",
+        "[image=4]",
+        "[bold]x[/bold]",
+        "\\[a]",
+        ":smile:",
+        "(core) INFO [rank 0]",
+        "[link=http://x]y[/link]",
+    ]
+    show([table(("args",), [(cell,) for cell in cells])])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == cells
+
+
+def test_without_arguments_the_help_is_shown(home: Path) -> None:
+    done = deliver(home)
+    assert done.returncode == 2
+    assert "Usage: deliver" in done.stderr
+    assert "loadtest" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["up", "plan"])

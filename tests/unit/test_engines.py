@@ -4,6 +4,7 @@ real uv.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import uv
 
 from model_delivery.base import BadInput, Permanent, Progress, sink
 from model_delivery.places.host.engines import DONE, environment_folder, load_engine, make_environment
+from tests.parts.private_index import private_index
 
 PLAIN = """
 name = "echo"
@@ -103,6 +105,14 @@ def test_a_mistake_is_named_with_its_file_and_key(folder: Path, old: str, new: s
         load_engine(str(folder))
 
 
+def test_a_locked_vllm_that_is_too_old_for_its_command_is_refused(locked: Path) -> None:
+    (locked / "uv.lock").write_text('[[package]]\nname = "vllm"\nversion = "0.17.1"\n')
+    engine = locked / "engine.toml"
+    engine.write_text(engine.read_text().replace('"{port}"', '"{port}", "--shutdown-timeout", "{drain}"', 1))
+    with pytest.raises(BadInput, match=r"uv.lock: vLLM 0.17.1 is too old"):
+        load_engine(str(locked))
+
+
 def test_an_engine_without_an_environment_needs_none(folder: Path, tmp_path: Path) -> None:
     assert make_environment(load_engine(str(folder)), tmp_path / "home") == folder
 
@@ -161,3 +171,59 @@ def test_what_uv_says_is_shown(locked: Path, tmp_path: Path) -> None:
     (locked / "engine.toml").write_text(PLAIN + '[environment]\npython = "3.4"\n')
     with pytest.raises(Permanent, match=r"(?s)could not be made: uv venv failed.*3\.4"):
         make_environment(load_engine(str(locked)), tmp_path / "home")
+
+
+MAKE = """
+import sys
+from pathlib import Path
+from model_delivery.places.host.engines import load_engine, make_environment
+make_environment(load_engine(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def plain_environment(**more: str) -> dict[str, str]:
+    """Of a user who has set nothing about certificates or indexes."""
+    named = ("UV_", "PIP_", "SSL_", "REQUESTS_", "CURL_", "PYTEST_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(named)} | more
+
+
+@pytest.mark.root
+def test_an_environment_comes_from_an_index_whose_authority_only_the_systems_store_knows(
+    folder: Path, tmp_path: Path
+) -> None:
+    with private_index(tmp_path) as (index, authority):
+        (folder / "engine.toml").write_text(PLAIN + "[environment]\n")
+        wanted = PROJECT.replace("[tool.uv]", 'dependencies = ["tiny-part"]\n[tool.uv]')
+        (folder / "pyproject.toml").write_text(f'{wanted}[[tool.uv.index]]\nurl = "{index}"\ndefault = true\n')
+        lock = [uv.find_uv_bin(), "lock", "--quiet", "--no-cache", "--project", str(folder)]
+        subprocess.run(lock, check=True, env=plain_environment(SSL_CERT_FILE=str(authority)))
+        in_store = f"mount --bind {authority} $(readlink -f /etc/ssl/certs/ca-certificates.crt)"
+        make = ["unshare", "--mount", "sh", "-ec", f'{in_store}; exec "$@"', "sh", sys.executable, "-c", MAKE]
+        empty = {"PYTHONPATH": str(Path.cwd()), "UV_CACHE_DIR": str(tmp_path / "cache"), "UV_DEFAULT_INDEX": index}
+        home = tmp_path / "home"
+        done = subprocess.run(
+            [*make, str(folder), str(home)], env=plain_environment(**empty), capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert list(home.glob("engines/*/lib/python*/site-packages/tiny_part.py"))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, {"UV_SYSTEM_CERTS": "1", "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt"}),
+        ({"SSL_CERT_FILE": "/mine.pem"}, {"PIP_CERT": "/mine.pem"}),
+        ({"REQUESTS_CA_BUNDLE": "/mine.pem"}, {"PIP_CERT": ""}),
+        ({"UV_SYSTEM_CERTS": "0", "PIP_CERT": "/mine.pem"}, {"UV_SYSTEM_CERTS": "0", "PIP_CERT": "/mine.pem"}),
+    ],
+)
+def test_the_set_up_has_uv_and_pip_trust_what_the_system_trusts_unless_told_otherwise(
+    tmp_path: Path, given: dict[str, str], named: dict[str, str]
+) -> None:
+    show = tmp_path / "uv"
+    show.write_text("#!/bin/sh\nenv\n")
+    show.chmod(0o755)
+    command = ["bash", "-euc", ". scripts/bootstrap.sh"]
+    output = subprocess.check_output(command, env=plain_environment(UV=str(show), **given), text=True)
+    seen = dict(line.partition("=")[::2] for line in output.splitlines())
+    assert {name: seen.get(name, "") for name in named} == named

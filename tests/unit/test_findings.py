@@ -5,12 +5,15 @@ for those who look it up.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from model_delivery.base import Finding, GateFailed
 from model_delivery.cli.main import unexpected
+from model_delivery.diagnosis import machine_signs
+from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL
 from scripts.findings import Entry, Scan, page
 from tests.parts.ports import free_port
 from tests.unit.test_cli import deliver, home, spec
@@ -28,11 +31,12 @@ def test_the_code_stands_on_the_first_line_and_in_what_prefect_shows() -> None:
     ("args", "exit_code", "code"),
     [
         (("up",), 2, "cli.usage"),
+        (("up", "deliveries/smollm2.yaml", "--request", "../\x1b[31m"), 2, "release.bad-request"),
         (("no-such-verb",), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--rate", "fast"), 2, "cli.usage"),
         (("loadtest", "http://127.0.0.1:9", "--users", "2", "--rate", "4/s"), 2, "cli.users-and-rate"),
         (("loadtest", "http://127.0.0.1:9"), 1, "load.no-model"),
-        (("register", "deliveries/smollm2.yaml"), 1, "prefect.no-address"),
+        (("register", "deliveries/smollm2.yaml"), 3, "prefect.no-address"),
     ],
 )
 def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(
@@ -44,7 +48,15 @@ def test_a_failure_is_json_on_standard_output_and_text_on_standard_error(
     assert told["error"].keys() == {"code", "what", "why", "fix", "evidence"}
     assert told["others"] == []
     assert told["error"]["what"] in done.stderr
+    assert f"[{code}]" in done.stderr.splitlines()[0]
+    assert told["error"]["why"]
+    assert told["error"]["fix"]
     assert deliver(home, *args).stdout == ""
+
+
+def test_json_that_is_given_a_value_is_an_error_in_json(home: Path) -> None:
+    done = deliver(home, "list", "--json=1")
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "cli.usage")
 
 
 def test_a_state_folder_that_is_none_and_a_fault_of_ours_have_codes_too(
@@ -60,7 +72,7 @@ def test_a_state_folder_that_is_none_and_a_fault_of_ours_have_codes_too(
 
 CODE = """
 FIX = "see the manual"
-SIGNS = (_sign("engine.no-gpu", r"no device", r"it sees no GPU, \\1 wanted", "ask for one"),)
+SIGNS = (Sign("engine.no-gpu", r"no device", r"it sees no GPU, \\1 wanted", "ask for one"),)
 
 
 def refuse(port, why):
@@ -81,6 +93,14 @@ def test_codes_meanings_and_remedies_are_read_from_the_code() -> None:
         Entry("host.port-taken", "the port {port} is taken / no port", "see the manual"),
     ]
     assert "| `host.port-taken` | the port {port} is taken / no port | see the manual |" in page(set(scan.entries))
+
+
+def test_the_page_has_a_row_for_each_cause_and_no_words_of_our_code() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "findings.md").read_text()
+    assert "<br>" not in text
+    assert not set(re.findall(r"\{(_\w+|rstrip|format_message|get|len|map|str|join|[A-Z_]{2,}|\d)\}", text))
+    for sign in (*ARGUMENTS, *MODEL, *machine_signs.TELLING, *machine_signs.SIGNS, *machine_signs.LAST):
+        assert f"`{sign.code}`" in text
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from model_delivery.base import EnvSecret, KubeKey, KubeSecret, Permanent, Secret, SecretRef
+from model_delivery.base import EnvSecret, KubeKey, KubeSecret, Permanent, Refused, Secret, SecretRef
+from model_delivery.places import Place
+from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets.kubernetes.cluster import wanted_rules
 from model_delivery.values import Address
@@ -120,3 +122,25 @@ def test_what_a_host_cannot_serve() -> None:
     assert codes(spec("process"), Site(), up_at=Address("127.0.0.1", 8001)) == ["target.moved"]
     asked = spec("process", serving={"replicas": {"max": 2}, "resources": {"limits": {"amd.com/gpu": 1}}})
     assert codes(asked, Site()) == ["target.not-there-yet"] * 2
+
+
+@pytest.mark.parametrize(
+    ("image", "old"),
+    [
+        ("vllm/vllm-openai:v0.17.1", "v0.17.1"),
+        ("registry.example:5000/mirror/vllm-openai:0.9.2-cu118@sha256:" + "a" * 64, "0.9.2"),
+        ("rocm/vllm:rocm6.4.1_vllm_0.10.1", "0.10.1"),
+        ("vllm/vllm-openai:v0.18.0", None),
+        ("vllm/vllm-openai:nightly", None),
+        ("nvcr.io/nvidia/vllm:25.09-py3", None),
+        ("acme/gateway:0.3", None),
+    ],
+)
+def test_an_image_of_a_vllm_that_is_too_old_is_refused_before_it_fails_to_start(image: str, old: str | None) -> None:
+    asked, site = spec("deployment", {"image": image}), cast("Place", Site())
+    if old is None:
+        preflight(asked, site, asked.target.key().target())
+        return
+    with pytest.raises(Refused, match=f"vLLM {old} is too old") as refused:
+        preflight(asked, site, asked.target.key().target())
+    assert "0.18" in refused.value.findings[0].fix

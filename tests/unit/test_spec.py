@@ -4,6 +4,8 @@ the nearest right name.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -207,3 +209,102 @@ def test_what_is_no_text_is_refused_as_a_parameter_too() -> None:
     for model in ({"source": "local", "path": "x\0"}, {"source": "git", "repo": "a/b", "revision": "\ud800"}):
         with pytest.raises(BadInput, match=r"model\."):
             parse_spec(given | {"model": model})
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "message"),
+    [
+        ("0 3 * * *", "PST", "FILE:5:12: schedule.timezone: 'PST' is no time zone; write UTC or a city's"),
+        ("0 3 * * *", "utc", "'utc' is no time zone; did you mean UTC?"),
+        ("0 3 * * *", "../../etc/passwd", "is no time zone"),
+        ("0 25 * * *", "UTC", "FILE:5:12: schedule.cron: '0 25 * * *' is no cron schedule: write minute, hour, day"),
+        ("*/5 * * * * *", "UTC", "is no cron schedule"),
+        ("0 3 * *", "UTC", "is no cron schedule"),
+        ("60 3 * * *", "UTC", "is no cron schedule"),
+        ("H 3 * * *", "UTC", "is no cron schedule"),
+        ("R 3 * * *", "UTC", "is no cron schedule"),
+        ("@reboot", "UTC", "is no cron schedule"),
+        ("0 0 30 2 *", "UTC", "'0 0 30 2 *' never comes"),
+        ("0 0 30 2 MON", "UTC", "never comes"),
+        ("0 0 31 4,6,9,11 *", "UTC", "never comes"),
+        ("", "UTC", "schedule.cron"),
+    ],
+)
+def test_a_schedule_that_prefect_could_not_keep_is_a_wrong_field(
+    tmp_path: Path, cron: str, zone: str, message: str
+) -> None:
+    assert message in told(
+        tmp_path, f"{GOOD}schedule: {{timezone: '{zone}', cron: '{cron}'}}\n".replace("{timezone: 'UTC', ", "{")
+    )
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 3 * * *", "0 0 29 2 *", "@daily", "0 3 * * MON#1", "*/5 8-18 * jan,feb mon-fri", "0 22-2 * * 7"]
+)
+def test_a_schedule_that_prefect_keeps_is_taken(tmp_path: Path, cron: str) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(f"{GOOD}schedule: {{cron: '{cron}', timezone: America/Los_Angeles}}\n")
+    assert load_spec(file).schedule is not None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "limits: {nvidia.com/gpu: 010}",
+        "limits: {cpu: 4:30}",
+        "limits: {cpu: 0x10}",
+        "limits: {cpu: 1_000}",
+        "limits: {cpu: 0b11}",
+        "limits: {cpu: 1:30.5}",
+        "limits: {cpu: .inf}",
+        "limits: {memory: .nan}",
+        f"limits: {{memory: {'9' * 400}}}",
+        f"limits: {{memory: {'9' * 5000}}}",
+    ],
+)
+def test_a_number_that_yaml_1_1_would_read_otherwise_is_refused_where_it_stands(tmp_path: Path, written: str) -> None:
+    message = told(tmp_path, f"{GOOD}serving: {{resources: {{{written}}}}}\n")
+    assert re.search(r"FILE:5:\d+: \S+ is no plain number: .*\[spec.not-plain\]", message)
+    assert "in quotes" in message
+    assert "set_int_max" not in message
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (f"serving: {{resources: {{limits: {{memory: '{'9' * 400}'}}}}}}", "is not a size"),
+        (f"serving: {{resources: {{limits: {{memory: '{'9' * 400}Gi'}}}}}}", "is not a size"),
+        ("serving: {resources: {limits: {memory: 999999999999Pi}}}", "999999999999Pi is more than 1024Pi"),
+        ("serving: {resources: {limits: {memory: '٣Gi'}}}", "is not a size"),
+        (f"serving: {{resources: {{limits: {{cpu: '{'9' * 400}'}}}}}}", "cpu is a number of CPUs"),
+        ("serving: {resources: {limits: {cpu: '٣'}}}", "cpu is a number of CPUs"),
+        ("serving: {resources: {limits: {nvidia.com/gpu: 999999999999}}}", "nvidia.com/gpu is a whole number"),
+        ("rollout: {standby: 999999999d}", "999999999d is more than 3650d"),
+        ("storage: {size: 99999999Pi}", "99999999Pi is more than 1024Pi"),
+        ("gates: {throughput: {rate: 99999999999/s}}", "is more than 1000000/s"),
+    ],
+)
+def test_an_amount_that_no_machine_has_is_a_wrong_field(tmp_path: Path, more: str, message: str) -> None:
+    assert message in told(tmp_path, f"{GOOD}{more}\n")
+
+
+@pytest.mark.parametrize("named", ["/dev/zero", "/dev/null", "fifo", "large", "folder", "none"])
+def test_a_text_that_a_spec_names_is_a_file_of_bounded_size(tmp_path: Path, named: str) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 32)
+    message = told(tmp_path, f"{GOOD}serving: {{chat_template: {named}}}\n")
+    assert message.startswith("FILE:5:11: serving.chat_template: ")
+    assert "cannot be read" in message
+
+
+def test_a_bad_name_is_told_once(tmp_path: Path) -> None:
+    assert told(tmp_path, GOOD.replace("name: m", "name: -m-")).count("FILE:") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- 1\n", "a list"), ("17\n", "a number"), ("yes\n", "true or false"), ("x\n", "text")]
+)
+def test_what_is_no_mapping_is_called_by_its_plain_name(tmp_path: Path, text: str, kind: str) -> None:
+    assert f"a spec is a mapping of fields: this is {kind} [" in told(tmp_path, text)

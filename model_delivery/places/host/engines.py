@@ -22,12 +22,15 @@ from pydantic import ValidationError
 from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, report
 from model_delivery.base.home import packaged
 from model_delivery.places.host.processes import locked
-from model_delivery.values import Engine, Environment
+from model_delivery.values import Engine, Environment, old_vllm
 
 DONE = ".complete"
 PROBE_SECONDS = 3
 MAKING_SECONDS = 3 * 3600
+STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
+SYSTEM_CERTS = ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS")  # now, and of old: uv trusts authorities of its own else
 GPU_LIBRARIES = ("nvidia-", "cuda-", "triton")
+LOCKED = re.compile(r'name = "vllm"\nversion = "([^"]+)"')
 NETWORK = re.compile(
     r"timed? ?out|dns error|error sending request|connection (reset|refused|closed)|status (429|50[0-4])", re.IGNORECASE
 )
@@ -45,7 +48,10 @@ def load_engine(name: str) -> Engine:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
         if isinstance(content.get("environment"), dict):
             content["environment"]["key"] = _key(folder)
-        return Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
+        engine = Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
+        if engine.environment and "--shutdown-timeout" in engine.command:
+            _not_too_old(folder / "uv.lock")
+        return engine
     except FileNotFoundError as error:
         raise BadInput(
             Finding(
@@ -72,6 +78,13 @@ def _no_engine(name: str, file: Path) -> Finding:
         f"{file} does not exist; {why}",
         "correct target.engine",
     )
+
+
+def _not_too_old(lock: Path) -> None:
+    found = LOCKED.search(lock.read_text(encoding="utf-8"))
+    if found and old_vllm(found[1]):
+        what, why = f"{lock}: vLLM {found[1]} is too old", "it does not know the --shutdown-timeout of its command"
+        raise BadInput(Finding("engine.too-old", what, why, "lock vLLM 0.18 or newer"))
 
 
 def environment_folder(engine: Engine, home: Path) -> Path:
@@ -198,6 +211,7 @@ class _Maker:
         """
         environ = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
         environ |= {"UV_PYTHON_DOWNLOADS": "never", "UV_HTTP_RETRIES": str(retries), "UV_NO_PROGRESS": "1"}
+        environ = dict.fromkeys(SYSTEM_CERTS if any(map(os.path.exists, STORES)) else (), "1") | environ
         started = time.monotonic()
         with Popen(
             argv,

@@ -15,6 +15,7 @@ CPU_SHARE = 0.9
 COALESCED = 0.01
 STAMPED = 0.99
 OTHERS = 0.01
+BURST_MS = 0.05
 MINIMUM = {"p50": 5, "p90": 10, "p95": 20, "p99": 100}
 
 
@@ -58,10 +59,13 @@ def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
     if timed(slo):
         yield from (Validity(kind="client-limited", why=why) for why in _limits(load))
     least = needed(slo)
-    if load.requests < least * max(1, len(load.runs)):
+    if load.good and load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
         why = f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
         yield Validity(kind="too short", why=why)
+    if (itl := load.latencies.get("itl")) and itl.p50 < BURST_MS:
+        why = f"half of all tokens came within {itl.p50:.3g} ms of the one before: something on the way collects them"
+        yield Validity(kind="buffered", why=why)
 
 
 def _others(load: LoadReport) -> Iterator[str]:

@@ -44,7 +44,7 @@ class Address:
 
 def address(url: str) -> Address:
     """ValueError says what is wrong with ``url``, never what it holds."""
-    parts = urlsplit(url)
+    parts = urlsplit(url if url.isprintable() else "")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an address: write http://HOST:PORT or https://HOST")
     if parts.username is not None or parts.password is not None:

@@ -56,7 +56,7 @@ def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
             yield Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
     if not shared:
         yield from (Validity(kind="contaminated", why=why) for why in _others(load))
-    if timed(slo):
+    if timed(slo) and not _in_one_piece(load):
         yield from (Validity(kind="client-limited", why=why) for why in _limits(load))
     least = needed(slo)
     if load.good and load.requests < least * max(1, len(load.runs)):
@@ -66,6 +66,14 @@ def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
     if (itl := load.latencies.get("itl")) and itl.p50 < BURST_MS:
         why = f"half of all tokens came within {itl.p50:.3g} ms of the one before: something on the way collects them"
         yield Validity(kind="buffered", why=why)
+
+
+def _in_one_piece(load: LoadReport) -> bool:
+    """Whether whole answers came at once, which no lateness of ours makes of longer
+    ones.
+    """
+    tpot, whole = load.latencies.get("tpot"), load.latencies.get("e2e")
+    return bool(tpot and whole and tpot.p50 < BURST_MS and whole.p50 > load.client.lag_p99)
 
 
 def _others(load: LoadReport) -> Iterator[str]:

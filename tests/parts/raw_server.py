@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterable
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from types import TracebackType
@@ -54,7 +55,10 @@ class Handler(BaseRequestHandler):
             said = server.answers.get(streamed + path) or server.answers.get(path, answer({}, "404 Not Found"))
             try:
                 for piece in [said] if isinstance(said, bytes) else said:
-                    self.request.sendall(piece)
+                    if isinstance(piece, float):
+                        time.sleep(piece)
+                    else:
+                        self.request.sendall(piece)
             except OSError:
                 return
             left = b""
@@ -75,14 +79,14 @@ class Handler(BaseRequestHandler):
 
 class RawServer(ThreadingTCPServer):
     """``answers``: by path, or by ``stream PATH`` for those that are asked to stream;
-    bytes, or pieces of them.
+    bytes, or pieces of them with pauses in s.
     """
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, answers: dict[str, bytes | Iterable[bytes]]) -> None:
+    def __init__(self, answers: dict[str, bytes | Iterable[bytes | float]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         models = {"object": "list", "data": [{"id": "m", "max_model_len": 100}]}
         self.answers = {"/health": answer({}), "/v1/models": answer(models), **answers}

@@ -4,6 +4,7 @@ was.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -178,6 +179,7 @@ def test_retry_after_is_seconds_or_a_date_and_nothing_else() -> None:
 
 
 def test_a_request_is_counted_as_good_or_as_an_error_whatever_its_usage_says() -> None:
+    last: dict[str, Any]
     recorder = Recorder(Plan("m", Profile(prompt_tokens=4, output_tokens=4)))
     recorder.close_at = 10**12
     for number in range(10):
@@ -193,13 +195,9 @@ def test_a_request_is_counted_as_good_or_as_an_error_whatever_its_usage_says() -
 
 
 def test_one_request_has_one_deadline_however_slowly_its_bytes_come() -> None:
-    def dripping() -> Any:
-        yield b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
-        while True:
-            time.sleep(0.02)
-            yield b" "
-
-    with RawServer({"/drip": dripping()}) as server:
+    with RawServer(
+        {"/drip": itertools.chain([b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"], itertools.cycle([0.02, b" "]))}
+    ) as server:
         began = time.monotonic()
         assert ask(server.url, "/drip", seconds=0.5).why() == "timeout after 0.5 s"
         assert time.monotonic() - began < 3
@@ -210,7 +208,7 @@ def test_one_request_has_one_deadline_however_slowly_its_bytes_come() -> None:
     ["foo", "http://", "ftp://h", "http://h:port", "http://h:99999", "http://h:0", "http://u:p@h", "http://h/a?b", "http://h/a b",  "http://" + "a" * 64 + ".com", "http://h\u00f6st", "http://h/\r\nX:y", "//h", ""],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="address|host|ort"):
+    with pytest.raises(ValueError, match=r"address|host|ort"):
         address(url)
 
 

@@ -20,7 +20,7 @@ clock = time.perf_counter_ns
 TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)":"((?:[^"\\]|\\.)*)"')
 NOT_LAST = b'"finish_reason":null'
 STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?")
-CHUNK = re.compile(rb"([0-9a-fA-F]{1,12})[ \t]*(?:;.*)?")
+HEX = b"0123456789abcdefABCDEF"
 BOM = b"\xef\xbb\xbf"
 NO_TEXT = {"role", "name", "id", "type", "object"}
 CALLS = ("content", "tool_calls", "function_call")
@@ -99,7 +99,7 @@ class Parser:
         self.left = 0
         self.fields: dict[bytes, bytes] = {}
         self.chunked = self.until_close = self.keep_alive = self.over = False
-        self.told = self.after_return = False
+        self.told = self.after_return = self.between = False
         self.prefix = self.suffix = b""
         self.bare = 0
 
@@ -107,15 +107,16 @@ class Parser:
         """Take what arrived at ``now`` (ns of ``clock``); True when the answer is
         complete. Whatever it is made of, nothing is raised.
         """
-        before = len(self.stream.times)
-        self.room -= len(data)
         try:
-            if self.prefix and not (self.left or self.rest or self.event) and self.room >= 0 and self._alike(data, now):
+            self.room -= len(data)
+            if self.between and self.room >= 0 and self._alike(data, now):
                 return False
+            before = len(self.stream.times)
             self.over = self._parse(self.rest + data, now) if self.room >= 0 else self._broken(TOO_LARGE)
+            self.stream.coalesced += max(0, len(self.stream.times) - before - 1)
+            self.between = bool(self.prefix) and not (self.left or self.rest or self.event)
         except Exception:  # noqa: BLE001 - bytes of anybody's making
             self.over = self._broken(NOT_HTTP)
-        self.stream.coalesced += max(0, len(self.stream.times) - before - 1)
         return self.over
 
     def closed(self, now: int) -> None:
@@ -188,7 +189,8 @@ class Parser:
         if not length.isdigit() or len(length) > 12:
             raise ValueError("no length")
         self.left = int(length) if self.stream.status not in (204, 304) else 0
-        self.stream.retry_after = _seconds(fields.get(b"retry-after", b"").decode("latin-1"))
+        if after := fields.get(b"retry-after"):
+            self.stream.retry_after = _seconds(after.decode("latin-1"))
         if (packed := fields.get(b"content-encoding", b"identity").lower()) not in (b"identity", b""):
             self.stream.error = "compressed"
             self.stream.said = f"content-encoding: {printable(packed)}, which was not asked for"
@@ -206,15 +208,16 @@ class Parser:
             line = data.find(b"\r\n", at)
             if line < 0:
                 break
-            size = CHUNK.fullmatch(data[at:line])
-            if size is None:
+            text = data[at:line].partition(b";")[0].rstrip()
+            if not text or len(text) > 12 or text.translate(None, HEX):
                 raise ValueError("no size of a chunk")
-            if int(size[1], 16) == 0:
+            size = int(text, 16)
+            if size == 0:
                 end = data.find(b"\r\n\r\n", line)
                 if end < 0:
                     break
                 return self._ended(data[end + 4 :], now)
-            at, self.left = line + 2, int(size[1], 16) + 2
+            at, self.left = line + 2, size + 2
         self.rest = data[at:]
         if len(self.rest) > LONGEST_HEAD:
             raise ValueError("a line without end")
@@ -248,11 +251,11 @@ class Parser:
         data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
         if not data:
             return
-        self.told, text, stream = True, b"\n".join(data), self.stream
+        self.told, text, stream = True, data[0] if len(data) == 1 else b"\n".join(data), self.stream
         if text == b"[DONE]":
             stream.done, stream.end = True, now
             return
-        named = any(line.partition(b":")[::2] in ((b"event", b"error"), (b"event", b" error")) for line in lines)
+        named = len(lines) > 1 and (b"event: error" in lines or b"event:error" in lines)
         try:
             said = json.loads(text)
             error = said.get("error") or (said if named or said.get("object") == "error" else None)
@@ -270,11 +273,13 @@ class Parser:
         """Raises whatever comes of a chunk that is none."""
         if usage := said.get("usage"):
             self.stream.usage = {key: _count(usage[key]) for key in COUNTS if usage.get(key) is not None}
-        for choice in filter(None, said.get("choices") or ()):
-            reason = choice.get("finish_reason")
-            if not isinstance(reason, str | None):
-                raise TypeError("a finish reason is a word")
-            self.stream.reason = reason or self.stream.reason
+        for choice in said.get("choices") or ():
+            if choice is None:
+                continue
+            if reason := choice.get("finish_reason"):
+                if not isinstance(reason, str):
+                    raise TypeError("a finish reason is a word")
+                self.stream.reason = reason
             self._token(choice["delta"] or {} if "delta" in choice else {"text": choice.get("text")}, event, now)
 
     def _token(self, delta: dict[str, Any], event: bytes, now: int) -> None:

@@ -253,10 +253,12 @@ def test_any_story_killed_anywhere_twice_converges(kind: str) -> None:
 def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:
     runs = Runs()
     runs.prepare("process", 2)
+    run = None
     for label in ("a", "broken"):
         run = runs.start(None, runs.deliver(spec(label, "blue-green", "refuse", 1, "0s")))
         runs.finish()
     now = runs.record()
+    assert run is not None
     assert isinstance(run.outcome, ZeroDivisionError)
     assert (now.candidate, now.ended[-1].outcome) == (None, Outcome.FAILED)
     assert "the run broke, and its release was withdrawn" in now.ended[-1].message

@@ -8,6 +8,7 @@ counts.
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import struct
@@ -18,15 +19,15 @@ from typing import Any
 import gevent.socket
 from gevent.hub import Waiter, get_hub
 
-from model_delivery.loadtests.reader import Parser, Stream, clock
+from model_delivery.measure.reader import LIMIT, NOT_HTTP, Parser, Stream, clock, printable
 
 READ = 65536
+CONNECT_SECONDS = 30.0
 READABLE = 1
 SO_TIMESTAMPNS = 35
 STAMP = struct.Struct("@qq")
 STALE_NS = 5_000_000_000
 COMPARE_NS = 1_000_000_000
-GONE = "closed early"
 
 
 class StampClock:
@@ -74,9 +75,11 @@ class Connection:
         self.host, self.port, self.timeout = host, port, timeout
         self.context = ssl.create_default_context() if tls else None
 
-    def request(self, raw: bytes, intended: int | None = None, asked: int = 0) -> Stream:
+    def request(
+        self, raw: bytes, intended: int | None = None, asked: int = 0, *, limit: int = LIMIT, within: float = math.inf
+    ) -> Stream:
         """Send ``raw`` and wait for the end of its answer, of which ``asked`` tokens are
-        due (0: as many as it likes).
+        due (0: as many as it likes), and at most ``limit`` bytes and ``within`` s.
 
         ``intended`` (ns of ``clock``) is when it should have started, where that is
         fixed; else it starts once it is connected. Whatever goes wrong is in the Stream.
@@ -84,10 +87,10 @@ class Connection:
         """
         stream = Stream(intended or 0, asked=asked)
         reused = self.sock is not None
-        self._attempt(raw, stream)
+        self._attempt(raw, stream, limit, within)
         if reused and stream.error and not stream.status and not stream.error.startswith("timeout"):
             stream = Stream(stream.intended, asked=asked)
-            self._attempt(raw, stream)
+            self._attempt(raw, stream, limit, within)
         stream.end = stream.end or clock()
         stream.intended = stream.intended or stream.end
         return stream
@@ -107,30 +110,34 @@ class Connection:
             self.sock.close()
             self.sock = self.tunnel = None
 
-    def _attempt(self, raw: bytes, stream: Stream) -> None:
+    def _attempt(self, raw: bytes, stream: Stream, limit: int, within: float) -> None:
         parser = None
         try:
             if self.sock is None:
                 self._connect()
-            parser = self.parser = Parser(stream)
+            parser = self.parser = Parser(stream, limit=limit)
             stream.start = clock()
             stream.intended = stream.intended or stream.start
             self.sock.sendall(self.tunnel.sealed(raw) if self.tunnel else raw)
-            self._wait(stream)
+            self._wait(stream, within)
         except OSError as error:
-            stream.error = stream.error or f"connection: {type(error).__name__}"
+            self._failed(stream, error)
         finally:
             self.parser = None
         if stream.error or (parser and not parser.keep_alive):
             self.close()
 
     def _connect(self) -> None:
-        sock = gevent.socket.create_connection((self.host, self.port), timeout=30)
-        sock.settimeout(None)
+        sock = gevent.socket.create_connection((self.host, self.port), timeout=CONNECT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.context is not None:
             self.tunnel = Tunnel(self.context, self.host)
-            self.tunnel.shake_hands(sock)
+            try:
+                self.tunnel.shake_hands(sock)
+            except OSError:
+                sock.close()
+                raise
+        sock.settimeout(self.timeout)
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self.sock = sock
@@ -138,12 +145,13 @@ class Connection:
         self.watcher = get_hub().loop.io(sock.fileno(), READABLE)
         self.watcher.start(self._readable)
 
-    def _wait(self, stream: Stream) -> None:
+    def _wait(self, stream: Stream, within: float) -> None:
         if self.parser is None:
             return
         self.waiter = Waiter(get_hub())
-        timer = get_hub().loop.timer(self.timeout)
-        timer.start(self.waiter.switch, f"timeout after {self.timeout:g} s")
+        timer = get_hub().loop.timer(min(self.timeout, within))
+        late = f"timeout after {self.timeout:g} s" if self.timeout <= within else "not over when the test ended"
+        timer.start(self.waiter.switch, late)
         try:
             error = self.waiter.get()
         finally:
@@ -154,12 +162,16 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            data, extra, _, _ = self.recvmsg(READ, 64)
+            self._read()
         except BlockingIOError:
             return
         except OSError as error:
-            self._over(f"connection: {type(error).__name__}")
-            return
+            self._over(error)
+        except Exception:  # noqa: BLE001 - in the hub's callback nobody else would hear of it
+            self._over(ValueError(NOT_HTTP))
+
+    def _read(self) -> None:
+        data, extra, _, _ = self.recvmsg(READ, 64)
         now = clock()
         Connection.reads += 1
         if extra:
@@ -167,25 +179,37 @@ class Connection:
             if at is not None:
                 now = at
                 Connection.stamped += 1
+        ended = not data
         if self.tunnel is not None and data:
             data = self.tunnel.opened(data)
-            if not data:
-                return
-        if not data:
-            self._over(GONE)
-        elif self.parser is not None and self.parser.feed(data, now):
+            ended = self.tunnel.ended
+        parser = self.parser
+        if parser is None:
+            if data or ended:  # nobody asked: it would pass for the next answer
+                self._over(None)
+        elif data and parser.feed(data, now):
+            parser.keep_alive &= not ended
+            self._over(None)
+        elif ended:
+            parser.closed(now)
             self._over(None)
 
-    def _over(self, error: str | None) -> None:
+    def _over(self, error: Exception | None) -> None:
         parser, waiter = self.parser, self.waiter
         self.parser = None
         if parser is None:
             self.close()
             return
-        if error and not parser.until_close:
-            parser.stream.error = parser.stream.error or error
+        if error is not None:
+            self._failed(parser.stream, error)
         if waiter is not None:
             waiter.switch(None)
+
+    def _failed(self, stream: Stream, error: Exception) -> None:
+        if not stream.error:
+            network = isinstance(error, OSError)
+            stream.error = f"connection: {type(error).__name__}" if network else str(error)
+            stream.said = stream.said or (printable(str(error)) if network else "")
 
 
 class Tunnel:
@@ -196,6 +220,7 @@ class Tunnel:
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=host)
+        self.ended = False
 
     def shake_hands(self, sock: Any) -> None:
         """Raises OSError (ssl's errors are) when the other side is not trusted or
@@ -219,10 +244,17 @@ class Tunnel:
         return self.outgoing.read()
 
     def opened(self, data: bytes) -> bytes:
-        """What ``data`` says; empty while a record is not whole."""
+        """What ``data`` says; empty while a record is not whole. ``ended``: the other
+        side said that no more will come.
+        """
         self.incoming.write(data)
         pieces = []
-        with suppress(ssl.SSLWantReadError):
+        try:
             while piece := self.tls.read(READ):
                 pieces.append(piece)
+            self.ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
         return b"".join(pieces)

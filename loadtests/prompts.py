@@ -96,14 +96,7 @@ def _made(profile: Profile, known: Vocabulary, seed: str) -> Iterator[tuple[dict
 
 def _given(profile: Profile, dice: random.Random) -> Iterator[tuple[dict[str, Any], int]]:
     """Every one of the user's prompts in a random order, then again in another."""
-    asked = [_line(profile, line) for line in profile.prompts if line.strip()]
     while True:
-        yield from dice.sample(asked, len(asked))
-
-
-def _line(profile: Profile, line: str) -> tuple[dict[str, Any], int]:
-    if not line.lstrip().startswith("{"):
-        return question(profile, line), profile.output_tokens
-    given = json.loads(line)
-    asked = {"messages": given["messages"]} if "messages" in given else question(profile, str(given["prompt"]))
-    return asked, int(given.get("output_tokens", profile.output_tokens))
+        for one in dice.sample(profile.given, len(profile.given)):
+            asked = {"messages": one.messages} if one.messages else question(profile, one.prompt)
+            yield asked, one.output_tokens or profile.output_tokens

@@ -6,11 +6,12 @@ from bisect import bisect_left
 from itertools import pairwise
 
 from model_delivery.loadtests.arrivals import Plan
-from model_delivery.loadtests.reader import Stream
 from model_delivery.measure.metrics import PLOTTED, Slice, Tally, bin_of
 from model_delivery.measure.profile import slice_seconds
+from model_delivery.measure.reader import Stream
 
 SECOND = 1_000_000_000
+ENOUGH, PATIENCE = 10, 3 * SECOND
 
 
 class Recorder:
@@ -22,34 +23,54 @@ class Recorder:
         self.plan = plan
         self.tally = Tally()
         self.open_at = self.close_at = 0
-        self.running = 0
+        self.running = self.sent = 0
         self.step = int(slice_seconds(plan.duration) * SECOND)
-        self.sent = 0
+        self.refusal: str | None = ""
+        self.refusals = self.began = 0
+        self.hopeless, self.refused = False, ""
 
     def slice(self, at: int) -> Slice:
         return self.tally.slices.setdefault((at - self.open_at) // self.step, Slice())
 
     def add(self, stream: Stream) -> None:
-        """Count one finished stream."""
-        tally, failure, tokens, times = self.tally, stream.failure(), stream.tokens, stream.times
-        counts = tally.counts
-        counts["sent"] += 1
-        counts["generated"] += tokens
-        bins = [bin_of(late - early) for early, late in pairwise(times)]
+        """Count one finished stream, once: as good, or as an error of its kind."""
+        counts, failure = self.tally.counts, stream.failure()
+        counts["ended"] += 1
+        self._refused(stream, failure)
+        counts["generated"] += stream.tokens
+        bins = [bin_of(late - early) for early, late in pairwise(stream.times)]
         measured = self.open_at <= stream.intended < self.close_at
-        if times:
-            self._over_time(times, bins, tokens / len(times), good=measured and failure is None)
+        if stream.times:
+            self._over_time(stream.times, bins, stream.tokens / len(stream.times), good=measured and failure is None)
         if not measured:
             return
         counts["requests"] += 1
-        part = self.slice(stream.intended)
-        if failure is not None:
-            tally.errors[failure] += 1
-            part.counts["errors"] += 1
+        if failure is None:
+            self._good(stream, bins)
             return
+        self.slice(stream.intended).counts["errors"] += 1
+        self._failed(failure, stream.said)
+
+    def _failed(self, kind: str, said: str, times: int = 1) -> None:
+        self.tally.errors[kind] += times
+        if said:
+            self.tally.said.setdefault(kind, said)
+
+    def _refused(self, stream: Stream, failure: str | None) -> None:
+        """From the first request on nothing but the same refusal: it is hopeless."""
+        self.began = self.began or stream.intended
+        if failure is None or stream.times or self.refusal not in ("", failure):
+            self.refusal = None
+            return
+        self.refusal, self.refusals, self.refused = failure, self.refusals + 1, stream.said
+        self.hopeless = self.refusals >= ENOUGH and stream.end - self.began >= PATIENCE
+
+    def _good(self, stream: Stream, bins: list[int]) -> None:
+        tally, times, tokens, part = self.tally, stream.times, stream.tokens, self.slice(stream.intended)
+        counts = tally.counts
         counts["good"] += 1
         counts["output"] += tokens
-        counts["prompt"] += int((stream.usage or {}).get("prompt_tokens") or 0)
+        counts["prompt"] += (stream.usage or {}).get("prompt_tokens", 0)
         counts["events"] += len(times)
         counts["coalesced"] += stream.coalesced
         ends = {"ttft": stream.first_text, "e2e": stream.end, "first_event": times[0], "send_lag": stream.start}
@@ -101,6 +122,9 @@ class Recorder:
         """The measured time is over, or ends now because enough was asked; ``cpu``:
         seconds of this process in it.
         """
+        if self.hopeless and not self.tally.counts["requests"]:  # not even the warm-up was over
+            self.tally.counts["requests"], self.open_at = self.refusals, min(self.open_at, self.began)
+            self._failed(str(self.refusal), self.refused, self.refusals)
         self.close_at = max(self.open_at + 1, min(self.close_at, now))
         self.tally.cpu.append(round(cpu, 4))
         self.tally.seconds.append((self.close_at - self.open_at) / SECOND)

@@ -8,16 +8,15 @@ An API key is read from the environment variable ``MODEL_DELIVERY_API_KEY``.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
-import urllib3
 import yaml
 from locust import User, constant, events, task
 from locust.exception import StopUser
@@ -27,15 +26,19 @@ from pydantic import TypeAdapter
 from model_delivery.loadtests.arrivals import Plan, schedule
 from model_delivery.loadtests.connection import Connection
 from model_delivery.loadtests.prompts import Count, Vocabulary, bodies, question, vocabulary
-from model_delivery.loadtests.reader import OK, Stream, clock
 from model_delivery.loadtests.recorder import SECOND, Recorder
+from model_delivery.measure.asking import address, ask
 from model_delivery.measure.metrics import TALLY, Tally
 from model_delivery.measure.profile import Profile
+from model_delivery.measure.reader import Stream, clock, printable
 
 LAG_EVERY = 0.01
 DRAIN_SECONDS = 60
 ENDED = "model-delivery-ended"
+SHORTEST_REST, LONGEST_REST = 0.01, 1.0
+ANSWER_BYTES, TOKEN_BYTES = 1 << 20, 4096
 KEY = os.environ.get("MODEL_DELIVERY_API_KEY", "")
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 log = logging.getLogger(__name__)
 
 
@@ -63,33 +66,35 @@ class StreamUser(User):  # type: ignore[misc]
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        address, plan, profile = urlsplit(self.host), LOAD.plan, LOAD.plan.profile
-        secure = address.scheme == "https"
-        host, port = address.hostname or "127.0.0.1", address.port or (443 if secure else 80)
+        to, plan, profile = address(self.host), LOAD.plan, LOAD.plan.profile
         number, LOAD.started = LOAD.started, LOAD.started + 1
         worker = max(0, getattr(self.environment.runner, "worker_index", 0))
-        self.part = worker + number * plan.processes
-        self.connect = partial(Connection, host, port, tls=secure, timeout=profile.timeout)
+        self.part, self.refused = worker + number * plan.processes, 0
+        self.connect = partial(Connection, to.host, to.port, tls=to.secure, timeout=profile.timeout)
+        self.limit = ANSWER_BYTES + TOKEN_BYTES * profile.longest
         self.connection = self.connect()
         self.connection.open()
         self.bodies = bodies(profile, plan.model, LOAD.vocabulary, f"{plan.seed}/{worker}/{number}")
-        path = f"{address.path.rstrip('/')}/v1/{'chat/' * (profile.endpoint == 'chat')}completions"
-        key = f"Authorization: Bearer {KEY}\r\n" if KEY else ""
-        self.head = (
-            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{key}Content-Type: application/json\r\nContent-Length: "
-        )
+        self.head = to.head(f"/v1/{'chat/' * (profile.endpoint == 'chat')}completions", "", AUTHORIZED)
 
     def send(self, connection: Connection, intended: int | None = None) -> Stream:
-        """One request, counted and told to Locust."""
-        body, asked = next(self.bodies)
-        recorder = LOAD.recorder
+        """One request, counted whatever comes of it, and told to Locust."""
+        recorder, now = LOAD.recorder, clock()
         recorder.running += 1
         recorder.sent += 1
+        stream = Stream(intended or now, start=now, end=now, error="stopped")
         try:
-            stream = connection.request(f"{self.head}{len(body)}\r\n\r\n".encode() + body, intended, asked)
+            body, asked = next(self.bodies)
+            raw = f"{self.head}{len(body)}\r\n\r\n".encode() + body
+            left = DRAIN_SECONDS + (recorder.close_at - now) / SECOND
+            stream = connection.request(raw, intended, asked, limit=self.limit, within=max(0.1, left))
+        except Exception as error:
+            stream.error, stream.said, stream.end = f"broke: {type(error).__name__}", printable(str(error)), clock()
+            if stream.error not in recorder.tally.errors:
+                log.exception("a request could not be made")
         finally:
             recorder.running -= 1
-        recorder.add(stream)
+            recorder.add(stream)
         self.tell(stream)
         return stream
 
@@ -113,8 +118,18 @@ class StreamUser(User):  # type: ignore[misc]
             raise StopUser
         if over():
             raise StopUser
-        if self.send(self.connection).error:
-            gevent.sleep(0.01)
+        stream = self.send(self.connection)
+        self.refused = 0 if stream.times else self.refused + 1
+        if self.refused:
+            self.rest(stream.retry_after or min(LONGEST_REST, SHORTEST_REST * 2**self.refused))
+
+    def rest(self, seconds: float) -> None:
+        """As long as a server that refuses wants it, or longer each time; not longer than
+        the test.
+        """
+        end = clock() + seconds * SECOND
+        while (left := end - clock()) > 0 and not over():
+            gevent.sleep(min(left / SECOND, 0.1))
 
     def keep_schedule(self, rate: float) -> None:
         """Send at the intended moments, whatever earlier requests do; the latency counts
@@ -139,7 +154,8 @@ class StreamUser(User):  # type: ignore[misc]
 
 def over() -> bool:
     recorder = LOAD.recorder
-    return clock() >= recorder.close_at or recorder.sent * LOAD.plan.processes >= LOAD.plan.profile.max_requests
+    most = LOAD.plan.profile.max_requests
+    return clock() >= recorder.close_at or recorder.hopeless or recorder.sent * LOAD.plan.processes >= most
 
 
 def watch(environment: Any) -> None:
@@ -158,7 +174,9 @@ def watch(environment: Any) -> None:
     recorder.finished(clock(), time.process_time() - cpu if cpu else 0.0)
     while environment.runner.user_count or recorder.running:
         gevent.sleep(0.02)
-    recorder.tally.counts.update(stamped=Connection.stamped - stamped, reads=Connection.reads - reads)
+    recorder.tally.counts.update(
+        sent=recorder.sent, stamped=Connection.stamped - stamped, reads=Connection.reads - reads
+    )
     if isinstance(environment.runner, WorkerRunner):
         environment.runner.send_message(ENDED, TALLY.dump_python(recorder.tally, mode="json"))
     else:
@@ -181,17 +199,15 @@ def finish(environment: Any) -> None:
 def count_tokens(host: str, plan: Plan) -> Count:
     """A function that asks the server how many tokens a prompt has.
 
-    HTTPError or ValueError where it has no ``/tokenize``.
+    ValueError where it has no ``/tokenize``.
     """
-    headers = {"Authorization": f"Bearer {KEY}"} if KEY else {}
-    pool = urllib3.PoolManager(headers=headers, timeout=30, retries=False)
 
     def count(text: str) -> int:
         asked = {"model": plan.model, **question(plan.profile, text)}
-        answer = pool.request("POST", f"{host.rstrip('/')}/tokenize", json=asked)
-        if answer.status != OK:
-            raise ValueError(f"/tokenize answers {answer.status}")
-        return int(answer.json()["count"])
+        answer = ask(host, "/tokenize", asked, headers=AUTHORIZED)
+        if why := answer.why():
+            raise ValueError(f"/tokenize: {why}")
+        return int(json.loads(answer.body)["count"])
 
     return count
 
@@ -203,7 +219,7 @@ def learn(host: str) -> None:
         return
     try:
         LOAD.vocabulary = vocabulary(count_tokens(host, LOAD.plan), LOAD.plan.profile.prompt_tokens)
-    except (urllib3.exceptions.HTTPError, ValueError, KeyError) as error:
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         log.warning("prompts have about as many tokens as asked, not exactly: %s", error)
         LOAD.recorder.tally.exact = False
 

@@ -64,16 +64,17 @@ class Run:
 
     @contextmanager
     def withdrawn_on_trouble(self) -> Iterator[None]:
-        """A Trouble inside ends the candidate: what serves keeps serving."""
+        """Whatever is raised inside ends the candidate: what serves keeps serving."""
         try:
             yield
         except Interrupted:
             raise
-        except Trouble as bad:
+        except Exception as error:
+            bad = error if isinstance(error, Trouble) else Permanent(broken(error))
             try:
                 protocol.refuse(self.session, bad)
             except Trouble as worse:
-                raise Permanent(*bad.findings, *worse.findings) from bad
+                raise Permanent(*bad.findings, *worse.findings) from error
             raise
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
@@ -116,6 +117,11 @@ def rolling_back(name: str, request: str | None, where: Location | None = None) 
     key = read(place, name).record.target
     with artifacts.progress_sink(), opened(place, name, key, request=_request(request)) as session:
         yield Run(session)
+
+
+def broken(error: Exception) -> Finding:
+    what, why = "the run broke, and its release was withdrawn", f"{type(error).__name__}: {error}"[:300]
+    return Finding("release.broke", what, why, "this is a fault of Model Delivery: report it")
 
 
 def _request(named: str | None) -> str:

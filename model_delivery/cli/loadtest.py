@@ -4,6 +4,7 @@ verdict where bounds are given.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -14,13 +15,16 @@ from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, problems
 from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
+from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import LoadReport
+from model_delivery.measure.reader import printable
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, profile, run
 from model_delivery.values import Slo
 
 if TYPE_CHECKING:
     from model_delivery.measure.capacity import Capacity
+    from model_delivery.measure.verdict import Verdict
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0
@@ -100,6 +104,12 @@ def loadtest(
     verdict = judge(None, load, given.slo, baseline=before, max_regression=more["max_regression"])
     subject = report.Subject(given.url, model, 1, "load test", "", "", "", (), time.time())
     page = report.write(target, subject, None, load, verdict, search).html
+    return _answer(load, verdict, page, search, demand)
+
+
+def _answer(load: LoadReport, verdict: Verdict, page: Path, search: Capacity | None, demand: Rate | None) -> Answer:
+    from model_delivery.measure.report import load_table, summary
+
     value = {
         "passed": verdict.passed,
         "validity": load.validity.model_dump(),
@@ -107,7 +117,7 @@ def loadtest(
         "report": str(page),
         "reasons": verdict.reasons,
     }
-    lines = [report.summary(load), f"validity: {load.validity.kind} {load.validity.why}".rstrip()]
+    lines = [summary(load), f"validity: {load.validity.kind} {load.validity.why}".rstrip()]
     lines += [reason.text for reason in verdict.reasons]
     if search is not None:
         tried = [{"rate": point.rate, "holds": point.holds, "why": point.why} for point in search.points]
@@ -119,7 +129,7 @@ def loadtest(
         lines += [f"{demand} {replicas}"] if demand else []
     lines.append(f"report: {page}")
     bad = None if verdict.passed else GateFailed(*verdict.findings())
-    return Answer(value, [table(*report.load_table(load)), *lines], bad)
+    return Answer(value, [table(*load_table(load)), *lines], bad)
 
 
 def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
@@ -131,7 +141,7 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
         what = "--max-regression needs --baseline and --repeats of 2 at least"
         raise BadInput(Finding("cli.no-baseline", what, "one run shows no noise", FIX))
     content = read_profile(Path(named).absolute()) if named.endswith((".yaml", ".yml")) else named
-    profile(content)
+    profile(content, more["duration"], more["warmup"])
     facts = {key: more[key] for key in LoadInput.model_fields if key in more} | {"profile": content}
     if more["api_key_env"]:
         facts["api_key"] = {"env": more["api_key_env"]}
@@ -150,14 +160,15 @@ def _bound(text: str) -> str | float:
 
 
 def _first_model(given: LoadInput) -> str:
-    import httpx
-
+    answer = ask(given.url, "/v1/models", headers=bearer(given.api_key))
+    why = answer.why()
     try:
-        answer = httpx.get(f"{given.url}/v1/models", headers=bearer(given.api_key), timeout=30, trust_env=False)
-        answer.raise_for_status()
-        return str(answer.json()["data"][0]["id"])
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-        what, why = f"{given.url}/v1/models does not list a model", str(error).split("\n")[0]
+        name = str(json.loads(answer.body)["data"][0]["id"])
+        if not name or name != printable(name):
+            raise ValueError(f"a model is called {printable(name)!r}")
+        return name
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        what, why = f"{given.url}/v1/models does not list a model", why or f"{type(error).__name__}: {error}"
         fix = "is the service up, and URL its base address (without /v1)? a key is named with --api-key-env"
         raise Permanent(Finding("load.no-model", what, why, fix)) from None
 

@@ -44,7 +44,7 @@ def comparable(new: LoadReport, old: LoadReport) -> str | None:
         now, before = getattr(new, name), getattr(old, name)
         if now != before:
             return f"the {name} was {before}, now it is {now}"
-    if not old.validity.valid:
+    if not old.validity.judges("error_rate"):
         return f"the earlier test was not valid: {old.validity.kind}"
     return None
 
@@ -54,7 +54,8 @@ def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Compariso
     worse.
     """
     every = (*new.runs, *old.runs)
-    figures = [f for f in HEADLINES if f.metric.compared and all(run.get(f.name, 0) > 0 for run in every)]
+    judged = [f for f in HEADLINES if f.metric.compared and new.validity.judges(f.metric.key)]
+    figures = [f for f in judged if old.validity.judges(f.metric.key) and all(run.get(f.name, 0) > 0 for run in every)]
     return tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
 
 

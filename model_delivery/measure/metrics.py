@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from typing import Annotated, Literal, Self
 
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
 from model_delivery.base import Part
 from model_delivery.values.metrics import HEADLINES, LATENCIES, PERCENTILES, Figure
@@ -19,6 +19,7 @@ from model_delivery.values.metrics import HEADLINES, LATENCIES, PERCENTILES, Fig
 MANTISSA = 11
 PLOTTED = tuple(metric.key for metric in LATENCIES if metric.plotted)
 SPREAD = (50, 95)
+BETWEEN = ("itl", "tpot")
 
 
 class Histogram(Counter[int]):
@@ -118,12 +119,14 @@ class Tally(Slice):
     measured time. ``counts``:
 
     ``requests`` to start in the measured time, ``good`` ones, those ``within`` the SLO,
-    their ``output`` and ``prompt`` tokens, ``events``, ``coalesced`` events; ``sent``
-    requests and ``generated`` tokens of the whole run, warm-up too; ``stamped`` and
-    ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
+    their ``output`` and ``prompt`` tokens, ``events``, ``coalesced`` events; ``sent`` and
+    ``ended`` requests and ``generated`` tokens of the whole run, warm-up too; ``stamped``
+    and ``reads``. ``cpu`` and ``seconds``: of each process, in the measured time.
+    ``said``: the server's first words of each kind of error.
     """
 
     errors: Counter[str] = field(default_factory=Counter)
+    said: dict[str, str] = field(default_factory=dict)
     cpu: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     exact: bool = True
@@ -132,11 +135,17 @@ class Tally(Slice):
     def merge(self, other: Self) -> None:
         super().merge(other)
         self.errors.update(other.errors)
+        self.said = other.said | self.said
         self.cpu += other.cpu
         self.seconds += other.seconds
         self.exact &= other.exact
         for at, part in other.slices.items():
             self.slices.setdefault(at, Slice()).merge(part)
+
+    def complete(self) -> bool:
+        """Whether every request that was sent is counted, as good or as an error."""
+        counts = self.counts
+        return counts["sent"] == counts["ended"] and counts["requests"] == counts["good"] + self.errors.total()
 
 
 TALLY = TypeAdapter(Tally)
@@ -216,17 +225,23 @@ class Pod(Part):
 class Validity(Part):
     """Whether the figures can be judged, and if not, why, with figures."""
 
-    kind: Literal["valid", "client-limited", "too short", "server changed", "contaminated"] = "valid"
+    kind: Literal["valid", "client-limited", "too short", "server changed", "contaminated", "buffered"] = "valid"
     why: str = ""
 
     @property
     def valid(self) -> bool:
         return self.kind == "valid"
 
+    def judges(self, metric: str) -> bool:
+        """Whether a figure of ``metric`` can be judged: a stream that something buffered
+        tells nothing of what is between its tokens.
+        """
+        return self.valid or (self.kind == "buffered" and metric not in BETWEEN)
+
 
 class LoadReport(Part):
-    """One load test. ``latencies`` by metric key; ``errors`` by kind; ``curves`` and
-    ``timeline`` are for plots.
+    """One load test. ``latencies`` by metric key; ``errors`` by kind, and what the server
+    ``said`` of it; ``curves`` and ``timeline`` are for plots.
 
     ``runs``: the figures of each repetition, by ``figures``' names; all else is of all of
     them together. ``sent`` and ``generated`` count the whole test with its warm-ups.
@@ -242,6 +257,7 @@ class LoadReport(Part):
     output_tokens: int
     prompt_tokens: int
     errors: dict[str, int]
+    said: dict[str, str] = Field(default_factory=dict)
     latencies: dict[str, Summary]
     output_tokens_per_second: float
     requests_per_second: float
@@ -267,7 +283,8 @@ class LoadReport(Part):
         return f"{self.good} of {self.requests} requests good"
 
     def error_kinds(self) -> str:
-        return ", ".join(f"{count} × {kind}" for kind, count in sorted(self.errors.items()))
+        words = {kind: f" ({said})" for kind, said in self.said.items()}
+        return ", ".join(f"{count} × {kind}{words.get(kind, '')}" for kind, count in sorted(self.errors.items()))
 
     def figures(self) -> dict[str, float]:
         """What history keeps."""
@@ -282,6 +299,7 @@ def measured(
 
     ``bounded``: it knows a goodput. ``about``: ``model``, ``load`` and ``profile``.
     """
+    seconds = max(seconds, 1e-3)
     counts, filled = tally.counts, {m.key: h for m in LATENCIES if (h := tally.histograms[m.key])}
     if filled.get("first_event") == filled.get("ttft"):
         filled.pop("first_event", None)
@@ -294,6 +312,7 @@ def measured(
         output_tokens=counts["output"],
         prompt_tokens=counts["prompt"],
         errors=dict(tally.errors),
+        said=tally.said,
         latencies={key: h.summary() for key, h in filled.items()},
         output_tokens_per_second=round(tally.tokens / seconds, 3),
         requests_per_second=round(good / seconds, 3),

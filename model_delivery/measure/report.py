@@ -5,6 +5,7 @@ people, a PNG, Markdown.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +19,13 @@ from model_delivery.base import Part, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
+from model_delivery.measure.reader import printable
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict
 from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, shown
 
 MARKS = {"✓": "yes", "✗": "no"}
+SPECIAL, LINE = re.compile(r"[\\`*_\[\]<>|~&$#]|(?<=:)//|(?<=www)\."), 4000
 PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
@@ -125,22 +128,28 @@ def load_test(content: bytes) -> LoadReport | None:
 
 
 def to_markdown(whole: Report) -> str:
-    """The verdict as a table, the latencies as another."""
+    """The verdict as a table, the latencies as another. What a model or a server said
+    stays text, whatever it looks like.
+    """
     subject, load = whole.subject, whole.throughput
-    rows = [(r.gate, f"{'✓' if r.passed else '✗ **failed**'} {r.name}", r.text) for r in whole.reasons]
-    lines = [f"## {whole.result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}", ""]
-    lines += _markdown(("gate", "check", "verdict"), rows, "---")
+    head = f"{whole.result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}"
+    rows = [(r.gate, r.name, "✓" if r.passed else "✗ failed", r.text) for r in whole.reasons]
+    lines = [f"## {_plain(head)}", "", *_markdown(("gate", "check", "", "verdict"), rows, "---")]
     if load:
-        lines += ["", *_markdown(*load_table(load), "--:"), "", summary(load)]
+        lines += ["", *_markdown(*load_table(load), "--:"), "", _plain(summary(load))]
     if whole.smoke and whole.smoke.answer:
-        lines += ["", "> " + whole.smoke.answer.replace("\n", "\n> ")]
+        lines += ["", *(f"    {printable(line, LINE)}" for line in whole.smoke.answer.splitlines())]
     return "\n".join(lines)
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str) -> list[str]:
-    clean = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    first, *others = (f"| {' | '.join(cells)} |" for cells in (head, *clean))
+    first, *others = (f"| {' | '.join(map(_plain, cells))} |" for cells in (head, *rows))
     return [first, f"|---|{f'{rule}|' * (len(head) - 1)}", *others]
+
+
+def _plain(text: str) -> str:
+    """On one line, with nothing that Markdown or HTML would take for its own."""
+    return SPECIAL.sub(r"\\\g<0>", printable(text, LINE))
 
 
 def load_table(load: LoadReport) -> tuple[list[str], list[list[str]]]:
@@ -182,7 +191,7 @@ def client_line(load: LoadReport) -> str:
 def to_prometheus(load: LoadReport) -> str:
     """The figures in Prometheus' text format; latencies in s, as its conventions want."""
     lines: list[str] = []
-    escaped = load.model.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = printable(load.model).replace("\\", "\\\\").replace('"', '\\"')
     model = f'model="{escaped}"'
     for metric in LATENCIES:
         if row := load.latencies.get(metric.key):

@@ -15,6 +15,7 @@ CPU_SHARE = 0.9
 COALESCED = 0.01
 STAMPED = 0.99
 OTHERS = 0.01
+BURST_MS = 0.05
 MINIMUM = {"p50": 5, "p90": 10, "p95": 20, "p99": 100}
 
 
@@ -55,13 +56,24 @@ def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
             yield Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
     if not shared:
         yield from (Validity(kind="contaminated", why=why) for why in _others(load))
-    if timed(slo):
+    if timed(slo) and not _in_one_piece(load):
         yield from (Validity(kind="client-limited", why=why) for why in _limits(load))
     least = needed(slo)
-    if load.requests < least * max(1, len(load.runs)):
+    if load.good and load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
         why = f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
         yield Validity(kind="too short", why=why)
+    if (itl := load.latencies.get("itl")) and itl.p50 < BURST_MS:
+        why = f"half of all tokens came within {itl.p50:.3g} ms of the one before: something on the way collects them"
+        yield Validity(kind="buffered", why=why)
+
+
+def _in_one_piece(load: LoadReport) -> bool:
+    """Whether whole answers came at once, which no lateness of ours makes of longer
+    ones.
+    """
+    tpot, whole = load.latencies.get("tpot"), load.latencies.get("e2e")
+    return bool(tpot and whole and tpot.p50 < BURST_MS and whole.p50 > load.client.lag_p99)
 
 
 def _others(load: LoadReport) -> Iterator[str]:

@@ -59,13 +59,14 @@ def judge(
     """Passed when every smoke check and every bound of ``slo`` holds; what was not
     measured fails its bound.
 
-    Figures that are not valid are not judged: that they are not is the one reason.
+    Figures that are not valid are not judged: that they are not is the one reason. Of a
+    buffered stream those between its tokens are not.
     ``baseline``: the load test of the release before, than which no metric may be worse
     by more than ``max_regression`` (a share).
     """
     checks = smoke.checks if smoke else ()
     reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
-    if load and not load.validity.valid:
+    if load and not load.validity.judges("error_rate"):
         text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"
         reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
     elif load and slo:
@@ -98,6 +99,9 @@ def _regression(c: Comparison, allowed: float) -> Reason:
 
 def _bound(load: LoadReport, figure: Figure, bound: float) -> Reason:
     metric, value = figure.metric, load.value(figure)
+    if not load.validity.judges(metric.key):
+        text = f"{figure.title} cannot be judged, the stream is {load.validity.kind}: {load.validity.why}"
+        return Reason("throughput", figure.bound, passed=False, text=text, code="gate.not-valid")
     if value is None:
         text, over = f"{figure.title} was not measured: no good request", True
     else:

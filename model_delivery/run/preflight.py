@@ -15,10 +15,10 @@ NOTHING = Payload(names=(), args=())
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     """Refused (exit code 3) with every reason why ``spec`` cannot be delivered to
-    ``place`` as it stands. BadInput for a load profile that is not there.
+    ``place`` as it stands. BadInput for a load profile that is not there or too short.
     """
-    if spec.gates.throughput:
-        profile(spec.gates.throughput.profile)
+    if gate := spec.gates.throughput:
+        profile(gate.profile, gate.duration, gate.warmup)
     findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
     if target.key.place == "cluster":
         from model_delivery.places.cluster.binding import exposed  # a host's verb does without Kubernetes' client

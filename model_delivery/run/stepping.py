@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import Permanent, Retryable
+from model_delivery.base import Finding, Permanent, Retryable, problems
 from model_delivery.run.session import Session
 from model_delivery.steps import Step
 from model_delivery.steps.run import read
@@ -41,11 +41,19 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
         for resource in resources:
             session.place.put(resource)
         try:
-            return step.output.model_validate_json(_followed(session, step.name, ref, patience))
+            return _output(step, _followed(session, step.name, ref, patience))
         except Retryable:
             if seen is None or not seen.status.get("finished") or number == TRIES:
                 raise
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _output(step: Step[Any, O], text: str) -> O:
+    try:
+        return step.output.model_validate_json(text)
+    except ValidationError as error:
+        what, fix = f"the result of the {step.name} step cannot be read", "was it made by another version? run again"
+        raise Permanent(Finding("step.bad-result", what, "; ".join(problems(error)[:3]), fix)) from None
 
 
 def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:

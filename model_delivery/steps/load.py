@@ -36,6 +36,7 @@ from model_delivery.base import (
     read_secret,
     report,
 )
+from model_delivery.measure.asking import BaseAddress
 from model_delivery.measure.metrics import TALLY, LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile, slice_seconds
 from model_delivery.measure.validity import bounds, needed, validity
@@ -62,7 +63,7 @@ class LoadInput(Part):
     canary.
     """
 
-    url: str
+    url: BaseAddress
     api_key: SecretRef | None = None
     model: str
     profile: str | dict[str, Any]
@@ -74,15 +75,16 @@ class LoadInput(Part):
     processes: int = Field(1, ge=1)
     seed: int = 1
     folder: str = "."
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[BaseAddress, ...] = ()
     slo: Slo = Slo()
     shared: bool = False
 
 
-def profile(named: str | dict[str, Any]) -> Profile:
+def profile(named: str | dict[str, Any], *lasting: Duration) -> Profile:
     """A profile by name or content.
 
-    BadInput names the profiles that there are, or what is wrong in it.
+    BadInput names the profiles that there are, what is wrong in it, or which time of
+    ``lasting`` is longer than it allows.
     """
     content: Any = named
     if isinstance(named, str):
@@ -93,11 +95,15 @@ def profile(named: str | dict[str, Any]) -> Profile:
             raise BadInput(Finding("load.no-profile", f"there is no load profile {named}", why, fix))
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
-        return Profile.model_validate(content)
+        found = Profile.model_validate(content)
     except ValidationError as error:
         fix = "see loadtests/profiles/chat.yaml"
         wrong = (Finding("load.bad-profile", "the load profile is wrong", text, fix) for text in problems(error))
         raise BadInput(*wrong) from None
+    if longer := [each for each in lasting if each.seconds > found.max_seconds]:
+        what, why = f"a load of {longer[0]} is longer than its profile allows", f"max_seconds is {found.max_seconds:g}"
+        raise BadInput(Finding("load.too-long", what, why, "shorten it, or raise max_seconds in a profile of your own"))
+    return found
 
 
 def run(given: LoadInput) -> LoadReport:
@@ -107,7 +113,7 @@ def run(given: LoadInput) -> LoadReport:
     """
     asked = profile(given.profile)
     first = _test(given, asked, "load")
-    if first.validity.valid:
+    if first.validity.judges("error_rate"):
         return first
     again = better(given, asked, first)
     why = f"{first.validity.kind}: {first.validity.why}"
@@ -140,6 +146,11 @@ def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
         tally = _once(given, plan | {"seed": given.seed + number}, folder, watch)
         runs.append(_report(asked, plan, tally, max(tally.seconds, default=0.0)))
         whole.merge(tally)
+    if not whole.complete():
+        why = f"{whole.counts['sent']} sent, {whole.counts['ended']} ended, {whole.counts['good']} good, "
+        why += f"{whole.errors.total()} failed of {whole.counts['requests']}"
+        fix = "this is a fault of Model Delivery: report it with locust.log"
+        raise Permanent(Finding("load.miscounted", "the load test has lost count of its requests", why, fix))
     load = _report(asked, plan, whole, sum(each.seconds for each in runs), given.repeats)
     if load.requests == 0:
         why = f"no request started within {given.duration}"

@@ -4,20 +4,24 @@ never a balancer's (that is a random one's).
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import Gauges, Pod
 from model_delivery.measure.profile import SLICES
+from model_delivery.measure.reader import printable
 
 RUNNING, WAITING, KV = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
 FINISHED, GENERATED = "vllm:request_success_total", "vllm:generation_tokens_total"
 PREEMPTED, ASKED, HIT = "vllm:num_preemptions_total", "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total"
+SECONDS = 5.0
 BORN = "process_start_time_seconds"
 KEPT = {RUNNING, WAITING, KV, FINISHED, GENERATED, PREEMPTED, ASKED, HIT, BORN}
 
@@ -43,7 +47,7 @@ class Watch:
     """
 
     def __init__(self, urls: tuple[str, ...], headers: Mapping[str, str]) -> None:
-        self.client = httpx.Client(headers=dict(headers), timeout=5, trust_env=False)
+        self.headers = headers
         self.start = time.monotonic()
         self.servers = [
             _Server(url, figures, self._models(url)) for url in urls if (figures := self._figures(url)) is not None
@@ -64,9 +68,7 @@ class Watch:
         it was.
         """
         self.look()
-        pods = tuple(map(self._pod, self.servers))
-        self.client.close()
-        return pods
+        return tuple(map(self._pod, self.servers))
 
     def _pod(self, server: _Server) -> Pod:
         asked, first = server.grown(ASKED), server.first
@@ -91,22 +93,26 @@ class Watch:
         return f"now serves {now}, before it was {before}" if before and now and now != before else None
 
     def _figures(self, url: str) -> dict[str, float] | None:
-        """By name, added up over labels; None where there are none."""
+        """By name, added up over labels; None where there are none. What is no number
+        (NaN) does not tell.
+        """
+        answer, figures = self._asked(url, "/metrics"), defaultdict[str, float](float)
         try:
-            answer = self.client.get(f"{url}/metrics")
-            answer.raise_for_status()
-            figures = defaultdict[str, float](float)
-            for family in text_string_to_metric_families(answer.text):
+            for family in text_string_to_metric_families(answer.decode()):
                 for sample in family.samples:
-                    if sample.name in KEPT:
+                    if sample.name in KEPT and math.isfinite(sample.value):
                         figures[sample.name] += sample.value
-        except (httpx.HTTPError, ValueError):
+        except Exception:  # a foreign parser over foreign text
             return None
-        return dict(figures)
+        return dict(figures) if answer else None
 
     def _models(self, url: str) -> str:
         try:
-            listed = self.client.get(f"{url}/v1/models").json()["data"]
-            return ", ".join(sorted(f"{model['id']} ({model.get('root')})" for model in listed))
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            listed = json.loads(self._asked(url, "/v1/models"))["data"]
+            return printable(", ".join(sorted(f"{model['id']} ({model.get('root')})" for model in listed)))
+        except Exception:  # JSON of anybody's making
             return ""
+
+    def _asked(self, url: str, path: str) -> bytes:
+        answer = ask(url, path, headers=self.headers, seconds=SECONDS)
+        return b"" if answer.refusal() else bytes(answer.body)

@@ -69,6 +69,7 @@ def outcome(name: str, text: str, out: TextIO) -> int:
         with sink(lambda p: say(out, {"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
             result = step.run(step.input.model_validate_json(text)).model_dump_json()
         result = scrub(result)
+        step.output.model_validate_json(result)  # what JSON cannot say (NaN) is told here, not by who reads it
     except Trouble as trouble:
         kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
         return _failed(out, kind, trouble)

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import httpx
-
 from model_delivery.base import Part, Progress, SecretRef, bearer, report
+from model_delivery.measure.asking import BaseAddress, ask
+from model_delivery.measure.reader import Stream, message, printable, spoken
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.steps import Step
 
-TIMEOUT = httpx.Timeout(120, connect=10)
-OK = 200
+SECONDS, TOKEN_SECONDS, SHORT_SECONDS = 120.0, 0.5, 10.0
+BYTES, TOKEN_BYTES = 4 << 20, 4096
+NOT_FOUND, LINE = 404, 4000
+RAISE = "raise gates.smoke.max_tokens"
 
 
 class SmokeInput(Part):
@@ -27,7 +29,7 @@ class SmokeInput(Part):
     ``max_model_len`` None: whatever the server says is reported.
     """
 
-    url: str
+    url: BaseAddress
     api_key: SecretRef | None = None
     model_names: tuple[str, ...]
     prompt: str
@@ -43,8 +45,11 @@ class Wrong(Exception):
 @dataclass
 class _Smoke:
     given: SmokeInput
-    client: httpx.Client
+    headers: dict[str, str]
     answer: str = ""
+    cut: bool = False
+    ended_at_once: bool = False
+    late: bool = False
 
     def checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         first, *_ = names = self.given.model_names
@@ -53,33 +58,50 @@ class _Smoke:
         for name in names:
             suffix = "" if name == first else f" ({name})"
             yield f"chat{suffix}", partial(self.chat, name)
-            yield f"chat stream{suffix}", partial(self.stream, "chat/completions", name)
+            yield f"chat stream{suffix}", partial(self.stream, "/v1/chat/completions", name)
             yield f"completions{suffix}", partial(self.completions, name)
-            yield f"completions stream{suffix}", partial(self.stream, "completions", name)
+            yield f"completions stream{suffix}", partial(self.stream, "/v1/completions", name)
         yield "usage", partial(self.usage, first)
         yield "known answer", self.known_answer
         yield "max_model_len", partial(self.max_model_len, first)
         yield "unknown model", self.unknown_model
 
-    def ask(self, path: str, name: str, **more: Any) -> dict[str, Any]:
-        """A request's arguments."""
-        prompt = self.given.prompt
-        asked = {"messages": [{"role": "user", "content": prompt}]} if path.startswith("chat") else {"prompt": prompt}
-        body = {"model": name, "max_tokens": self.given.max_tokens, "temperature": 0, **asked, **more}
-        return {"method": "POST", "url": f"/v1/{path}", "json": body}
+    def ask(self, path: str, name: str = "", *, streamed: bool = False) -> Stream:
+        """One request; once one came late, the others get little time."""
+        prompt, most = self.given.prompt, self.given.max_tokens
+        asked = {"messages": [{"role": "user", "content": prompt}]} if "chat" in path else {"prompt": prompt}
+        body: dict[str, Any] = {"model": name, "max_tokens": most, "temperature": 0, **asked}
+        if streamed:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        answer = ask(
+            self.given.url,
+            path,
+            body if name else None,
+            headers=self.headers,
+            seconds=SHORT_SECONDS if self.late else SECONDS + TOKEN_SECONDS * most,
+            limit=BYTES + TOKEN_BYTES * most,
+            tokens=2 * most + 16 if streamed else None,
+        )
+        self.late |= "timeout" in (answer.error or "")
+        return answer
 
-    def post(self, path: str, name: str) -> dict[str, Any]:
-        return dict(checked(self.client.request(**self.ask(path, name))).json())
+    def read(self, path: str, name: str = "") -> dict[str, Any]:
+        """An answer that must be JSON."""
+        answer = self.ask(path, name)
+        if why := answer.why():
+            raise Wrong(f"{path} answers {why.removeprefix('status ')}")
+        said = json.loads(answer.body)
+        if error := said.get("error"):
+            raise Wrong(f"{path} answers 200 with an error: {message(error)}")
+        return dict(said)
 
     def health(self) -> str:
-        status = self.client.get("/health").status_code
-        if status != OK:
-            raise Wrong(f"/health answers {status}")
+        if why := self.ask("/health").why():
+            raise Wrong(f"/health answers {why.removeprefix('status ')}")
         return "/health answers 200"
 
     def listed(self) -> dict[str, Any]:
-        models = checked(self.client.get("/v1/models"), "/v1/models answers ").json()["data"]
-        return {model["id"]: model for model in models}
+        return {str(model["id"]): model for model in self.read("/v1/models")["data"]}
 
     def models(self) -> str:
         served = self.listed()
@@ -89,52 +111,46 @@ class _Smoke:
         return ", ".join(served)
 
     def chat(self, name: str) -> str:
-        answer = self.post("chat/completions", name)
+        """Reasoning is an answer too, also where nothing came after it."""
+        answer = self.read("/v1/chat/completions", name)
         choice = answer["choices"][0]
-        text, reason = str(choice["message"]["content"] or "").strip(), choice["finish_reason"]
-        if not text or not reason:
-            raise Wrong(f"text {text!r}, finish reason {reason!r}")
+        said, reason = choice["message"], choice["finish_reason"]
+        content = said.get("content")
+        text = (content if isinstance(content, str) else json.dumps(content) if content else "").strip()
+        self.cut = not text and reason == "length"
+        self.answer = text or "\n".join(spoken(said)).strip()
+        if not self.answer or not reason:
+            why = f"; nothing within max_tokens: {RAISE}" if self.cut else ""
+            raise Wrong(f"text {self.answer!r}, finish reason {reason!r}{why}")
         counted(answer)
-        self.answer = text
-        return f"{text[:120]!r}, {reason}"
+        only = f"only reasoning within max_tokens ({RAISE}): " if self.cut else "" if text else "only reasoning: "
+        return f"{only}{self.answer[:120]!r}, {reason}"
 
     def completions(self, name: str) -> str:
-        answer = self.post("completions", name)
-        reason = answer["choices"][0]["finish_reason"]
+        answer = self.read("/v1/completions", name)
+        choice = answer["choices"][0]
+        text, reason, tokens = choice["text"], choice["finish_reason"], counted(answer)
         if not reason:
             raise Wrong("no finish reason")
-        return f"{counted(answer)} tokens, {reason}"
+        self.ended_at_once = not text and reason == "stop" and tokens == 1
+        if not (text or self.ended_at_once):
+            raise Wrong(f"no text in {tokens} tokens")
+        return f"{tokens} tokens, {reason}"
 
     def stream(self, path: str, name: str) -> str:
-        """[DONE] proves nothing: it also ends a stream that failed. A finish reason, a
-        usage chunk and no error do.
-
-        A chat must have text; a completion of a question may rightly end at once.
+        """A chat must have text; a completion of a question may rightly end at once,
+        where it also does when it is not streamed.
         """
-        pieces, reason, usage, done = 0, None, None, False
-        asked = self.ask(path, name, stream=True, stream_options={"include_usage": True})
-        with self.client.stream(**asked) as answer:
-            if answer.status_code != OK:
-                answer.read()
-            lines = (line.removeprefix("data:").strip() for line in checked(answer).iter_lines() if line[:5] == "data:")
-            for text in lines:
-                if done := done or text == "[DONE]":
-                    continue
-                event = json.loads(text)
-                if "error" in event:
-                    raise Wrong(f"an error in the stream: {str(event['error'])[:200]}")
-                usage = event.get("usage") or usage
-                for choice in event["choices"]:
-                    pieces += bool(choice.get("text") or choice.get("delta", {}).get("content"))
-                    reason = choice.get("finish_reason") or reason
-        enough = pieces or not path.startswith("chat")
-        parts = {"text": enough, "finish reason": reason, "usage": usage, "[DONE]": done}
-        if missing := [part for part, there in parts.items() if not there]:
-            raise Wrong(f"the stream had no {' and no '.join(missing)}")
-        return f"{pieces} pieces, {reason}, {counted({'usage': usage})} tokens"
+        answer = self.ask(path, name, streamed=True)
+        failure = answer.failure()
+        if failure == "zero tokens" and "chat" not in path and self.ended_at_once and answer.tokens == 1:
+            failure = None
+        if failure:
+            raise Wrong(answer.why() or f"the stream had {failure}")
+        return f"{len(answer.times)} pieces, {answer.reason}, {answer.tokens} tokens"
 
     def usage(self, name: str) -> str:
-        usage = self.post("chat/completions", name)["usage"]
+        usage = self.read("/v1/chat/completions", name)["usage"]
         prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
         if min(prompt, completion) < 1 or usage["total_tokens"] != prompt + completion:
             raise Wrong(f"usage is {usage}")
@@ -143,7 +159,8 @@ class _Smoke:
     def known_answer(self) -> str:
         expected = self.given.expect
         if expected.casefold() not in self.answer.casefold():
-            raise Wrong(f"{expected!r} is not in {self.answer[:200]!r}")
+            why = f"; only reasoning within max_tokens: {RAISE}" if self.cut else ""
+            raise Wrong(f"{expected!r} is not in {self.answer[:200]!r}{why}")
         return f"{expected!r} is in {self.answer[:120]!r}"
 
     def max_model_len(self, name: str) -> str:
@@ -153,16 +170,10 @@ class _Smoke:
         return str(length)
 
     def unknown_model(self) -> str:
-        status = self.client.request(**self.ask("chat/completions", "model-delivery-unknown")).status_code
-        if status != httpx.codes.NOT_FOUND:
-            raise Wrong(f"a model that is not served gets status {status}, not 404")
+        answer = self.ask("/v1/chat/completions", "model-delivery-unknown")
+        if answer.status != NOT_FOUND:
+            raise Wrong(f"a model that is not served gets {answer.why() or 'an answer'}, not status 404")
         return "404"
-
-
-def checked(answer: httpx.Response, what: str = "status ") -> httpx.Response:
-    if answer.status_code != OK:
-        raise Wrong(f"{what}{answer.status_code}: {answer.text[:200]}")
-    return answer
 
 
 def counted(answer: dict[str, Any]) -> int:
@@ -174,20 +185,21 @@ def counted(answer: dict[str, Any]) -> int:
 
 def run(given: SmokeInput) -> SmokeReport:
     """Every check runs; a failed one is in the report, never an exception."""
-    checks, headers = [], bearer(given.api_key)
-    with httpx.Client(base_url=given.url, headers=headers, timeout=TIMEOUT, trust_env=False) as client:
-        smoke = _Smoke(given, client)
-        for name, check in smoke.checks():
-            start = time.monotonic()
-            try:
-                passed, detail = True, check()
-            except Wrong as wrong:
-                passed, detail = False, str(wrong)
-            except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-                passed, detail = False, f"{type(error).__name__}: {error}"[:300]
-            report(Progress("smoke", f"{name}: {'ok' if passed else 'FAILED'}: {detail}"))
-            checks.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
-    return SmokeReport(checks=tuple(checks), answer=smoke.answer)
+    checks, smoke = [], _Smoke(given, bearer(given.api_key))
+    for name, check in smoke.checks():
+        start = time.monotonic()
+        try:
+            passed, detail = True, check()
+        except Wrong as wrong:
+            passed, detail = False, str(wrong)
+        except Exception as error:
+            passed, detail = False, f"the answer is not as OpenAI's: {type(error).__name__}: {error}"
+        detail = printable(detail, 600)
+        report(Progress("smoke", f"{name}: {'ok' if passed else 'FAILED'}: {detail}"))
+        checks.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
+    return SmokeReport(
+        checks=tuple(checks), answer="\n".join(printable(line, 4000) for line in smoke.answer[:16000].splitlines())
+    )
 
 
 STEP = Step("smoke", SmokeInput, SmokeReport, run)

@@ -157,7 +157,7 @@ class Runs:
     def _contained(self, run: Run, body: Callable[[Session], Any]) -> None:
         try:
             run.outcome = self._run(run, body)
-        except Trouble as trouble:
+        except (Trouble, ZeroDivisionError) as trouble:
             run.outcome = trouble
         except Killed:
             run.outcome = None
@@ -205,6 +205,8 @@ class Runs:
                 if stage.gates and session.candidate.kind == "deliver":
                     if "bad" in session.frozen(candidate).args:
                         raise GateFailed(Finding("gate.test", "the gate says no"))
+                    if "broken" in session.frozen(candidate).args:
+                        raise ZeroDivisionError("a fault of ours")
                     self.proven.add(candidate)
                 protocol.watch(session, stage)
             protocol.promote(session)

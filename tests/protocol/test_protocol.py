@@ -23,7 +23,7 @@ from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
 from tests.protocol.simulated import THE_ROUTE
 
 STEPS_WANTED = 20_000
-LABELS = ("a", "b", "c", "dead", "bad")
+LABELS = ("a", "b", "c", "dead", "bad", "broken")
 SPECS = st.tuples(
     st.sampled_from(LABELS),
     st.sampled_from(["canary", "blue-green", "recreate"]),
@@ -248,3 +248,18 @@ def test_any_story_killed_anywhere_twice_converges(kind: str) -> None:
     steps, runs, kills = (played[what] - before[what] for what in ("steps", "runs", "kills"))
     print(f"{kind}: {steps} effects of {runs} runs, {kills} of them killed")
     assert steps >= STEPS_WANTED / len(TARGETS)
+
+
+def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:
+    runs = Runs()
+    runs.prepare("process", 2)
+    run = None
+    for label in ("a", "broken"):
+        run = runs.start(None, runs.deliver(spec(label, "blue-green", "refuse", 1, "0s")))
+        runs.finish()
+    now = runs.record()
+    assert run is not None
+    assert isinstance(run.outcome, ZeroDivisionError)
+    assert (now.candidate, now.ended[-1].outcome) == (None, Outcome.FAILED)
+    assert "the run broke, and its release was withdrawn" in now.ended[-1].message
+    assert runs.place.running() == {now.serving}

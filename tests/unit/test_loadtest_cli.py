@@ -91,6 +91,10 @@ def test_capacity_is_found_with_replicas_for_a_demand(home: Path, model: Path, t
         (("--slo", "ttft_p95_max=5"), "ttft_p95_max"),
         (("--profile", "chatt"), "there is no load profile chatt"),
         (("--max-regression", "0.1"), "needs --baseline"),
+        (("--duration", "9" * 400 + "h"), "longer than ten years"),
+        (("--duration", "999h"), "longer than its profile allows"),
+        (("--warmup", "999h"), "longer than its profile allows"),
+        (("--metrics-url", "foo"), "metrics.0: not an address"),
         (("--baseline", "/nowhere", "--model", "m", "--users", "1"), "holds no load report"),
     ],
 )
@@ -99,6 +103,16 @@ def test_a_wrong_argument_ends_with_2_before_anything_is_asked(home: Path, args:
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "localhost:8000", "http://", "http://127.0.0.1:port", "http://u:s3cret@h", "http://h/v1?key=s3cret"]
+)
+def test_what_is_no_address_ends_with_2_and_its_password_is_not_told(home: Path, url: str) -> None:
+    done = deliver(home, "loadtest", url)
+    assert done.returncode == 2, done.stderr
+    assert "url: " in done.stderr
+    assert "s3cret" not in done.stderr
 
 
 def test_a_server_that_is_not_there_is_named(home: Path) -> None:

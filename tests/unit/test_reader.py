@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_delivery.loadtests.reader import Parser, Stream
+from model_delivery.measure.reader import Parser, Stream
 
 TEXTS = ["The", " capital", "", " is", ' "quoted"', " é", "\n\n", "data: x", " end"]
 

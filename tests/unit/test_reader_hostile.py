@@ -1,0 +1,217 @@
+"""Whatever bytes a server sends, the reader raises nothing, ends, and says what it
+was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from model_delivery.loadtests.arrivals import Plan
+from model_delivery.loadtests.recorder import Recorder
+from model_delivery.measure.asking import address, ask
+from model_delivery.measure.profile import Profile
+from model_delivery.measure.reader import Parser, Stream
+from tests.parts.raw_server import CHUNKED, END, RawServer, answer, chunk, delta, event, stream, usage
+
+OPEN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+GOOD = [delta(content="x"), delta("stop", content="y"), usage(2), b"[DONE]"]
+
+
+def read(*pieces: bytes, closed: bool = False) -> Stream:
+    one = Stream(1)
+    parser = Parser(one)
+    for at, piece in enumerate(pieces, 2):
+        if parser.feed(piece, at):
+            break
+    if closed:
+        parser.closed(99)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (OPEN + b"-6\r\n", "not HTTP"),
+        (OPEN + b"0x6\r\nabcdef\r\n", "not HTTP"),
+        (OPEN + b"4\r\nabcdef\r\n", "not HTTP"),
+        (OPEN + b"1" * 100_000, "not HTTP"),
+        (b"HELLO\r\n\r\n", "not HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "not HTTP"),
+        (b"HTTP/1.1 banana\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000, "not HTTP"),
+        (stream({"choices": [1]}, *GOOD), "not JSON"),
+        (stream({"choices": 5}, *GOOD), "not JSON"),
+        (stream({"choices": [{"delta": "hi"}]}, *GOOD), "not JSON"),
+        (stream({"choices": [], "usage": [1]}, *GOOD), "not JSON"),
+        (stream(b'{"choices": [], "usage": {"completion_tokens": 1e999}}', *GOOD), "not JSON"),
+        (stream(b'{"choices": [], "usage": {"completion_tokens": -4}}', *GOOD), "not JSON"),
+        (stream(b"[" * 100_000, *GOOD), "not JSON"),
+        (stream([1], *GOOD), "not JSON"),
+        (stream({"choices": [{"delta": {}, "finish_reason": {"a": 1}}]}, *GOOD), "not JSON"),
+    ],
+)
+def test_what_is_no_http_or_no_json_is_told_as_that(data: bytes, kind: str) -> None:
+    assert read(data).failure() == kind
+
+
+@pytest.mark.parametrize(
+    "first", [{"choices": None}, {"choices": [None]}, {"choices": [{"delta": None}]}, {"id": "x", "error": None}]
+)
+def test_a_chunk_that_says_nothing_harms_nothing(first: Any) -> None:
+    assert read(stream(first, *GOOD)).failure() is None
+
+
+def test_a_line_without_end_and_a_body_without_end_are_too_large() -> None:
+    for head, piece in ((CHUNKED, chunk(b"x" * 65536)), (OPEN + b"80000000\r\n", b"x" * 65536)):
+        one, began = Stream(1), time.monotonic()
+        parser = Parser(one)
+        pieces = 1
+        parser.feed(head, 1)
+        while not parser.feed(piece, 2):
+            pieces += 1
+        assert one.failure() == "too large"
+        assert pieces <= 257
+        assert time.monotonic() - began < 5
+
+
+def test_any_bytes_end_without_an_exception() -> None:
+    dice, whole = random.Random(7), stream(delta(role="assistant", content=""), *GOOD)
+    parts = [b"\r\n", b"\n\n", b"data:", b"0", b"-", b"[", b"null", b"\xff", b"HTTP/1.1 200 OK", b"data: {}\n\n"]
+    for _ in range(3000):
+        data = bytearray(whole)
+        for _ in range(dice.randrange(4)):
+            at = dice.randrange(len(data))
+            data[at : at + dice.randrange(9)] = dice.choice(parts)
+        edges = sorted({0, len(data), *(dice.randrange(len(data)) for _ in range(3))})
+        read(*(bytes(data[a:b]) for a, b in pairwise(edges)), closed=True).failure()
+
+
+def test_the_first_reasoning_is_the_first_token_whatever_stands_beside_it() -> None:
+    for empty in ({"role": "assistant", "content": ""}, {"content": ""}, {"content": None}):
+        thoughts = [{**empty, "reasoning": f"r{n}"} for n in range(3)]
+        events = [delta(role="assistant", content=""), *(delta(**t) for t in thoughts), *GOOD]
+        one = read(CHUNKED, *map(event, events), END)
+        assert one.failure() is None
+        assert one.first_text == 4, empty
+        assert one.times == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"reasoning_content": "hm"},
+        {"refusal": "no"},
+        {"thinking": "hm"},
+        {"content": [{"type": "thinking", "thinking": "hm"}]},
+        {"function_call": {"name": "f"}},
+    ],
+)
+def test_text_of_any_kind_and_a_tool_call_are_tokens(said: dict[str, Any]) -> None:
+    one = read(stream(delta(**said), delta("stop"), usage(1), b"[DONE]"))
+    assert (one.failure(), len(one.times)) == (None, 1)
+
+
+def test_a_role_chunk_is_no_token_and_half_a_character_is_one() -> None:
+    one = read(stream(delta(role="assistant", content=""), delta(content=""), *GOOD))
+    assert len(one.times) == 3
+
+
+def test_a_trailer_ends_with_the_answer_and_not_in_the_next_one() -> None:
+    body = CHUNKED + b"".join(map(event, GOOD)) + b"0\r\nx-us"
+    one = Stream(1)
+    parser = Parser(one)
+    assert [parser.feed(piece, 2) for piece in (body, b"age: 5\r\n", b"\r\n")] == [False, False, True]
+    assert one.failure() is None
+    assert parser.keep_alive
+
+
+@pytest.mark.parametrize("ends", [b"\r\n\r\n", b"\r\r", b"\n\n"])
+def test_any_line_end_and_a_byte_order_mark_are_read(ends: bytes) -> None:
+    pieces = [chunk(b"data: " + (e if isinstance(e, bytes) else json.dumps(e).encode()) + ends) for e in GOOD]
+    one = read(CHUNKED + chunk(b"\xef\xbb\xbf"), *pieces, END)
+    assert (one.failure(), one.times) == (None, [3, 4])
+
+
+def test_a_stream_with_a_length_is_timed_as_it_comes() -> None:
+    events = [b"data: " + json.dumps(e).encode() + b"\n\n" for e in GOOD[:3]]
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(b''.join(events)) + 14}\r\n\r\n".encode()
+    one = read(head, *events, b"data: [DONE]\n\n")
+    assert (one.failure(), one.times) == (None, [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (answer({"error": {"message": "slow down"}}, "429 Too Many Requests", "Retry-After: 2"), "status 429: slow down"),
+        (answer({"detail": "no such route"}, "404 Not Found"), "status 404: no such route"),
+        (answer(b"", "307 Temporary Redirect", "Location: /other\x1b[2J"), "status 307: to /other [2J"),
+        (answer({"error": {"message": "overloaded"}}), "an error with status 200: overloaded"),
+        (answer({"error": "overloaded"}), "an error with status 200: overloaded"),
+        (answer(b"<html>Please log in", "200 OK", "Content-Type: text/html"), "not a stream: text/html: <html>Please log in"),
+        (answer({"choices": []}, "200 OK", "Content-Type: application/json"), 'not a stream: application/json: {"choices": []}'),
+        (answer(b"\x1f\x8b\x08", "200 OK", "Content-Encoding: gzip"), "compressed: content-encoding: gzip, which was not asked for"),
+        (stream(delta(content="x"), {"error": {"message": "engine died"}}), "error in the stream: engine died"),
+        (stream(delta(content="x"), {"object": "error", "message": "boom"}), "error in the stream: boom"),
+        (CHUNKED + chunk(b'event: error\ndata: {"message": "boom"}\n\n') + END, "error in the stream: boom"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_told_in_the_servers_own_words(data: bytes, why: str) -> None:
+    assert read(data).why() == why
+
+
+def test_retry_after_is_seconds_or_a_date_and_nothing_else() -> None:
+    waits = [read(answer(b"", "429 No", f"Retry-After: {text}")).retry_after for text in ("2", "soon", "-1", "9" * 30)]
+    assert waits == [2, 0, 0, 0]
+    assert read(answer(b"", "429 No", "Retry-After: Fri, 31 Dec 2199 23:59:59 GMT")).retry_after == 3600
+
+
+def test_a_request_is_counted_as_good_or_as_an_error_whatever_its_usage_says() -> None:
+    last: dict[str, Any]
+    recorder = Recorder(Plan("m", Profile(prompt_tokens=4, output_tokens=4)))
+    recorder.close_at = 10**12
+    for number in range(10):
+        one = Stream(1000 + number, start=1000 + number)
+        last = {"choices": [], "usage": "n/a" if number % 2 else {"completion_tokens": 2, "prompt_tokens": 1}}
+        Parser(one).feed(stream(*GOOD[:2], last, b"[DONE]"), 5000 + number)
+        recorder.sent += 1
+        recorder.add(one)
+    recorder.tally.counts["sent"] = recorder.sent
+    assert recorder.tally.counts["good"] == 5
+    assert recorder.tally.errors == {"not JSON": 5}
+    assert recorder.tally.complete()
+
+
+def test_one_request_has_one_deadline_however_slowly_its_bytes_come() -> None:
+    with RawServer(
+        {"/drip": itertools.chain([b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"], itertools.cycle([0.02, b" "]))}
+    ) as server:
+        began = time.monotonic()
+        assert ask(server.url, "/drip", seconds=0.5).why() == "timeout after 0.5 s"
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["foo", "http://", "ftp://h", "http://h:port", "http://h:99999", "http://h:0", "http://u:p@h", "http://h/a?b", "http://h/a b",  "http://" + "a" * 64 + ".com", "http://h\u00f6st", "http://h/\r\nX:y", "//h", ""],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"address|host|ort"):
+        address(url)
+
+
+def test_an_address_of_ipv6_and_a_path_are_asked_as_they_are() -> None:
+    head = address("https://[::1]:8443/v2/").head("/v1/models", 0, {})
+    assert head.startswith("POST /v2/v1/models HTTP/1.1\r\nHost: [::1]:8443\r\n")

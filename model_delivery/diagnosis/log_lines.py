@@ -68,8 +68,8 @@ class Raised:
 def read(log: str) -> Iterator[Line]:
     """Without prefixes, blank lines, and the input that pydantic repeats."""
     for raw in ANSI.sub("", log).splitlines():
-        found = PREFIX.match(raw)
-        if found is not None and (text := raw[found.end() :][:WIDTH].partition(" [type=")[0].rstrip()):
+        found = PREFIX.match(raw[:WIDTH])
+        if found is not None and (text := raw[found.end() : WIDTH].partition(" [type=")[0].rstrip()):
             depth = 2 if found["rank"] else _depth(found["who"] or found["file"] or "")
             yield Line(depth, text, (found["level"] or found["server"] or found["native"]) in QUIET)
 

@@ -348,7 +348,7 @@ def test_a_prefect_server_that_is_down_is_named_with_what_to_start(home: Path, m
     url = f"http://127.0.0.1:{free_port()}/api"
     for verb in ("register", "up"):
         done = deliver(home, verb, str(file), PREFECT_API_URL=url)
-        assert done.returncode == 1, done.stderr
+        assert done.returncode == 3, done.stderr
         assert f"no Prefect server answers at {url}" in done.stderr
         assert "prefect server start" in done.stderr
         assert "Traceback" not in done.stderr

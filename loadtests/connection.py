@@ -162,7 +162,18 @@ class Connection:
 
     def _readable(self) -> None:
         try:
-            self._read()
+            data, extra, _, _ = self.recvmsg(READ, 64)
+            now = clock()
+            Connection.reads += 1
+            if extra:
+                at = STAMPS.moment(extra[0][2], now)
+                if at is not None:
+                    now = at
+                    Connection.stamped += 1
+            if self.tunnel is not None or not data or self.parser is None:
+                self._other(data, now)
+            elif self.parser.feed(data, now):
+                self._over(None)
         except BlockingIOError:
             return
         except OSError as error:
@@ -170,28 +181,19 @@ class Connection:
         except Exception:  # noqa: BLE001 - in the hub's callback nobody else would hear of it
             self._over(ValueError(NOT_HTTP))
 
-    def _read(self) -> None:
-        data, extra, _, _ = self.recvmsg(READ, 64)
-        now = clock()
-        Connection.reads += 1
-        if extra:
-            at = STAMPS.moment(extra[0][2], now)
-            if at is not None:
-                now = at
-                Connection.stamped += 1
-        ended = not data
+    def _other(self, data: bytes, now: int) -> None:
+        """What is sealed, the end, and what nobody asked for: it would pass for the next
+        answer.
+        """
+        ended, parser = not data, self.parser
         if self.tunnel is not None and data:
-            data = self.tunnel.opened(data)
-            ended = self.tunnel.ended
-        parser = self.parser
-        if parser is None:
-            if data or ended:  # nobody asked: it would pass for the next answer
-                self._over(None)
-        elif data and parser.feed(data, now):
+            data, ended = self.tunnel.opened(data), self.tunnel.ended
+        if data and parser is not None and parser.feed(data, now):
             parser.keep_alive &= not ended
             self._over(None)
-        elif ended:
-            parser.closed(now)
+        elif ended or (data and parser is None):
+            if parser is not None:
+                parser.closed(now)
             self._over(None)
 
     def _over(self, error: Exception | None) -> None:

@@ -116,6 +116,8 @@ class StreamUser(User):  # type: ignore[misc]
         if LOAD.plan.rate:
             self.keep_schedule(LOAD.plan.rate)
             raise StopUser
+        if not self.refused:
+            self.connection.open()  # before it counts as sent: what is sent before the end is measured
         if over():
             raise StopUser
         stream = self.send(self.connection)

@@ -11,8 +11,6 @@ from typing import Any, ClassVar, Self
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
-TEN_YEARS = 3650 * 86400
-
 
 class _Quantity(str):
     """A string of one number and one unit; pydantic reads, checks and writes it as that
@@ -55,12 +53,6 @@ class Duration(_Quantity):
     example = "500ms, 30s, 10m, 2h or 1d"
     most = "3650d"
     units: ClassVar = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-    def __new__(cls, text: Any) -> Self:
-        duration = super().__new__(cls, text)
-        if duration.seconds > TEN_YEARS:
-            raise ValueError(f"{text!r:.60} is longer than ten years")
-        return duration
 
     @property
     def seconds(self) -> float:

@@ -23,7 +23,7 @@ STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?")
 HEX = b"0123456789abcdefABCDEF"
 BOM = b"\xef\xbb\xbf"
 NO_TEXT = {"role", "name", "id", "type", "object"}
-CALLS = ("content", "tool_calls", "function_call")
+CALLS = ("tool_calls", "function_call")
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 OK = 200
 LIMIT, LONGEST_HEAD, LONGEST_EVENT, KEPT = 16 << 20, 1 << 16, 1 << 20, 1 << 16
@@ -208,7 +208,9 @@ class Parser:
             line = data.find(b"\r\n", at)
             if line < 0:
                 break
-            text = data[at:line].partition(b";")[0].rstrip()
+            text = data[at:line]
+            if b";" in text:
+                text = text.partition(b";")[0].rstrip()
             if not text or len(text) > 12 or text.translate(None, HEX):
                 raise ValueError("no size of a chunk")
             size = int(text, 16)
@@ -217,27 +219,35 @@ class Parser:
                 if end < 0:
                     break
                 return self._ended(data[end + 4 :], now)
-            at, self.left = line + 2, size + 2
+            at, end = line + 2, line + 2 + size
+            if data[end : end + 2] == b"\r\n":
+                self._payload(data[at:end], now)
+                at = end + 2
+            else:
+                self.left = size + 2
         self.rest = data[at:]
         if len(self.rest) > LONGEST_HEAD:
             raise ValueError("a line without end")
         return False
 
     def _payload(self, payload: bytes, now: int) -> None:
-        stream = self.stream
-        if stream.error == "compressed":
+        if not self.told and self._kept(payload):
             return
-        if self.whole or not self.told:
-            stream.body += payload if self.whole else payload[: KEPT - len(stream.body)]
-        if self.whole or stream.status != OK or not payload:
-            return
-        if self.after_return or b"\r" in payload:
+        if payload and (self.after_return or b"\r" in payload):
             payload = self._lines(payload)
         *events, self.event = (self.event + payload).split(b"\n\n")
         if len(self.event) > LONGEST_EVENT:
             self.event, self.room = b"", -1
         for event in events:
             self._event(event, now)
+
+    def _kept(self, payload: bytes) -> bool:
+        """Keep what may say why there is no stream; whether there is none."""
+        stream = self.stream
+        if stream.error == "compressed":
+            return True
+        stream.body += payload if self.whole else payload[: KEPT - len(stream.body)]
+        return self.whole or stream.status != OK
 
     def _lines(self, payload: bytes) -> bytes:
         r"""Any of \r\n, \r and \n ends a line, whatever piece its halves come in."""
@@ -247,15 +257,19 @@ class Parser:
         return payload.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _event(self, event: bytes, now: int) -> None:
-        lines = event.removeprefix(BOM).split(b"\n")
-        data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-        if not data:
-            return
-        self.told, text, stream = True, data[0] if len(data) == 1 else b"\n".join(data), self.stream
+        stream, named = self.stream, False
+        if event.startswith(b"data:") and b"\n" not in event:
+            text = event[5:].strip()
+        else:
+            lines = event.removeprefix(BOM).split(b"\n")
+            data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
+            if not data:
+                return
+            text, named = b"\n".join(data), b"event: error" in lines or b"event:error" in lines
+        self.told = True
         if text == b"[DONE]":
             stream.done, stream.end = True, now
             return
-        named = len(lines) > 1 and (b"event: error" in lines or b"event:error" in lines)
         try:
             said = json.loads(text)
             error = said.get("error") or (said if named or said.get("object") == "error" else None)
@@ -286,14 +300,15 @@ class Parser:
         """Text of any kind and a tool call are tokens. Empty text is one too (half a
         character arrives as that), but not beside a role.
         """
-        texts = spoken(delta)
-        says = any(texts) or any(delta.get(key) for key in CALLS)
-        if not says and (delta.get("role") or not texts):
-            return
+        says = delta.get("content") or delta.get("text")
+        if not says:
+            texts = spoken(delta)
+            says = any(texts) or any(delta.get(key) for key in CALLS)
+            if not says and (delta.get("role") or not texts):
+                return
         self.stream.times.append(now)
         if says:
             self.stream.first_text = self.stream.first_text or now
-        if any(texts):
             self._learn(event)
 
     def _learn(self, line: bytes) -> None:

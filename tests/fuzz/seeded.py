@@ -1,9 +1,9 @@
 """Hostile inputs by seed.
 
-``MODEL_DELIVERY_INPUTS``: how many of each part; ``MODEL_DELIVERY_SEED``: the first one (a
-failure names its own, to be played again with ``MODEL_DELIVERY_INPUTS=1``). An input fails
-when it ends in an exception that is none of the house's (a user would see a traceback), is
-not over at its deadline, or takes the process above its memory.
+``MODEL_DELIVERY_INPUTS``: how many of each part; ``MODEL_DELIVERY_SEED``: the first (a
+failure names its own, to be played again with ``MODEL_DELIVERY_INPUTS=1``). An input
+fails when it ends in an exception that is none of the house's (a user would see a
+traceback), is not over at its deadline, or takes the process above its memory.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Whatever goes wrong ends in a message and an exit code, never in a traceback.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import tempfile
@@ -66,6 +67,9 @@ def unexpected(error: Exception) -> Finding:
     written.
     """
     home = default_home()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        why, fix = f"{error.strerror}: {error.filename or home}", "make room, then run again: it goes on where it was"
+        return Finding("host.disk-full", "the disk is full", why, fix)
     if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
         what, why = f"the state folder {home} cannot be used", f"{error.strerror}: {error.filename}"
         return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")

@@ -11,7 +11,6 @@ with the hub's ``X-Error-Code`` on refusals. With ``api`` set to another hub's a
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from tests.parts.hubs import Hub, HubHandler, blob_id, files_of, serving
+from tests.parts.hubs import Hub, HubHandler, blob_id, files_of, serving, sum_of
 
 REPO = "org/model"
 LFS = (".safetensors", ".bin")
@@ -42,7 +41,7 @@ class HuggingFaceHub(Hub):
         for name, body in self.files.items():
             one: dict[str, Any] = {"type": "file", "path": name, "size": self.size_of(name), "oid": blob_id(body)}
             if name.endswith(LFS):
-                one["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": self.size_of(name), "pointerSize": 134}
+                one["lfs"] = {"oid": sum_of(body), "size": self.size_of(name), "pointerSize": 134}
             found.append(one)
         return found
 

@@ -50,6 +50,7 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
             left = seen is not None and seen.status.get("finished")
             if not left or (isinstance(trouble, Retryable) and number >= TRIES):
                 raise
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:

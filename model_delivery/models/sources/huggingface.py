@@ -6,12 +6,16 @@ Its library is slow to import: only a source that is asked imports it.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.parse import quote
 
 from model_delivery.base import Finding, Permanent, Trouble, bearer
-from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
+from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values import File, Snapshot
 
@@ -39,17 +43,18 @@ class HuggingFaceModel(HubModel):
         api = HfApi(endpoint=self.endpoint, token=secret.reveal() if secret else False)
         try:
             commit = api.model_info(self.repo, revision=self.revision, timeout=30).sha
-            tree = list(api.list_repo_tree(self.repo, revision=commit, recursive=True))
+            tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
+            with _in_time():
+                listed = self.listed(
+                    {"path": f.path, "size": f.size, **({"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})}
+                    for f in tree
+                    if isinstance(f, RepoFile)
+                )
         except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
         if commit is None:
             what = f"{self.endpoint} did not say which commit {self.revision} is"
             raise Permanent(Finding("source.no-commit", what, "its answer has no sha", "is it a Hugging Face hub?"))
-        listed = (
-            File(path=f.path, size=f.size, **{"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})
-            for f in tree
-            if isinstance(f, RepoFile)
-        )
         return self.snapshot(self.chosen(listed), commit)
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
@@ -78,3 +83,27 @@ class HuggingFaceModel(HubModel):
             case _:
                 return self.unreachable(error)
         return NotGiven(finding)
+
+
+_until: ContextVar[float] = ContextVar("until")
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Inside, a list of pages without an end and without a file is not read for ever."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _checked not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _checked]}
+    token = _until.set(time.monotonic() + LONGEST_LIST)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def _checked(_: object) -> None:
+    if time.monotonic() > _until.get(float("inf")):
+        raise TimeoutError("the list does not end")

@@ -11,6 +11,7 @@ with the hub's ``X-Error-Code`` on refusals. With ``api`` set to another hub's a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class HuggingFaceHub(Hub):
     signatures: list[str] = field(default_factory=list)
     expired: set[str] = field(default_factory=set)
     uses: int = -1
+    endless: bool = False
 
     def tree(self) -> list[dict[str, Any]]:
         found = []
@@ -63,6 +65,12 @@ class Handler(HubHandler):
                 )
             else:
                 self.refuse(404, "RevisionNotFound")
+        elif path == f"/api/models/{REPO}/tree/{hub.commit}" and hub.endless:
+            page = [
+                {"type": "file", "path": f"{len(hub.asked)}-{n}.json", "size": 2, "oid": "0" * 40} for n in range(5000)
+            ]
+            headers = {"Content-Type": "application/json", "Link": f'<{hub.url}{path}?cursor=x>; rel="next"'}
+            self.answer(200, json.dumps(page).encode(), headers)
         elif path == f"/api/models/{REPO}/tree/{hub.commit}":
             self.answer_json(hub.tree())
         elif found := re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/(.+)", path):

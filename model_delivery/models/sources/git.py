@@ -167,7 +167,7 @@ class GitModel(RemoteModel):
         if "No space left on device" in message:
             what, fix = (
                 f"there is no room to unpack {repo}",
-                "make room, or name another folder in TMPDIR, and run again",
+                "make room, or set TMPDIR to where there is, and run again",
             )
             return Permanent(Finding("source.no-room", what, f"{gettempdir()} or the model's disk is full", fix))
         why = f"{address}: {message.splitlines()[-1][:200] if message else 'git failed'}"

@@ -197,7 +197,7 @@ def _enter(work: Workspace) -> bool:
     first = work.folder / f"{WORK}.{work.holder}"
     try:
         (first / work.holder).mkdir(parents=True)
-        _sign(first / work.holder, work.holder)
+        _write_sign(first / work.holder, work.holder)
         first.rename(place)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -215,7 +215,7 @@ def _take_over(work: Workspace, name: str, *, clean: bool) -> bool:
         return False
     old = work.folder / WORK / name
     with suppress(FileNotFoundError):
-        _sign(old, work.holder)
+        _write_sign(old, work.holder)
         if not clean:
             (old / DOUBTFUL).touch()
         old.rename(work.path)
@@ -264,7 +264,7 @@ def _sign_of(holder: str) -> str:
     return f"{holder}.json"
 
 
-def _sign(folder: Path, holder: str) -> None:
+def _write_sign(folder: Path, holder: str) -> None:
     facts = {"pid": os.getpid(), "start": _start(os.getpid()), "space": _space(), "host": socket.gethostname()}
     with (folder / _sign_of(holder)).open("x") as file:
         file.write(json.dumps(facts))

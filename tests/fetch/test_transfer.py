@@ -16,16 +16,18 @@ import pytest
 from huggingface_hub import close_session
 
 from model_delivery.base import Permanent, Retryable
-from model_delivery.models.manifest import model_folder
+from model_delivery.models.manifest import WORK, model_folder
 from model_delivery.models.sources import http
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.sources.modelscope import ModelScopeModel
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into
-from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.part import CHUNK, part_of
 from model_delivery.models.store.transfer import Patience
+from model_delivery.models.store.workspace import FREE
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch
+from model_delivery.values import File
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.hubs.modelscope import running_modelscope
@@ -106,7 +108,9 @@ def test_a_symbolic_link_in_the_store_is_never_followed_out(hub: HuggingFaceHub,
     folder.mkdir(parents=True)
     (folder / "config.json").symlink_to(outside / "config.json")
     (folder / "sub").symlink_to(outside)
-    (folder / f".{WEIGHTS}.part").symlink_to(outside / "part")
+    left = folder / WORK / FREE
+    left.mkdir(parents=True)
+    part_of(File(path=WEIGHTS, size=1), left).symlink_to(outside / "part")
     whole(fetch(wanted), hub.files)
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"config.json": "mine"}
 

@@ -8,14 +8,16 @@ import hashlib
 import os
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble
+from pydantic import ValidationError
+
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble, problems
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 120.0
 LONGEST_READ = 60.0
+LONGEST_LIST = 300.0
+MOST_FILES = 50_000
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
 
 
@@ -67,6 +71,23 @@ class HubModel(RemoteModel):
     def asked(self) -> str:
         """The ``why`` of what goes wrong."""
         return f"{self.endpoint} was asked for {self.repo}@{self.revision}"
+
+    def listed(self, rows: Iterable[Mapping[str, Any]]) -> list[File]:
+        """What the hub lists, each as a ``File``. Refused where one is none, or the list
+        does not end.
+        """
+        files, until = list[File](), time.monotonic() + LONGEST_LIST
+        try:
+            for row in rows:
+                files.append(File.model_validate(row))
+                if len(files) > MOST_FILES or time.monotonic() > until:
+                    what, why = f"the list of {self.repo} does not end", f"{self.asked}: {len(files)} files so far"
+                    raise Refused(Finding("source.endless-list", what, why, "is it the right repository?"))
+        except (ValidationError, LookupError, TypeError, AttributeError) as error:
+            said = problems(error)[0] if isinstance(error, ValidationError) else type(error).__name__
+            what, why = f"the list of {self.repo} cannot be read", f"{self.asked}: {said}"
+            raise Refused(Finding("source.wrong-list", what, why, "is it the right hub?")) from None
+        return files
 
     def unreachable(self, error: Exception) -> Retryable:
         settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"

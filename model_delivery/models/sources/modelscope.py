@@ -45,7 +45,9 @@ class ModelScopeModel(HubModel):
             entries = api._api.list_repo_files(self.repo, "model", revision=self.revision)  # noqa: SLF001 - the public call leaves the hashes out
         except (HubError, requests.RequestException, OSError) as error:
             raise self._trouble(error) from error
-        listed = (File(path=e.path, size=e.size, sha256=_sum(e.sha256)) for e in entries if e.type == "blob")
+        listed = self.listed(
+            {"path": e.path, "size": e.size, "sha256": _sum(e.sha256)} for e in entries if e.type == "blob"
+        )
         exact = re.fullmatch(r"[0-9a-f]{40}", self.revision)
         return self.snapshot(self.chosen(listed, "", Path()), self.revision if exact else "")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: str | bytes, mode: int = 0o600, temporary: Path | None = None) -> None:
-    """Write ``content`` so that a reader, and a crash at any moment, sees the old or the new
-    file whole; only its owner may read it by default.
+    """Write ``content`` so that a reader, and a crash at any moment, sees the old or the
+    new file whole; only its owner may read it by default.
 
     ``temporary``: where it is written before it gets its name; by default beside.
     """

@@ -42,8 +42,11 @@ class Manifest(Part):
     digest: str = ""
 
     def of(self, snapshot: Snapshot) -> bool:
-        """Is it the manifest of that commit?"""
-        return (self.source, self.key, self.commit) == (snapshot.source, snapshot.key, snapshot.commit)
+        """Is it the manifest of that commit, and of those of its files?"""
+        there = {entry.path: (entry.size, entry.sha256) for entry in self.files}
+        listed = {f.path: (f.size, f.sha256 or there.get(f.path, ("", ""))[1]) for f in snapshot.files}
+        same = (self.source, self.key, self.commit) == (snapshot.source, snapshot.key, snapshot.commit)
+        return same and there == listed
 
     def expected_digest(self) -> str:
         return digest(self.model_dump(mode="json", exclude={"digest"}), 64)

@@ -183,6 +183,13 @@ def the_same_again(spec: DeliverySpec) -> None:
         assert render(spec, offline=True)[0]
 
 
+@pytest.mark.parametrize("text", [text for text in SOUND if "kind: process" not in text])
+def test_what_is_spoilt_is_sound_before(tmp_path: Path, text: str) -> None:
+    for name, content in {**BESIDE, "spec.yaml": text}.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert render(load_spec(tmp_path / "spec.yaml"), offline=True)[0]
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seeds", shares(), ids=str)
 def test_a_spec_is_refused_or_means_the_same_when_it_is_read_again(seeds: range) -> None:

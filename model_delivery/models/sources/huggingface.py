@@ -6,6 +6,7 @@ Its library is slow to import: only a source that is asked imports it.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
 from model_delivery.base import Finding, Permanent, Trouble, bearer
-from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, http_trouble
+from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision, origin
 from model_delivery.values import File, Snapshot
 
@@ -46,9 +47,9 @@ class HuggingFaceModel(HubModel):
         secret = self.secret
         api = HfApi(endpoint=self.endpoint, token=secret.reveal() if secret else False)
         try:
-            commit = api.model_info(self.repo, revision=self.revision, timeout=30).sha
-            tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
             with _watched():
+                commit = api.model_info(self.repo, revision=self.revision).sha
+                tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
                 listed = self.listed(
                     {"path": f.path, "size": f.size, **({"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})}
                     for f in tree
@@ -56,6 +57,8 @@ class HuggingFaceModel(HubModel):
                 )
         except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise self.unreadable(error) from error
         if commit is None:
             what = f"{self.endpoint} did not say which commit {self.revision} is"
             raise Permanent(Finding("source.no-commit", what, "its answer has no sha", "is it a Hugging Face hub?"))
@@ -90,20 +93,20 @@ class HuggingFaceModel(HubModel):
 
 
 _until: ContextVar[float] = ContextVar("until")
+PATIENCE = dict.fromkeys(("connect", "read", "write", "pool"), 30.0)
 
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    """Inside, a list of pages without an end and without a file is not read for ever, and
-    the library, which follows the address of a next page wherever it leads, does not take
-    the token there.
+    """Inside, the library waits for no byte longer than 30 s, reads no list for ever and
+    no endless body, and does not take the token where a next page's address leads.
     """
     from huggingface_hub import get_session
 
     session = get_session()
     hooks = session.event_hooks
-    if _checked not in hooks["request"]:
-        session.event_hooks = {**hooks, "request": [*hooks["request"], _checked]}
+    if _asks not in hooks["request"]:
+        session.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
     token = _until.set(time.monotonic() + LONGEST_LIST)
     try:
         yield
@@ -111,9 +114,14 @@ def _watched() -> Iterator[None]:
         _until.reset(token)
 
 
-def _checked(request: httpx2.Request) -> None:
-    if time.monotonic() > _until.get(float("inf")):
+def _asks(request: httpx2.Request) -> None:
+    if time.monotonic() > _until.get(math.inf):
         raise TimeoutError("the list does not end")
+    request.extensions["timeout"] = PATIENCE
     hub = os.environ.get(HuggingFaceModel.endpoint_variable) or HuggingFaceModel.home
     if origin(str(request.url)) != origin(hub):
         request.headers.pop("Authorization", None)
+
+
+def _answers(response: httpx2.Response) -> None:
+    response._content = bounded(response.iter_bytes(), _until.get(math.inf))  # noqa: SLF001 - what its read() would set

@@ -36,6 +36,7 @@ class HuggingFaceHub(Hub):
     signatures: list[str] = field(default_factory=list)
     expired: set[str] = field(default_factory=set)
     uses: int = -1
+    listed: Any = None
     endless: bool = False
 
     def tree(self) -> list[dict[str, Any]]:
@@ -72,7 +73,7 @@ class Handler(HubHandler):
             headers = {"Content-Type": "application/json", "Link": f'<{hub.url}{path}?cursor=x>; rel="next"'}
             self.answer(200, json.dumps(page).encode(), headers)
         elif path == f"/api/models/{REPO}/tree/{hub.commit}":
-            self.answer_json(hub.tree())
+            self.answer_json(hub.listed or hub.tree())
         elif found := re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/(.+)", path):
             self.resolve(found[1], found[2])
         elif found := re.fullmatch(r"/signed/(\d+)/(.+)", path):

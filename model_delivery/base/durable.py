@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 
-def replace_file(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+def replace_file(path: Path, content: str | bytes, mode: int = 0o600, temporary: Path | None = None) -> None:
     """Write ``content`` so that a reader, and a crash at any moment, sees the old or the
     new file whole; only its owner may read it by default.
+
+    ``temporary``: where it is written before it gets its name; by default beside.
     """
     private_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.new")
     with suppress(FileNotFoundError):
         temporary.unlink()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def read_file(path: Path, most: int = 1 << 26) -> bytes:
+    """Of a folder where others may write: no link is followed, no pipe waited for, and
+    more than ``most`` bytes are an OSError.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        content = file.read(most + 1)
+    if len(content or b"") > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content or b""
 
 
 def private_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ Whatever goes wrong ends in a message and an exit code, never in a traceback.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -74,6 +75,12 @@ def unexpected(error: Exception) -> Finding:
     folders = [Path(tempfile.gettempdir())]
     with suppress(Trouble):
         folders.insert(0, home := default_home())
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why, fix = (
+                f"{error.strerror}: {error.filename or home}",
+                "make room, then run again: it goes on where it was",
+            )
+            return Finding("host.disk-full", "the disk is full", why, fix)
         if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
             return no_state_folder(home, f"{error.strerror}: {error.filename}")
     text = scrub("".join(traceback.format_exception(error)))

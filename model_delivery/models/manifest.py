@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from model_delivery.base import Part, replace_file, sync
+from model_delivery.base import Finding, Part, Permanent, read_file, replace_file, sync
 from model_delivery.values import Snapshot, digest
 
 MANIFEST = ".model-delivery.json"
+WORK = ".model-delivery"  # a fetch works there; no name of a model begins so
 MODELS = "models"
 
 
@@ -41,8 +42,11 @@ class Manifest(Part):
     digest: str = ""
 
     def of(self, snapshot: Snapshot) -> bool:
-        """Is it the manifest of that commit?"""
-        return (self.source, self.key, self.commit) == (snapshot.source, snapshot.key, snapshot.commit)
+        """Is it the manifest of that commit, and of those of its files?"""
+        there = {entry.path: (entry.size, entry.sha256) for entry in self.files}
+        listed = {f.path: (f.size, f.sha256 or there.get(f.path, ("", ""))[1]) for f in snapshot.files}
+        same = (self.source, self.key, self.commit) == (snapshot.source, snapshot.key, snapshot.commit)
+        return same and there == listed
 
     def expected_digest(self) -> str:
         return digest(self.model_dump(mode="json", exclude={"digest"}), 64)
@@ -62,16 +66,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     not its own.
     """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(read_file(folder / MANIFEST))
     except (OSError, ValidationError):
         return None
     return manifest if manifest.digest == manifest.expected_digest() else None
 
 
-def write_manifest(folder: Path, snapshot: Snapshot, files: Iterable[Entry]) -> None:
-    """By rename, after everything that it names is on the disk."""
+def write_manifest(folder: Path, snapshot: Snapshot, files: Iterable[Entry], work: Path | None = None) -> None:
+    """By rename from ``work``, after everything that it names is on the disk. Permanent
+    where that is not all that is listed.
+    """
     named = tuple(sorted(files, key=lambda entry: entry.path))
+    if [(entry.path, entry.size) for entry in named] != sorted((file.path, file.size) for file in snapshot.files):
+        what, why = "the model is not whole", f"{len(snapshot.files)} files are listed, {len(named)} were brought"
+        raise Permanent(Finding("store.not-whole", what, why, "run again: it goes on where it was"))
     bare = Manifest(source=snapshot.source, key=snapshot.key, commit=snapshot.commit, files=named, created=time.time())
     text = bare.model_copy(update={"digest": bare.expected_digest()}).model_dump_json(indent=1)
-    replace_file(folder / MANIFEST, text, 0o644)
+    replace_file(folder / MANIFEST, text, 0o644, (work or folder) / f"{MANIFEST}.new")
     sync(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_delivery.base import Finding, Progress, report
-from model_delivery.models.manifest import MANIFEST, read_manifest
+from model_delivery.models.manifest import MANIFEST, WORK, read_manifest
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -46,8 +46,11 @@ def verify(folder: Path, *, deep: bool = False) -> list[Finding]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """All files below ``folder``, links too, sorted."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    """All files below ``folder``, links too, sorted; what a fetch works with is left
+    out.
+    """
+    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted(name for name in paths if name == MANIFEST or not name.startswith(WORK))
 
 
 def misfit(path: Path, name: str, size: int, fix: str) -> Finding | None:

@@ -4,11 +4,12 @@ adopted.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import Finding, Permanent, Retryable, problems
+from model_delivery.base import Finding, GateFailed, Permanent, Retryable, Trouble, problems
 from model_delivery.run.session import Session
 from model_delivery.steps import Step
 from model_delivery.steps.run import read
@@ -22,7 +23,8 @@ O = TypeVar("O", bound=BaseModel)
 
 def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str, release: ReleaseId | None = None) -> O:
     """Run ``step``, or adopt the one that a killed run of this attempt left; a try that
-    ended retryably counts.
+    ended retryably counts. How an earlier run's ended stands only where a gate said no:
+    what else was in its way may be gone.
 
     For the candidate, or where there is none for ``release``.
     """
@@ -33,7 +35,7 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
     patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else START_SECONDS
     payload, text, runner = frozen.payload if frozen else None, given.model_dump_json(), session.record.runner
     world = session.world()
-    for number in range(1, TRIES + 1):
+    for number in count(1):
         asked = StepRun(session.delivery, step.name, text, stage, attempt, number, payload, runner, release)
         resources = session.target.step(asked)
         ref = resources[-1].ref
@@ -42,8 +44,11 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
             session.place.put(resource)
         try:
             return _output(step, _followed(session, step.name, ref, patience))
-        except Retryable:
-            if seen is None or not seen.status.get("finished") or number == TRIES:
+        except GateFailed:
+            raise
+        except Trouble as trouble:
+            left = seen is not None and seen.status.get("finished")
+            if not left or (isinstance(trouble, Retryable) and number >= TRIES):
                 raise
     raise AssertionError("unreachable: the last try returns or raises")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_delivery.base import Part
+from model_delivery.base import Part, default_home
 from model_delivery.models.manifest import model_folder
 from model_delivery.models.sources import Model
 from model_delivery.models.store.commit import Fetched, fetch
+from model_delivery.models.store.garbage import user_of
 from model_delivery.steps import Step
 from model_delivery.values import Snapshot
 
@@ -24,7 +25,8 @@ class FetchInput(Part):
 
 def run(given: FetchInput) -> Fetched:
     """Fetch and verify; what is there and whole is adopted."""
-    return fetch(given.model, given.snapshot, model_folder(Path(given.root), given.snapshot))
+    folder = model_folder(Path(given.root), given.snapshot)
+    return fetch(given.model, given.snapshot, folder, user=user_of(default_home()))
 
 
 STEP = Step("fetch", FetchInput, Fetched, run)

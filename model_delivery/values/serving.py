@@ -34,9 +34,9 @@ class Resources(Part):
     def _quantities(cls, limits: dict[str, int | float | str]) -> dict[str, int | float | str]:
         if "memory" in limits:
             Size(str(limits["memory"]))
-        gpus = limits.get("nvidia.com/gpu", 0)
-        if not isinstance(gpus, int) or not 0 <= gpus <= MOST_GPUS:
-            raise ValueError("nvidia.com/gpu is a whole number")
+        for name, count in limits.items():
+            if "/" in name and not (isinstance(count, int) and 0 <= count <= MOST_GPUS):
+                raise ValueError(f"{name} is a whole number")
         cpu = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,9})?)m?", str(limits.get("cpu", "1")))
         if not cpu or float(cpu[1]) <= 0:
             raise ValueError("cpu is a number of CPUs, such as 4 or 500m")

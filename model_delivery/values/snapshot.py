@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from model_delivery.base import Part
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+GitId = Annotated[str, Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")]
+FolderName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=255)]
 
 
 class File(Part):
@@ -11,19 +19,19 @@ class File(Part):
     """
 
     path: str
-    size: int
-    sha256: str | None = None
-    git_sha1: str | None = None
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256 | None = None
+    git_sha1: GitId | None = None
 
 
 class Snapshot(Part):
     """A model as of one commit; ``key`` names the repository within its source (and in
-    the store).
+    the store). All three become folders: none can lead out of the store.
     """
 
-    source: str
-    key: str
-    commit: str
+    source: FolderName
+    key: FolderName
+    commit: GitId
     files: tuple[File, ...]
 
     @property

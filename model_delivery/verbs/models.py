@@ -13,7 +13,6 @@ from model_delivery.models.store import garbage
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into
 from model_delivery.models.store.garbage import Garbage
-from model_delivery.models.store.part import with_parts
 from model_delivery.models.verify import names_in, verify
 from model_delivery.places.host.place import Host
 from model_delivery.run.frozen import releases
@@ -29,9 +28,7 @@ def fetch(model: ModelSpec, folder: Path) -> Fetched:
     snapshot = resolve_model(model)
     manifest = read_manifest(folder)
     names = {file.path for file in snapshot.files} | {entry.path for entry in (manifest.files if manifest else ())}
-    ours = with_parts(folder, names) | {folder / MANIFEST}
-    foreign = [name for name in names_in(folder) if folder / name not in ours]
-    if foreign:
+    if foreign := [name for name in names_in(folder) if name not in names | {MANIFEST}]:
         shown = ", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else "")
         why = f"they are not the model's, and would be served unverified: {shown}"
         fix = "name an empty or a new DIR, or remove them"
@@ -49,7 +46,7 @@ def verified(folder: Path, *, deep: bool) -> tuple[Manifest | None, list[Finding
 
 def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
     """The garbage of this host's stores: of ``home``, and of every ``storage.path`` that
-    a release names. In a dry run it stays.
+    a release names: there, what this home alone uses. In a dry run it stays.
     """
     host = Host(home)
 
@@ -61,5 +58,4 @@ def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
     def wanted() -> set[Path]:
         return {folder for _, folder in known()}
 
-    doomed = garbage.find({home, *(root for root, _ in known())}, wanted)
-    return doomed if dry_run else garbage.remove(doomed, wanted)
+    return garbage.Collector(home, wanted).collect((root for root, _ in known()), dry_run=dry_run)

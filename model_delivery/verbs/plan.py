@@ -82,7 +82,8 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         raise Refused(Finding("target.not-in-a-cluster", "there is nothing to render", why, "use `deliver plan`"))
     warnings = tuple[str, ...]()
     if offline:
-        snapshot = spec.model.snapshot((), spec.model.revision)
+        written = spec.model.revision
+        snapshot = spec.model.snapshot(()).model_copy(update={"commit": written} if written else {})
         lock = Lock(snapshot=snapshot, image=spec.target.image)
         what = f"revision {snapshot.commit} and image {lock.image} were not resolved"
         warnings = (f"{what}: what is applied may change under them",)

@@ -7,8 +7,11 @@ written by hand.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -18,6 +21,8 @@ from typing import Any, Literal
 import yaml
 
 from tests.parts.cluster import Cluster
+from tests.parts.timing_engine import engine_folder
+from tests.parts.tiny_model import tiny_model
 
 TAR = Path(__file__).with_name("old.tar.xz")
 NAMED = ("ServingRuntime", "MLServiceRuntime", "Gateway")  # others name them
@@ -60,6 +65,26 @@ def host(case: str, home: Path) -> dict[str, Any]:
     for empty in facts["snapshot"]["empty_folders"]:
         (home / empty).mkdir(parents=True, exist_ok=True)
     return facts
+
+
+def engine_and_model() -> tuple[Path, Path]:
+    """Where the old releases have them, made once for whoever runs beside."""
+    engine, model = (Path(said("host/up/facts.json")["fixed"][what]) for what in ("engine", "model"))
+    engine.parent.mkdir(exist_ok=True)
+    with (engine.parent / "lock").open("a") as lock, tempfile.TemporaryDirectory(dir=engine.parent) as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for made, wanted in (
+            (engine_folder(Path(scratch) / "engine"), engine),
+            (tiny_model(Path(scratch) / "model"), model),
+        ):
+            if _content(made) != _content(wanted):
+                shutil.rmtree(wanted, ignore_errors=True)
+                made.rename(wanted)
+    return engine, model
+
+
+def _content(folder: Path) -> Mapping[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*")}
 
 
 def objects(case: str) -> list[dict[str, Any]]:

@@ -6,10 +6,7 @@ Each case is put back with every process dead, as after a reboot.
 
 from __future__ import annotations
 
-import fcntl
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +28,6 @@ from tests.compatibility import restore
 from tests.compatibility.asking import known, says
 from tests.crash.lab import NAME, Lab
 from tests.parts.hubs.huggingface import running_hub
-from tests.parts.timing_engine import engine_folder
 from tests.parts.tiny_model import tiny_model
 
 HOST = restore.cases("host")
@@ -92,23 +88,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def fixed() -> tuple[Path, Path]:
-    """Engine and model where the old releases have them, made once for all workers."""
-    engine, model = (Path(restore.said("host/up/facts.json")["fixed"][what]) for what in ("engine", "model"))
-    engine.parent.mkdir(exist_ok=True)
-    with (engine.parent / "lock").open("a") as lock, tempfile.TemporaryDirectory(dir=engine.parent) as scratch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for made, wanted in (
-            (engine_folder(Path(scratch) / "engine"), engine),
-            (tiny_model(Path(scratch) / "model"), model),
-        ):
-            if _content(made) != _content(wanted):
-                shutil.rmtree(wanted, ignore_errors=True)
-                made.rename(wanted)
-    return engine, model
-
-
-def _content(folder: Path) -> Mapping[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*")}
+    return restore.engine_and_model()
 
 
 @pytest.fixture(params=HOST)

@@ -152,6 +152,31 @@ def test_a_full_disk_is_not_taken_for_another_run(lab: Lab) -> None:
     assert lab.deliver(spec).code == 0
 
 
+def test_what_stopped_a_fetch_is_not_told_again_once_it_is_gone(lab: Lab) -> None:
+    from model_delivery.flows.deliver import deliver
+
+    spec, seen = lab.untested(), list[str]()
+    in_the_way = lab.home / "models" / "local"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("somebody's")
+
+    def act() -> Any:
+        def observer(when: Literal["before", "after"], verb: str, ref: Ref) -> None:
+            seen.append(ref.kind.name)
+            if "Step" in seen and (when, ref.kind.name) == ("before", "Record"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+        with observed(observer):
+            return deliver.fn(spec, None)
+
+    stopped = lab.run(act)
+    assert stopped.code, stopped.said
+    assert lab.record.candidate is not None, "the full disk keeps it from being withdrawn"
+    in_the_way.unlink()
+    again = lab.deliver(spec)
+    assert again.code == 0, again.said
+
+
 def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_retry(lab: Lab) -> None:
     from model_delivery.tasks import delivering as do
 

@@ -198,3 +198,16 @@ def test_the_token_is_sent_and_stays_out_of_every_file_and_message(
         fetch(given(root, wanted))
     assert TOKEN not in str(said.value)
     assert [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_list_that_does_not_end_is_refused(hub: Hub, root: Path) -> None:
+    hub.endless = True
+    with pytest.raises(Refused, match="the list of org/model does not end"):
+        given(root)
+
+
+@pytest.mark.parametrize("wrong", [{"size": -1}, {"size": "large"}, {"size": None}, {"oid": "../../x"}, {"path": 7}])
+def test_a_list_of_what_are_no_files_is_refused_by_name(hub: Hub, root: Path, wrong: dict[str, object]) -> None:
+    hub.tree = lambda: [{"type": "file", "path": "a.json", "size": 2, "oid": "0" * 40} | wrong]  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="the list of org/model cannot be read"):
+        given(root)

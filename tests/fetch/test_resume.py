@@ -18,15 +18,18 @@ import pytest
 
 from model_delivery.base import Permanent, Refused
 from model_delivery.models.sources.huggingface import HuggingFaceModel
-from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.part import CHUNK, part_of
 from model_delivery.models.store.transfer import STREAMS
 from model_delivery.steps.fetch import FetchInput
 from model_delivery.steps.fetch import run as fetch
+from model_delivery.values import File
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.tiny_model import tiny_model
 
 SIZE = 24 * CHUNK
+PART = part_of(File(path=WEIGHTS, size=SIZE), Path()).name
+NOTES = Path(PART).with_suffix(".chunks").name
 MODEL = HuggingFaceModel.model_validate({"source": "huggingface", "repo": REPO})
 
 
@@ -46,7 +49,7 @@ def step(wanted: FetchInput, folder: Path) -> subprocess.Popen[bytes]:
 
 def noted(root: Path) -> int:
     """Chunks that are on the disk, as their notes say."""
-    notes = list(root.rglob(f".{WEIGHTS}.chunks"))
+    notes = list(root.rglob(NOTES))
     return notes[0].read_text().count("\n\n") if notes else 0
 
 
@@ -87,8 +90,8 @@ def test_after_a_reboot_that_lost_what_was_not_synced_the_bytes_are_right(
     """
     wanted = given(root, MODEL)
     before = killed_half_way(hub, wanted, root, tmp_path)
-    (part,) = root.rglob(f".{WEIGHTS}.part")
-    (notes,) = root.rglob(f".{WEIGHTS}.chunks")
+    (part,) = root.rglob(PART)
+    (notes,) = root.rglob(NOTES)
     synced = {
         int(line.split()[0]) for line in notes.read_text().splitlines() if line and line.split()[0] == line.split()[-1]
     }
@@ -106,7 +109,7 @@ def test_chunks_that_rotted_meanwhile_are_found_and_fetched_again(
 ) -> None:
     wanted = given(root, MODEL)
     killed_half_way(hub, wanted, root, tmp_path)
-    (part,) = root.rglob(f".{WEIGHTS}.part")
+    (part,) = root.rglob(PART)
     with part.open("r+b") as file:
         file.write(b"rotten")
     whole(fetch(wanted), hub.files)
@@ -115,7 +118,7 @@ def test_chunks_that_rotted_meanwhile_are_found_and_fetched_again(
 def test_notes_that_were_cut_count_only_what_is_whole(hub: HuggingFaceHub, root: Path, tmp_path: Path) -> None:
     wanted = given(root, MODEL)
     killed_half_way(hub, wanted, root, tmp_path)
-    (notes,) = root.rglob(f".{WEIGHTS}.chunks")
+    (notes,) = root.rglob(NOTES)
     text = notes.read_text()
     notes.write_text(text[: len(text) - 2] + "\n1")
     whole(fetch(wanted), hub.files)
@@ -129,7 +132,7 @@ def test_orphans_of_a_dead_run_are_swept(hub: HuggingFaceHub, root: Path) -> Non
     (folder / ".other.safetensors.part").write_bytes(b"left")
     (folder / "stranger.py").write_text("print()")
     whole(fetch(wanted), hub.files)
-    assert sorted(path.name for path in folder.parent.iterdir()) == [hub.commit]
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [hub.commit]
 
 
 def test_files_that_lie_there_under_their_names_are_hashed_and_adopted(hub: HuggingFaceHub, root: Path) -> None:

@@ -15,17 +15,19 @@ import httpx
 import pytest
 from huggingface_hub import close_session
 
-from model_delivery.base import Permanent, Retryable
-from model_delivery.models.manifest import model_folder
+from model_delivery.base import Permanent, Refused, Retryable
+from model_delivery.models.manifest import WORK, model_folder
 from model_delivery.models.sources import http
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.sources.modelscope import ModelScopeModel
 from model_delivery.models.store.commit import Fetched
 from model_delivery.models.store.commit import fetch as fetch_into
-from model_delivery.models.store.part import CHUNK
+from model_delivery.models.store.part import CHUNK, part_of
 from model_delivery.models.store.transfer import Patience
+from model_delivery.models.store.workspace import FREE
 from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch
+from model_delivery.values import File
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.hubs.modelscope import running_modelscope
@@ -106,7 +108,9 @@ def test_a_symbolic_link_in_the_store_is_never_followed_out(hub: HuggingFaceHub,
     folder.mkdir(parents=True)
     (folder / "config.json").symlink_to(outside / "config.json")
     (folder / "sub").symlink_to(outside)
-    (folder / f".{WEIGHTS}.part").symlink_to(outside / "part")
+    left = folder / WORK / FREE
+    left.mkdir(parents=True)
+    part_of(File(path=WEIGHTS, size=1), left).symlink_to(outside / "part")
     whole(fetch(wanted), hub.files)
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"config.json": "mine"}
 
@@ -193,6 +197,7 @@ def test_what_the_hub_asks_for_in_retry_after_is_what_is_waited() -> None:
     assert http.seconds("100000") == 120
     assert http.seconds("Thu, 01 Jan 1970 00:00:00 GMT") == 0
     assert http.seconds("soon") is None
+    assert http.seconds("\N{SUPERSCRIPT TWO}") is None
 
 
 def test_a_hub_that_stays_busy_ends_in_its_own_words(hub: HuggingFaceHub, root: Path) -> None:
@@ -200,6 +205,31 @@ def test_a_hub_that_stays_busy_ends_in_its_own_words(hub: HuggingFaceHub, root: 
     hub.status, hub.busy_times = 503, -1
     with pytest.raises(Retryable, match="the hub failed with status 503"):
         fetch_into(MODEL, snapshot, model_folder(root, snapshot), IMPATIENT)
+
+
+@pytest.mark.parametrize("address", ["http://[", "file:///etc/passwd"])
+def test_a_redirect_to_what_is_no_address_is_told(hub: HuggingFaceHub, root: Path, address: str) -> None:
+    hub.elsewhere = address
+    with pytest.raises((Retryable, Refused), match="broke off"):
+        fetch_impatiently(root)
+    assert models(root) == []
+
+
+def test_a_spec_that_wants_other_files_of_the_same_commit_gets_those(hub: HuggingFaceHub, root: Path) -> None:
+    hub.files["notes.txt"] = b"more"
+    for include in (["*.json", WEIGHTS], ["*"], ["*.json", WEIGHTS]):
+        model = HuggingFaceModel.model_validate({**MODEL.model_dump(), "include": include})
+        wanted = given(root, model)
+        whole(fetch(wanted), {file.path: hub.files[file.path] for file in wanted.snapshot.files})
+
+
+def test_a_list_that_is_no_list_and_one_without_end_are_told(hub: HuggingFaceHub, root: Path) -> None:
+    hub.listed = [{"type": "file", "path": "config.json", "lfs": True}]
+    with pytest.raises(Refused, match=r"the list of org/model cannot be read"):
+        given(root, MODEL)
+    hub.listed = ["x" * (1 << 20)] * 20
+    with pytest.raises(Retryable, match=r"cannot be reached"):
+        given(root, MODEL)
 
 
 def test_different_models_go_side_by_side(

@@ -132,9 +132,9 @@ def test_gc_removes_what_nobody_needs_and_says_so_before(hub: HuggingFaceHub, ho
     store = home / "models" / "huggingface" / "org--model"
     deliver("fetch", f"huggingface:{REPO}", store / hub.commit)
     half = store / ("1" * 40)
-    half.mkdir()
-    (half / f".{WEIGHTS}.part").write_bytes(bytes(1 << 20))
-    (store / f".{'2' * 40}.scratch").mkdir()
+    (half / ".model-delivery" / "free").mkdir(parents=True)
+    (half / ".model-delivery" / "free" / "begun.part").write_bytes(bytes(1 << 20))
+    (store / f".{'2' * 40}.doomed").mkdir()
     would = deliver("gc", "--dry-run")
     assert f"would remove {store / hub.commit}: " in would
     assert "no release needs it" in would

@@ -279,6 +279,7 @@ def test_a_number_that_yaml_1_1_would_read_otherwise_is_refused_where_it_stands(
         (f"serving: {{resources: {{limits: {{cpu: '{'9' * 400}'}}}}}}", "cpu is a number of CPUs"),
         ("serving: {resources: {limits: {cpu: '٣'}}}", "cpu is a number of CPUs"),
         ("serving: {resources: {limits: {nvidia.com/gpu: 999999999999}}}", "nvidia.com/gpu is a whole number"),
+        ("serving: {resources: {limits: {vendor.example/device: 500m}}}", "vendor.example/device is a whole number"),
         ("rollout: {standby: 999999999d}", "999999999d is more than 3650d"),
         ("storage: {size: 99999999Pi}", "99999999Pi is more than 1024Pi"),
         ("gates: {throughput: {rate: 99999999999/s}}", "is more than 1000000/s"),

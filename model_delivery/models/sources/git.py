@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -180,8 +180,14 @@ class GitModel(RemoteModel):
             return done.stdout or b""
         raise self._trouble(done.stderr.decode(errors="replace").strip())
 
-    def _trouble(self, message: str) -> Retryable | NotGiven:
+    def _trouble(self, message: str) -> Retryable | Permanent:
         repo, address = self.repo, f"{self.repo}@{self.revision}"
+        if "No space left on device" in message:
+            what, fix = (
+                f"there is no room to unpack {repo}",
+                "make room, or set TMPDIR to where there is, and run again",
+            )
+            return Permanent(Finding("source.no-room", what, f"{gettempdir()} or the model's disk is full", fix))
         why = f"{address}: {message.splitlines()[-1][:200] if message else 'git failed'}"
         if NOT_ALLOWED.search(message):
             return NotGiven(Finding("source.not-allowed", f"{repo} may not be read", why, NAME_A_TOKEN))

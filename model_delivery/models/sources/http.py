@@ -4,18 +4,21 @@ what the answers mean.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble
+from pydantic import ValidationError
+
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble, problems
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 120.0
 LONGEST_READ = 60.0
+LONGEST_LIST = 300.0
+MOST_FILES = 50_000
+MOST_LISTED = 16 << 20
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
 
 
@@ -68,6 +74,27 @@ class HubModel(RemoteModel):
         """The ``why`` of what goes wrong."""
         return f"{self.endpoint} was asked for {self.repo}@{self.revision}"
 
+    def listed(self, rows: Iterable[Mapping[str, Any]]) -> list[File]:
+        """What the hub lists, each as a ``File``. Refused where one is none, or the list
+        does not end.
+        """
+        files, until = list[File](), time.monotonic() + LONGEST_LIST
+        try:
+            for row in rows:
+                files.append(File.model_validate(row))
+                if len(files) > MOST_FILES or time.monotonic() > until:
+                    what, why = f"the list of {self.repo} does not end", f"{self.asked}: {len(files)} files so far"
+                    raise Refused(Finding("source.endless-list", what, why, "is it the right repository?"))
+        except (ValidationError, LookupError, TypeError, AttributeError) as error:
+            raise self.unreadable(error) from None
+        return files
+
+    def unreadable(self, error: Exception) -> Refused:
+        """Its answer is none of a hub's."""
+        said = problems(error)[0] if isinstance(error, ValidationError) else type(error).__name__
+        what, why = f"the list of {self.repo} cannot be read", f"{self.asked}: {said}"
+        return Refused(Finding("source.wrong-list", what, why, "is it the right hub?"))
+
     def unreachable(self, error: Exception) -> Retryable:
         settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"
         return unreachable(self.endpoint, self.asked, error, settings)
@@ -96,6 +123,20 @@ def content(where: Remote | Local, file: File) -> bytes:
     if len(data) != file.size or file.sha256 not in (None, hashlib.sha256(data).hexdigest()):
         fix = "run again; if it stays so, the source or what lies between is broken"
         raise Permanent(Finding("fetch.sum-differs", f"{file.path} is not what was listed", asked, fix))
+    return bytes(data)
+
+
+def bounded(pieces: Iterable[bytes], until: float) -> bytes:
+    """A list's bytes. TimeoutError after ``until`` (of the monotonic clock), OSError when
+    they are too many.
+    """
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if time.monotonic() > until:
+            raise TimeoutError("the list does not end")
+        if len(data) > MOST_LISTED:
+            raise OSError(errno.EFBIG, "the list is too large")
     return bytes(data)
 
 
@@ -130,11 +171,11 @@ def seconds(retry_after: str) -> float | None:
 
     None when it says nothing.
     """
-    if retry_after.isdigit():
+    if retry_after.isdecimal():
         return min(float(retry_after), LONGEST_WAIT)
     try:
         until = parsedate_to_datetime(retry_after).timestamp()
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, min(until - time.time(), LONGEST_WAIT))
 
@@ -158,7 +199,10 @@ def request(
         total=None, connect=0, read=0, redirect=5, status=0, other=0, remove_headers_on_redirect=where.headers
     )
     asked = pool(where.url, read_timeout)
-    return asked.request(method, where.url, headers=headers, body=body, retries=redirects, preload_content=False)
+    try:
+        return asked.request(method, where.url, headers=headers, body=body, retries=redirects, preload_content=False)
+    except ValueError as error:  # a redirect to what is no address
+        raise urllib3.exceptions.LocationParseError(str(error)) from error
 
 
 def pool(url: str, read_timeout: float) -> PoolManager:

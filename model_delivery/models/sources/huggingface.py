@@ -6,13 +6,18 @@ Its library is slow to import: only a source that is asked imports it.
 
 from __future__ import annotations
 
+import math
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
 from model_delivery.base import Finding, Permanent, Trouble, bearer
-from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
+from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision, origin
 from model_delivery.values import File, Snapshot
 
@@ -40,33 +45,24 @@ class HuggingFaceModel(HubModel):
         from huggingface_hub import HfApi, RepoFile, errors
 
         secret = self.secret
-        self._keep_token()
         api = HfApi(endpoint=self.endpoint, token=secret.reveal() if secret else False)
         try:
-            commit = api.model_info(self.repo, revision=self.revision, timeout=30).sha
-            tree = list(api.list_repo_tree(self.repo, revision=commit, recursive=True))
+            with _watched():
+                commit = api.model_info(self.repo, revision=self.revision).sha
+                tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
+                listed = self.listed(
+                    {"path": f.path, "size": f.size, **({"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})}
+                    for f in tree
+                    if isinstance(f, RepoFile)
+                )
         except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise self.unreadable(error) from error
         if commit is None:
             what = f"{self.endpoint} did not say which commit {self.revision} is"
             raise Permanent(Finding("source.no-commit", what, "its answer has no sha", "is it a Hugging Face hub?"))
-        listed = (
-            File(path=f.path, size=f.size, **{"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})
-            for f in tree
-            if isinstance(f, RepoFile)
-        )
         return self.snapshot(self.chosen(listed, commit, Path()), commit)
-
-    def _keep_token(self) -> None:
-        """The library follows the address of a list's next page with its token, wherever
-        that leads.
-        """
-        from huggingface_hub import get_session
-
-        session = get_session()
-        hooks = session.event_hooks
-        if _for_the_hub not in hooks["request"]:
-            session.event_hooks = {**hooks, "request": [*hooks["request"], _for_the_hub]}
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
         return Remote(f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}", bearer(self.token))
@@ -96,7 +92,36 @@ class HuggingFaceModel(HubModel):
         return NotGiven(finding)
 
 
-def _for_the_hub(request: httpx2.Request) -> None:
+_until: ContextVar[float] = ContextVar("until")
+PATIENCE = dict.fromkeys(("connect", "read", "write", "pool"), 30.0)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Inside, the library waits for no byte longer than 30 s, reads no list for ever and
+    no endless body, and does not take the token where a next page's address leads.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _asks not in hooks["request"]:
+        session.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
+    token = _until.set(time.monotonic() + LONGEST_LIST)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def _asks(request: httpx2.Request) -> None:
+    if time.monotonic() > _until.get(math.inf):
+        raise TimeoutError("the list does not end")
+    request.extensions["timeout"] = PATIENCE
     hub = os.environ.get(HuggingFaceModel.endpoint_variable) or HuggingFaceModel.home
     if origin(str(request.url)) != origin(hub):
         request.headers.pop("Authorization", None)
+
+
+def _answers(response: httpx2.Response) -> None:
+    response._content = bounded(response.iter_bytes(), _until.get(math.inf))  # noqa: SLF001 - what its read() would set

@@ -7,14 +7,19 @@ Its library is slow to import: only a source that is asked imports it.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import urlencode
 
 from model_delivery.base import Finding, Trouble, bearer
-from model_delivery.models.sources.http import HubModel, NotGiven, http_trouble
+from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values import File, Snapshot
+
+if TYPE_CHECKING:
+    import requests
 
 
 class ModelScopeModel(HubModel):
@@ -36,16 +41,23 @@ class ModelScopeModel(HubModel):
         import requests
         from modelscope.hub.api import HubApi
         from modelscope_hub.errors import HubError
+        from urllib3.exceptions import HTTPError
 
         if self.repo.count("/") != 1:
             raise self.misnamed(self.asked)
         secret = self.secret
         try:
             api = HubApi(endpoint=self.endpoint, token=secret.reveal() if secret else None)
-            entries = api._api.list_repo_files(self.repo, "model", revision=self.revision)  # noqa: SLF001 - the public call leaves the hashes out
-        except (HubError, requests.RequestException, OSError) as error:
+            hub = api._api  # noqa: SLF001 - the public call leaves the hashes out
+            hub.legacy._session.hooks["response"].append(_answers(time.monotonic() + LONGEST_LIST))  # noqa: SLF001 - reads without end
+            entries = hub.list_repo_files(self.repo, "model", revision=self.revision)
+        except (HubError, requests.RequestException, HTTPError, OSError) as error:
             raise self._trouble(error) from error
-        listed = (File(path=e.path, size=e.size, sha256=_sum(e.sha256)) for e in entries if e.type == "blob")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self.unreadable(error) from error
+        listed = self.listed(
+            {"path": e.path, "size": e.size, "sha256": _sum(e.sha256)} for e in entries if e.type == "blob"
+        )
         exact = re.fullmatch(r"[0-9a-f]{40}", self.revision)
         return self.snapshot(self.chosen(listed, "", Path()), self.revision if exact else "")
 
@@ -67,6 +79,15 @@ class ModelScopeModel(HubModel):
             )
             return NotGiven(Finding("source.not-found", what, why, fix))
         return http_trouble(status, asked, str(getattr(error, "retry_after", None) or ""))
+
+
+def _answers(until: float) -> Callable[..., None]:
+    """A hook of requests, which would read any answer to its end."""
+
+    def read(answer: requests.Response, **_: object) -> None:
+        answer._content = bounded(answer.iter_content(1 << 16), until)  # noqa: SLF001 - what its content would set
+
+    return read
 
 
 def _sum(stated: str | None) -> str | None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, ValidationError
 
-from model_delivery.base import Part, Secret, SecretRef, Text, read_secret
+from model_delivery.base import Finding, Part, Refused, Secret, SecretRef, Text, problems, read_secret
 from model_delivery.models.listing import hashed, pinned, select, wanted
 from model_delivery.models.shards import one_set
 from model_delivery.values import File, Snapshot, digest
@@ -152,7 +152,11 @@ class ModelSpec(Part):
     def snapshot(self, files: tuple[File, ...], commit: str = "") -> Snapshot:
         """Where there are no commits, the digest of the list stands for one."""
         commit = commit or digest([[f.path, f.size, f.sha256] for f in files], 40)
-        return Snapshot(source=self.source, key=self.key, commit=commit, files=files)
+        try:
+            return Snapshot(source=self.source, key=self.key, commit=commit, files=files)
+        except ValidationError as error:
+            what, fix = f"{self.name} names no commit", "do not trust it: it is no hub, or a broken one"
+            raise Refused(Finding("source.no-commit", what, "; ".join(problems(error)), fix)) from None
 
 
 class Fallback(Part):

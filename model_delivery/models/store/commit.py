@@ -4,23 +4,27 @@ the manifest last.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
-from model_delivery.base import Finding, Part, Permanent, Progress, Refused, Retryable, report
-from model_delivery.models.manifest import MANIFEST, read_manifest, write_manifest
+from model_delivery.base import Finding, Part, Progress, Refused, Retryable, Trouble, report
+from model_delivery.models.manifest import MANIFEST, WORK, folder_name, read_manifest, write_manifest
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store.filling import Filling
-from model_delivery.models.store.lock import alone
 from model_delivery.models.store.origin import origins
-from model_delivery.models.store.part import noted, size_of, with_parts
+from model_delivery.models.store.part import noted, part_of, size_of, written
 from model_delivery.models.store.transfer import Patience
+from model_delivery.models.store.workspace import Workspace, alone, opened
 from model_delivery.models.verify import verify
 from model_delivery.values import File, Snapshot
+
+LOST_AND_FOUND = "lost+found"
 
 
 class Fetched(Part):
@@ -36,25 +40,27 @@ class Fetched(Part):
     origins: dict[str, int]
 
 
-def lock_of(folder: Path) -> Path:
-    """Beside the folder: whoever fills it holds this file."""
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def fetch(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience | None = None) -> Fetched:
-    """One fetcher at a time for each folder; the others wait and adopt.
+def fetch(
+    model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience | None = None, user: str = ""
+) -> Fetched:
+    """One fetcher at a time for each folder; the others wait and adopt. ``user``: for
+    whom it is marked in a store, see ``mark_of``.
 
     Refused when the disk is too small or the model is not whole, Retryable when nothing
     more comes from any source, Permanent when what comes is not what was listed, or the
     folder cannot be written.
     """
     start, moved = time.monotonic(), 0
-    with _readable_refusals(folder):
-        if not _whole(folder, snapshot):
-            with alone(lock_of(folder), _tell) as ours:
-                if not _whole(folder, snapshot):
-                    moved = _fill(model, snapshot, folder, patience or Patience(), ours)
-    manifest = read_manifest(folder)
+    parts = Path(folder_name(snapshot)).parts
+    in_store = folder.parts[-len(parts) :] == parts
+    with _readable_refusals(folder), opened(folder, len(parts) if in_store else 0) as here:
+        if user:
+            _mark(here / os.pardir / mark_of(folder, user).name)
+        if not _whole(here, snapshot):
+            with alone(here, _tell) as work:
+                if not _whole(here, snapshot):
+                    moved = _filled(model, snapshot, work, patience or Patience())
+        manifest = read_manifest(here)
     if manifest is None:
         what = f"{folder} has lost its manifest"
         raise Retryable(Finding("store.no-manifest", what, "somebody removed it meanwhile", "run again"))
@@ -72,14 +78,32 @@ def _tell(who: str) -> None:
     report(Progress("fetch", f"another fetch of this model is at work: waiting for {who}"))
 
 
+def mark_of(folder: Path, user: str) -> Path:
+    """Beside a model's folder, for each home that uses it: what one keeps, no other's gc
+    removes.
+    """
+    return folder.with_name(f".{folder.name}.{user}.user")
+
+
+def _mark(mark: Path) -> None:
+    try:
+        os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644))
+    except OSError as error:
+        note = f"the store takes no mark of this use, so that its owner's gc may remove it: {error.strerror}"
+        report(Progress("fetch", note))
+
+
 @contextmanager
 def _readable_refusals(folder: Path) -> Iterator[None]:
+    """What is left of OSErrors is the disk's: whatever comes from elsewhere is told
+    there.
+    """
     try:
         yield
     except OSError as error:
-        what = f"{error.filename or folder} cannot be written"
-        fix = "make room, or give this user the right to write there, then run again: it goes on where it was"
-        raise Permanent(Finding("store.not-writable", what, error.strerror or type(error).__name__, fix)) from error
+        name = re.sub(r"^/proc/\d+/fd/\d+", str(folder).replace("\\", r"\\"), str(error.filename or folder))
+        with written(name):
+            raise
 
 
 def _whole(folder: Path, snapshot: Snapshot) -> bool:
@@ -87,49 +111,60 @@ def _whole(folder: Path, snapshot: Snapshot) -> bool:
     return manifest is not None and manifest.of(snapshot) and not verify(folder)
 
 
-def _fill(model: ModelSpec, snapshot: Snapshot, folder: Path, patience: Patience, ours: Callable[[], bool]) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.scratch")  # what a source must unpack before it can be copied
-    (folder / MANIFEST).unlink(missing_ok=True)
-    _sweep(snapshot, folder)
-    _room(snapshot, folder)
-    filling = Filling(snapshot, origins(model, snapshot, scratch), folder, model.allow, patience)
+def _filled(model: ModelSpec, snapshot: Snapshot, work: Workspace, patience: Patience) -> int:
+    try:
+        return _fill(model, snapshot, work, patience)
+    except (OSError, Trouble) as error:
+        if work.ours():
+            raise
+        what, why = "another fetch has taken the folder over", "this one gave no sign for 15 s, or its work was removed"
+        raise Retryable(Finding("store.taken-over", what, why, "run again")) from error
+
+
+def _fill(model: ModelSpec, snapshot: Snapshot, work: Workspace, patience: Patience) -> int:
+    folder, names = work.folder, {file.path for file in snapshot.files}
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    with suppress(FileNotFoundError):
+        if (folder / MANIFEST).lstat():
+            work.discard(folder / MANIFEST)
+    _sweep(work, folder, names, folders)
+    work.keep({part_of(file, work.path).stem for file in snapshot.files})
+    _room(snapshot, work)
+    filling = Filling(snapshot, origins(model, snapshot, work.scratch), work, model.allow, patience)
     filling.run()
-    if not ours():
-        what = f"another fetch has taken {folder} over"
-        raise Retryable(Finding("store.taken-over", what, "this one did not answer for 15 s", "run again"))
-    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        path.chmod(0o755)
-    write_manifest(folder, snapshot, filling.entries)
-    shutil.rmtree(scratch, ignore_errors=True)
+    for path in (folder / inner for inner in folders):
+        with suppress(PermissionError):  # another's folder that was given to us: it stays as it is
+            path.chmod(0o755)
+    write_manifest(folder, snapshot, filling.entries, work.path)
     return filling.moved
 
 
-def _sweep(snapshot: Snapshot, folder: Path) -> None:
-    """Only what is listed stays, and what was begun of it: anything else was left by a
-    dead run, or would be served unverified.
+def _sweep(work: Workspace, folder: Path, names: set[str], folders: set[str]) -> None:
+    """Only what is listed stays: anything else was left by a dead run, or would be served
+    unverified.
     """
-    wanted = with_parts(folder, (file.path for file in snapshot.files))
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_symlink() or (not path.is_dir() and path not in wanted):
-            path.unlink()
-        elif path.is_dir() and (path in wanted or not any(path.iterdir())):
-            shutil.rmtree(path)
-    for left in folder.parent.glob(f".{lock_of(folder).name}.*"):
-        left.unlink(missing_ok=True)
+    for entry in list(os.scandir(folder)):
+        name = Path(entry.path).relative_to(work.folder).as_posix()
+        if entry.is_dir(follow_symlinks=False) and name in folders:
+            _sweep(work, Path(entry.path), names, folders)
+        elif name in names and entry.is_file(follow_symlinks=False):
+            continue
+        elif name != LOST_AND_FOUND and not name.startswith(WORK):
+            work.discard(Path(entry.path))
 
 
-def _room(snapshot: Snapshot, folder: Path) -> None:
+def _room(snapshot: Snapshot, work: Workspace) -> None:
     """Refused before the first byte when the disk cannot hold what is still missing."""
-    missing = sum(file.size - _there(file, folder / file.path) for file in snapshot.files)
-    free = shutil.disk_usage(folder).free
+    missing = sum(file.size - _there(file, work) for file in snapshot.files)
+    free = shutil.disk_usage(work.folder).free
     if missing > free:
-        why = f"{missing} bytes are still to come, {free} are free in {folder}"
+        why = f"{missing} bytes are still to come, {free} are free"
         fix = "make room, or use another storage.path"
         raise Refused(Finding("store.disk-full", "the disk is too small for the model", why, fix))
 
 
-def _there(file: File, target: Path) -> int:
+def _there(file: File, work: Workspace) -> int:
+    target = work.folder / file.path
     if target.is_file() and target.stat().st_size == file.size:
         return file.size
-    return size_of(file, noted(file, target)[0])
+    return size_of(file, noted(file, part_of(file, work.path))[0])

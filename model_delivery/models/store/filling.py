@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from pathlib import Path
 
 from model_delivery.base import Progress, Refused, Retryable, Trouble, report
 from model_delivery.models.contents import fault_in
 from model_delivery.models.manifest import Entry
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import Part, chunks_in, size_of
-from model_delivery.models.store.transfer import STREAMS, Link, Patience, Stopped, unlisted
+from model_delivery.models.store.transfer import STREAMS, LeftToAnother, Link, Patience, Stopped, unlisted
+from model_delivery.models.store.workspace import Workspace
 from model_delivery.values import Snapshot
 
 ROW = 8
@@ -31,9 +31,9 @@ class Filling:
     """
 
     def __init__(
-        self, snapshot: Snapshot, origins: Sequence[Origin], folder: Path, allow: tuple[str, ...], patience: Patience
+        self, snapshot: Snapshot, origins: Sequence[Origin], work: Workspace, allow: tuple[str, ...], patience: Patience
     ) -> None:
-        self.snapshot, self.origins, self.folder, self.allow = snapshot, origins, folder, allow
+        self.snapshot, self.origins, self.work, self.allow = snapshot, origins, work, allow
         self.stop, self.lock = threading.Event(), threading.Lock()
         self.link = Link(patience, self._count, self.stop)
         self.moved = self.there = self.first = 0
@@ -44,9 +44,11 @@ class Filling:
 
     def run(self) -> None:
         """Raises the first trouble of any stream, after all have stopped."""
+        streams: list[Future[None]] = []
+        self.work.busy.set()
         try:
             with ThreadPoolExecutor(STREAMS) as pool:
-                streams = [pool.submit(copy_context().run, self._stream) for _ in range(STREAMS)]
+                streams += [pool.submit(copy_context().run, self._stream) for _ in range(STREAMS)]
                 try:
                     while not self._ended(streams):
                         self._say()
@@ -57,8 +59,10 @@ class Filling:
             if errors:
                 raise next((e for e in errors if isinstance(e, Trouble)), errors[0])
         finally:
-            for part in self.parts:
-                part.close()
+            if all(stream.done() for stream in streams):
+                for part in self.parts:
+                    part.close()
+                self.work.busy.clear()
 
     def _ended(self, streams: list[Future[None]]) -> bool:
         done, running = wait(streams, SAY_SECONDS, return_when=FIRST_EXCEPTION)
@@ -70,7 +74,7 @@ class Filling:
         """
         left = sum(chunks_in(file) for file in self.snapshot.files)
         for file in sorted(self.snapshot.files, key=lambda file: (file.size > SMALL, file.path)):
-            part = Part(file, self.folder / file.path)
+            part = Part(file, self.work.folder / file.path, self.work.path)
             self.parts.append(part)
             self.there += size_of(file, part.done)
             left -= len(part.done)
@@ -90,22 +94,24 @@ class Filling:
                 part, row = next(self.rows, (None, range(0)))
             if part is None:
                 return
-            self._bring(part, row)
-            if part.advance():
-                self._finish(part)
+            if part.join():
+                self._bring(part, row)
+                part.advance()
+                if part.leave():
+                    self._finish(part)
 
     def _bring(self, part: Part, row: range) -> None:
         """From the first source that gives it. The next one is asked when a source says
         no; for all files from then on, when nothing more comes from it.
         """
-        while row and not self.stop.is_set():
+        while not self.stop.is_set() and (missing := part.missing(row)):
             tried = part.tried = max(part.tried, self.first)
             try:
-                self.link.fill(part, row, self.origins[tried])
+                self.link.fill(part, missing[0], self.origins[tried])
+            except LeftToAnother:
+                return
             except Trouble as trouble:
                 self._next_origin(part, tried, trouble)
-            else:
-                return
 
     def _next_origin(self, part: Part, tried: int, trouble: Trouble) -> None:
         with self.lock:

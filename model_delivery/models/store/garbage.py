@@ -1,75 +1,127 @@
-"""Model folders that no release knows any more, and what dead fetches left."""
+"""Model folders that no release knows any more, and what dead fetches left.
+
+Only what a fetch made: in a folder of a source of ours, by its manifest or its workspace.
+A store that several homes use has a mark of each beside every folder: what another's mark
+holds stays, and outside of one's own home only what one's own mark names is garbage.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_delivery.models.manifest import MODELS, read_manifest
-from model_delivery.models.store.commit import lock_of
-from model_delivery.models.store.lock import held
+from model_delivery.models.manifest import MANIFEST, MODELS, WORK, read_manifest
+from model_delivery.models.sources import SOURCES
+from model_delivery.models.store.commit import mark_of
+from model_delivery.models.store.workspace import held
+from model_delivery.models.verify import names_in
+from model_delivery.values import digest
 
 DOOMED = ".doomed"
+FOLDER = re.compile(rf"[0-9a-f]{{40,64}}|\.[0-9a-f]{{40,64}}{DOOMED}")
+NO_HOME = "elsewhere"
+
+
+def user_of(home: Path) -> str:
+    """The name by which a home marks what it uses; a copy of a home has another.
+
+    A Job in a cluster has no home: what it uses, no host collects.
+    """
+    if not home.is_dir():
+        return NO_HOME
+    own = home / "store-user"
+    with suppress(FileExistsError), own.open("x") as file:
+        file.write(uuid.uuid4().hex)
+    return digest([own.read_text(), own.stat().st_ino], 16)
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A folder or file that may go; ``bytes`` is what its removal frees."""
+    """A folder that may go; ``bytes`` is what its removal frees."""
 
     path: Path
     bytes: int
     why: str
 
 
-def find(roots: Iterable[Path], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
-    """What lies in the stores under ``roots`` and is neither in ``wanted`` nor being
-    fetched now.
-    """
-    kept = wanted()
-    return tuple(item for root in sorted(set(roots)) for item in _in_store(root / MODELS, kept))
+@dataclass(frozen=True)
+class Collector:
+    """For one ``home``; ``wanted`` are the folders that its releases need, as of now."""
 
+    home: Path
+    wanted: Callable[[], set[Path]]
 
-def remove(garbage: Iterable[Garbage], wanted: Callable[[], set[Path]]) -> tuple[Garbage, ...]:
-    """Remove it, and say what went. A folder that somebody has come to want meanwhile, or
-    fetches now, stays.
-    """
-    return tuple(item for item in garbage if _removed(item.path, wanted))
+    def collect(self, roots: Iterable[Path], *, dry_run: bool) -> tuple[Garbage, ...]:
+        """What lies in the stores under ``roots`` and the home, is not wanted, and is not
+        being fetched now. It is removed, but in a dry run; a folder that somebody has
+        come to want meanwhile stays.
+        """
+        found = [path for root in sorted({self.home, *roots}) for path in _folders(root / MODELS)]
+        kept = self.wanted()
+        unwanted = [path for path in found if _shown(path) not in kept]
+        garbage = tuple(_garbage(path) for path in unwanted if self._may_go(path, _shown(path)))
+        if dry_run:
+            return garbage
+        gone = tuple(item for item in garbage if self._removed(item.path))
+        for path in unwanted:
+            if not held(path):
+                with suppress(OSError):
+                    mark_of(_shown(path), user_of(self.home)).unlink(missing_ok=True)
+        return gone
 
-
-def _removed(path: Path, wanted: Callable[[], set[Path]]) -> bool:
-    if held(lock_of(path)):
+    def _removed(self, path: Path) -> bool:
+        shown = _shown(path)
+        doomed = path.with_name(f".{shown.name}{DOOMED}")
+        with suppress(OSError):  # another's gc was faster, or it belongs to another user
+            if path != doomed:
+                path.rename(doomed)
+            if path != doomed and (path in self.wanted() or not self._may_go(doomed, path)):
+                doomed.rename(path)
+                return False
+            shutil.rmtree(doomed)
+            return True
         return False
-    if not path.is_dir():
-        path.unlink(missing_ok=True)
-        return True
-    doomed = path.with_name(f".{path.name}{DOOMED}") if not path.name.endswith(DOOMED) else path
-    path.rename(doomed)
-    if path in wanted():
-        doomed.rename(path)
-        return False
-    shutil.rmtree(doomed)
-    return True
+
+    def _may_go(self, path: Path, shown: Path) -> bool:
+        """``shown``: its name while it is a model's folder."""
+        mine = mark_of(shown, user_of(self.home))
+        marks = set(shown.parent.glob(mark_of(shown, "*").name))
+        alone = not marks - {mine} and (bool(marks) or path.is_relative_to(self.home))
+        return alone and _ours(path) and not held(path)
 
 
-def _in_store(models: Path, kept: set[Path]) -> Iterator[Garbage]:
-    for path in sorted(models.glob("*/*/*")):
-        if not path.name.startswith("."):
-            if path.is_dir() and path not in kept and not held(lock_of(path)):
-                whole = read_manifest(path) is not None
-                yield Garbage(path, _size(path), "no release needs it" if whole else "begun and never finished")
-        elif path.name.endswith(DOOMED) or not held(_lock_beside(path)):
-            yield Garbage(path, _size(path), "left by a run that has ended")
+def _folders(models: Path) -> Iterator[Path]:
+    """Those of commits, through no link."""
+    for source in () if models.is_symlink() else SOURCES:
+        for key in _below(models / source):
+            yield from (path for path in _below(key) if FOLDER.fullmatch(path.name))
 
 
-def _lock_beside(path: Path) -> Path:
-    """The lock of the folder that a hidden file or folder beside it belongs to:
-    ``.COMMIT.scratch``, ``..COMMIT.lock.HOLDER``.
-    """
-    return lock_of(path.with_name(path.name.lstrip(".").partition(".")[0]))
+def _below(folder: Path) -> list[Path]:
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
 
 
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.lstat().st_blocks * 512 for file in files if not file.is_dir())
+def _shown(path: Path) -> Path:
+    return path.with_name(path.name.removeprefix(".").removesuffix(DOOMED))
+
+
+def _ours(path: Path) -> bool:
+    """A fetch made it, and nobody has put files of their own there since."""
+    if (manifest := read_manifest(path)) is not None:
+        return {*names_in(path)} <= {MANIFEST, *(entry.path for entry in manifest.files)}
+    return path.name.endswith(DOOMED) or path / WORK in _below(path)
+
+
+def _garbage(path: Path) -> Garbage:
+    why = "no release needs it" if read_manifest(path) else "begun and never finished"
+    files = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+    size = sum(file.lstat().st_blocks * 512 for file in files)
+    return Garbage(path, size, "left by a run that has ended" if path.name.endswith(DOOMED) else why)

@@ -4,15 +4,18 @@ noted, and the hash follows the unbroken start.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from model_delivery.base import Trouble, sync
+from model_delivery.base import Finding, Permanent, Trouble, read_file, sync
 from model_delivery.models.verify import blob
 from model_delivery.values import File
 
@@ -21,33 +24,62 @@ BUFFER = 1 << 20
 FICLONE = 0x40049409
 FROM = "from "
 IN_PLACE = "found in place"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def part_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.part")
+PART, NOTES = ".part", ".chunks"
 
 
-def notes_of(target: Path) -> Path:
-    return target.with_name(f".{target.name}.chunks")
+def part_of(file: File, work: Path) -> Path:
+    """What is there of it while it is filled; its own name may be too long for more."""
+    return work / (hashlib.sha256(file.path.encode()).hexdigest()[:32] + PART)
 
 
-def with_parts(folder: Path, names: Iterable[str]) -> set[Path]:
-    """These files of a folder, and what is there of each while it is filled."""
-    return {path for name in names for path in (folder / name, part_of(folder / name), notes_of(folder / name))}
-
-
-def noted(file: File, target: Path) -> tuple[set[int], set[str]]:
+def noted(file: File, part: Path) -> tuple[set[int], set[str]]:
     """The chunks that an earlier run left on the disk, and who gave them; a note that was
     cut short, or of another version of the file, counts nothing.
     """
     try:
-        first, *lines, _ = notes_of(target).read_text(errors="replace").split("\n")
-        whole = part_of(target).stat().st_size == file.size and first == _title(file)
-    except (FileNotFoundError, ValueError):
+        first, *lines, _ = read_file(part.with_suffix(NOTES)).decode(errors="replace").split("\n")
+        whole = part.lstat().st_size == file.size and first == _title(file)
+    except (OSError, ValueError):
         return set(), set()
-    notes = (re.fullmatch(r"(\d+) \1", line) for line in lines if whole)
-    chunks = {int(note[1]) for note in notes if note and int(note[1]) < chunks_in(file)}
+    chunks = {number for number in _numbers(lines) if whole and number < chunks_in(file)}
     return chunks, {line.removeprefix(FROM) for line in lines if chunks and line.startswith(FROM)}
+
+
+def _numbers(lines: Iterable[str]) -> Iterator[int]:
+    return (int(note[1]) for line in lines if (note := re.fullmatch(r"(\d{1,9}) \1", line)))
+
+
+def renew(part: Path) -> None:
+    """The noted chunks and their notes in files that nobody else has open."""
+    notes = part.with_suffix(NOTES)
+    lines = read_file(notes) if notes.exists() else b""
+    fresh = [path.with_suffix(".new") for path in (part, notes)]
+    with part.open("rb") as old, fresh[0].open("wb") as new:
+        new.truncate(os.fstat(old.fileno()).st_size)
+        for number in sorted(_numbers(lines.decode(errors="replace").split("\n"))):
+            old.seek(number * CHUNK)
+            new.seek(number * CHUNK)
+            new.write(old.read(CHUNK))
+        new.flush()
+        os.fsync(new.fileno())
+    notes.unlink(missing_ok=True)
+    fresh[0].replace(part)
+    fresh[1].write_bytes(lines)
+    fresh[1].replace(notes)
+
+
+@contextmanager
+def written(what: str) -> Iterator[None]:
+    """An OSError inside is the disk's."""
+    try:
+        yield
+    except OSError as error:
+        first = "make room" if error.errno in FULL else "let this user write there, on a disk that is sound"
+        why, fix = error.strerror or type(error).__name__, f"{first}, then run again: it goes on where it was"
+        raise Permanent(Finding("store.not-writable", f"{what} cannot be written", why, fix)) from error
 
 
 def chunks_in(file: File) -> int:
@@ -73,17 +105,18 @@ class Part:
     threads that write different chunks.
     """
 
-    def __init__(self, file: File, target: Path) -> None:
-        self.file, self.target, self.path = file, target, part_of(target)
+    def __init__(self, file: File, target: Path, work: Path) -> None:
+        self.file, self.target, self.path = file, target, part_of(file, work)
+        self.notes = self.path.with_suffix(NOTES)
         self.count = chunks_in(file)
         self.troubles: tuple[Trouble, ...] = ()
         self.tried = 0
-        self._lock = threading.Lock()
-        self._ended = self.alone = False
+        self._lock = threading.Condition()
+        self._streams, self._over, self._alone = 0, False, 0
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and target.stat().st_size == file.size:
             self._adopt()
-        self.done, self.origins = noted(file, target)
+        self.done, self.origins = noted(file, self.path)
         self.resumed = bool(self.done)
         self._open()
 
@@ -92,7 +125,8 @@ class Part:
         filled.
         """
         numbers = "".join(f"\n{n} {n}" for n in range(self.count))
-        notes_of(self.target).write_text(f"{_title(self.file)}\n{FROM}{IN_PLACE}{numbers}\n")
+        self.notes.unlink(missing_ok=True)
+        self.notes.write_text(f"{_title(self.file)}\n{FROM}{IN_PLACE}{numbers}\n")
         self.target.replace(self.path)
 
     def _open(self) -> None:
@@ -100,9 +134,7 @@ class Part:
             self._unlink()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         os.ftruncate(self._fd, self.file.size)
-        self._notes = os.open(
-            notes_of(self.target), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC | os.O_NOFOLLOW, 0o600
-        )
+        self._notes = os.open(self.notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_DSYNC | os.O_NOFOLLOW, 0o600)
         if not self.done:
             os.write(self._notes, _title(self.file).encode() + b"\n")
         sync(self.path.parent)
@@ -116,13 +148,54 @@ class Part:
             os.close(descriptor)
         self._fd = self._notes = -1
 
-    def take_alone(self) -> bool:
-        """The server sends whole files only. True for the one stream that shall read it,
-        False for those that leave it to that one.
+    def join(self) -> bool:
+        """A stream begins with it; False where it is over, or one stream brings all of
+        it.
         """
         with self._lock:
-            first, self.alone = not self.alone, True
-            return first
+            joins = not self._over and not self._alone
+            self._streams += joins
+            return joins
+
+    def leave(self) -> bool:
+        """True for the last one of a file whose bytes are all there: nobody else has its
+        descriptors.
+        """
+        with self._lock:
+            self._streams -= 1
+            self._lock.notify_all()
+            self._over = self._over or (self._streams == 0 and self._frontier == self.count)
+            return self._over
+
+    def take_alone(self, stop: threading.Event) -> bool:
+        """The server sends whole files only. True for the one stream that brings it, once
+        the others have left; False for those.
+        """
+        with self._lock:
+            self._alone = self._alone or threading.get_ident()
+            while self.mine and self._streams > 1 and not stop.is_set():
+                self._lock.wait(0.1)
+            return self.mine
+
+    @property
+    def mine(self) -> bool:
+        """Does this stream bring all of it?"""
+        return self._alone == threading.get_ident()
+
+    @property
+    def others(self) -> bool:
+        """Does another stream bring all of it?"""
+        return self._alone not in (0, threading.get_ident())
+
+    def missing(self, row: range) -> list[range]:
+        """What of ``row`` is not there, or of the whole file where this stream brings all
+        of it: unbroken runs.
+        """
+        runs: list[range] = []
+        for number in (n for n in (range(self.count) if self.mine else row) if n not in self.done):
+            joined = bool(runs) and runs[-1].stop == number
+            runs.append(range(runs.pop().start if joined else number, number + 1))
+        return runs
 
     def comes_from(self, origin: str) -> None:
         """Remember who gives bytes of it, over a restart too."""
@@ -132,12 +205,23 @@ class Part:
                 os.write(self._notes, f"\n{FROM}{origin}\n".encode())
 
     def write(self, at: int, data: bytes) -> None:
+        """A chunk that is noted stays as it is: it may be hashed already."""
         view = memoryview(data)
+        while view:
+            number, within = divmod(at, CHUNK)
+            piece = view[: chunk_size(self.file, number) - within]
+            if number not in self.done:
+                self._write(at, piece)
+                if within + len(piece) == chunk_size(self.file, number):
+                    self._note(number)
+            at, view = at + len(piece), view[len(piece) :]
+
+    def _write(self, at: int, view: memoryview) -> None:
         while view:
             written = os.pwrite(self._fd, view, at)
             at, view = at + written, view[written:]
 
-    def note(self, number: int) -> None:
+    def _note(self, number: int) -> None:
         """This chunk is whole: from now on it is on the disk, and no later run fetches it
         again.
         """
@@ -146,33 +230,29 @@ class Part:
         with self._lock:
             self.done.add(number)
 
-    def clone(self, source: Path) -> bool:
+    def clone(self, source: BinaryIO) -> bool:
         """Share the blocks of ``source`` where the file system can: never a hard link,
         the next edit would reach the store.
         """
-        with source.open("rb") as opened:
-            try:
-                fcntl.ioctl(self._fd, FICLONE, opened.fileno())
-            except OSError:
-                return False
+        try:
+            fcntl.ioctl(self._fd, FICLONE, source.fileno())
+        except OSError:
+            return False
         os.ftruncate(self._fd, self.file.size)
         self.done = set(range(self.count))
         return True
 
-    def advance(self) -> bool:
-        """Hash on as far as there are chunks, by one thread at a time. True once, for the
-        thread that came to the end.
-        """
+    def advance(self) -> None:
+        """Hash on as far as there are chunks, by one thread at a time."""
         with self._lock:
             if self._hashing:
-                return False
+                return
             self._hashing = True
         while True:
             with self._lock:
                 if self._frontier not in self.done:
                     self._hashing = False
-                    ended, self._ended = self._ended, self._ended or self._frontier == self.count
-                    return self._ended and not ended
+                    return
                 number = self._frontier
             self._hash(number)
             with self._lock:
@@ -204,7 +284,7 @@ class Part:
         """Throw away what is there, and begin again."""
         self.discard_bytes()
         self.done, self.origins = set(), set()
-        self.resumed = self._ended = self.alone = False
+        self.resumed, self._alone = False, threading.get_ident()
         self._open()
 
     def keep(self) -> None:
@@ -213,7 +293,7 @@ class Part:
         os.fchmod(self._fd, 0o644)
         self.close()
         self.path.replace(self.target)
-        notes_of(self.target).unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
         sync(self.target.parent)
 
     def discard_bytes(self) -> None:
@@ -222,5 +302,5 @@ class Part:
         self._unlink()
 
     def _unlink(self) -> None:
-        for path in (self.path, notes_of(self.target)):
+        for path in (self.path, self.notes):
             path.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ without any it tries again, ever more slowly.
 
 from __future__ import annotations
 
-import shutil
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from model_delivery.base import Finding, Permanent, Retryable, Trouble
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, request
 from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
-from model_delivery.models.store.part import BUFFER, CHUNK, Part, chunk_size
+from model_delivery.models.store.part import BUFFER, CHUNK, Part, written
 from model_delivery.values import File
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Stopped(Exception):
     """Another stream has failed."""
 
 
+class LeftToAnother(Exception):
+    """Another stream brings the whole file."""
+
+
 @dataclass
 class Link:
     """The connections of one fetch. ``count`` hears of every byte that arrives; ``stop``
@@ -61,11 +66,13 @@ class Link:
     count: Callable[[int], None]
     stop: threading.Event
     direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
-    open: set[BaseHTTPResponse] = field(default_factory=set)
+    open: set[socket.socket] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fill(self, part: Part, row: range, origin: Origin) -> None:
-        """Bring these chunks of ``part``. Retryable when nothing more arrives, Permanent
-        when it is not what was listed.
+        """Bring these chunks of ``part``, or all of it where the server sends whole files
+        only. Retryable when nothing more arrives, Permanent when it is not what was
+        listed.
         """
         at, end = row.start * CHUNK, min(row.stop * CHUNK, part.file.size)
         where = self._where(part, origin)
@@ -73,20 +80,22 @@ class Link:
             self._copy(part, at, end, where.path, origin)
             return
         try:
-            while at < end and not part.alone:
+            while at < end:
                 at = self._patiently(part, at, end, origin)
         except NoRanges:
-            if part.take_alone():
-                self._patiently(part, 0, part.file.size, origin)
+            if not part.take_alone(self.stop):
+                raise LeftToAnother from None
+            self._patiently(part, 0, part.file.size, origin, whole=True)
 
     def halt(self) -> None:
         """End all streams now, those too that wait for a byte or for their next try."""
         self.stop.set()
-        for answer in list(self.open):
-            with suppress(ValueError, RuntimeError):
-                answer.shutdown()
+        with self.lock:
+            for twin in self.open:
+                with suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)
 
-    def _patiently(self, part: Part, at: int, end: int, origin: Origin) -> int:
+    def _patiently(self, part: Part, at: int, end: int, origin: Origin, *, whole: bool = False) -> int:
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Retryable),
             stop=tenacity.stop_after_attempt(self.patience.tries) | tenacity.stop_when_event_set(self.stop),
@@ -94,7 +103,7 @@ class Link:
             sleep=tenacity.sleep_using_event(self.stop),
             reraise=True,
         )
-        return tries(self._get, part, at, end, origin)
+        return tries(self._get, part, at, end, origin, whole)
 
     def _pause(self, state: tenacity.RetryCallState) -> float:
         """As long as the hub asks for, else ever longer."""
@@ -108,14 +117,27 @@ class Link:
 
     @contextmanager
     def _asked(self, where: Remote, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
-        with request("GET", where, self.patience.stall, headers) as answer:
-            self.open.add(answer)
-            try:
-                yield answer
-            finally:
-                self.open.discard(answer)
+        with request("GET", where, self.patience.stall, headers) as answer, self._halting(answer):
+            yield answer
 
-    def _get(self, part: Part, at: int, end: int, origin: Origin) -> int:
+    @contextmanager
+    def _halting(self, answer: BaseHTTPResponse) -> Iterator[None]:
+        """``halt`` ends its connection, by a descriptor of its own: the answer's may be
+        closed, and its number another file's.
+        """
+        if answer.closed:  # all of it has arrived
+            yield
+            return
+        with socket.socket(fileno=os.dup(answer.fileno())) as twin:
+            with self.lock:
+                self.open.add(twin)
+            try:
+                yield
+            finally:
+                with self.lock:
+                    self.open.discard(twin)
+
+    def _get(self, part: Part, at: int, end: int, origin: Origin, whole: bool) -> int:
         """One request; returns how far it came. A connection that breaks after 64 KiB is
         no error yet: the next one goes on there.
         """
@@ -124,7 +146,7 @@ class Link:
         where = self._where(part, origin)
         if isinstance(where, Local):
             raise TypeError(f"{origin.name} first named an address, then a file")
-        ranged = not part.alone and (at, end) != (0, part.file.size)
+        ranged = not whole and (at, end) != (0, part.file.size)
         headers = {"Accept-Encoding": "identity"}
         if ranged:
             headers["Range"] = f"bytes={at}-{end - 1}"
@@ -135,17 +157,15 @@ class Link:
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
                     at = self._take(part, at, data, end, origin)
                     watch.saw(len(data))
-        except (HTTPError, TimeoutError, ConnectionError) as error:
+        except (HTTPError, OSError) as error:
             if self.stop.is_set():
                 raise Stopped from error
-            if at - start >= SLOWEST and not part.alone:
+            if at - start >= SLOWEST and not whole:
                 return at
             raise _broken(error, part.file, where) from error
-        except OSError as error:
-            raise _unwritable(error, part) from error
         if self.stop.is_set():
             raise Stopped
-        if at < end and (part.alone or at == start):
+        if at < end and (whole or at == start):
             raise _broken(EOFError(), part.file, where)
         return at
 
@@ -174,31 +194,33 @@ class Link:
     def _take(self, part: Part, at: int, data: bytes, end: int, origin: Origin) -> int:
         """Where the next bytes belong."""
         after = at + len(data)
+        if part.others:
+            raise LeftToAnother
         if after > end:
             raise unlisted(part.file, "more bytes came than are listed")
-        part.comes_from(origin.name)
-        part.write(at, data)
+        with written(part.file.path):
+            part.comes_from(origin.name)
+            part.write(at, data)
         self.count(len(data))
-        for number in range(at // CHUNK, (after - 1) // CHUNK + 1):
-            if number * CHUNK + chunk_size(part.file, number) <= after:
-                part.note(number)
         return after
 
     def _copy(self, part: Part, at: int, end: int, source: Path, origin: Origin) -> None:
-        if not part.done and part.clone(source):
-            part.comes_from(origin.name)
-            self.count(part.file.size)
-            return
-        with source.open("rb") as opened:
-            opened.seek(at)
-            while at < end and not self.stop.is_set():
-                data = opened.read(min(BUFFER, end - at))
-                if not data:
-                    raise unlisted(part.file, f"{source} is only {at} bytes long")
-                try:
+        try:
+            with source.open("rb") as opened:
+                with written(part.file.path):
+                    if not part.done and part.clone(opened):
+                        part.comes_from(origin.name)
+                        self.count(part.file.size)
+                        return
+                opened.seek(at)
+                while at < end and not self.stop.is_set():
+                    data = opened.read(min(BUFFER, end - at))
+                    if not data:
+                        raise unlisted(part.file, f"{source} is only {at} bytes long")
                     at = self._take(part, at, data, end, origin)
-                except OSError as error:
-                    raise _unwritable(error, part) from error
+        except OSError as error:
+            what, fix = f"{source} cannot be read", "is it still there, and may this user read it?"
+            raise NotGiven(Finding("source.not-readable", what, error.strerror or "", fix)) from error
 
 
 class _Watch:
@@ -223,10 +245,3 @@ def unlisted(file: File, why: str) -> Permanent:
 def _broken(error: Exception, file: File, where: Remote) -> Trouble:
     why = f"{type(error).__name__} from {where.url.partition('?')[0]}"
     return Retryable(Finding("fetch.broke-off", f"{file.path} broke off", why, f"run again: {GOES_ON}"))
-
-
-def _unwritable(error: OSError, part: Part) -> Trouble:
-    free = shutil.disk_usage(part.path.parent).free
-    why = f"{error.strerror}; {free} bytes are free in {part.path.parent}"
-    what, fix = f"{part.file.path} cannot be written", f"make room, then run again: {GOES_ON}"
-    return Permanent(Finding("store.not-writable", what, why, fix))

@@ -140,7 +140,10 @@ class Host(StateFolder):
 
     def _seen(self, path: Path) -> Observed | None:
         stored = self._stored(path)
-        return stored and replace(stored, status=self._handler(stored.resource).status(stored.status))
+        try:
+            return stored and replace(stored, status=self._handler(stored.resource).status(stored.status))
+        except OSError as error:  # a folder in a file's place: of this delivery alone
+            raise Permanent(unreadable(Path(error.filename or path), str(error.strerror))) from None
 
     def _stored(self, path: Path) -> Observed | None:
         """The object in a file; its status is what it was bound to. Of a damaged one that

@@ -56,7 +56,7 @@ class ProcessFolder:
     @property
     def alive(self) -> bool:
         """Does a process hold the folder's lock?"""
-        with suppress(FileNotFoundError), (self.path / "lock").open("rb") as lock:
+        with suppress(FileNotFoundError, IsADirectoryError), (self.path / "lock").open("rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Hub:
 
     @property
     def commit(self) -> str:
-        parts = [hashlib.sha1(name.encode() + body).hexdigest() for name, body in sorted(self.files.items())]  # noqa: S324
+        parts = [name + sum_of(body) for name, body in sorted(self.files.items())]
         return hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324
 
     def size_of(self, name: str) -> int:
@@ -197,6 +198,12 @@ def files_of(model: Path) -> dict[str, bytes]:
     return {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
 
 
+@lru_cache(256)
+def sum_of(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+@lru_cache(256)
 def blob_id(body: bytes) -> str:
     """Git's name of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()  # noqa: S324

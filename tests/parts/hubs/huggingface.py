@@ -11,7 +11,7 @@ with the hub's ``X-Error-Code`` on refusals. With ``api`` set to another hub's a
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from tests.parts.hubs import Hub, HubHandler, blob_id, files_of, serving
+from tests.parts.hubs import Hub, HubHandler, blob_id, files_of, serving, sum_of
 
 REPO = "org/model"
 LFS = (".safetensors", ".bin")
@@ -36,13 +36,15 @@ class HuggingFaceHub(Hub):
     signatures: list[str] = field(default_factory=list)
     expired: set[str] = field(default_factory=set)
     uses: int = -1
+    listed: Any = None
+    endless: bool = False
 
     def tree(self) -> list[dict[str, Any]]:
         found = []
         for name, body in self.files.items():
             one: dict[str, Any] = {"type": "file", "path": name, "size": self.size_of(name), "oid": blob_id(body)}
             if name.endswith(LFS):
-                one["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": self.size_of(name), "pointerSize": 134}
+                one["lfs"] = {"oid": sum_of(body), "size": self.size_of(name), "pointerSize": 134}
             found.append(one)
         return found
 
@@ -64,8 +66,14 @@ class Handler(HubHandler):
                 )
             else:
                 self.refuse(404, "RevisionNotFound")
+        elif path == f"/api/models/{REPO}/tree/{hub.commit}" and hub.endless:
+            page = [
+                {"type": "file", "path": f"{len(hub.asked)}-{n}.json", "size": 2, "oid": "0" * 40} for n in range(5000)
+            ]
+            headers = {"Content-Type": "application/json", "Link": f'<{hub.url}{path}?cursor=x>; rel="next"'}
+            self.answer(200, json.dumps(page).encode(), headers)
         elif path == f"/api/models/{REPO}/tree/{hub.commit}":
-            self.answer_json(hub.tree())
+            self.answer_json(hub.listed or hub.tree())
         elif found := re.fullmatch(rf"/{REPO}/resolve/([0-9a-f]+)/(.+)", path):
             self.resolve(found[1], found[2])
         elif found := re.fullmatch(r"/signed/(\d+)/(.+)", path):

@@ -9,13 +9,12 @@ with ``Range``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from tests.parts.hubs import Hub, HubHandler, files_of, serving
+from tests.parts.hubs import Hub, HubHandler, files_of, serving, sum_of
 
 REPO = "org/model"
 REVISIONS = ("master", "v1")
@@ -50,7 +49,7 @@ class Handler(HubHandler):
                 "Name": name,
                 "Type": "blob",
                 "Size": hub.size_of(name),
-                "Sha256": hashlib.sha256(body).hexdigest(),
+                "Sha256": sum_of(body),
                 "Revision": "0" * 40,
             }
             for name, body in hub.files.items()

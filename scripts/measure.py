@@ -15,8 +15,8 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-AREAS = {("model_delivery",): 404_000, ("loadtests",): 23_400, ("flows", "tasks"): 21_000}
-LIMIT = 447_000
+AREAS = {("model_delivery",): 484_000, ("loadtests",): 21_000, ("flows", "tasks"): 25_000}
+LIMIT = 530_000
 FILE_LIMIT = 400
 IDLE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 

@@ -7,18 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from model_delivery.base import BadInput, default_home
-from model_delivery.cli.main import unexpected
 from model_delivery.cli.printing import show, table
-from model_delivery.places.host.place import Host
-from model_delivery.run.session import opened
-from tests.parts.keys import key
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
 
@@ -198,97 +191,6 @@ def test_a_load_profile_that_is_not_there_is_told_before_anything_is_touched(
     assert done.returncode == 2, done.stderr
     assert "there is no load profile smokee" in done.stderr
     assert not list(home.glob("deliveries/*/objects/Release/*"))
-
-
-def test_a_file_of_the_state_that_was_damaged_is_named(home: Path, model: Path) -> None:
-    file = spec(home.parent, model, free_port())
-    assert deliver(home, "up", str(file)).returncode == 0
-    try:
-        assert str(model) not in deliver(home, "gc", "--dry-run").stdout, "what serves stays"
-        record = home / "deliveries" / "small" / "objects" / "Record" / "record.json"
-        whole = record.read_bytes()
-        for damaged in (whole[: len(whole) // 2], b"\xff\0", b"[]"):
-            record.write_bytes(damaged)
-            for verb in (("status", "small"), ("list",), ("plan", str(file))):
-                done = deliver(home, *verb)
-                assert (done.returncode, "host.unreadable-file" in done.stderr) == (1, True), (verb, done.stderr)
-                assert str(record) in done.stderr
-        record.write_bytes(whole)
-    finally:
-        assert deliver(home, "down", "small").returncode == 0
-
-
-def test_of_a_damaged_delivery_list_says_so_and_lists_the_others(home: Path) -> None:
-    for name in ("broken", "small"):
-        with opened(Host(home), name, key(kind="process", port=8000), request="1") as session:
-            session.write(replace(session.record, replicas=2))
-    broken = home / "deliveries" / "broken" / "objects" / "Record" / "record.json"
-    for damaged in ("{}", "", "[]"):
-        broken.write_text(damaged)
-        done = deliver(home, "list", "--json")
-        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-        assert f"broken: {broken} cannot be read" in done.stderr
-        said = json.loads(done.stdout)
-        assert [row["name"] for row in said["deliveries"]] == ["small"]
-        assert said["error"]["code"] == "host.unreadable-file"
-
-
-@pytest.mark.parametrize("verb", ["list", "plan", "up"])
-@pytest.mark.parametrize("where", ["/proc/x", "/dev/null/x"])
-def test_a_home_that_cannot_be_is_refused_whatever_is_asked(home: Path, model: Path, verb: str, where: str) -> None:
-    file = spec(home.parent, model, free_port())
-    done = deliver(home, verb, *([] if verb == "list" else [str(file)]), MODEL_DELIVERY_HOME=where)
-    assert done.returncode == 1
-    assert f"the state folder {where} cannot be used" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_reports_go_into_no_file_and_nothing_is_done_before_that_is_told(home: Path) -> None:
-    file = home.parent / "file"
-    file.touch()
-    for target in (file, file / "below", Path("/proc/x")):
-        for verb in (("history", "small", "--reports"), ("loadtest", "http://127.0.0.1:9", "--report")):
-            done = deliver(home, *verb, str(target))
-            assert done.returncode == 2, done.stderr
-            assert f"nothing can be written into {target}" in done.stderr
-    assert not home.exists()
-
-
-def test_without_a_home_the_state_folder_that_is_named_is_enough(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A user whom the system does not know, as OpenShift's."""
-
-    def unknown(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.setattr("pwd.getpwuid", unknown)
-    monkeypatch.setenv("MODEL_DELIVERY_HOME", str(tmp_path / "home"))
-    for name in ("HOME", "XDG_STATE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    assert default_home() == tmp_path / "home"
-    monkeypatch.delenv("MODEL_DELIVERY_HOME")
-    with pytest.raises(BadInput, match=r"MODEL_DELIVERY_HOME"):
-        default_home()
-    assert unexpected(RuntimeError("odd")).code == "cli.fault"
-
-
-def test_a_fault_is_written_into_no_file_that_somebody_laid_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    victim, temporary = tmp_path / "victim", tmp_path / "tmp"
-    victim.write_text("mine")
-    temporary.mkdir()
-    for ahead in range(60):
-        name = time.strftime("fault-%Y%m%d-%H%M%S.log", time.localtime(time.time() + ahead))
-        (temporary / name).symlink_to(victim)
-    monkeypatch.setenv("MODEL_DELIVERY_HOME", "/proc/x")
-    monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    told = unexpected(RuntimeError("odd"))
-    assert victim.read_text() == "mine"
-    (log,) = (path for path in temporary.iterdir() if not path.is_symlink())
-    assert str(log) in told.fix
-    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_resource_that_a_host_does_not_know_is_refused_by_name(home: Path, model: Path) -> None:

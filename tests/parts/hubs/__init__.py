@@ -54,7 +54,7 @@ class Hub:
 
     @property
     def commit(self) -> str:
-        parts = [name + sum_of(body) for name, body in sorted(self.files.items())]
+        parts = [named(name, body) for name, body in sorted(self.files.items())]
         return hashlib.sha1("".join(parts).encode()).hexdigest()  # noqa: S324
 
     def size_of(self, name: str) -> int:
@@ -196,6 +196,11 @@ def serving(
 
 def files_of(model: Path) -> dict[str, bytes]:
     return {path.relative_to(model).as_posix(): path.read_bytes() for path in model.rglob("*") if path.is_file()}
+
+
+@lru_cache(256)
+def named(name: str, body: bytes) -> str:
+    return hashlib.sha1(name.encode() + body).hexdigest()  # noqa: S324
 
 
 @lru_cache(256)

@@ -13,7 +13,7 @@ from model_delivery.run.plan import planned
 from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import Desired, Lock, Release, digest
+from model_delivery.values import Desired, Lock, Release, Snapshot, digest
 from model_delivery.verbs.status import line
 
 
@@ -82,8 +82,8 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
         raise Refused(Finding("target.not-in-a-cluster", "there is nothing to render", why, "use `deliver plan`"))
     warnings = tuple[str, ...]()
     if offline:
-        written = spec.model.revision
-        snapshot = spec.model.snapshot(()).model_copy(update={"commit": written} if written else {})
+        model = spec.model
+        snapshot = Snapshot.model_construct(source=model.source, key=model.key, commit=model.revision, files=())
         lock = Lock(snapshot=snapshot, image=spec.target.image)
         what = f"revision {snapshot.commit} and image {lock.image} were not resolved"
         warnings = (f"{what}: what is applied may change under them",)

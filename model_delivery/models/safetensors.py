@@ -34,7 +34,7 @@ def check_header(path: Path, name: str) -> Finding | None:
         try:
             header = json.loads(file.read(length))
             ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Finding("source.broken-weights", broken, "its header cannot be read", AGAIN)
     expected = 8 + length + max(ends, default=0)
     if expected == size:

@@ -100,7 +100,7 @@ def read(name: str, lines: Iterable[bytes]) -> str:
     for line in lines:
         try:
             news = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         match news:
             case {"progress": progress}:

@@ -23,9 +23,10 @@ from model_delivery.cli.main import main
 from model_delivery.models.manifest import MANIFEST
 from tests.compatibility import restore
 from tests.fuzz.seeded import Dice, play, shares
+from tests.parts.ports import free_port
 
 DEADLINE = 15.0
-NAME, OTHER = "crash", "other"
+NAME, OTHER, OLD_PORT = "crash", "other", b"28100"
 CASES = ("killed-canary-load", "killed-promote", "first-refused", "rolled-back", "standby-overdue", "second", "up")
 WORDS: tuple[Any, ...] = (None, True, -1, 0, 1e308, float("nan"), 10**400, "", "\0", "\ud800", "[/]", "../..", "/dev/zero", [], {}, [None], {"a": 1})  # fmt: skip
 OWN = ("name", "url", "serving", "previous", "candidate", "phase", "stages", "standby_until", "held")
@@ -108,6 +109,9 @@ def made(folder: Path, case: str) -> Home:
             f"deliveries/{NAME}/", f"deliveries/{OTHER}/"
         )
         file.write_text(text, encoding="utf-8")
+    port = str(free_port()).encode()  # the old ones' is one that any other test may listen on
+    for file in (home.spec, *(path for path in home.path.rglob("*") if path.is_file())):
+        file.write_bytes(file.read_bytes().replace(OLD_PORT, port))
     return home
 
 

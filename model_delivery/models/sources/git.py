@@ -232,7 +232,7 @@ def _action(body: bytes, file: File, url: str) -> Remote:
         if origin(where.url)[0] not in ("http", "https") or not f"{where.url}{dict(where.headers)}".isprintable():
             raise ValueError("no address of http(s)")
         return where
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"{url} gave no answer of git-LFS's batch API"
         fix = "is git-LFS enabled on that server?"
         raise NotGiven(Finding("source.no-lfs", what, type(error).__name__, fix)) from error

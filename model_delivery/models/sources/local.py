@@ -144,7 +144,7 @@ def _hashed(path: Path, known: object) -> list[Any]:
 
 
 def _remembered(memory: Path) -> dict[str, object]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         known = json.loads(memory.read_text(encoding="utf-8"))
         return known if isinstance(known, dict) else {}
     return {}

@@ -160,7 +160,7 @@ def _seen(folder: Path) -> _Holder | None:
     file = folder / WORK / names[0] / _sign_of(names[0]) if names else folder / WORK
     beat: int = 0
     facts: Any = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         beat, facts = file.lstat().st_mtime_ns, json.loads(read_file(file, 1 << 16))
     return _Holder(names[0] if names else "", beat, facts if isinstance(facts, dict) else {})
 

@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from model_delivery.base import Secret, SecretRef
-from model_delivery.values import ANY, Change, Observed, Ref, Resource, Snapshot, Version, World
+from model_delivery.values import ANY, Change, Observed, Ref, ReleaseId, Resource, Snapshot, Version, World
 
 
 class Place(Protocol):
@@ -31,6 +31,11 @@ class Place(Protocol):
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         """Make it so. Raises Mismatch when another version than ``expect`` is there,
         Trouble when it cannot be.
+        """
+
+    def without(self, delivery: str, releases: Collection[ReleaseId]) -> Place:
+        """The place as it will be for a dry run when ``releases`` have gone: they take no
+        room.
         """
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:

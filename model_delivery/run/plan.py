@@ -8,6 +8,7 @@ changed record in thought.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from model_delivery.base import NoRoom
@@ -88,13 +89,14 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
     return digest(payload.content()), frozen
 
 
-def route(book: Book, *, freed: bool = False) -> Route:
+def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:
     """The candidate's stages from its phase on; ``recreate`` where both releases do not
     fit and the spec allows it.
 
-    ``freed``: what runs now makes room before the first stage. NoRoom where it does not
-    fit.
+    ``leaving``: they make room before the first stage. NoRoom where it does not fit.
     """
+    if leaving:
+        book = replace(book, place=book.place.without(book.delivery, leaving))
     candidate = book.candidate
     old, new = book.desired(book.record.only_serving), book.release(candidate.release)
     strategy = candidate.strategy or _wished(candidate)
@@ -111,8 +113,6 @@ def route(book: Book, *, freed: bool = False) -> Route:
         if candidate.rollout.when_full == "recreate" and old.releases:
             planned = stages("recreate", old, new, (), book.target.can)
             return Route("recreate", planned, _replaced(book, old, new))
-        if freed:
-            return Route(strategy, planned, _replaced(book, replace(old, releases=()), new))
         raise
 
 
@@ -143,10 +143,10 @@ def planned(
         changes = book.changes(book.desired())
         broken = changes if found.record.replicas == replicas else found.changes(found.desired())
         return Planned(Answer.HEALED if calm and broken else answer, release, frozen, gone, None, changes)
-    freed = replaced is not None or record.stop_after is not None
+    leaving = {name for name, _ in book.record.desired.releases} - {record.serving}
     address = book.target.address(spec.name)
     record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)
-    way = route(book.supposing(record, {}), freed=freed)
+    way = route(book.supposing(record, {}), leaving)
     return Planned(answer, release, frozen, gone, way, way.changes)
 
 

@@ -65,9 +65,10 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if answer is Answer.UNCHANGED:
         _wait_serving(session)
         return Admission(Answer.HEALED if healed else answer, release)
-    address, freed = session.target.address(session.delivery), session.record.stop_after is not None
+    address = session.target.address(session.delivery)
+    leaving = {name for name, _ in session.record.desired.releases} - {session.record.serving}
     proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
-    route(session.supposing(proposal, {release: frozen}), freed=freed)  # NoRoom before anything is touched
+    route(session.supposing(proposal, {release: frozen}), leaving)  # NoRoom before anything is touched
     session.freeze(release, frozen)
     session.write(proposal)
     session.converge()

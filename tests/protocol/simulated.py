@@ -4,9 +4,10 @@ fails and is routed as a world would.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -134,6 +135,7 @@ class Place:
     status: dict[Ref, dict[str, str]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     labels: dict[str, Sequence[str]] = field(default_factory=dict)
+    leaving: frozenset[str] = frozenset()
     lease_seconds: float = 60.0
     keeps_files: bool = True
     elsewhere: str = ""
@@ -150,7 +152,7 @@ class Place:
         if old is not None and old[0] == resource and "failed" not in self.status.get(ref, {}).values():
             return Change(ref, "unchanged", version=old[1])
         new = self._releases(resource) - (self._releases(old[0]) if old else set())
-        if len(self.running() - self._leaving(resource) | new) > self.room and new:
+        if len(self.running() - self.leaving - self._leaving(resource) | new) > self.room and new:
             raise NoRoom(Finding("place.test", "no room"))
         if dry_run:
             return Change(ref, "updated" if old else "created")
@@ -176,6 +178,11 @@ class Place:
 
     def running(self) -> set[str]:
         return {release for resource, _ in self.objects.values() for release in self._releases(resource)}
+
+    def without(self, delivery: str, releases: Collection[str]) -> Place:
+        view = copy.copy(self)
+        view.leaving = frozenset(releases)
+        return view
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         self.status.pop(ref, None)

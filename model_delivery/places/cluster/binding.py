@@ -119,6 +119,7 @@ def check(look: Look, resource: Resource, body: Object, live: Object | None) -> 
     pods = look.everybodys_pods() if new else None
     if pods is None or not any(label(pod, "delivery") == resource.delivery for pod in pods):
         return
+    pods = [pod for pod in pods if label(pod, "release") not in look.leaving]
     if resource.release is None:  # it holds every release: those that leave it make room
         pods = [pod for pod in pods if label(pod, "delivery") != resource.delivery or label(pod, "release") in asked]
     for replicas, wanted in new:

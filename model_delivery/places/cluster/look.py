@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ class Look:
 
     def __init__(self, client: Client) -> None:
         self.client, self.kinds, self.price = client, cluster_kinds(), 1
+        self.leaving = frozenset[str]()
         self._since = ""
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None
@@ -135,6 +137,11 @@ class Look:
         if self._nodes is None:
             self._nodes = tuple(self._everywhere("nodes") or ())
         return self._nodes
+
+    def without(self, releases: Collection[str]) -> Look:
+        view = copy.copy(self)
+        view.leaving = frozenset(releases)
+        return view
 
     def forget(self) -> None:
         """Nodes come and go: look again."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from shlex import quote
@@ -77,6 +77,11 @@ class Cluster:
         if live and ref.kind.constant:
             return Change(ref, "unchanged", version=version)
         return writing.apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
+
+    def without(self, delivery: str, releases: Collection[str]) -> Cluster:
+        view = Cluster.__new__(Cluster)
+        vars(view).update(vars(self), _look=self._look.without(releases))
+        return view
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         """Begin its end; pods end as their own grace says. An object that is not ours is

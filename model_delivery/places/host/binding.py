@@ -20,9 +20,11 @@ from model_delivery.base import Finding, NoRoom
 LISTENS = "0A"  # in /proc/net/tcp
 
 
-def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def bind(
+    needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]], leaving: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes),
-    apart from what is ``taken``.
+    apart from what is ``taken``; what is ``leaving`` still has its memory.
 
     NoRoom (exit code 3) names what is missing.
     """
@@ -35,7 +37,8 @@ def bind(needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> dict[s
             missing.append(f"{needs[what]} {what} wanted, {len(free)} of {len(have)} free")
         bound[what] = free[: needs[what]]
     memory = psutil.virtual_memory()
-    room = min(memory.available, memory.total - sum(other.get("memory", 0) for other in others))
+    available = memory.available + sum(other.get("memory", 0) for other in leaving)
+    room = min(available, memory.total - sum(other.get("memory", 0) for other in others))
     if room < needs["memory"]:
         missing.append(f"{needs['memory'] / 2**30:.1f} GiB of memory wanted, {room / 2**30:.1f} free")
     if missing:

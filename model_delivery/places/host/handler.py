@@ -26,11 +26,12 @@ PASSED_ON = (
 @dataclass(frozen=True)
 class StateFolder:
     """``$MODEL_DELIVERY_HOME``: where everything lies, and the children of this process
-    by their folder.
+    by their folder. ``leaving``: processes that take no room in a dry run.
     """
 
     home: Path
     children: dict[Path, Popen[bytes]] = field(default_factory=dict)
+    leaving: tuple[ProcessFolder, ...] = ()
 
     def folder(self, delivery: str) -> Path:
         return self.home / "deliveries" / delivery

@@ -42,8 +42,11 @@ class EngineProcess(Process):
     def bind(self) -> Bound:
         if self.folder.running:
             return self.folder.binding
-        others = self.host.processes("*", f"{ENGINE}-")
-        return binding.bind(self.spec, [other.binding for other in others if other.running])
+        taken, leaving = list[Bound](), list[Bound]()
+        for other in self.host.processes("*", f"{ENGINE}-"):
+            if other.running:
+                (leaving if other in self.host.leaving else taken).append(other.binding)
+        return binding.bind(self.spec, taken, leaving)
 
     def run(self, bound: Bound) -> Run:
         spec, engine, home, args = self.spec, _engine(self), self.host.home, list(self.spec["args"])

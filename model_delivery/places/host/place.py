@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,9 @@ class Host(StateFolder):
             self._write(Observed(resource, version, bound))
             handler.act(bound)
         return replace(change, version=version)
+
+    def without(self, delivery: str, releases: Collection[str]) -> Host:
+        return replace(self, leaving=tuple(self.process(delivery, Ref(ENGINE, release)) for release in releases))
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         path = self._object(delivery, ref)

@@ -23,6 +23,7 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 from pydantic import TypeAdapter
 
+from model_delivery.base import scrubbing
 from model_delivery.loadtests.arrivals import Plan, schedule
 from model_delivery.loadtests.connection import Connection
 from model_delivery.loadtests.prompts import Count, Vocabulary, bodies, question, vocabulary
@@ -38,6 +39,7 @@ ENDED = "model-delivery-ended"
 SHORTEST_REST, LONGEST_REST = 0.01, 1.0
 ANSWER_BYTES, TOKEN_BYTES = 1 << 20, 4096
 KEY = os.environ.get("MODEL_DELIVERY_API_KEY", "")
+scrubbing.learn(KEY)
 AUTHORIZED = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from model_delivery.base.scrubbing import scrub
+
 clock = time.perf_counter_ns
 TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)":"((?:[^"\\]|\\.)*)"')
 NOT_LAST = b'"finish_reason":null'
@@ -352,10 +354,12 @@ class Parser:
 
 
 def printable(text: str | bytes | bytearray, most: int = 200) -> str:
-    """On one line, without anything that steers a terminal or a page."""
+    """On one line, without a secret of ours and anything that steers a terminal or a
+    page.
+    """
     if not isinstance(text, str):
         text = text[: 4 * most].decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())[:most]
+    return " ".join("".join(c if c.isprintable() else " " for c in scrub(text[: 4 * most])).split())[:most]
 
 
 def spoken(delta: dict[str, Any]) -> list[str]:

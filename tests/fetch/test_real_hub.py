@@ -99,7 +99,7 @@ def test_a_network_that_gives_nothing_ends_the_fetch_and_once_healed_it_goes_on(
         fetch_into(MODEL, snapshot, model_folder(root, snapshot), Patience(stall=1, tries=2, longest_wait=0.1))
     assert models(root) == []
     between.heal()
-    whole(fetch(given(root, MODEL)), hub.files)
+    whole(fetch_into(MODEL, snapshot, model_folder(root, snapshot)), hub.files)
 
 
 def test_a_network_that_is_dropped_on_the_way_and_comes_back_costs_little(

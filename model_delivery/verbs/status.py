@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model_delivery.base import Finding, Refused
+from model_delivery.base import Finding, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book, read
@@ -77,8 +77,18 @@ def status(place: Place, name: str) -> Status:
         running=running,
         standby_until=record.stop_after,
         held=record.held is not None,
-        changes=() if candidate else tuple(map(line, book.changes(book.desired()))),
+        changes=() if candidate else _changes(book),
     )
+
+
+def _changes(book: Book) -> tuple[str, ...]:
+    """What a converge would change, or why it could not: a port that somebody else has by
+    now, no room.
+    """
+    try:
+        return tuple(map(line, book.changes(book.desired())))
+    except Trouble as trouble:
+        return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings)
 
 
 def _running(book: Book, world: World, release: Release) -> Running:

@@ -6,6 +6,7 @@ Each case is put back with every process dead, as after a reboot.
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -102,9 +103,12 @@ def case(
     facts = restore.host(title, home)
     file = tmp_path / "spec.yaml"
     file.write_bytes(restore.kept()[f"host/{title}/spec.yaml"])
-    lab = Lab(home, model, engine, facts["fixed"]["port"])
+    port = facts["fixed"]["port"]
+    lab = Lab(home, model, engine, port)
     made = Case(title, lab, load_spec(file), file, facts, restore.said(f"host/{title}/rerun.json", home))
-    with running_hub(tiny_model(tmp_path / "big", 65536)) if "hub" in facts else nullcontext() as hub:
+    hubs = running_hub(tiny_model(tmp_path / "big", 65536)) if "hub" in facts else nullcontext()
+    with (engine.parent / f"port-{port}").open("w") as alone, hubs as hub:
+        fcntl.flock(alone, fcntl.LOCK_EX)  # whoever plays the same case beside has the same port
         if hub is not None:
             monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield made

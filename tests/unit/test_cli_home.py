@@ -5,10 +5,12 @@ and reports may be written.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from model_delivery.base import BadInput, default_home
@@ -111,3 +113,19 @@ def test_a_fault_is_written_into_no_file_that_somebody_laid_out(
     (log,) = (path for path in temporary.iterdir() if not path.is_symlink())
     assert str(log) in told.fix
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_stranger_on_the_port_of_a_dead_delivery_is_told_by_status_and_list(home: Path, model: Path) -> None:
+    port = free_port()
+    file = spec(home.parent, model, port)
+    assert deliver(home, "up", str(file)).returncode == 0
+    for state in home.glob("deliveries/small/processes/*/state.json"):
+        process = psutil.Process(json.loads(state.read_text())["pid"])
+        process.kill()
+        process.wait(10)
+    with socket.create_server(("127.0.0.1", port)):
+        for verb in (("status", "small"), ("list",)):
+            done = deliver(home, *verb)
+            assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+        assert f"something else listens on 127.0.0.1:{port}" in deliver(home, "status", "small").stdout
+    assert deliver(home, "down", "small").returncode == 0

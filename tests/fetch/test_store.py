@@ -181,6 +181,18 @@ def test_a_killed_fetch_of_a_folder_goes_on_by_the_same_command(hub: HuggingFace
     assert sorted(path.name for path in there.iterdir()) == sorted([MANIFEST, *hub.files])
 
 
+def test_a_file_that_was_changed_in_its_place_is_fetched_again(hub: HuggingFaceHub, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    deliver("fetch", f"huggingface:{REPO}", there)
+    with (there / WEIGHTS).open("r+b") as weights:
+        weights.seek(-1, os.SEEK_END)
+        weights.write(b"\x01")
+    assert "was changed" in deliver("verify", there, code=1)
+    deliver("fetch", f"huggingface:{REPO}", there)
+    assert (there / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+    deliver("verify", there, "--deep")
+
+
 @pytest.mark.root
 def test_a_volume_below_a_read_only_folder_can_be_filled(hub: HuggingFaceHub, tmp_path: Path) -> None:
     above = tmp_path / "above"

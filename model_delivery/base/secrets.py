@@ -88,8 +88,8 @@ def read_secret(ref: SecretRef, *, lines: bool = False) -> Secret:
         return secret(os.environb.get(os.fsencode(ref.env), b""), where, fix, lines=lines)
     where, fix = f"the file {ref.file}", "write the secret into it, readable for the user who runs this"
     try:
-        with Path(ref.file).open("rb") as file:
-            return secret(file.read(LARGEST + 1), where, fix, lines=lines)
+        with open(ref.file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return secret(file.read(LARGEST + 1) or b"", where, fix, lines=lines)  # a pipe without a writer is empty
     except OSError as error:
         raise Refused(Finding("secret.not-readable", f"{where} cannot be read", type(error).__name__, fix)) from None
 

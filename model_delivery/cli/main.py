@@ -72,6 +72,9 @@ def unexpected(error: Exception) -> Finding:
     """A state folder that cannot be used, or a fault of ours and where its traceback was
     written: into a file that nobody could foresee.
     """
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        what, why = "a path is too long", f"{error.strerror}: {str(error.filename)[:300]}"
+        return Finding("cli.path-too-long", what, why, "use a shorter one: a name has 255 bytes at most")
     folders = [Path(tempfile.gettempdir())]
     with suppress(Trouble):
         folders.insert(0, home := default_home())

@@ -33,10 +33,14 @@ def check_header(path: Path, name: str) -> Finding | None:
             return Finding("source.broken-weights", broken, why, AGAIN)
         try:
             header = json.loads(file.read(length))
-            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+            tensors = [tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"]
+            spans = sorted((int(begin), int(end)) for begin, end in tensors)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Finding("source.broken-weights", broken, "its header cannot be read", AGAIN)
-    expected = 8 + length + max(ends, default=0)
+    ends = [0, *(end for _, end in spans)]
+    if any(begin != before or end < begin for before, (begin, end) in zip(ends, spans, strict=False)):
+        return Finding("source.broken-weights", broken, "its tensors overlap, or leave a gap", AGAIN)
+    expected = 8 + length + ends[-1]
     if expected == size:
         return None
     what = f"{name} is {'cut short' if size < expected else 'too long'}"

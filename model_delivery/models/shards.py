@@ -75,7 +75,8 @@ def _set(name: str) -> str:
 def _absent(indexes: dict[str, set[str]], names: Collection[str], listed: Container[str]) -> Iterator[Finding]:
     """Pickles that are not wanted need not be there."""
     for index, shards in indexes.items():
-        used = any(shard.endswith(SAFETENSORS) or shard in names for shard in shards)
+        own = index.endswith(f"{SAFETENSORS}{INDEX}")
+        used = own or any(shard.endswith(SAFETENSORS) or shard in names for shard in shards)
         if gone := sorted(shards.difference(names)) if used else []:
             what = f"{index} names {len(gone)} of {len(shards)} files that are not there"
             why = ", ".join(repr(name)[:100] for name in gone[:5])

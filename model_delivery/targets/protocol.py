@@ -38,6 +38,7 @@ from model_delivery.values import (
     StepState,
     Storage,
     World,
+    means,
 )
 
 Get = Callable[[Ref], Observed | None]
@@ -75,8 +76,8 @@ class Asked(Part):
     def faults(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What a new spec must not say, by its place; what is stored is read as it is."""
         yield from ((("model", *at), why) for at, why in self.model.faults())
-        given = {arg.partition("=")[0].replace("_", "-") for arg in self.serving.args}
-        if TRUST in given and "remote-code" not in self.model.allow:
+        trusts = any(means(arg.partition("=")[0].replace("_", "-"), (TRUST,)) for arg in self.serving.args)
+        if trusts and "remote-code" not in self.model.allow:
             yield ("serving", "args"), f"{TRUST} runs the model's own code, which model.allow: [remote-code] must allow"
 
     def served(self, snapshot: Snapshot) -> Self:

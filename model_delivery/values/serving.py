@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +11,15 @@ from pydantic import Field, field_validator, model_validator
 from model_delivery.base import Duration, Part, SecretRef, Size, Text
 
 MOST_GPUS = 1024
+SECRET = re.compile(r"-(token|secret|password|api-key)$")
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
+
+
+def means(argument: str, names: Iterable[str]) -> bool:
+    """Does an engine take ``argument`` for one of ``names``? Its parser takes any
+    beginning of a name that is no other's.
+    """
+    return len(argument) > len("--") and any(name.startswith(argument) for name in names)
 
 
 class Storage(Part):
@@ -93,10 +102,14 @@ class Serving(Part):
     @field_validator("args")
     @classmethod
     def _not_ours(cls, args: tuple[str, ...]) -> tuple[str, ...]:
-        names = (arg.partition("=")[0] for arg in args)
-        if taken := [name for name in names if name.replace("_", "-") in OURS]:
+        names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+        if taken := [name for name in names if means(name, OURS)]:
             use = "use model, serving.model_names, target.port and serving.api_key"
             raise ValueError(f"{', '.join(taken)}: set by Model Delivery; {use}")
+        if "--config" in names:
+            raise ValueError("--config: write its arguments here, where they can be seen and checked")
+        if secret := [name for name in names if SECRET.search(name)]:
+            raise ValueError(f"{', '.join(secret)}: a secret in an argument is shown; name it in serving.env")
         return args
 
 

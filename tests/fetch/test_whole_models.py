@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,21 @@ def test_an_index_that_names_a_shard_that_is_not_there_is_refused(folder: Path) 
     told = refused(sharded(folder, THREE[:2], THREE))
     assert f"{INDEX} names 1 of 3 files that are not there: '{THREE[2]}' [source.no-shard]" in told
     assert "model.exclude" not in told
+
+
+@pytest.mark.parametrize("named", ["model-00003-of-00003", "model-00003-of-00003.SAFETENSORS", ""])
+def test_an_index_that_names_what_is_no_weights_file_is_refused(folder: Path, named: str) -> None:
+    assert "that are not there" in refused(sharded(folder, THREE[:2], [*THREE[:2], named]))
+
+
+@pytest.mark.parametrize("spans", [((0, 4), (8, 16)), ((0, 8), (4, 16)), ((4, 8), (8, 16))])
+def test_weights_with_a_gap_or_an_overlap_are_refused(folder: Path, spans: tuple[tuple[int, int], ...]) -> None:
+    tensors = {
+        f"w{n}": {"dtype": "U8", "shape": [end - at], "data_offsets": [at, end]} for n, (at, end) in enumerate(spans)
+    }
+    header = json.dumps(tensors).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    assert "overlap, or leave a gap" in refused(folder)
 
 
 def test_a_shard_that_is_there_and_not_wanted_is_told_so(folder: Path) -> None:

@@ -99,6 +99,12 @@ def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) 
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == cells
 
 
+def test_a_path_that_no_file_system_holds_is_told(home: Path) -> None:
+    done = deliver(home, "verify", str(home / ("a" * 300)))
+    assert "a path is too long" in done.stderr
+    assert "fault of ours" not in done.stderr
+
+
 def test_without_arguments_the_help_is_shown(home: Path) -> None:
     done = deliver(home)
     assert done.returncode == 2

@@ -57,7 +57,7 @@ class HuggingFaceModel(HubModel):
                 )
         except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
-        except (LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self.unreadable(error) from error
         if commit is None:
             what = f"{self.endpoint} did not say which commit {self.revision} is"

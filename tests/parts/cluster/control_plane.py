@@ -24,7 +24,7 @@ from tests.parts.cluster.authority import ISSUER, Authority
 from tests.parts.cluster.programs import Programs
 from tests.parts.cluster.waiting import until
 from tests.parts.golang import build
-from tests.parts.ports import free_port
+from tests.parts.ports import own_port
 
 SOURCES = Path(__file__).parent
 
@@ -59,7 +59,7 @@ class Cluster:
     address: str = "127.0.0.1"
     services: str = ""
     extra: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=own_port)
 
     def __post_init__(self) -> None:
         self.programs = Programs(self.folder)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_delivery.base import BadInput, Finding
-from model_delivery.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
+from model_delivery.models.manifest import MANIFEST, WORK, Manifest, model_folder, read_manifest
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store import garbage
 from model_delivery.models.store.commit import Fetched
@@ -27,8 +27,11 @@ def fetch(model: ModelSpec, folder: Path) -> Fetched:
         raise BadInput(Finding("store.no-folder", f"{folder} is a file", "a model is a folder", "name another DIR"))
     snapshot = resolve_model(model)
     manifest = read_manifest(folder)
-    names = {file.path for file in snapshot.files} | {entry.path for entry in (manifest.files if manifest else ())}
-    if foreign := [name for name in names_in(folder) if name not in names | {MANIFEST}]:
+    sizes = {file.path: file.size for file in snapshot.files}
+    ours = {MANIFEST, *sizes, *(entry.path for entry in (manifest.files if manifest else ()))}
+    there = {name: (folder / name).lstat().st_size for name in names_in(folder)}
+    begun = (folder / MANIFEST).exists() or (folder / WORK).exists()
+    if foreign := [n for n, size in there.items() if n not in ours or not (begun or size == sizes[n])]:
         shown = ", ".join(foreign[:5]) + (" …" if len(foreign) > 5 else "")
         why = f"they are not the model's, and would be served unverified: {shown}"
         fix = "name an empty or a new DIR, or remove them"

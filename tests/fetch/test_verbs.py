@@ -105,6 +105,11 @@ def test_a_folder_with_other_files_is_left_alone(hub: HuggingFaceHub, tmp_path: 
     assert "holds other files: they are not the model's" in said
     assert "thesis.txt.bak" in said
     assert [path.name for path in folder.iterdir()] == ["thesis.txt.bak"]
+    (folder / "thesis.txt.bak").rename(folder / "config.json")
+    assert "config.json" in deliver("fetch", f"huggingface:{REPO}", folder, code=2), (
+        "another of that name is theirs too"
+    )
+    assert (folder / "config.json").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(

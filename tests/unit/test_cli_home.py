@@ -5,6 +5,7 @@ and reports may be written.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from dataclasses import replace
@@ -37,6 +38,10 @@ def test_a_file_of_the_state_that_was_damaged_is_named(home: Path, model: Path) 
                 done = deliver(home, *verb)
                 assert (done.returncode, "host.unreadable-file" in done.stderr) == (1, True), (verb, done.stderr)
                 assert str(record) in done.stderr
+        record.unlink()
+        os.mkfifo(record)
+        assert "host.unreadable-file" in deliver(home, "status", "small").stderr, "a pipe is not waited for"
+        record.unlink()
         record.write_bytes(whole)
     finally:
         assert deliver(home, "down", "small").returncode == 0

@@ -22,11 +22,10 @@ from typing import Any
 
 import psutil
 
-from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, report
+from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, read_file, report
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
-LARGEST = 64 * 1024 * 1024
 GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 UNSEEN = (*GONE, psutil.AccessDenied, PermissionError)
 
@@ -304,9 +303,7 @@ def _holds(pid: int, lock: str) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None when there is none. Permanent when it holds none."""
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST + 1)
-        content = json.loads(text) if len(text) <= LARGEST else None
+        content = json.loads(read_file(path))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError, OSError) as error:

@@ -39,8 +39,8 @@ class Lease:
 
     def acquire(self, when_busy: str, timeout: float = 3600.0) -> None:
         """Take it; one that the same request holds, or whose process is dead, is taken
-        over. So is one that did not change for its whole time by our own clock, where
-        nobody can see its process: a time that another clock wrote decides nothing.
+        over. So is one that did not change for its whole time by our own clock: a time
+        that another clock wrote decides nothing, and a process may outlive its run.
 
         Another's is waited for (``when_busy`` "wait"), or Refused with its holder and
         expiry named; one that may have expired is watched before.
@@ -126,11 +126,11 @@ class Lease:
     def _free(self, seen: Observed, unchanged: float) -> bool:
         alive = seen.status.get("alive")
         by_us = seen.resource.spec.get("request") == self.request
-        return by_us or alive is False or (alive is None and unchanged > self.term)
+        return by_us or alive is False or unchanged > self.term
 
     def _doubtful(self, seen: Observed) -> bool:
-        """Nobody sees its process, and by our clock it has expired."""
-        return seen.status.get("alive") is None and seen.resource.spec["expires"] < self.clock.now()
+        """By our clock it has expired."""
+        return bool(seen.resource.spec["expires"] < self.clock.now())
 
 
 def _who(seen: Observed) -> str:

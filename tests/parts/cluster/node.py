@@ -138,6 +138,8 @@ class Node(Cluster):
         }  # fmt: skip
         self.apply(service, endpoints)
         self.programs.start("dns", [build(SOURCES / "dns"), "-conf", "Corefile"])
+        asked = ["getent", "ahostsv4", REGISTRY]
+        self.programs.wait_for("dns", lambda: subprocess.run(asked, capture_output=True, check=False).returncode == 0)
 
     def start_kubelet(self) -> None:
         crt, key = self.authority.issue(NODE, f"system:node:{NODE}", ["system:nodes"], [NODE, ADDRESS])

@@ -66,10 +66,15 @@ class Raised:
 
 
 def read(log: str) -> Iterator[Line]:
-    """Without prefixes, blank lines, and the input that pydantic repeats."""
+    """Without prefixes, blank lines, the input that pydantic repeats, and a parser's usage,
+    which names every argument there is.
+    """
+    usage = False
     for raw in ANSI.sub("", log).splitlines():
         found = PREFIX.match(raw[:WIDTH])
         if found is not None and (text := raw[found.end() : WIDTH].partition(" [type=")[0].rstrip()):
+            if usage := text.startswith("usage: ") or (usage and text[0].isspace()):
+                continue
             depth = 2 if found["rank"] else _depth(found["who"] or found["file"] or "")
             yield Line(depth, text, (found["level"] or found["server"] or found["native"]) in QUIET)
 

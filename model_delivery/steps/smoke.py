@@ -17,7 +17,7 @@ from model_delivery.measure.reader import Stream, message, printable, spoken
 from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.steps import Step
 
-SECONDS, TOKEN_SECONDS, SHORT_SECONDS = 120.0, 0.5, 10.0
+SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 5.0
 BYTES, TOKEN_BYTES = 4 << 20, 4096
 NOT_FOUND, LINE = 404, 4000
 RAISE = "raise gates.smoke.max_tokens"
@@ -96,7 +96,13 @@ class _Smoke:
         return dict(said)
 
     def health(self) -> str:
-        if why := self.ask("/health").why():
+        """The first to ask: an address may be led to a pod a moment after that is
+        ready.
+        """
+        until = time.monotonic() + LED_SECONDS
+        while ((answer := self.ask("/health")).error or "").startswith("connection: ") and time.monotonic() < until:
+            time.sleep(0.2)
+        if why := answer.why():
             raise Wrong(f"/health answers {why.removeprefix('status ')}")
         return "/health answers 200"
 

@@ -131,6 +131,14 @@ def test_a_reported_failure_has_a_name_and_a_remedy_made_of_what_the_text_says(s
         assert found.evidence
 
 
+def test_a_usage_that_names_every_argument_is_not_what_failed() -> None:
+    usage = "usage: api_server.py [-h]\n                     [--trust-remote-code | --no-trust-remote-code]\n"
+    said = f"{usage}                     [model_tag]\napi_server.py: error: unrecognized arguments: --no-such-flag\n"
+    finding = diagnose(said, 2).finding
+    assert finding.code == "engine.unknown-argument"
+    assert "--no-such-flag" in finding.what
+
+
 def test_an_input_that_pydantic_repeats_is_not_what_failed() -> None:
     log = "  Value error, odd [type=value_error, input_value=ArgsKwargs((), {'--trust-remote-code': True, 'x': 'CUDA out of memory'})]"
     assert diagnose(log, 1).finding.what == "the engine failed: odd"

@@ -4,6 +4,8 @@ wrong.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,17 @@ def test_another_length_than_asked_and_a_missing_name_are_named(model: Path) -> 
         report = smoked(server, max_model_len=512, model_names=("m", "other"))
     assert {"models", "max_model_len", "chat (other)"} <= set(failed(report))
     assert "the server says 256, asked was 512" in [check.detail for check in report.checks]
+
+
+def test_an_address_that_leads_to_its_server_a_moment_later_is_waited_for(model: Path) -> None:
+    """As a Service does, whose pod has just become ready."""
+    server = TimingServer(model)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(smoked, server)
+        with pytest.raises(FutureTimeout):
+            report.result(0.5)
+        with server:
+            assert report.result().passed
 
 
 def test_a_server_that_dies_in_between_fails_the_checks_and_not_the_step(model: Path) -> None:

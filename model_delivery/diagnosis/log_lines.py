@@ -66,8 +66,8 @@ class Raised:
 
 
 def read(log: str) -> Iterator[Line]:
-    """Without prefixes, blank lines, the input that pydantic repeats, and a parser's usage,
-    which names every argument there is.
+    """Without prefixes, blank lines, the input that pydantic repeats, and a parser's
+    usage, which names every argument there is.
     """
     usage = False
     for raw in ANSI.sub("", log).splitlines():

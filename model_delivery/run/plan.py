@@ -143,7 +143,7 @@ def planned(
         changes = book.changes(book.desired())
         broken = changes if found.record.replicas == replicas else found.changes(found.desired())
         return Planned(Answer.HEALED if calm and broken else answer, release, frozen, gone, None, changes)
-    leaving = {name for name, _ in book.record.desired.releases} - {record.serving}
+    leaving = book.record.beside_serving
     address = book.target.address(spec.name)
     record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)
     way = route(book.supposing(record, {}), leaving)

@@ -66,8 +66,8 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         _wait_serving(session)
         return Admission(Answer.HEALED if healed else answer, release)
     address = session.target.address(session.delivery)
-    leaving = {name for name, _ in session.record.desired.releases} - {session.record.serving}
     proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
+    leaving = session.record.beside_serving
     route(session.supposing(proposal, {release: frozen}), leaving)  # NoRoom before anything is touched
     session.freeze(release, frozen)
     session.write(proposal)

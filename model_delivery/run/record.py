@@ -123,6 +123,11 @@ class Record:
         """Nothing but what serves, with all of the traffic."""
         return alone(self.serving, self.replicas) if self.serving else Wanted()
 
+    @property
+    def beside_serving(self) -> frozenset[ReleaseId]:
+        """Releases that run and do not serve: a candidate, a standby."""
+        return frozenset(name for name, _ in self.desired.releases) - {self.serving}
+
     def attempt_of(self, release: ReleaseId) -> int:
         """The next attempt's number: one above the highest that ended."""
         return 1 + max((e.attempt for e in self.ended if e.release == release), default=0)

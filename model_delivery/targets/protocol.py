@@ -39,6 +39,7 @@ from model_delivery.values import (
     Storage,
     World,
     means,
+    option,
 )
 
 Get = Callable[[Ref], Observed | None]
@@ -76,7 +77,7 @@ class Asked(Part):
     def faults(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What a new spec must not say, by its place; what is stored is read as it is."""
         yield from ((("model", *at), why) for at, why in self.model.faults())
-        trusts = any(means(arg.partition("=")[0].replace("_", "-"), (TRUST,)) for arg in self.serving.args)
+        trusts = any(means(option(arg), (TRUST,)) for arg in self.serving.args)
         if trusts and "remote-code" not in self.model.allow:
             yield ("serving", "args"), f"{TRUST} runs the model's own code, which model.allow: [remote-code] must allow"
 

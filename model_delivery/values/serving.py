@@ -15,11 +15,18 @@ SECRET = re.compile(r"-(token|secret|password|api-key)$")
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 
 
-def means(argument: str, names: Iterable[str]) -> bool:
-    """Does an engine take ``argument`` for one of ``names``? Its parser takes any
+def option(arg: str) -> str:
+    """The name of an engine's argument, as its parser reads it; empty where it is a
+    value.
+    """
+    return arg.partition("=")[0].replace("_", "-") if arg.startswith("--") and len(arg) > len("--") else ""
+
+
+def means(name: str, names: Iterable[str]) -> bool:
+    """Does an engine take the option ``name`` for one of ``names``? Its parser takes any
     beginning of a name that is no other's.
     """
-    return len(argument) > len("--") and any(name.startswith(argument) for name in names)
+    return bool(name) and any(known.startswith(name) for known in names)
 
 
 class Storage(Part):
@@ -102,7 +109,7 @@ class Serving(Part):
     @field_validator("args")
     @classmethod
     def _not_ours(cls, args: tuple[str, ...]) -> tuple[str, ...]:
-        names = [arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--")]
+        names = [name for arg in args if (name := option(arg))]
         if taken := [name for name in names if means(name, OURS)]:
             use = "use model, serving.model_names, target.port and serving.api_key"
             raise ValueError(f"{', '.join(taken)}: set by Model Delivery; {use}")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from model_delivery.base import Finding, Refused, read_file, sync
+from model_delivery.base.process import identity, lives, space
 from model_delivery.models.manifest import MANIFEST, WORK
 from model_delivery.models.store.part import NOTES, PART, renew
 
@@ -130,7 +131,7 @@ def held(folder: Path) -> bool:
     seen = _seen(folder)
     if seen is None or seen.name == FREE or seen.ended:
         return False
-    return seen.facts.get("space") == _space() or time.time() - seen.beat / 1e9 < DEAD_AFTER
+    return seen.facts.get("space") == space() or time.time() - seen.beat / 1e9 < DEAD_AFTER
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,7 @@ class _Holder:
 
     @property
     def ended(self) -> bool:
-        pid = self.facts.get("pid")
-        return self.facts.get("space") == _space() and isinstance(pid, int) and _start(pid) != self.facts.get("start")
+        return lives(self.facts) is False
 
     def __str__(self) -> str:
         host = str(self.facts.get("host"))
@@ -265,18 +265,6 @@ def _sign_of(holder: str) -> str:
 
 
 def _write_sign(folder: Path, holder: str) -> None:
-    facts = {"pid": os.getpid(), "start": _start(os.getpid()), "space": _space(), "host": socket.gethostname()}
+    facts = {**identity(), "host": socket.gethostname()}
     with (folder / _sign_of(holder)).open("x") as file:
         file.write(json.dumps(facts))
-
-
-def _space() -> str:
-    """Within it a process's number means one process: this boot, this namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " " + str(Path("/proc/self/ns/pid").readlink())
-
-
-def _start(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
-from croniter import CroniterBadDateError, croniter
 from pydantic import Field, create_model, field_validator, model_validator
 
 from model_delivery.base import Duration, Part, Rate, Text
@@ -98,6 +97,8 @@ class Schedule(Part):
     @field_validator("cron")
     @classmethod
     def _comes(cls, cron: str) -> str:
+        from croniter import CroniterBadDateError, croniter  # few specs have a schedule; every command reads this file
+
         form = "write minute, hour, day, month and weekday, such as 0 3 * * *"
         words = cron.split()
         if not (len(words) == 5 or cron.startswith("@")) or not croniter.is_valid(cron) or RANDOM.search(cron):

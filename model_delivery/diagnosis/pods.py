@@ -5,43 +5,56 @@ come; a Failed names cause and remedy.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from model_delivery.base import Finding, Size
-from model_delivery.diagnosis.engine_log import diagnose, last_line
+from model_delivery.base import Finding
+from model_delivery.diagnosis.containers import OOM, STEP, judged, oom
+from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
-from model_delivery.values import ENGINES, Ended, Failed, InProgress, Started, StepState
+from model_delivery.diagnosis.scheduling import unscheduled
+from model_delivery.values import Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]
 Beside = Mapping[str, Sequence[Object]]  # events (warnings) and, where they may be seen, nodes, by their kind
 Pending = InProgress | Failed
-STARTS = 3  # of an engine whose own error may pass
-PULLING = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable")
-UNMADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-DENIED = re.compile(r"unauthorized|authentication required|denied|forbidden|\b40[13]\b", re.IGNORECASE)
-MISSING = re.compile(
-    r"not found|manifest unknown|name unknown|no such image|\b404\b|no match for platform", re.IGNORECASE
-)
-BUSY = re.compile(
-    r"toomanyrequests|too many requests|\b429\b|\b5\d\d\b|timeout|deadline|refused|reset by peer|EOF|no such host",
-    re.IGNORECASE,
-)
+REJECTED = 5  # pods one after the other that their node refused
 OWN_LIMIT = re.compile(
-    r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|limit of container"
-    r"|Container .* exceeded its",
+    r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|exceeds the limit"
+    r"|limit of container|Container .* exceeded its",
     re.IGNORECASE,
 )
-NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
-OOM = "OOMKilled"
+NODE_GONE = re.compile(r"shutdown|Terminated|NodeLost|Preempt", re.IGNORECASE)
 HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
+SETTING_UP = (  # what an event of a pod that is being set up tells, and what helps
+    (r"Multi-Attach", "use a claim that many nodes can mount (ReadWriteMany), or rollout.strategy: recreate"),
+    (r"FailedMount.*(?:secret|configmap)", "make what the message names, or correct the spec"),
+    (r"FailedCreatePodSandBox.*runtime", "see serving.pod.runtime_class"),
+)
 REFUSALS = (  # of quota and admission: the first that is found counts
+    Sign(
+        "pod.quota",
+        r"exceeded quota.*requested: (?:[^=]*,)?pods=",
+        "the namespace's quota is used up",
+        "ask for a higher quota, or end other pods of the namespace",
+    ),
     Sign(
         "pod.quota",
         r"exceeded quota",
         "the namespace's quota is used up",
         "ask for a higher quota, or for less in serving.resources.limits",
+    ),
+    Sign(
+        "pod.quota-unstated",
+        r"failed quota: .*must specify ([^ ]*)",
+        r"the namespace's quota wants \1 to be stated",
+        "state it in serving.resources.limits (of a step: runner.resources)",
+    ),
+    Sign(
+        "pod.limit-range",
+        r"(?:maximum|minimum) (\S+) usage per|is greater than the maximum|max limit to request ratio",
+        "the namespace's LimitRange refuses the pod",
+        "correct serving.resources.limits (of a step: runner.resources)",
     ),
     Sign(
         "pod.security-level",
@@ -50,10 +63,22 @@ REFUSALS = (  # of quota and admission: the first that is found counts
         "change what the message names in serving.pod",
     ),
     Sign(
+        "pod.security-context",
+        r"security context constraint",
+        "no security context constraint lets the pod run",
+        "change what the message names in serving.pod, or grant its service account a constraint",
+    ),
+    Sign(
         "pod.no-service-account",
         r"(?is)^(?=.*serviceaccount).*not found",
         "the service account is not there",
         "make it, or correct serving.pod.service_account",
+    ),
+    Sign(
+        "pod.no-class",
+        r"(?:no PriorityClass with name (\S+)|RuntimeClass \"?([^\" ]+)\"? not found)",
+        r"the class \1\2 that the pod names is not there",
+        "correct serving.pod, or have it made",
     ),
     Sign(
         "pod.webhook-away",
@@ -79,10 +104,11 @@ def engine(pods: Sequence[Object], beside: Beside, deployment: Object, claim: Ob
     if claim.get("phase") == "Lost":
         fix = "restore the volume, or delete the claim: models are fetched again"
         return Failed(Finding("claim.lost", "the claim of the models is lost", "its volume is gone", fix))
-    states = [_pod(pod, beside) for pod in living(pods)]
+    own = living(pods)
+    states = [_pod(pod, beside) for pod in own if not _rejected(pod)]
     failed = (state for state in states if isinstance(state, Failed))
     making = InProgress(_last_event(beside, name) or "its pods are being made")
-    return (*failed, *states, making)[0]
+    return (*failed, *_rejections(own), *states, making)[0]
 
 
 def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -> StepState:
@@ -95,13 +121,15 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
     pod = max(pods, key=lambda candidate: str(candidate["metadata"].get("creationTimestamp")))
     if (gone := _evicted(pod)) is not None:
         return Failed(gone, retryable=not OWN_LIMIT.search(gone.why))
+    if _rejected(pod):
+        return Failed(_rejection(pod), retryable=True)
     states = {status["name"]: status["state"] for status in _statuses(pod)}
     for container, state in states.items():
         if state.get("terminated", {}).get("reason") == OOM:
-            return Failed(Finding("step.out-of-memory", *_oom(f"the step's container {container}", "runner.resources")))
+            return Failed(Finding("step.out-of-memory", *oom(f"the step's container {container}", "runner.resources")))
     if finished or pod["status"].get("phase") in ("Succeeded", "Failed"):
         return Ended()
-    pending, at_work = _pod(pod, beside), states.get("step", {})
+    pending, at_work = _pod(pod, beside), states.get(STEP, {})
     done = at_work.get("terminated", {}).get("exitCode") == 0
     started = at_work.keys() & {"running", "terminated"} and not done
     return Started() if started and isinstance(pending, InProgress) else pending
@@ -113,112 +141,54 @@ def _pod(pod: Object, beside: Beside) -> Pending:
         return Failed(gone) if OWN_LIMIT.search(gone.why) else InProgress(f"{gone.what}: {gone.why}")
     scheduled = condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _unscheduled(pod, scheduled, beside)
+        return unscheduled(pod, scheduled, beside)
+    if _rejected(pod):
+        return InProgress(_rejection(pod).why)
+    if status.get("reason") == "NodeLost":
+        return InProgress(f"the pod's node does not answer: {status.get('message', '')}", "see the node")
+    name = pod["metadata"]["name"]
+    events = [event for event in beside["Event"] if event["involvedObject"].get("name") == name]
     for container in (*status.get("initContainerStatuses", ()), *_statuses(pod)):
-        if (state := _container(pod, container, beside)) is not None:
+        if (state := judged(pod, container, events)) is not None:
             return state
     if status.get("phase") == "Pending":
-        return InProgress(_last_event(beside, pod["metadata"]["name"]) or "the pod is being set up (volumes, image)")
+        why = _last_event(beside, name)
+        fix = next((fix for pattern, fix in SETTING_UP if re.search(pattern, why)), "")
+        return InProgress(why or "the pod is being set up (volumes, image)", fix)
     return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
 
 
-def _container(pod: Object, status: Object, beside: Beside) -> Pending | None:
-    """None: nothing is wrong with it."""
-    name, waiting = status["name"], status["state"].get("waiting", {})
-    ended = status["state"].get("terminated") or status.get("lastState", {}).get("terminated")
-    reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    if reason in PULLING:
-        about = (event for event in beside["Event"] if event["involvedObject"].get("name") == pod["metadata"]["name"])
-        return _pull(status, message, [event["message"] for event in about if "pull" in event.get("message", "")])
-    if reason == "InvalidImageName":
-        what = f"the image's name {status['image']} is not valid"
-        return Failed(Finding("image.invalid-name", what, message, "correct target.image"))
-    if reason in UNMADE:
-        what = f"the container {name} cannot be started"
-        fix = "make what the message names, or correct the spec (serving.env, serving.api_key, serving.pod)"
-        return Failed(Finding("pod.container-unmade", what, message or reason, fix, (f"reason: {reason}",)))
-    if not ended or name not in ENGINES or status.get("ready"):
-        return None
-    if ended.get("reason") == OOM:
-        own: Object = next((spec for spec in pod["spec"]["containers"] if spec["name"] == name), {})
-        limit = own.get("resources", {}).get("limits", {}).get("memory", "")
-        return Failed(Finding("engine.out-of-memory", *_oom("the engine", "serving.resources.limits.memory", limit)))
-    return _crashed(pod, status, ended)
-
-
-def _crashed(pod: Object, status: Object, ended: Object) -> Pending:
-    log, code, starts = pod.get("log") or ended.get("message", ""), ended.get("exitCode"), status.get("restartCount", 0)
-    failed = diagnose(log, code, f"pod {pod['metadata']['name']}: exit code {code}, {starts} restarts")
-    if failed.retryable and starts < STARTS:
-        return InProgress(f"{failed.finding.what}; it is started again")
-    return failed
-
-
-def _pull(status: Object, message: str, messages: Sequence[str]) -> Pending:
-    """Not found and not allowed will not pass by waiting; a busy or unreachable registry
-    may.
+def _rejected(pod: Object) -> bool:
+    """Its node's kubelet refused it, or ended it with the node: no container of it ran to
+    an end. Its controller makes another.
     """
-    image, words = status["image"], " ".join([message, *messages])
-    line = (message if "rpc error" in message or "fail" in message else (messages[-1] if messages else message))[:400]
-    if BUSY.search(words) and not MISSING.search(words):
-        return InProgress(f"the registry is busy or away, the pull of {image} is tried again: {line}")
-    if DENIED.search(words):
-        what = f"the registry does not let the cluster pull {image}"
-        fix = (
-            "name a pull secret in serving.pod.image_pull_secrets (of a step: runner.image_pull_secrets), or correct it"
-        )
-        return Failed(Finding("image.denied", what, line, fix))
-    if MISSING.search(words):
-        fix = "correct target.image (of a step: runner.image), or push the image"
-        return Failed(Finding("image.not-found", f"there is no image {image}", line, fix))
-    return InProgress(f"the image {image} cannot be pulled yet: {line or status['state']['waiting'].get('reason', '')}")
+    status = pod["status"]
+    ran = any(container["state"].get("terminated") for container in _statuses(pod))
+    refused = status.get("reason") not in (None, "", "DeadlineExceeded")
+    return status.get("phase") == "Failed" and refused and not ran and _evicted(pod) is None
 
 
-def _unscheduled(pod: Object, scheduled: Object, beside: Beside) -> Pending:
-    message = scheduled.get("message", "")
-    if scheduled.get("reason") == "SchedulingGated":
-        return InProgress("queued: the pod waits for its queue")
-    if claim := NO_CLAIM.search(message):
-        fix = "run again: the storage step makes it"
-        return Failed(Finding("claim.not-there", f"the claim {claim[1]} is not there", message, fix))
-    if "unbound" in message:
-        return InProgress(_unbound(pod, message, beside))
-    if hopeless := "; ".join(_hopeless(pod, beside["Node"])):
-        fix = "ask for less in serving.resources.limits, or add such a node"
-        return Failed(Finding("pod.too-large", "no node could ever hold the pod", hopeless, fix, (message,)))
-    return InProgress(f"no node has room: {message}")
+def _rejection(pod: Object) -> Finding:
+    status, node = pod["status"], pod["spec"].get("nodeName", "its node")
+    why = f"{status['reason']}: {status.get('message', '')}"[:400]
+    if NODE_GONE.search(why):
+        return Finding("pod.node-gone", f"the pod was ended with {node}", why, "see the node")
+    return Finding("pod.rejected", f"{node} refuses the pod that the scheduler sent there", why, "see the node")
 
 
-def _unbound(pod: Object, message: str, beside: Beside) -> str:
-    """Why its claim is not bound."""
-    failed = (event for event in beside["Event"] if event.get("reason") == "ProvisioningFailed")
-    messages = [event["message"] for event in failed if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
-    if messages:
-        return f"the claim cannot be bound: {messages[-1][:300]}"
-    volumes = (volume.get("persistentVolumeClaim") for volume in pod["spec"].get("volumes", ()))
-    names = ", ".join(claim["claimName"] for claim in volumes if claim is not None)
-    return f"the claim {names} is not bound yet (does its class's provisioner run?): {message}"
-
-
-def _hopeless(pod: Object, nodes: Sequence[Object]) -> Iterator[str]:
-    """Why no node there is could hold the pod, even when empty. A device that no node has
-    may come with another node: not judged.
+def _rejections(pods: Sequence[Object]) -> list[Pending]:
+    """Of pods that were refused by their nodes: a failure where it goes on; and nothing,
+    where another pod is at work.
     """
-    asked: defaultdict[str, float] = defaultdict(float)
-    for container in pod["spec"]["containers"]:
-        for name, quantity in container.get("resources", {}).get("requests", {}).items():
-            asked[name] += _number(quantity)
-    for name, wanted in asked.items():
-        most = max((_number(node["status"].get("allocatable", {}).get(name, "0")) for node in nodes), default=0.0)
-        if 0 < most < wanted:
-            yield f"{name}: {wanted:g} wanted, the largest node has {most:g}"
-
-
-def _number(quantity: str) -> float:
-    text = str(quantity)
-    if text.endswith("m"):
-        return float(text[:-1]) / 1000
-    return float(text if text.replace(".", "", 1).isdigit() else Size(text).bytes)
+    refused = [pod for pod in pods if _rejected(pod)]
+    if not refused or (len(refused) < REJECTED and len(refused) < len(pods)):
+        return []
+    last = max(refused, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
+    finding = _rejection(last)
+    if len(refused) < REJECTED or finding.code == "pod.node-gone":
+        return [InProgress(f"{finding.what}: {finding.why}; another is made")] if len(refused) == len(pods) else []
+    evidence = (f"{len(refused)} pods one after the other",)
+    return [Failed(Finding(finding.code, finding.what, finding.why, finding.fix, evidence))]
 
 
 def _evicted(pod: Object) -> Finding | None:
@@ -232,15 +202,6 @@ def _evicted(pod: Object) -> Finding | None:
         status.get("message") or disrupted.get("message") or disrupted.get("reason", ""),
         "raise the limit that the message names, or make room on the node; another pod is started in its place",
     )
-
-
-def _oom(what: str, where: str, limit: str = "") -> tuple[str, str, str]:
-    """What, why and fix. ``limit``: as the pod has it, which may be another's (a
-    LimitRange's, a default of KServe's) where the spec has none.
-    """
-    why = f"{OOM}, exit code 137" + (f"; its limit is {limit}" if limit else "")
-    fix = f"raise {where}, or use a smaller model, dtype or --max-model-len"
-    return f"{what} was killed: it used more memory than its limit", why, fix
 
 
 def _refused(message: str) -> Finding:

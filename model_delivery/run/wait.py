@@ -43,7 +43,7 @@ def until(
             report(Progress(what, state.why, done=round(spent, 1), total=timeout, unit="s"))
         before = state.why
         if spent >= timeout:
-            fix = "raise serving.startup_timeout, or read the log with `deliver logs`"
+            fix = state.fix or "raise serving.startup_timeout, or read the log with `deliver logs`"
             late = f"{what} is not ready after {timeout:.0f} s"
             raise Permanent(Finding("rollout.not-ready-in-time", late, f"last seen: {state.why}", fix))
         place.hint(delivery, max(0.01, timeout - spent))

@@ -16,7 +16,10 @@ class Current:
 
 @dataclass(frozen=True)
 class InProgress:
+    """It may yet come. ``fix``: what helps where it does not, if ``why`` tells."""
+
     why: str
+    fix: str = ""
 
 
 @dataclass(frozen=True)

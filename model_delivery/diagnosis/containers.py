@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding
-from model_delivery.diagnosis.engine_log import Sign, diagnose
+from model_delivery.diagnosis.engine_log import diagnose
+from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.diagnosis.images import PULLING, unpulled
 from model_delivery.values import ENGINES, Failed, InProgress
 

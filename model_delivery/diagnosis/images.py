@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding
-from model_delivery.diagnosis.engine_log import Sign
+from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.values import Failed, InProgress
 
 PULLING = ("ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", "ErrImageNeverPull")

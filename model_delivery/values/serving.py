@@ -70,8 +70,8 @@ class Replicas(Part):
         return self
 
 
-class Pod(Part):
-    """What is passed on to pod templates, as Kubernetes names it (in snake case)."""
+class Where(Part):
+    """Where and as whom pods run, as Kubernetes names it (in snake case)."""
 
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ()
@@ -81,10 +81,17 @@ class Pod(Part):
     runtime_class: str | None = None
     priority_class: str | None = None
     security_context: dict[str, Any] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+
+
+class Pod(Where):
+    """What is passed on to the pod templates of a release; what of it is ``Where``, to
+    those of the steps too.
+    """
+
     volumes: tuple[dict[str, Any], ...] = ()
     volume_mounts: tuple[dict[str, Any], ...] = ()
     shm: Size | None = None
-    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -121,11 +128,14 @@ class Serving(Part):
 
 
 class Runner(Part):
-    """The image that runs our steps in a cluster."""
+    """The image that runs our steps in a cluster; ``pod``: where and as whom, if not as
+    ``serving.pod`` says.
+    """
 
     image: Text | None = None
     resources: dict[str, Any] = Field(default_factory=dict)
     image_pull_secrets: tuple[str, ...] = ()
+    pod: Where | None = None
 
 
 def max_model_len(args: tuple[str, ...]) -> int | None:

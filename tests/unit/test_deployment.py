@@ -29,6 +29,7 @@ from model_delivery.values import (
     Runner,
     Snapshot,
     Storage,
+    Where,
     World,
     digest,
 )
@@ -226,3 +227,24 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
     projected = next(v for v in pod["volumes"] if v["name"] == "secrets")["projected"]
     assert projected == {"sources": [{"secret": {"name": "hf", "items": [{"key": "token", "path": "hf/token"}]}}]}
     assert job.spec["bind"]["near"] == {"nvidia.com/gpu": 1}
+
+
+@pytest.mark.parametrize("name", ["fetch", "verify", "smoke", "load"])
+def test_where_pods_may_run_reaches_every_step_unless_the_runner_says_otherwise(name: str) -> None:
+    taint = {"key": "gpu", "operator": "Exists"}
+    there = {"tolerations": [taint], "node_selector": {"pool": "gpu"}, "priority_class": "high", "service_account": "x"}
+    given = there | {"security_context": {"runAsUser": 1000800000}, "annotations": {"sidecar.istio.io/inject": "false"}}
+    payload = release(PLAIN, pod=given).payload
+
+    def pod(runner: Runner) -> tuple[dict[str, Any], dict[str, Any]]:
+        _, job = PLAIN.step(StepRun("m", name, "{}", "fetch", 1, 1, payload, runner))
+        template = job.spec["spec"]["template"]
+        return template["spec"], template["metadata"]
+
+    asked, meta = pod(Runner(image="r:1"))
+    assert (asked["tolerations"], asked["nodeSelector"]) == ([taint], {"pool": "gpu"})
+    assert (asked["priorityClassName"], asked["serviceAccountName"]) == ("high", "x")
+    assert asked["securityContext"]["runAsUser"] == 1000800000
+    assert meta["annotations"] == {"sidecar.istio.io/inject": "false"}
+    other, _ = pod(Runner(image="r:1", pod=Where(node_selector={"pool": "cpu"})))
+    assert (other["nodeSelector"], "tolerations" in other) == ({"pool": "cpu"}, False)

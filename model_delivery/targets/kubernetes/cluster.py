@@ -135,11 +135,13 @@ class InCluster(Target):
         if pulled is None:
             pod["containers"].remove(image)
         bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
+        where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
+        schedule(pod, where)
+        template["metadata"] |= {"annotations": where["annotations"]} if where["annotations"] else {}
         pulls = run.runner.image_pull_secrets
         if run.name in NEAR_MODELS:
             pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload.claim}})
             step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
-            schedule(pod, payload.pod)
             bind = {"hub": CONFIG, "near": payload.devices}
             pulls = (*payload.pod["image_pull_secrets"], *pulls)
         pull_secrets(pod, pulls)

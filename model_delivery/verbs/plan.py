@@ -94,5 +94,9 @@ def render(spec: DeliverySpec, *, offline: bool = False) -> tuple[list[dict[str,
     payload = target.payload(spec.served(lock.snapshot), lock)
     release = Release(digest(payload.content()), payload, spec.serving.replicas.min)
     want = Desired(spec.name, (release,), {release.id: 100}, target.address(spec.name))
-    resources = (*target.storage(spec.name, lock, spec.storage), *target.compose(want))
+    storage = target.storage(spec.name, lock, spec.storage)
+    if spec.storage.claim and not spec.storage.size:
+        storage = tuple(resource for resource in storage if resource.ref.name != spec.storage.claim)
+        warnings = (*warnings, f"the claim {spec.storage.claim} must be there: without storage.size none is made")
+    resources = (*storage, *target.compose(want))
     return [to_object(resource, key.namespace) for resource in resources], warnings

@@ -24,9 +24,13 @@ def settle(client: Client, resource: Resource, live: Object | None) -> Change | 
         _class_exists(client, want.get(CLASS))
         return None
     name, have = live["metadata"]["name"], live["spec"]
+    ours = label(live, "delivery") == resource.delivery
+    if ours and _classless(live) and want.get(CLASS):
+        _class_exists(client, want[CLASS])
+        return None  # one that waits for a class may still be given one
     _may_stay(name, live, want)
     asked, now = (Size(spec["resources"]["requests"]["storage"]) for spec in (want, have))
-    sizes, ours = f"it has {now}, the spec says {asked}", label(live, "delivery") == resource.delivery
+    sizes = f"it has {now}, the spec says {asked}"
     smaller = asked.bytes < now.bytes
     if any_size or asked.bytes == now.bytes or (smaller and not ours):
         return Change(resource.ref, "unchanged", version=live["metadata"]["resourceVersion"])
@@ -44,8 +48,16 @@ def settle(client: Client, resource: Resource, live: Object | None) -> Change | 
     return None
 
 
+def _classless(live: Object) -> bool:
+    return live["spec"].get(CLASS) is None and live.get("status", {}).get("phase") == "Pending"
+
+
 def _may_stay(name: str, live: Object, want: Object) -> None:
     have = live["spec"]
+    if "deletionTimestamp" in live["metadata"]:
+        why = "it goes when the last pod that uses it has gone"
+        fix = f"wait until it has gone (it is made again), or {ANOTHER}"
+        raise Refused(Finding("claim.being-deleted", f"the claim {name} is being deleted", why, fix))
     if live.get("status", {}).get("phase") == "Lost":
         raise Refused(
             Finding(
@@ -60,7 +72,7 @@ def _may_stay(name: str, live: Object, want: Object) -> None:
             Finding(
                 "claim.other-class",
                 f"the claim {name} cannot change its class",
-                f"it has class {have.get(CLASS)}, the spec says {want[CLASS]}",
+                f"it has {f'class {have[CLASS]}' if have.get(CLASS) else 'no class'}, the spec says {want[CLASS]}",
                 f"{ANOTHER}, or correct storage_class",
             )
         )

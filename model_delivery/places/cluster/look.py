@@ -20,6 +20,8 @@ from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500
 OLD = 28.0
+USUAL = ("Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet")
+TELLING = ("FailedBinding", "Killing", "Pulling")
 TAIL_LINES = 400
 SILENCE = 60.0
 
@@ -91,7 +93,7 @@ class Look:
             objects |= {claim.resource.ref: claim for claim in claims}
         beside = {
             "Pod": tuple(map(self._with_log, listed)),
-            "Event": tuple(self.maybe(EVENT, {"fieldSelector": "type!=Normal"})) if self._events_tell(listed) else (),
+            "Event": tuple(self._events()) if self._events_tell(listed) else (),
             "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, labelled)) if self._known[SERVICE] else (),
             "Node": self.nodes() if any(map(pods.unscheduled, listed)) else (),
         }
@@ -127,6 +129,14 @@ class Look:
             or not (listed and all(map(pods.settled, listed)))
             or not all(from_object(job, JOB).status["finished"] for job in self._known[JOB])
         )
+
+    def _events(self) -> Iterator[Object]:
+        """Warnings, and of the normal ones those that say why something waits or
+        ended.
+        """
+        for event in self.maybe(EVENT, {"fieldSelector": ",".join(f"reason!={reason}" for reason in USUAL)}):
+            if event.get("type") != "Normal" or event.get("reason") in TELLING:
+                yield event
 
     def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""

@@ -213,7 +213,7 @@ def ready(stage: Stage) -> str:
         case Failed(retryable=True):
             session.converge()
     endpoint = session.wait_ready(candidate, session.frozen(candidate).startup_seconds)
-    session.wait_routed()
+    protocol.wait_routed(session, stage)
     return endpoint
 
 

@@ -24,6 +24,8 @@ from model_delivery.values import (
     Change,
     Current,
     Desired,
+    Failed,
+    InProgress,
     Ref,
     Release,
     ReleaseId,
@@ -74,6 +76,19 @@ class Book:
             fix = "see `deliver history`; one that was deleted comes back with its spec"
             raise Refused(Finding("release.unknown", f"release {release} is not known", f"known: {known}", fix))
         return releases.load(release, seen.resource.spec)
+
+    def serving_down(self) -> str:
+        """Why what serves is down, though it shall run; empty where it is not."""
+        serving = self.record.serving
+        if serving is None or all(name != serving for name, _ in self.record.desired.releases):
+            return ""
+        match self.target.readiness(self.release(serving), self.world()):
+            case Current():
+                return ""
+            case Failed(finding):
+                return finding.what
+            case InProgress(why):
+                return why
 
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
         return Release(release, self.frozen(release).payload, replicas or self.record.replicas)

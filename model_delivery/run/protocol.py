@@ -120,6 +120,14 @@ def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
     session.converge()
 
 
+def wait_routed(session: Session, stage: Stage) -> None:
+    """Where the stage gives the candidate traffic. Before, the route is the old
+    release's, and whether that is up is not the candidate's affair.
+    """
+    if stage.share(session.release(session.candidate.release)):
+        session.wait_routed()
+
+
 def watch(session: Session, stage: Stage) -> None:
     """Look after the candidate while it has traffic: ``soak`` on a canary's share,
     ``watch`` on all of it.
@@ -160,12 +168,15 @@ def promote(session: Session) -> None:
 
 def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str, *, by: str = "") -> None:
     """End the candidate: what serves keeps (or gets back) all of the traffic, the rest
-    goes.
+    goes. What serves is not waited for where it was down before.
     """
     facts, now = session.frozen(session.candidate.release).facts, session.clock.now()
+    down = session.serving_down()
     session.write(rules.ending(session.record, outcome, exit_code, message, now, facts, by=by))
     finish_ending(session)
-    if session.record.serving is not None:
+    if down:
+        report(Progress("withdraw", f"{session.record.serving} serves, and was down before: {down}"))
+    elif session.record.serving is not None:
         _wait_serving(session)
 
 

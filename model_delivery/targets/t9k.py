@@ -234,6 +234,8 @@ class T9k(InCluster):
         up = row.get("ready") and row.get("url") and row.get("readyReplicas", release.replicas) >= release.replicas
         if up and _true(service):
             return _at(row["url"])
+        if up and not row.get("trafficPercent") and _others_down(name, seen.status):
+            return _at(row["url"])  # the service is what is not ready, not this release
         if row.get("ready"):
             why = pods.reason_of(service) or "no reason is given"
             return InProgress(f"the release is ready, the MLService is not yet: {why}")
@@ -382,6 +384,10 @@ def _no_template(fields: Mapping[str, Any]) -> None:
 def _row(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the MLService says of one of its entries."""
     return next((row for row in status.get("releases") or () if row["name"] == release), {})
+
+
+def _others_down(release: str, status: Mapping[str, Any]) -> bool:
+    return any(not row.get("ready") for row in status.get("releases") or () if row["name"] != release)
 
 
 def _true(condition: Mapping[str, Any]) -> bool:

@@ -20,7 +20,8 @@ from model_delivery.verbs.status import line
 @dataclass(frozen=True)
 class Plan:
     """What a delivery of the spec would come to; ``changes`` are lines for people, empty
-    when nothing would change.
+    when nothing would change; ``down``: why what serves now is down, empty where it is
+    not.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Plan:
     fetched: bool
     stages: tuple[str, ...]
     changes: tuple[str, ...]
+    down: str
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -54,6 +56,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         fetched=_fetched(book, spec, lock),
         stages=tuple(stage.words(new) for stage in result.route.stages) if result.route else (),
         changes=tuple(map(line, result.changes)),
+        down=book.serving_down(),
     )
 
 

@@ -201,7 +201,7 @@ class Runs:
                 if all(release.id != candidate for release in stage.desired.releases):
                     continue
                 session.wait_ready(candidate, 100)
-                session.wait_routed()
+                protocol.wait_routed(session, stage)
                 if stage.gates and session.candidate.kind == "deliver":
                     if "bad" in session.frozen(candidate).args:
                         raise GateFailed(Finding("gate.test", "the gate says no"))

@@ -116,13 +116,17 @@ class Target(Process):
             return Current("")
         if seen is None or seen.resource.spec["traffic"] != want.shares:
             return InProgress("the traffic has not moved yet")
+        ready = [r for r in want.releases if r.id in want.shares and isinstance(self.readiness(r, world), Current)]
+        if not ready:
+            return InProgress("nobody of the route is ready")
         return Current(want.address.url)
 
 
 @dataclass
 class Place:
     """``room``: how many releases fit. ``failing``: releases by their label (an argument)
-    that never start. ``wait``: what a waiting run does.
+    that never start. ``broken``: releases that cannot run any more. ``wait``: what a
+    waiting run does.
     """
 
     clock: Clock
@@ -131,6 +135,7 @@ class Place:
     failing: Callable[[Sequence[str]], bool]
     wait: Callable[[], None]
     alive: Callable[[str], bool]
+    broken: set[str] = field(default_factory=set)
     objects: dict[Ref, tuple[Resource, Version]] = field(default_factory=dict)
     status: dict[Ref, dict[str, str]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
@@ -222,7 +227,8 @@ class Place:
     def tick(self) -> None:
         for states in self.status.values():
             for release in states:
-                states[release] = "failed" if self.failing(self.labels.get(release, ())) else "ready"
+                dead = release in self.broken or self.failing(self.labels.get(release, ()))
+                states[release] = "failed" if dead else "ready"
 
     def secret(self, ref: SecretRef) -> Secret:
         return Secret("x")

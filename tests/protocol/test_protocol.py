@@ -134,14 +134,25 @@ class Deliveries(RuleBasedStateMachine, Runs):
             for release in states:
                 states[release] = "failed"
 
+    @precondition(lambda self: self.record().serving)
+    @rule()
+    def what_serves_breaks(self) -> None:
+        """As a node that lost its GPU, or an image that is gone: it cannot run again."""
+        self.place.broken.add(str(self.record().serving))
+        self.place.tick()
+
     @rule(seconds=st.sampled_from([1.0, 700.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.sleep(seconds)
 
     @rule()
     def everything_settles(self) -> None:
-        """Every run ends, the last request is made again, as its plan says, and again."""
+        """Every run ends, the last request is made again, as its plan says, and again. In
+        the end all can run.
+        """
         self.finish()
+        self.place.broken.clear()
+        self.place.tick()
         if self.last is None:
             return
         self.up_does_what_the_plan_says(self.last)
@@ -263,3 +274,22 @@ def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:
     assert (now.candidate, now.ended[-1].outcome) == (None, Outcome.FAILED)
     assert "the run broke, and its release was withdrawn" in now.ended[-1].message
     assert runs.place.running() == {now.serving}
+
+
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+@pytest.mark.parametrize("label", ["good", "bad", "dead"])
+def test_a_serving_release_that_is_down_holds_up_neither_its_repair_nor_a_refusal(kind: str, label: str) -> None:
+    runs = Runs()
+    runs.prepare(kind, room=3)
+    first = runs.start(None, runs.deliver(spec("a", "blue-green", "refuse", 1, "0s")))
+    runs.finish()
+    serving = runs.record().serving
+    assert first.outcome["result"] == "promoted"
+    runs.place.broken.add(str(serving))
+    runs.place.tick()
+    began = runs.clock.monotonic()
+    runs.start(None, runs.deliver(spec(label, "blue-green", "refuse", 1, "0s")))
+    runs.finish()
+    assert (runs.record().serving == serving) == (label != "good")
+    assert runs.record().candidate is None
+    assert runs.clock.monotonic() - began < 100, "nothing waits for what was down before"

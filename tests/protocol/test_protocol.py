@@ -5,6 +5,7 @@ killed again in its recovery, with other runs beside it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -276,9 +277,13 @@ def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:
     assert runs.place.running() == {now.serving}
 
 
-@pytest.mark.parametrize("kind", sorted(TARGETS))
+@pytest.mark.parametrize(
+    ("kind", "strategy"), [*product(TARGETS, ["blue-green"]), *product(["process", "gateway", "t9k"], ["canary"])]
+)
 @pytest.mark.parametrize("label", ["good", "bad", "dead"])
-def test_a_serving_release_that_is_down_holds_up_neither_its_repair_nor_a_refusal(kind: str, label: str) -> None:
+def test_a_serving_release_that_is_down_holds_up_neither_its_repair_nor_a_refusal(
+    kind: str, label: str, strategy: str
+) -> None:
     runs = Runs()
     runs.prepare(kind, room=3)
     first = runs.start(None, runs.deliver(spec("a", "blue-green", "refuse", 1, "0s")))
@@ -288,7 +293,7 @@ def test_a_serving_release_that_is_down_holds_up_neither_its_repair_nor_a_refusa
     runs.place.broken.add(str(serving))
     runs.place.tick()
     began = runs.clock.monotonic()
-    runs.start(None, runs.deliver(spec(label, "blue-green", "refuse", 1, "0s")))
+    runs.start(None, runs.deliver(spec(label, strategy, "refuse", 1, "0s")))
     runs.finish()
     assert (runs.record().serving == serving) == (label != "good")
     assert runs.record().candidate is None

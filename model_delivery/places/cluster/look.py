@@ -13,13 +13,14 @@ from typing import Any
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
+from model_delivery.places.cluster.watching import Watches
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.targets.kubernetes.release import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500
-OLD = 28.0
+OLD = 58.0
 USUAL = ("Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet")
 TELLING = ("FailedBinding", "Killing", "Pulling")
 TAIL_LINES = 400
@@ -36,10 +37,12 @@ class Look:
     def __init__(self, client: Client) -> None:
         self.client, self.kinds, self.price = client, cluster_kinds(), 1
         self.leaving = frozenset[str]()
-        self._since = ""
+        self._since = dict[Kind, str]()
+        self._watches, self._changed = Watches(client), set[Kind]()
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None
-        self._turns: dict[str, Any] = {}
+        self._turns: dict[Ref, Any] = {}
+        self._adopted: Mapping[str, Object] = {}
         self._known: dict[Kind, list[Object]] = {}
         self._known_at = -math.inf
 
@@ -53,8 +56,7 @@ class Look:
             try:
                 for page in self._pages(kind, {"limit": PAGE, **(query or {})}):
                     found += [{**item, "kind": kind.name} for item in page["items"]]
-                    if kind == POD:
-                        self._since = page["metadata"]["resourceVersion"]
+                    self._since[kind] = page["metadata"]["resourceVersion"]
                 break
             except Status as status:
                 if status.code != 410:
@@ -82,32 +84,50 @@ class Look:
         """``fresh``: nothing of it is known from a look before."""
         labelled, now, began = _of(delivery), time.time(), time.monotonic()
         self._list(delivery, fresh=fresh)
-        adopted = _adoptions(self._known[CONFIG_MAP])
+        self._adopted = adopted = _adoptions(self._known[CONFIG_MAP])
         ours = [from_object(live, kind) for kind in self.kinds for live in self._known[kind]]
         objects = {seen.resource.ref: seen for seen in (*self._unmarked(delivery, adopted), *ours)}
         listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD, None if adopted else labelled)]
-        listed = [pod for pod in listed if label(pod, "delivery") == delivery]
-        self._turns = {pod["metadata"]["name"]: pods.turn(pod) for pod in listed}
+        self._known[POD] = listed = [pod for pod in listed if label(pod, "delivery") == delivery]
+        self._turns = {_ref(kind, live): _turn(kind, live) for kind in self._moving for live in self._known[kind]}
         if any(pod["status"].get("phase") == "Pending" for pod in listed):
             claims = (from_object(claim, CLAIM) for claim in self.listed(CLAIM))
             objects |= {claim.resource.ref: claim for claim in claims}
         beside = {
             "Pod": tuple(map(self._with_log, listed)),
             "Event": tuple(self._events()) if self._events_tell(listed) else (),
-            "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, labelled)) if self._known[SERVICE] else (),
+            "EndpointSlice": tuple(self._known[ENDPOINT_SLICE]),
             "Node": self.nodes() if any(map(pods.unscheduled, listed)) else (),
         }
         self.price = sum(at >= began for at in self.client.asked)
         return World(delivery, objects, now, beside)
 
+    @property
+    def _moving(self) -> list[Kind]:
+        """The kinds that a wait may turn on; the pods first."""
+        others = (*self.kinds, ENDPOINT_SLICE)
+        return [POD, *(kind for kind in others if not kind.steady and self._known.get(kind))]
+
     def _list(self, delivery: str, *, fresh: bool) -> None:
-        """In a wait, what only we make or change is not asked for at every look."""
+        """In a wait, what only we make or change is not asked for at every look, nor what
+        is watched and was not told to have changed.
+        """
+        self._heard(delivery, 0)
         fresh = fresh or time.monotonic() - self._known_at > OLD
         for kind in self.kinds:
-            if fresh or (not kind.steady and self._known[kind]):
+            if fresh or (kind in self._moving and self._may_have_changed(kind)):
+                self._changed.discard(kind)
                 items = self.maybe(kind, _of(delivery, "kind!=Report"))
                 self._known[kind] = [item for item in items if not is_made_by_controller(item)]
+        if not self._known[SERVICE]:
+            self._known[ENDPOINT_SLICE] = []
+        elif fresh or self._may_have_changed(ENDPOINT_SLICE):
+            self._changed.discard(ENDPOINT_SLICE)
+            self._known[ENDPOINT_SLICE] = self.maybe(ENDPOINT_SLICE, _of(delivery))
         self._known_at = time.monotonic() if fresh else self._known_at
+
+    def _may_have_changed(self, kind: Kind) -> bool:
+        return kind in self._changed or not self._watches.alive(kind)
 
     def _unmarked(self, delivery: str, adopted: Mapping[str, Object]) -> Iterator[Observed]:
         """Adopted objects that carry no label of ours."""
@@ -205,25 +225,42 @@ class Look:
         return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
 
     def changes(self, delivery: str, seconds: float) -> bool:
-        """Wait for ``seconds``, or until a pod of ours is in another state than at the
-        last look: True.
+        """Wait for ``seconds``, or until something of ours is in another state than at
+        the last look: True.
         """
-        end, path = time.monotonic() + seconds, POD.path(self.client.namespace)
-        query = {"watch": "1", "timeoutSeconds": str(max(1, math.ceil(seconds))), "resourceVersion": self._since}
-        try:
-            for line in self.client.lines(path, query | _of(delivery), seconds) if self._since else ():
-                event = json.loads(line)
-                pod = event["object"]
-                if event["type"] == "ERROR":
-                    break
-                if event["type"] == "DELETED" or self._turns.get(pod["metadata"]["name"]) != pods.turn(pod):
-                    return True
-                if time.monotonic() > end:
-                    return False
-        except (Broken, Status, ValueError):
+        end = time.monotonic() + seconds
+        for kind in self._moving:
+            query = {} if kind == POD and self._adopted else _of(delivery)
+            self._watches.follow(kind, query, self._since.get(kind, ""))
+        while not (told := self._heard(delivery, end - time.monotonic())) and time.monotonic() < end:
             pass
-        time.sleep(max(0.0, end - time.monotonic()))
-        return False
+        return told
+
+    def _heard(self, delivery: str, seconds: float) -> bool:
+        """Was something told within ``seconds`` that a look must see?"""
+        latest, unwatched = dict[Ref, Any](), False
+        for kind, event in self._watches.told(seconds):
+            self._changed.add(kind)
+            unwatched |= event is None and self._watches.may_begin(kind)
+            if event and event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+                live = {**event["object"], "kind": kind.name}
+                live = _marked(live, delivery, self._adopted) if kind == POD else live
+                if label(live, "delivery") == delivery or kind == ENDPOINT_SLICE:
+                    latest[_ref(kind, live)] = None if event["type"] == "DELETED" else _turn(kind, live)
+        return unwatched or any(self._turns.get(ref) != turn for ref, turn in latest.items())
+
+
+def _ref(kind: Kind, live: Object) -> Ref:
+    return Ref(kind, live["metadata"]["name"])
+
+
+def _turn(kind: Kind, live: Object) -> Any:
+    """What of an object a wait can turn on; nothing of what a controller made."""
+    if kind == POD:
+        return pods.turn(live)
+    if kind == ENDPOINT_SLICE:
+        return [(part.get("conditions"), part.get("targetRef")) for part in live.get("endpoints") or ()]
+    return None if is_made_by_controller(live) else from_object(live, kind).status
 
 
 def _of(delivery: str, *more: str) -> dict[str, str]:

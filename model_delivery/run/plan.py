@@ -146,8 +146,15 @@ def planned(
     leaving = book.record.beside_serving
     address = book.target.address(spec.name)
     record = rules.proposed(record, release, request, spec.rollout, spec.gates, address)
-    way = route(book.supposing(record, {}), leaving)
-    return Planned(answer, release, frozen, gone, way, way.changes)
+    stored, way = storage_changes(book, frozen), route(book.supposing(record, {}), leaving)
+    return Planned(answer, release, frozen, gone, way, (*stored, *way.changes))
+
+
+def storage_changes(book: Book, frozen: Frozen) -> tuple[Change, ...]:
+    """What the storage of a new release would change. Refused where it cannot be had."""
+    wanted = book.target.storage(book.delivery, frozen.lock, frozen.storage)
+    offered = [book.place.put(resource, dry_run=True) for resource in wanted]
+    return tuple(change for change in offered if change.action != "unchanged")
 
 
 def _wished(candidate: Candidate) -> Strategy:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
-from model_delivery.run.plan import identify, route
+from model_delivery.run.plan import identify, route, storage_changes
 from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
@@ -68,7 +68,8 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     address = session.target.address(session.delivery)
     proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
     leaving = session.record.beside_serving
-    route(session.supposing(proposal, {release: frozen}), leaving)  # NoRoom before anything is touched
+    storage_changes(session, frozen)  # Refused, and NoRoom, before anything is touched
+    route(session.supposing(proposal, {release: frozen}), leaving)
     session.freeze(release, frozen)
     session.write(proposal)
     session.converge()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -18,6 +19,32 @@ class Part(BaseModel):
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+WHOLE, NUMBER, MAPPING = "must be a whole number", "must be a number", "must be a mapping of fields"
+PLAINLY = {
+    "extra_forbidden": "there is no such field",
+    "missing": "is missing",
+    "literal_error": "must be {expected}",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": MAPPING,
+    "model_type": MAPPING,
+    "int_type": WHOLE,
+    "int_parsing": WHOLE,
+    "int_from_float": WHOLE,
+    "float_type": NUMBER,
+    "float_parsing": NUMBER,
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "string_too_short": "must not be shorter than {min_length}",
+    "string_too_long": "must not be longer than {max_length}",
+    "string_pattern_mismatch": "must be of the form {pattern}",
+    "too_short": "must have {min_length} or more",
+}
 NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=NAME)]
 
@@ -32,5 +59,11 @@ def base_url(told: Any) -> str | None:
 
 def problems(error: ValidationError) -> list[str]:
     """One line for each, as ``field: what is wrong``."""
-    lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
+    lines = (f"{'.'.join(map(str, e['loc']))}: {plainly(e)}" for e in error.errors())
     return [line.lstrip(": ") for line in lines]
+
+
+def plainly(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of a value, in words for people who know no pydantic."""
+    words = PLAINLY.get(problem["type"])
+    return words.format(**problem.get("ctx", {})) if words else str(problem["msg"]).removeprefix("Value error, ")

@@ -4,6 +4,7 @@ verdict where bounds are given.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import time
@@ -151,7 +152,9 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
         )
         return LoadInput(url=url, slo=slo, **facts | {"model": more["model"] or ""})
     except ValidationError as error:
-        fix = f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
+        near = difflib.get_close_matches(str(error.errors()[0]["loc"][-1]), Slo.model_fields, 1)
+        fix = f"did you mean {near[0]}? " if near else ""
+        fix += f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
         raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None
 
 

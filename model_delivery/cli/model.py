@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, default_home
+from model_delivery.base import BadInput, Finding, Permanent, default_home, plainly
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines
 from model_delivery.models.sources import SOURCES, Model
 from model_delivery.models.sources.spec import Permission, address_fault
@@ -93,7 +93,7 @@ def _model(text: str, more: dict[str, Any]) -> Model:
     try:
         return MODEL.validate_python(given)
     except ValidationError as error:
-        problems = ((".".join(map(str, e["loc"][1:])), e["msg"]) for e in error.errors())
+        problems = ((".".join(map(str, e["loc"][1:])), plainly(e)) for e in error.errors())
         raise BadInput(
             *(Finding("cli.wrong-model", f"{at}: {msg}", f"in {text}", FORM) for at, msg in problems)
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,8 @@ def plan(file: Path) -> Answer:
     lines += [f"what serves now is down: {planned.down}"] if planned.down else []
     lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
+    added = planned.args[: len(planned.args) - len(spec.serving.args)]
+    lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
     return Answer(planned, lines + ([f"  {change}" for change in planned.changes] or ["no changes"]))
 

@@ -16,6 +16,11 @@ OUTCOMES = {
     "not resolved": "too noisy to tell, raise repeats: ",
     "no regression": "",
 }
+FIXES = {
+    "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
+    "gate.not-valid": "put right what the reason names, then measure again",
+    "gate.regression": "see what the release changed; if it may cost that, raise gates.throughput.max_regression",
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,11 @@ class Reason:
     bound: float | None = None
     code: str = ""
 
+    @property
+    def fix(self) -> str:
+        """What may be done where it is not passed."""
+        return FIXES.get(self.code) or f"load it less, give it more room, or set gates.throughput.slo.{self.name}"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -45,7 +55,7 @@ class Verdict:
 
     def findings(self) -> tuple[Finding, ...]:
         """Every reason that is not passed."""
-        return tuple(Finding(r.code, r.text, f"gate {r.gate}") for r in self.reasons if not r.passed)
+        return tuple(Finding(r.code, r.text, f"gate {r.gate}", r.fix) for r in self.reasons if not r.passed)
 
 
 def judge(

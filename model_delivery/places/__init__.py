@@ -69,8 +69,8 @@ class Place(Protocol):
         that cannot be seen from here.
         """
 
-    def listening(self, port: int) -> bool:
-        """Does anybody listen there, where clients will look for the service?"""
+    def listener(self, port: int) -> str:
+        """Who listens there, where clients will look for the service; empty: nobody."""
 
     def look_up(self, path: str) -> dict[str, Any] | None:
         """What the API says at ``path``; None: there is no such thing. Forbidden

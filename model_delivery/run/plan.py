@@ -74,14 +74,15 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
     if same:
         name = book.record.serving if book.record.serving in same else next(iter(same))
         return name, same[name]
-    payload = book.target.payload(spec.served(lock.snapshot), lock)
+    served = spec.served(lock.snapshot)
+    payload = book.target.payload(served, lock)
     frozen = Frozen(
         payload=payload,
         lock=lock,
         unchanged=unchanged,
         model=spec.model,
         storage=spec.storage,
-        args=spec.serving.args,
+        args=served.serving.args,
         startup_timeout=spec.serving.startup_timeout,
         address=book.target.address(spec.name),
         created=now,

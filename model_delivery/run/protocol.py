@@ -60,7 +60,9 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         session.write(rules.scaled(session.record, replicas))
         session.converge()
     if answer is Answer.GOES_ON:
-        session.write(rules.taken_over(session.record, session.request))
+        session.write(rules.taken_over(session.record, session.request, spec.gates))
+        if candidate is not None and candidate.rollout != spec.rollout:
+            report(Progress("plan", "the candidate goes on by the rollout that it began with, not the spec's"))
         return Admission(answer, release)
     if answer is Answer.UNCHANGED:
         _wait_serving(session)

@@ -4,16 +4,20 @@ touched yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 
-from model_delivery.base import Finding, Progress, Retryable, Trouble, report
+from model_delivery.base import Finding, Progress, Refused, Retryable, Trouble, report
 from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import Lock, Snapshot
+from model_delivery.values import Lock, Snapshot, means, option
+
+TOKENIZERS = ("tokenizer*", "tekken*.json", "*.tiktoken", "*.model", "*.model.v*", "vocab.*")
+ELSEWHERE = ("--tokenizer", "--skip-tokenizer-init")
 
 
 def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
@@ -24,7 +28,20 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
-    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=_pinned(spec))
+    snapshot = resolve_model(spec.model, last)
+    _has_tokenizer(snapshot, spec.serving.args)
+    return Lock(snapshot=snapshot, engine=engine, image=_pinned(spec))
+
+
+def _has_tokenizer(snapshot: Snapshot, args: Sequence[str]) -> None:
+    """Refused where an engine would only die of it."""
+    names = [file.path.rpartition("/")[2] for file in snapshot.files]
+    if any(fnmatch(name, pattern) for name in names for pattern in TOKENIZERS):
+        return
+    if not any(means(option(arg), ELSEWHERE) for arg in args):
+        why = f"none of its {len(names)} files is one ({', '.join(TOKENIZERS)})"
+        fix = "correct model.include and model.exclude, or name one with --tokenizer in serving.args"
+        raise Refused(Finding("source.no-tokenizer", "the model has no tokenizer", why, fix))
 
 
 def _pinned(spec: DeliverySpec) -> str | None:

@@ -86,9 +86,10 @@ def rollback_proposed(
     return replace(record, candidate=candidate, address=record.address or address)
 
 
-def taken_over(record: Record, request: str) -> Record:
-    """Rule 2: the candidate goes on for another request."""
-    return _with(record, replace(_candidate(record), request=request))
+def taken_over(record: Record, request: str, gates: Gates | None = None) -> Record:
+    """Rule 2: the candidate goes on for another request, whose ``gates`` judge it."""
+    candidate = _candidate(record)
+    return _with(record, replace(candidate, request=request, gates=gates or candidate.gates))
 
 
 def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:

@@ -109,10 +109,17 @@ class Session(Book):
         self.until("the route", lambda world: self.target.routed(wanted, world), ROUTED_SECONDS)
 
     def until(
-        self, what: str, judge: Callable[[World], R | InProgress | Failed], timeout: float, reached: str = "ready"
+        self,
+        what: str,
+        judge: Callable[[World], R | InProgress | Failed],
+        timeout: float,
+        reached: str = "ready",
+        since: float | None = None,
     ) -> R:
         """Wait for a judgement on the delivery's world, ``timeout`` seconds at most."""
-        return until(self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached)
+        return until(
+            self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached, since=since
+        )
 
 
 def _left(gone: set[Ref], world: World) -> InProgress | None:

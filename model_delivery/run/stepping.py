@@ -65,7 +65,7 @@ def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
     """The step's result as JSON, once all of it has ended well; where there is none, what
     ended it from outside.
     """
-    what, target = f"the {name} step", session.target
+    what, target, began = f"the {name} step", session.target, session.clock.monotonic()
     session.until(what, lambda world: target.step_state(ref, world), patience, "started")
     try:
         text = read(name, session.place.log(session.delivery, ref))
@@ -74,7 +74,7 @@ def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
             case Failed(finding, retryable):
                 raise (Retryable if retryable else Permanent)(finding) from None
         raise
-    session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended")
+    session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended", began)
     return text
 
 

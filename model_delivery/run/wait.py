@@ -21,23 +21,25 @@ def until(
     timeout: float,
     clock: Clock,
     reached: str = "ready",
+    since: float | None = None,
 ) -> R:
     """Observe until ``judge`` says neither InProgress nor Failed; returns what it says
-    then.
+    then. ``since``: when what is waited for began, on ``clock``; None: now.
 
     Raises the finding of Failed at once (Retryable or Permanent as it says), Permanent
     after ``timeout`` seconds.
     """
     start = clock.monotonic()
+    began = start if since is None else since
     before = ""
     while True:
         state = judge(place.world(delivery))
-        spent = clock.monotonic() - start
+        spent, age = clock.monotonic() - start, clock.monotonic() - began
         if isinstance(state, Failed):
-            report(Progress(what, f"failed after {spent:.1f} s: {state.finding.what}"))
+            report(Progress(what, f"failed after {age:.1f} s: {state.finding.what}"))
             raise (Retryable if state.retryable else Permanent)(state.finding)
         if not isinstance(state, InProgress):
-            report(Progress(what, f"{reached} after {spent:.1f} s"))
+            report(Progress(what, f"{reached} after {age:.1f} s"))
             return state
         if state.why != before:
             report(Progress(what, state.why, done=round(spent, 1), total=timeout, unit="s"))

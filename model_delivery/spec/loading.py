@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import BadInput, Finding, SecretRef
+from model_delivery.base import BadInput, Finding, SecretRef, plainly
 from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml
@@ -121,7 +121,7 @@ def _wrong(problem: Any, location: tuple[Key, ...], given: Any) -> str:
             return "must be a list, such as [a, b]"
         case kind if kind in NO_MAPPING:
             return "must be a mapping of fields"
-    return str(problem["msg"]).removeprefix("Value error, ")
+    return plainly(problem)
 
 
 def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:

@@ -233,11 +233,11 @@ class Process(Target):
             except Refused as refused:
                 yield from refused.findings
         up = up_at()
-        if up is None and place.listening(self.port):
+        if up is None and (who := place.listener(self.port)):
             yield Finding(
                 "host.port-taken",
                 "the service's port is taken",
-                f"something else listens on {HOST}:{self.port}",
+                f"{who} listens on {HOST}:{self.port}",
                 "choose another target.port, or stop what listens there",
             )
         elif up is not None and up.port != self.port:

@@ -21,7 +21,7 @@ from model_delivery.verbs.status import line
 class Plan:
     """What a delivery of the spec would come to; ``changes`` are lines for people, empty
     when nothing would change; ``down``: why what serves now is down, empty where it is
-    not.
+    not; ``args``: of the engine, with those that the model needs before the spec's.
     """
 
     name: str
@@ -35,12 +35,13 @@ class Plan:
     stages: tuple[str, ...]
     changes: tuple[str, ...]
     down: str
+    args: tuple[str, ...]
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
     """Resolve and compare."""
+    preflight(spec, place, spec.target.key().target())
     book = read_or_new(place, spec.name, spec.target.key())
-    preflight(spec, place, book.target)
     with from_cluster(place.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, book.releases().values()))
     result = planned(book, spec, lock, now=SystemClock().now())
@@ -57,6 +58,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         stages=tuple(stage.words(new) for stage in result.route.stages) if result.route else (),
         changes=tuple(map(line, result.changes)),
         down=book.serving_down(),
+        args=result.frozen.args,
     )
 
 

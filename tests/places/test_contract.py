@@ -151,7 +151,7 @@ def test_what_a_place_says_of_itself_it_says_everywhere(given: Given) -> None:
     snapshot = Snapshot(source="huggingface", key="a--b", commit="0" * 40, files=())
     assert place.has_model(snapshot, None) is (False if place.keeps_files else None)
     assert place.elsewhere
-    assert not place.listening(free_port())
+    assert not place.listener(free_port())
     assert place.own_image() is None
     assert place.look_up("/api/v1/namespaces/no-such-namespace") is None
     assert (place.look_up("/version") is None) == (place.rights() is None) == place.keeps_files

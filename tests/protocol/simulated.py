@@ -236,8 +236,8 @@ class Place:
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
         return None
 
-    def listening(self, port: int) -> bool:
-        return False
+    def listener(self, port: int) -> str:
+        return ""
 
     def look_up(self, path: str) -> dict[str, Any] | None:
         return None

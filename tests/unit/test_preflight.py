@@ -41,8 +41,8 @@ class Site:
     def own_image(self) -> str | None:
         return None
 
-    def listening(self, port: int) -> bool:
-        return port == self.taken
+    def listener(self, port: int) -> str:
+        return "something else" if port == self.taken else ""
 
     def secret(self, ref: SecretRef) -> Secret:
         return Secret("s3cret")

@@ -182,8 +182,8 @@ class Cluster:
     def has_model(self, snapshot: Snapshot, root: str | None) -> None:
         """What a claim holds only its pods see."""
 
-    def listening(self, port: int) -> bool:
-        return False
+    def listener(self, port: int) -> str:
+        return ""
 
     def look_up(self, path: str) -> dict[str, Any] | None:
         try:

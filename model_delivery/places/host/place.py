@@ -19,7 +19,7 @@ from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS, ROLES
 from model_delivery.places.host.processes import locked, read_json, unreadable, wait
-from model_delivery.targets.process import ENGINE
+from model_delivery.targets.process import ENGINE, ROUTE
 from model_delivery.values import (
     ABSENT,
     ANY,
@@ -126,8 +126,12 @@ class Host(StateFolder):
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
         return (model_folder(Path(root or self.home), snapshot) / MANIFEST).exists()
 
-    def listening(self, port: int) -> bool:
-        return binding.listening("127.0.0.1", port)
+    def listener(self, port: int) -> str:
+        if not binding.listening("127.0.0.1", port):
+            return ""
+        routes = ((name, self._stored(self._object(name, ROUTE))) for name in self.deliveries())
+        ours = (f"the delivery {name}" for name, route in routes if route and route.resource.spec["port"] == port)
+        return next(ours, "something else")
 
     def look_up(self, path: str) -> None:
         """There is no API on a host."""

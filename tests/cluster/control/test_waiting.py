@@ -12,7 +12,7 @@ NEVER = 3600.0
 
 
 def test_every_wait_is_ended_by_what_is_watched(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No look is due by the clock: a wait that nothing tells of would last for an hour."""
+    """No look is due by the clock: what nothing tells of would last an hour."""
     monkeypatch.setattr(pace, "SCHEDULE", (NEVER,))
     assert deliver.fn(lab.spec())["result"] == "promoted"
     assert deliver.fn(lab.spec())["result"] == "promoted"

@@ -17,12 +17,12 @@ from model_delivery.measure.verdict import judge
 from model_delivery.places.opening import Location
 from model_delivery.run import evidence, protocol, rules
 from model_delivery.run.answering import must_answer
-from model_delivery.run.book import read
 from model_delivery.run.plan import Route, route
 from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import Admission
 from model_delivery.run.record import Outcome
 from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.run.restore import read
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session, current, opened
 from model_delivery.run.stepping import run_step

@@ -28,6 +28,10 @@ class Place(Protocol):
     @property
     def elsewhere(self) -> str: ...
 
+    @property
+    def location(self) -> tuple[str | None, str | None]:
+        """Context and namespace; of a host none."""
+
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         """Make it so. Raises Mismatch when another version than ``expect`` is there,
         Trouble when it cannot be.

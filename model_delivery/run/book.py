@@ -4,12 +4,12 @@ and its releases.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from model_delivery.base import BadInput, Finding, Permanent, Refused
+from model_delivery.base import Finding, Permanent, Refused
 from model_delivery.places import Place
 from model_delivery.run import frozen as releases
 from model_delivery.run import record as records
@@ -29,6 +29,7 @@ from model_delivery.values import (
     Ref,
     Release,
     ReleaseId,
+    Resource,
     Version,
     World,
 )
@@ -70,12 +71,14 @@ class Book:
         """Refused when it is not known (any more)."""
         if release in self.supposed:
             return self.supposed[release]
-        seen = self.place.get(self.delivery, Ref(RELEASE, release))
-        if seen is None:
-            known = ", ".join(sorted(self.releases())) or "none"
-            fix = "see `deliver history`; one that was deleted comes back with its spec"
-            raise Refused(Finding("release.unknown", f"release {release} is not known", f"known: {known}", fix))
-        return releases.load(release, seen.resource.spec)
+        if seen := self.place.get(self.delivery, Ref(RELEASE, release)):
+            return releases.load(release, seen.resource.spec)
+        known = self.releases()
+        if release in known:
+            return known[release]
+        names = ", ".join(sorted(known)) or "none"
+        fix = "see `deliver history`; one that was deleted comes back with `deliver up` of its spec"
+        raise Refused(Finding("release.unknown", f"release {release} is not known", f"known: {names}", fix))
 
     def serving_down(self) -> str:
         """Why what serves is down, though it shall run; empty where it is not."""
@@ -91,7 +94,8 @@ class Book:
                 return why
 
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
-        return Release(release, self.frozen(release).payload, replicas or self.record.replicas)
+        frozen = self.frozen(release)
+        return Release(release, frozen.payload, replicas or self.record.replicas, releases.copied(frozen))
 
     def desired(self, wanted: Wanted | None = None) -> Desired:
         """The record's ``desired`` (or ``wanted``) with the payloads that its releases
@@ -105,7 +109,16 @@ class Book:
         """What putting ``want`` in place would change. NoRoom where the place cannot hold
         it.
         """
-        return changes(self.place, self.delivery, self.target.compose(want))
+        return changes(self.place, self.delivery, self.resources(want))
+
+    def resources(self, want: Desired) -> tuple[Resource, ...]:
+        """What ``want`` is made of; a release's object holds a copy of its books."""
+        made = {resource.ref: resource for resource in self.target.compose(want)}
+        for release in want.releases:
+            keeper = self.target.keeper(self.delivery, release)
+            if release.copy and keeper in made:
+                made[keeper] = releases.with_copy(made[keeper], release)
+        return tuple(made.values())
 
     def url(self, world: World) -> str | None:
         """Where clients find the service: as the target sees it now, else as meant; None
@@ -113,25 +126,11 @@ class Book:
         """
         if self.record.address is None:
             return None
-        match self.target.routed(self.desired(), world):
-            case Current(endpoint) if endpoint:
-                return endpoint
+        with suppress(Refused):
+            match self.target.routed(self.desired(), world):
+                case Current(endpoint) if endpoint:
+                    return endpoint
         return self.record.address.url
-
-
-def read(place: Place, name: str) -> Book:
-    """The book of a delivery that exists. BadInput with the nearest name when there is
-    none.
-    """
-    known = place.deliveries()
-    seen = place.get(name, RECORD_REF) if name in known else None
-    if seen is None:
-        near = difflib.get_close_matches(name, known, 1)
-        why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
-        fix = f"see `deliver list`; {place.elsewhere}"
-        raise BadInput(Finding("record.no-such-delivery", f"no delivery is called {name}", why, fix))
-    record = records.load(seen.resource.spec)
-    return Book(place, record.target.target(), name, record, seen.version)
 
 
 def read_or_new(place: Place, name: str, key: TargetKey) -> Book:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,15 +16,19 @@ from model_delivery.base import Duration, Finding, Part, Permanent, problems
 from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
-from model_delivery.values import RELEASE, Address, Lock, ReleaseId, Storage, World
+from model_delivery.values import RELEASE, Address, Lock, Release, ReleaseId, Resource, Storage, World
+
+COPY = "model-delivery/release-"  # the annotation, and the release's id
+LARGEST = 8 << 20  # bytes of one that is read
 
 
 class Frozen(Part):
     """The payload it was made with, its lock, and the digest by which a rerun knows it
     again.
 
-    ``address`` is the one that a rollback goes back to after ``down``. ``verified``:
-    every file of its weights is as the source lists it.
+    ``mirrored``: the release's own object keeps a copy. ``address`` is the one that a
+    rollback goes back to after ``down``. ``verified``: every file of its weights is as
+    the source lists it.
     """
 
     payload: AnyPayload
@@ -32,6 +41,7 @@ class Frozen(Part):
     address: Address | None = None
     created: float
     verified: bool = True
+    mirrored: bool = False
 
     @property
     def facts(self) -> Facts:
@@ -60,6 +70,35 @@ def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:
 
 
 def releases(world: World) -> dict[ReleaseId, Frozen]:
-    """Every release that the delivery still knows."""
-    stored = {ref.name: seen.resource.spec for ref, seen in world.objects.items() if ref.kind == RELEASE}
-    return {name: load(name, spec) for name, spec in stored.items()}
+    """Every release that the delivery still knows, by its own object or by a copy."""
+    stored = dict[str, Mapping[str, Any]]()
+    for ref, seen in world.objects.items():
+        if ref.kind == RELEASE:
+            stored[ref.name] = seen.resource.spec
+    return {name: load(name, spec) for name, spec in {**_copies(world), **stored}.items()}
+
+
+def copied(frozen: Frozen) -> str:
+    """As the release's own object keeps it; empty where it keeps none."""
+    text = json.dumps(frozen.dump(), sort_keys=True) if frozen.mirrored else ""
+    return b64encode(zlib.compress(text.encode(), 9)).decode() if text else ""
+
+
+def with_copy(resource: Resource, release: Release) -> Resource:
+    """The object of a release, which keeps the copy as an annotation."""
+    meta = dict(resource.spec.get("metadata") or {})
+    meta["annotations"] = {**(meta.get("annotations") or {}), COPY + release.id: release.copy}
+    return replace(resource, spec={**resource.spec, "metadata": meta})
+
+
+def _copies(world: World) -> dict[ReleaseId, Mapping[str, Any]]:
+    """What is no copy of ours is passed over."""
+    found = dict[str, Mapping[str, Any]]()
+    for seen in world.objects.values():
+        meta = seen.resource.spec.get("metadata")
+        for name, packed in ((meta.get("annotations") or {}) if isinstance(meta, dict) else {}).items():
+            with suppress(ValueError, zlib.error):
+                if name.startswith(COPY):
+                    text = zlib.decompressobj().decompress(b64decode(packed, validate=True), LARGEST)
+                    found[name.removeprefix(COPY)] = json.loads(text)
+    return found

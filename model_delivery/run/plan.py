@@ -86,6 +86,7 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
         startup_timeout=spec.serving.startup_timeout,
         address=book.target.address(spec.name),
         created=now,
+        mirrored=True,
     )
     return digest(payload.content()), frozen
 
@@ -124,8 +125,8 @@ def planned(
     for want of room.
     """
     replicas, calm = spec.serving.replicas.min, book.record.candidate is None
-    book = book.supposing(rules.withdrawn(rebuilt(book, replicas)), {})
     release, frozen = identify(book, spec, lock, now)
+    book = book.supposing(rules.withdrawn(rebuilt(book.supposing(book.record, {release: frozen}), replicas)), {})
     answer = rules.answer(book.record, release, frozen.unchanged, request, scheduled=scheduled)
     found = book.supposing(book.record, {release: frozen})
     book = book.supposing(rules.scaled(book.record, replicas), {release: frozen})

@@ -7,6 +7,7 @@ undone, by the next one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
@@ -40,8 +41,8 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     candidate's proposal.
     """
     replicas = spec.serving.replicas.min
-    _restore(session, replicas)
     release, frozen = identify(session, spec, lock, session.clock.now())
+    _restore(session, replicas, {release: frozen})
     _restore_release(session, release, frozen)
     finish_ending(session)
     answer = rules.answer(session.record, release, frozen.unchanged, session.request, scheduled=scheduled)
@@ -78,21 +79,26 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     return Admission(answer, release)
 
 
-def _restore(session: Session, replicas: int) -> None:
+def _restore(session: Session, replicas: int, meant: Mapping[ReleaseId, Frozen]) -> None:
     """A record that somebody deleted comes back, while one of its releases has all of the
     traffic.
     """
-    record = rebuilt(session, replicas)
+    record = rebuilt(session.supposing(session.record, meant), replicas)
     if record != session.record:
         session.write(record)
         report(Progress("record", f"it was gone; {record.serving} has all of the traffic, so that is what serves"))
 
 
 def _restore_release(session: Session, release: ReleaseId, frozen: Frozen) -> None:
-    """And the object of a release that is wanted, where its spec makes it again."""
-    wanted = {name for name, _ in session.record.desired.releases} | {session.record.serving}
-    if release in wanted and session.place.get(session.delivery, Ref(RELEASE, release)) is None:
-        session.freeze(release, frozen)
+    """And the object of each release that is wanted, where a copy or its spec makes it
+    again.
+    """
+    known = {**session.releases(), release: frozen}
+    record = session.record
+    wanted = {record.serving, record.previous, *(name for name, _ in record.desired.releases)}
+    for name in known.keys() & wanted:
+        if session.place.get(session.delivery, Ref(RELEASE, name)) is None:
+            session.freeze(name, known[name])
 
 
 def finish_ending(session: Session) -> None:
@@ -111,7 +117,7 @@ def look_after(session: Session) -> None:
     if session.record.candidate is None:
         session.converge()
         return
-    for resource in session.target.compose(session.desired()):
+    for resource in session.resources(session.desired()):
         serves = resource.release in (None, session.record.serving)
         if serves and session.place.put(resource, dry_run=True).action != "unchanged":
             session.place.put(resource)

@@ -69,8 +69,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The release on its way. ``rollout`` and ``gates`` are those of its start: a rerun
-    goes on with them.
+    """The release on its way. ``rollout`` is that of its start: a rerun goes on with it,
+    and with the ``gates`` of its own spec.
 
     ``strategy`` is the one that was really chosen, None before its first stage.
     """

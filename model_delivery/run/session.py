@@ -80,7 +80,7 @@ class Session(Book):
 
         Where what is wanted has no room, the releases that are no longer wanted go first.
         """
-        resources = self.target.compose(self.desired())
+        resources = self.resources(self.desired())
         try:
             done = converge(self.place, self.delivery, resources, self.baseline)
         except NoRoom:

@@ -15,7 +15,7 @@ from model_delivery.targets.kubernetes.kinds import SHARED
 from model_delivery.targets.process import Process
 from model_delivery.targets.protocol import Adoption, Site, StepRun, Target, TargetKey, TargetSpec
 from model_delivery.targets.t9k import T9k
-from model_delivery.values import Kind, Payload
+from model_delivery.values import Kind, Payload, World
 
 __all__ = [
     "ROOMS",
@@ -29,6 +29,7 @@ __all__ = [
     "TargetKey",
     "TargetSpec",
     "cluster_kinds",
+    "standing",
 ]  # fmt: skip
 
 ROOMS: tuple[type[Target], ...] = (Process, T9k, KServe, Deployment)
@@ -37,6 +38,16 @@ ROOMS: tuple[type[Target], ...] = (Process, T9k, KServe, Deployment)
 def cluster_kinds() -> tuple[Kind, ...]:
     """What a delivery may have in a namespace, whatever its target."""
     return (*SHARED, *(kind for room in ROOMS for kind in room.kinds if kind.plural))
+
+
+def standing(world: World, context: str | None, namespace: str | None) -> TargetKey | None:
+    """The key of the target whose objects stand in ``world``; None where none does."""
+    ours = [seen.resource for seen in world.objects.values() if seen.resource.role in ("release", "route")]
+    route = next((resource.spec for resource in ours if resource.role == "route"), {})
+    kinds = {resource.ref.kind for resource in ours}
+    found = (room.spec.keyed for room in ROOMS if kinds & set(room.kinds))
+    where = {"context": context, "namespace": namespace}
+    return next((key.model_validate({**where, **key.told_by(route)}) for key in found), None)
 
 
 def _class_of(payload: Any) -> str | None:

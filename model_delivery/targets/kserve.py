@@ -129,6 +129,10 @@ class KServe(Routed):
     payloads = KServePayload, KServeAdopted
     backend, port = BACKEND, 80
 
+    def keeper(self, delivery: str, release: Release) -> Ref | None:
+        """Not the service: KServe hands its annotations down to its pods."""
+        return Ref(SERVING_RUNTIME, f"{delivery}-{release.id}")
+
     def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         """The pod's containers and volumes stand in the runtime, the rest of it in the
         service's predictor.

@@ -99,6 +99,11 @@ class TargetKey(Part):
     context: str | None = None
     namespace: str | None = None
 
+    @classmethod
+    def told_by(cls, route: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG003 - a host's says none
+        """Its fields that the manifest of a route says, empty where there is none."""
+        return {}
+
     def target(self) -> Target:
         raise NotImplementedError
 
@@ -199,6 +204,12 @@ class Target(Protocol):
 
     def main(self, delivery: str, release: Release) -> Ref:
         """The object that says most of a release."""
+
+    def keeper(self, delivery: str, release: Release) -> Ref | None:
+        """The object that keeps a copy of a release's books, so that whoever deletes ours
+        loses nothing.
+        """
+        return None
 
     def payload(self, asked: Asked, lock: Lock) -> Payload:
         """Rendered once per release, then frozen in its object."""

@@ -98,6 +98,11 @@ class T9kKey(ClusterKey):
     kind: Literal["t9k"] = "t9k"
     queue: Text | None = None
 
+    @classmethod
+    def told_by(cls, route: Mapping[str, Any]) -> Mapping[str, Any]:
+        scheduler = (route.get("spec") or {}).get("scheduler") or {}
+        return {"queue": (scheduler.get("t9kScheduler") or {}).get("queue")}
+
     def target(self) -> Target:
         return T9k(self)
 
@@ -172,6 +177,13 @@ class T9k(InCluster):
 
     def main(self, delivery: str, release: Release) -> Ref:
         return self.route(delivery)
+
+    def keeper(self, delivery: str, release: Release) -> Ref | None:
+        """Not the service: what its annotations do to its pods nobody documents."""
+        match release.payload:
+            case T9kPayload() as payload:
+                return Ref(ML_SERVICE_RUNTIME, payload.predictor["model"]["runtime"])
+        return None
 
     def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         """Refused where a text would meet Go's templates in a place where nobody

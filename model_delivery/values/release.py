@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_delivery.base import Part, SecretRef
@@ -67,11 +67,15 @@ class Payload(Part):
 
 @dataclass(frozen=True)
 class Release:
-    """``id`` is the digest of the payload's content; ``replicas`` is not part of it."""
+    """``id`` is the digest of the payload's content; ``replicas`` is not part of it.
+
+    ``copy``: of its books, for the object that keeps one; empty where none does.
+    """
 
     id: ReleaseId
     payload: Payload
     replicas: int = 1
+    copy: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from model_delivery.base import BadInput, Finding, replace_file
 from model_delivery.places import Place
 from model_delivery.run import evidence
-from model_delivery.run.book import read
 from model_delivery.run.record import Ended
+from model_delivery.run.restore import read
 
 
 def history(place: Place, name: str) -> tuple[Ended, ...]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from model_delivery.base import Finding, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol
-from model_delivery.run.book import Book, read
+from model_delivery.run.book import Book
 from model_delivery.run.plan import route
+from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import Change, Current, Failed, Release, World
+from model_delivery.values import Change, Current, Failed, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
@@ -63,7 +64,7 @@ def status(place: Place, name: str) -> Status:
     """What serves, what is being tried, what runs, and what a converge would change."""
     book = read(place, name)
     record, candidate, world = book.record, book.record.candidate, book.world()
-    running = tuple(_running(book, world, release) for release in book.desired().releases)
+    running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
     state = next((row.state for row in running if row.release == record.serving), DOWN)
     return Status(
         name=name,
@@ -86,12 +87,18 @@ def _changes(book: Book) -> tuple[str, ...]:
     now, no room.
     """
     try:
+        must_know(book, book.world())
         return tuple(map(line, book.changes(book.desired())))
     except Trouble as trouble:
         return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings)
 
 
-def _running(book: Book, world: World, release: Release) -> Running:
+def _running(book: Book, world: World, name: ReleaseId) -> Running:
+    share = dict(book.record.desired.traffic).get(name, 0)
+    try:
+        release = book.release(name)
+    except Trouble as trouble:
+        return Running(name, share, BROKEN, trouble.findings[0].what, None, (), ())
     seen = world.objects.get(book.target.main(book.delivery, release))
     match book.target.readiness(release, world):
         case Current(endpoint):
@@ -103,7 +110,7 @@ def _running(book: Book, world: World, release: Release) -> Running:
     bound = seen.status if seen else {}
     return Running(
         release.id,
-        dict(book.record.desired.traffic).get(release.id, 0),
+        share,
         state,
         detail,
         bound.get("pid"),

@@ -230,6 +230,10 @@ class Place:
                 dead = release in self.broken or self.failing(self.labels.get(release, ()))
                 states[release] = "failed" if dead else "ready"
 
+    @property
+    def location(self) -> tuple[str | None, str | None]:
+        return None, None
+
     def secret(self, ref: SecretRef) -> Secret:
         return Secret("x")
 

@@ -25,6 +25,7 @@ USUAL = ("Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "Succe
 TELLING = ("FailedBinding", "Killing", "Pulling")
 TAIL_LINES = 400
 SILENCE = 60.0
+BOOKS = ("Record", "Release")
 
 
 class Look:
@@ -157,6 +158,15 @@ class Look:
         for event in self.maybe(EVENT, {"fieldSelector": ",".join(f"reason!={reason}" for reason in USUAL)}):
             if event.get("type") != "Normal" or event.get("reason") in TELLING:
                 yield event
+
+    def deliveries(self) -> tuple[str, ...]:
+        """By their books, and by what runs: books may be gone."""
+        labelled = {"labelSelector": "model-delivery/delivery"}
+        found = [
+            live for kind in self.kinds if kind == CONFIG_MAP or kind.demand for live in self.maybe(kind, labelled)
+        ]
+        books = [live for live in found if live["kind"] != CONFIG_MAP.name or label(live, "kind") in BOOKS]
+        return tuple(sorted({str(label(live, "delivery")) for live in books if not is_made_by_controller(live)}))
 
     def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""

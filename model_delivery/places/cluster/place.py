@@ -19,7 +19,7 @@ from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
+from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
 from model_delivery.values import (
     ABSENT,
     ANY,
@@ -54,6 +54,10 @@ class Cluster:
         self._look = Look(self.client)
         self._pace = Pace(self.client, self._look)
         self._fresh = True  # of the next look: only one of a wait may go by what an earlier one saw
+
+    @property
+    def location(self) -> tuple[str | None, str | None]:
+        return self.client.context, self.client.namespace
 
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         if not dry_run and resource.role != "lease":
@@ -113,8 +117,7 @@ class Cluster:
         return replace(seen, status={"alive": lives(seen.resource.spec)})
 
     def deliveries(self) -> tuple[str, ...]:
-        records = self._look.listed(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Record"})
-        return tuple(sorted(str(label(record, "delivery")) for record in records))
+        return self._look.deliveries()
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         def over() -> bool:

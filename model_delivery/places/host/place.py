@@ -50,6 +50,10 @@ class Host(StateFolder):
     def elsewhere(self) -> str:
         return f"state is looked up under {self.home}; for a cluster name the spec's file, or --context and --namespace"
 
+    @property
+    def location(self) -> tuple[str | None, str | None]:
+        return None, None
+
     def put(self, resource: Resource, *, expect: Version = ANY, dry_run: bool = False) -> Change:
         ref, handler = resource.ref, self._handler(resource)
         if not handler.stored:

@@ -100,6 +100,9 @@ class InCluster(Target):
     def main(self, delivery: str, release: Release) -> Ref:
         return Ref(self.kinds[0], in_cluster(release).origin(f"{delivery}-{release.id}").name)
 
+    def keeper(self, delivery: str, release: Release) -> Ref | None:
+        return self.main(delivery, release)
+
     def storage(self, name: str, lock: Lock, storage: Storage) -> tuple[Resource, ...]:
         """The claim that holds the models; without ``storage.size``, three times the
         model.

@@ -4,8 +4,8 @@ one of them, or a gateway's HTTPRoute with weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from model_delivery.base import Finding, Object, Refused, Text, manifest
 from model_delivery.targets.kubernetes.cluster import ClusterKey, InCluster, is_absent
@@ -41,6 +41,12 @@ class RoutedKey(ClusterKey):
 
     gateway: Text | None = None
     hostname: Text | None = None
+
+    @classmethod
+    def told_by(cls, route: Mapping[str, Any]) -> Mapping[str, Any]:
+        spec = route.get("spec") or {}
+        gateways = ["/".join(p[key] for key in ("namespace", "name") if key in p) for p in spec.get("parentRefs") or ()]
+        return {"gateway": next(iter(gateways), None), "hostname": next(iter(spec.get("hostnames") or ()), None)}
 
 
 class Routed(InCluster):

@@ -18,7 +18,7 @@ from model_delivery.base.findings import (
     Trouble,
     trouble,
 )
-from model_delivery.base.home import default_home, packaged
+from model_delivery.base.home import default_home, packaged, proven
 from model_delivery.base.manifests import Object, document, manifest
 from model_delivery.base.part import NAME, DnsLabel, Part, Text, base_url, problems
 from model_delivery.base.progress import Progress, report, sink

@@ -33,12 +33,21 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o600, temporary:
         raise
 
 
+def unwaiting(name: str, flags: int) -> int:
+    """Opens a file; a pipe's other end is not waited for."""
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+
+
+def unfollowing(name: str, flags: int) -> int:
+    """Nor is a link followed: of a file of ours."""
+    return unwaiting(name, flags | os.O_NOFOLLOW)
+
+
 def read_file(path: Path, most: int = 1 << 26, *, links: bool = False) -> bytes:
     """A regular file, whole: a pipe or a device may never end, and is an OSError, as more
     than ``most`` bytes are. ``links`` are followed only where a user has named the file.
     """
-    own = os.O_NONBLOCK | os.O_NOCTTY | (0 if links else os.O_NOFOLLOW)
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | own)) as file:
+    with open(path, "rb", opener=unwaiting if links else unfollowing) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         content = file.read(most + 1)

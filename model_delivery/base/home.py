@@ -36,6 +36,19 @@ def no_state_folder(home: Path, why: str) -> Finding:
     return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
 
 
+def proven(path: Path, home: Path) -> Path:
+    """``path``, no part of which below ``home`` is a link; else Permanent: what it leads
+    to would be written over, or removed.
+    """
+    for part in (path, *path.parents):
+        if part == home:
+            break
+        if part.is_symlink():
+            why, fix = "it could lead anywhere, and what lies there would go", "remove it, or put back what it replaced"
+            raise Permanent(Finding("host.link", f"{part} is a link", why, fix))
+    return path
+
+
 def unwritable(folder: Path) -> str:
     """Why nothing can be written into a folder, which may not be there yet; empty where
     it can. What is tried leaves nothing behind.

@@ -19,7 +19,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 import uv
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, read_file, report
+from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, proven, read_file, report
 from model_delivery.base.home import packaged
 from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment, old_vllm
@@ -100,7 +100,7 @@ def environment_folder(engine: Engine, home: Path) -> Path:
     """
     if engine.environment is None:
         return engine.location
-    return home / "engines" / f"{engine.name}-{engine.environment.key}"
+    return proven(home / "engines" / f"{engine.name}-{engine.environment.key}", home)
 
 
 def is_made(engine: Engine, home: Path) -> bool:

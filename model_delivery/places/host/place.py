@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base import BadInput, Finding, Permanent, read_secret
+from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.models.manifest import MANIFEST, model_folder
 from model_delivery.places.host import binding
@@ -89,7 +89,8 @@ class Host(StateFolder):
 
     def world(self, delivery: str) -> World:
         now = time.time()
-        objects = map(self._seen, sorted(self.folder(delivery).glob("objects/*/*.json")))
+        folder = proven(self.folder(delivery) / "objects", self.home)
+        objects = map(self._seen, sorted(folder.glob("*/*.json")))
         return World(delivery, {seen.resource.ref: seen for seen in objects if seen}, now)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
@@ -104,7 +105,8 @@ class Host(StateFolder):
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         ref = Ref(ENGINE, release)
-        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.stat().st_mtime)
+        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.lstat().st_mtime)
+        logs = [log for log in logs if log.is_file() and not log.is_symlink()]
         if not logs:
             raise BadInput(
                 Finding(
@@ -153,6 +155,7 @@ class Host(StateFolder):
         is made from others nothing is known but that it is there: it is put again, or
         ended. Permanent where nobody else knows what it said.
         """
+        proven(path.parent, self.home)
         try:
             whole = read_json(path)
             return None if whole is None else _object(whole, path)

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, read_file, report
+from model_delivery.base.durable import unfollowing
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
@@ -55,7 +56,7 @@ class ProcessFolder:
     @property
     def alive(self) -> bool:
         """Does a process hold the folder's lock?"""
-        with suppress(FileNotFoundError, IsADirectoryError), (self.path / "lock").open("rb") as lock:
+        with suppress(FileNotFoundError, IsADirectoryError), open(self.path / "lock", "rb", opener=unfollowing) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -242,7 +243,7 @@ def locked(path: Path, waiting: Progress | None = None, seconds: float = 300.0) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
-    with path.open("a") as lock:
+    with open(path, "a", opener=unfollowing) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -320,7 +321,7 @@ def unreadable(path: Path, why: str) -> Finding:
 
 def tail(log: Path) -> str:
     """The last 64 KiB of a log; empty when there is none."""
-    with suppress(FileNotFoundError), log.open("rb") as file:
+    with suppress(OSError), open(log, "rb", opener=unfollowing) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         return file.read().decode(errors="replace")
     return ""

@@ -75,7 +75,8 @@ def gc(dry_run: bool) -> Answer:
     """
     from model_delivery.verbs import models
 
-    items = models.collect(default_home(), dry_run=dry_run)
+    with progress_lines():
+        items = models.collect(default_home(), dry_run=dry_run)
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")

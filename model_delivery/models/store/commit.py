@@ -127,6 +127,7 @@ def _fill(model: ModelSpec, snapshot: Snapshot, work: Workspace, patience: Patie
     with suppress(FileNotFoundError):
         if (folder / MANIFEST).lstat():
             work.discard(folder / MANIFEST)
+    work.begin(snapshot)
     _sweep(work, folder, names, folders)
     work.keep({part_of(file, work.path).stem for file in snapshot.files})
     _room(snapshot, work)

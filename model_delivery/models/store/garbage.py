@@ -90,8 +90,8 @@ class Collector:
         return False
 
     def _may_go(self, path: Path, shown: Path, tell: Callable[[Path, list[str]], None] | None = None) -> bool:
-        """``shown``: its name while it is a model's folder. ``tell`` hears what alone keeps
-        it.
+        """``shown``: its name while it is a model's folder. ``tell`` hears what alone
+        keeps it.
         """
         mine = mark_of(shown, user_of(self.home))
         marks = set(shown.parent.glob(mark_of(shown, "*").name))

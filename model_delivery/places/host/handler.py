@@ -48,8 +48,8 @@ class StateFolder:
         return ProcessFolder(proven(path, self.home), self.children)
 
     def processes(self, delivery: str, kind: str = "") -> Iterator[ProcessFolder]:
-        """Those that ever ran, of a kind where it is named; ``delivery`` may be ``*``. None
-        lies behind a link.
+        """Those that ever ran, of a kind where it is named; ``delivery`` may be ``*``.
+        None lies behind a link.
         """
         for state in self.home.glob(f"deliveries/{delivery}/processes/{kind}*/state.json"):
             with suppress(Permanent):

@@ -271,6 +271,7 @@ def test_a_trainings_checkpoints_are_left_out_unless_they_are_named(folder: Path
 
 
 CODE = {"auto_map": {"AutoConfig": "configuration_my.My", "AutoModelForCausalLM": "modeling_my.My"}}
+NATIVE = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 MINE = {"architectures": ["MyForCausalLM"], "model_type": "my", **CODE}
 
 
@@ -286,6 +287,11 @@ MINE = {"architectures": ["MyForCausalLM"], "model_type": "my", **CODE}
         ("processor_config.json", {"auto_map": {"AutoProcessor": "evil/repo--processing.Evil"}}),
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "e.E"}, "image_processor_type": "E"}),
         ("video_preprocessor_config.json", {"auto_map": ["e.E"]}),
+        ("config.json", NATIVE | {"text_config": {"auto_map": {"AutoConfig": "evil.Evil"}}}),
+        ("config.json", NATIVE | {"a": [{"b": {"vision_config": {"model_type": "my", "auto_map": "evil.Evil"}}}]}),
+        ("config.json", NATIVE | {"text_config": NATIVE | {"architectures": ["My"], "auto_map": "evil.Evil"}}),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "evil.Evil"}}}),
+        ("generation_config.json", {"a": {"auto_map": {"x": None}}}),
     ],
 )
 def test_code_of_the_models_own_is_refused_wherever_it_is_named(folder: Path, name: str, config: object) -> None:
@@ -300,6 +306,7 @@ def test_code_of_the_models_own_is_refused_wherever_it_is_named(folder: Path, na
         ("config.json", {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **CODE}),
         ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["t.T", None]}}),
         ("config.json", {"auto_map": {}}),
+        ("config.json", NATIVE | {"language_config": NATIVE | CODE, "vision_config": {"model_type": "llama", **CODE}}),
     ],
 )
 def test_what_vllm_serves_natively_needs_no_allowance_and_brings_no_code(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 
 class Part(BaseModel):
@@ -17,6 +17,9 @@ class Part(BaseModel):
 
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # seconds since the epoch, for 4,000 years
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Port = Annotated[int, Field(ge=1, lt=1 << 16)]
 URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DnsLabel = Annotated[str, StringConstraints(strict=True, max_length=40, pattern=NAME)]

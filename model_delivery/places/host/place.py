@@ -149,6 +149,8 @@ class Host(StateFolder):
             return stored and replace(stored, status=self._handler(stored.resource).status(stored.status))
         except OSError as error:  # a folder in a file's place: of this delivery alone
             raise Permanent(unreadable(Path(error.filename or path), str(error.strerror))) from None
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise Permanent(unreadable(path, f"{type(error).__name__}: {error}"[:200])) from None
 
     def _stored(self, path: Path) -> Observed | None:
         """The object in a file; its status is what it was bound to. Of a damaged one that

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, read_file, report
+from model_delivery.base import Count, Finding, Permanent, Port, Progress, Retryable, private_folder, read_file, report
 from model_delivery.base.durable import unfollowing
 from model_delivery.places.host import launcher
 
@@ -42,6 +43,24 @@ class Run:
     log: Path
     binding: Mapping[str, Any]
     session: bool = True
+
+
+class _Binding(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    port: Port | None = None
+    cpus: list[Count] = []
+    gpus: list[Count] = []
+    memory: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    log: str = ""
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    start: str
+    binding: _Binding
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,8 @@ class ProcessFolder:
         """
         with suppress(Permanent):
             state = read_json(self.path / "state.json") or {}
-            if [type(state.get(word)) for word in ("pid", "start", "binding")] == [int, str, dict]:
+            with suppress(ValidationError):
+                _State.model_validate(state)
                 return state
         return {}
 
@@ -269,7 +289,7 @@ def identified(state: Mapping[str, Any]) -> psutil.Process | None:
     """The process that wrote ``state``, None when it has ended (or is a zombie, or
     another has its number).
     """
-    with suppress(*GONE):
+    with suppress(*GONE, LookupError, OSError):
         if state and launcher.start_time(state["pid"]) == state["start"]:
             process = psutil.Process(state["pid"])
             return None if process.status() == psutil.STATUS_ZOMBIE else process

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from model_delivery.base.findings import BadInput, Finding, Permanent
+from model_delivery.base.findings import BadInput, Finding, Permanent, Refused
 
 
 def default_home() -> Path:
@@ -24,10 +24,10 @@ def default_home() -> Path:
 
 
 def usable_home() -> Path:
-    """The state folder. Permanent where there is none, and none can be made."""
+    """The state folder. Refused where there is none, and none can be made."""
     home = default_home()
     if not (home / "deliveries").is_dir() and (why := unwritable(home)):
-        raise Permanent(no_state_folder(home, why))
+        raise Refused(no_state_folder(home, why))
     return home
 
 

@@ -10,11 +10,11 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlencode
 
 from model_delivery.base import Finding, Trouble, bearer
-from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble
+from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble, trusted
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values import File, Snapshot
 
@@ -49,6 +49,7 @@ class ModelScopeModel(HubModel):
         try:
             api = HubApi(endpoint=self.endpoint, token=secret.reveal() if secret else None)
             hub = api._api  # noqa: SLF001 - the public call leaves the hashes out
+            _trust(hub.legacy._session)  # noqa: SLF001 - it trusts certifi's store alone
             hub.legacy._session.hooks["response"].append(_answers(time.monotonic() + LONGEST_LIST))  # noqa: SLF001 - reads without end
             entries = hub.list_repo_files(self.repo, "model", revision=self.revision)
         except (HubError, requests.RequestException, HTTPError, OSError) as error:
@@ -79,6 +80,21 @@ class ModelScopeModel(HubModel):
             )
             return NotGiven(Finding("source.not-found", what, why, fix))
         return http_trouble(status, asked, str(getattr(error, "retry_after", None) or ""))
+
+
+def _trust(session: requests.Session) -> None:
+    """By ``trusted``, through a proxy too."""
+    from requests.adapters import HTTPAdapter
+
+    class Trusting(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            super().init_poolmanager(*args, **options, ssl_context=trusted())
+
+        def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+            return super().proxy_manager_for(proxy, **options, ssl_context=trusted())
+
+    before = session.get_adapter("https://")
+    session.mount("https://", Trusting(max_retries=getattr(before, "max_retries", 0)))
 
 
 def _answers(until: float) -> Callable[..., None]:

@@ -23,6 +23,7 @@ from model_delivery.targets.process import ENGINE
 from model_delivery.values import (
     ABSENT,
     ANY,
+    RELEASE,
     Change,
     Mismatch,
     Observed,
@@ -90,7 +91,7 @@ class Host(StateFolder):
     def world(self, delivery: str) -> World:
         now = time.time()
         folder = proven(self.folder(delivery) / "objects", self.home)
-        objects = map(self._seen, sorted(folder.glob("*/*.json")))
+        objects = map(self._seen_or_damaged, sorted(folder.glob("*/*.json")))
         return World(delivery, {seen.resource.ref: seen for seen in objects if seen}, now)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
@@ -142,6 +143,18 @@ class Host(StateFolder):
 
     def _handler(self, resource: Resource) -> Handler:
         return HANDLERS.get(resource.ref.kind, Handler)(self, resource)
+
+    def _seen_or_damaged(self, path: Path) -> Observed | None:
+        """A damaged release is there, and says nothing: whoever needs it is told; a
+        `down` does not.
+        """
+        try:
+            return self._seen(path)
+        except Permanent:
+            delivery, _, kind, name = path.with_suffix("").parts[-4:]
+            if kind != RELEASE.name:
+                raise
+            return Observed(Resource(Ref(RELEASE, name), "record", delivery, {}, name), DAMAGED)
 
     def _seen(self, path: Path) -> Observed | None:
         stored = self._stored(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlencode
@@ -49,7 +50,8 @@ class ModelScopeModel(HubModel):
         try:
             api = HubApi(endpoint=self.endpoint, token=secret.reveal() if secret else None)
             hub = api._api  # noqa: SLF001 - the public call leaves the hashes out
-            _trust(hub.legacy._session)  # noqa: SLF001 - it trusts certifi's store alone
+            for session in (hub.legacy._session, hub.legacy._read_session):  # noqa: SLF001 - they trust certifi's store alone
+                _trust(session)
             hub.legacy._session.hooks["response"].append(_answers(time.monotonic() + LONGEST_LIST))  # noqa: SLF001 - reads without end
             entries = hub.list_repo_files(self.repo, "model", revision=self.revision)
         except (HubError, requests.RequestException, HTTPError, OSError) as error:
@@ -83,18 +85,10 @@ class ModelScopeModel(HubModel):
 
 
 def _trust(session: requests.Session) -> None:
-    """By ``trusted``, through a proxy too."""
-    from requests.adapters import HTTPAdapter
-
-    class Trusting(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            super().init_poolmanager(*args, **options, ssl_context=trusted())
-
-        def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-            return super().proxy_manager_for(proxy, **options, ssl_context=trusted())
-
-    before = session.get_adapter("https://")
-    session.mount("https://", Trusting(max_retries=getattr(before, "max_retries", 0)))
+    """By ``trusted``, through a proxy too; the library's own adapter stays."""
+    adapter: Any = session.get_adapter("https://")
+    adapter.poolmanager.connection_pool_kw["ssl_context"] = trusted()
+    adapter.proxy_manager_for = partial(adapter.proxy_manager_for, ssl_context=trusted())
 
 
 def _answers(until: float) -> Callable[..., None]:

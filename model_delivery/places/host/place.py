@@ -145,8 +145,8 @@ class Host(StateFolder):
         return HANDLERS.get(resource.ref.kind, Handler)(self, resource)
 
     def _seen_or_damaged(self, path: Path) -> Observed | None:
-        """A damaged release is there, and says nothing: whoever needs it is told; a
-        `down` does not.
+        """A damaged release is there, and says nothing: whoever needs it is told, and a
+        `down` does not need it.
         """
         try:
             return self._seen(path)

@@ -36,8 +36,8 @@ BEAT = 2.0
 DEAD_AFTER = 15.0
 FREE, DOUBTFUL, TRASH, SCRATCH, LISTED = "free", "doubtful", "trash", "scratch", "listed.json"
 WRITTEN = re.compile(
-    rf"{re.escape(WORK)}(?:\.\w{{32}})?/(?:\w{{32}}|{FREE})/(?:\w{{32}}\.\w+|{DOUBTFUL}|{re.escape(LISTED)}"
-    rf"|{re.escape(MANIFEST)}\.new|(?:{TRASH}|{SCRATCH})/.*)",
+    rf"{re.escape(WORK)}(?:\.\w{{32}})?/(?:\w{{32}}|{FREE})/(?:[^/]+\.(?:part|chunks)|\w{{32}}\.(?:json|new)|{DOUBTFUL}"
+    rf"|{re.escape(LISTED)}|{re.escape(MANIFEST)}\.new|(?:{TRASH}|{SCRATCH})/.*)",
     re.DOTALL,
 )
 

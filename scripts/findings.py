@@ -43,6 +43,15 @@ state carries it too. What an older version wrote into a record has the code `un
 
 This page is made from the code by `scripts/findings.py`: a row for each cause of a code. `{…}` stands for what
 differs from case to case.
+
+| exit code | when | such as |
+|---|---|---|
+| 0 | done | |
+| 1 | failed on its way, or for what may pass by itself | `source.unreachable`, `engine.*`, `load.silent` |
+| 2 | the spec or an argument is wrong | `spec.*`, `cli.*`, `source.wrong-name`, a DIR that cannot be made |
+| 3 | refused before anything was touched | `source.not-found`, `secret.*`, `host.no-room`, `host.no-state-folder` |
+| 4 | a gate said no; what served before serves on | `gate.*` |
+| 5 | interrupted; running again goes on | `cli.interrupted` |
 """
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
-from model_delivery.base.home import default_home
+from model_delivery.base.home import default_home, proven
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
@@ -274,7 +274,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         baseline=baseline(session) if load is not None else None,
         max_regression=gate.max_regression if gate else None,
     )
-    folder = default_home() / "deliveries" / session.delivery / "reports" / f"{candidate.release}-{candidate.attempt}"
+    home, attempt = default_home(), f"{candidate.release}-{candidate.attempt}"
+    folder = proven(home / "deliveries" / session.delivery / "reports" / attempt, home)
     written = reports.write(folder, subject(session, stage), smoked, load, judged)
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,11 +33,23 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o600, temporary:
         raise
 
 
-def read_file(path: Path, most: int = 1 << 26) -> bytes:
-    """Of a folder where others may write: no link is followed, no pipe waited for, and
-    more than ``most`` bytes are an OSError.
+def unwaiting(name: str, flags: int) -> int:
+    """Opens a file; a pipe's other end is not waited for."""
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+
+
+def unfollowing(name: str, flags: int) -> int:
+    """Nor is a link followed: of a file of ours."""
+    return unwaiting(name, flags | os.O_NOFOLLOW)
+
+
+def read_file(path: Path, most: int = 1 << 26, *, links: bool = False) -> bytes:
+    """A regular file, whole: a pipe or a device may never end, and is an OSError, as more
+    than ``most`` bytes are. ``links`` are followed only where a user has named the file.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=unwaiting if links else unfollowing) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         content = file.read(most + 1)
     if len(content or b"") > most:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))

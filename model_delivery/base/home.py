@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from model_delivery.base.findings import BadInput, Finding, Permanent
+from model_delivery.base.findings import BadInput, Finding, Permanent, Refused
 
 
 def default_home() -> Path:
@@ -24,16 +24,29 @@ def default_home() -> Path:
 
 
 def usable_home() -> Path:
-    """The state folder. Permanent where there is none, and none can be made."""
+    """The state folder. Refused where there is none, and none can be made."""
     home = default_home()
     if not (home / "deliveries").is_dir() and (why := unwritable(home)):
-        raise Permanent(no_state_folder(home, why))
+        raise Refused(no_state_folder(home, why))
     return home
 
 
 def no_state_folder(home: Path, why: str) -> Finding:
     what = f"the state folder {home} cannot be used"
     return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
+
+
+def proven(path: Path, home: Path) -> Path:
+    """``path``, no part of which below ``home`` is a link; else Permanent: what it leads
+    to would be written over, or removed.
+    """
+    for part in (path, *path.parents):
+        if part == home:
+            break
+        if part.is_symlink():
+            why, fix = "it could lead anywhere, and what lies there would go", "remove it, or put back what it replaced"
+            raise Permanent(Finding("host.link", f"{part} is a link", why, fix))
+    return path
 
 
 def unwritable(folder: Path) -> str:

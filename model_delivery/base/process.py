@@ -17,7 +17,7 @@ def started(pid: int) -> str:
     """The kernel's start time of ``pid`` in clock ticks; empty when it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # no such process, or no such number
         return ""
     return "" if state == "Z" else rest[18]
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from model_delivery.base.durable import read_file
 from model_delivery.base.findings import Finding, Refused
 from model_delivery.base.part import Part, Text
 from model_delivery.base.scrubbing import learn
@@ -88,10 +89,10 @@ def read_secret(ref: SecretRef, *, lines: bool = False) -> Secret:
         return secret(os.environb.get(os.fsencode(ref.env), b""), where, fix, lines=lines)
     where, fix = f"the file {ref.file}", "write the secret into it, readable for the user who runs this"
     try:
-        with open(ref.file, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            return secret(file.read(LARGEST + 1) or b"", where, fix, lines=lines)  # a pipe without a writer is empty
+        return secret(read_file(Path(ref.file), LARGEST, links=True), where, fix, lines=lines)
     except OSError as error:
-        raise Refused(Finding("secret.not-readable", f"{where} cannot be read", type(error).__name__, fix)) from None
+        why = error.strerror or type(error).__name__
+        raise Refused(Finding("secret.not-readable", f"{where} cannot be read", why, fix)) from None
 
 
 def secret(content: bytes, where: str, fix: str, *, lines: bool = False) -> Secret:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0
+FIRST_SECONDS = 30.0
 
 
 class Quantity(click.ParamType[Any]):
@@ -94,6 +95,7 @@ def loadtest(
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
     model = given.model or _first_model(given)
     given = given.model_copy(update={"model": model, "folder": str(target / "locust")})
+    _must_answer(given)
     search = None
     with progress_lines():
         if find_capacity or demand:
@@ -174,6 +176,20 @@ def _first_model(given: LoadInput) -> str:
         what, why = f"{given.url}/v1/models does not list a model", why or f"{type(error).__name__}: {error}"
         fix = "is the service up, and URL its base address (without /v1)? a key is named with --api-key-env"
         raise Permanent(Finding("load.no-model", what, why, fix)) from None
+
+
+def _must_answer(given: LoadInput) -> None:
+    """One token, before a test of minutes. Permanent where a server is silent; what else
+    it may say, the test counts.
+    """
+    asked = {"model": given.model, "max_tokens": 1, "messages": [{"role": "user", "content": "1"}]}
+    path, seconds = "/v1/chat/completions", FIRST_SECONDS
+    if profile(given.profile).endpoint == "completions":
+        asked, path = {"model": given.model, "max_tokens": 1, "prompt": "1"}, "/v1/completions"
+    answer = ask(given.url, path, asked, headers=bearer(given.api_key), seconds=seconds)
+    if (answer.error or "").startswith("timeout"):
+        what, why = f"{given.url} does not answer", f"one token was asked of {path}: nothing came in {seconds:g} s"
+        raise Permanent(Finding("load.silent", what, why, "look at the server: it takes connections and is silent"))
 
 
 def _capacity(given: LoadInput, steps: int) -> Capacity:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from model_delivery.base import BadInput, Finding, Permanent, default_home, plainly
 from model_delivery.cli.printing import PATH, Answer, answers, progress_lines
 from model_delivery.models.sources import SOURCES, Model
-from model_delivery.models.sources.spec import Permission, address_fault
+from model_delivery.models.sources.spec import Permission, repo_fault
 
 FORM = f"write SOURCE:REPO[@REVISION], as {', '.join(f'{name}:{room.example}' for name, room in SOURCES.items())}"
 MODEL: TypeAdapter[Model] = TypeAdapter(Model)
@@ -75,7 +75,8 @@ def gc(dry_run: bool) -> Answer:
     """
     from model_delivery.verbs import models
 
-    items = models.collect(default_home(), dry_run=dry_run)
+    with progress_lines():
+        items = models.collect(default_home(), dry_run=dry_run)
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")
@@ -105,9 +106,9 @@ def _address(text: str) -> dict[str, Any]:
         what, why = f"{text!r} names no model", f"known sources: {', '.join(SOURCES)}"
         raise BadInput(Finding("cli.no-model", what, why, FORM))
     given = {"source": source} | SOURCES[source].from_address(address)
-    if why := address_fault(str(given.get("repo", ""))):
-        fix = "leave it out, and name the token's variable with --token-env"
-        raise BadInput(Finding("cli.wrong-model", f"the address of {source} {why}", "whoever sees it sees them", fix))
+    if why := repo_fault(str(given.get("repo", ""))):
+        fix = f"{FORM}; a token's variable is named with --token-env"
+        raise BadInput(Finding("cli.wrong-model", f"the address of {source} {why}", "", fix))
     return given
 
 

@@ -22,10 +22,16 @@ PREFIX = re.compile(
 QUIET = ("DEBUG", "INFO", "WARNING", "D", "I", "W")
 DEPTHS = (("Worker", "VllmWorker", "RayWorker", "multiproc_executor"), ("EngineCore", "core"))  # what depends on what
 TRACEBACK = re.compile(r"\s*(?:[╭─]+ ?)?Traceback \(most recent call last\)")
+DURING = "During handling of the above exception"
+CHAINED = re.compile(rf"{DURING}|The above exception was the direct cause|{TRACEBACK.pattern}")
 RAISED = re.compile(
     r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Failure)(?:\(\w+\))?(?:: .*)?$|(?:[a-z_]\w*\.)+[A-Z]\w+: ."
 )
 SAID = re.compile(r"\s+(?:Value error, |Assertion failed, |Input should be |what\(\): )")  # pydantic's and C++'s
+# What an import's or a look-up's fallback handles: the exception after it is what failed.
+FALLBACK = re.compile(
+    r"(?:[\w.]+\.)?(?:StopIteration|PackageNotFoundError|(?:Key|Index|Lookup|Attribute|Import|ModuleNotFound)Error)\b"
+)
 FAILS = re.compile(r"failed to start|hit an exception|encountered a fatal error")
 # Each only says that something else failed, or was stopped because of it.
 EFFECT = re.compile(
@@ -114,9 +120,19 @@ def _message(lines: list[Line], at: int) -> Iterator[str]:
 
 def causes(lines: list[Line]) -> list[Raised]:
     """The real exceptions of the process that failed: the deepest that raised one. Those
-    that it failed of come first, what it survived before that last.
+    that it failed of come first, what it survived before that last; what it had a
+    fallback for is none.
     """
     real = [raised for raised in exceptions(lines) if not raised.effect]
+    real = [raised for raised in real if not _handled(lines, raised)] or real
     deepest = max((raised.depth for raised in real), default=0)
     failed = next((at for at, line in enumerate(lines) if line.depth == deepest and FAILS.search(line.text)), -1)
     return sorted((raised for raised in real if raised.depth == deepest), key=lambda raised: raised.at < failed)
+
+
+def _handled(lines: list[Line], raised: Raised) -> bool:
+    """Was another one raised while it was handled, which is not said to be its effect?"""
+    if not FALLBACK.match(raised.text):
+        return False
+    after = (line.text for line in lines[raised.at + 1 :] if line.depth == raised.depth)
+    return next((text for text in after if CHAINED.match(text)), "").startswith(DURING)

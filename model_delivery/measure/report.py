@@ -15,7 +15,7 @@ from string import Template
 import vl_convert
 from pydantic import ValidationError
 
-from model_delivery.base import Part, replace_file, scrub
+from model_delivery.base import Part, read_file, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
@@ -112,7 +112,7 @@ def read(page: Path) -> LoadReport | None:
     more, or of another version.
     """
     try:
-        return load_test(page.with_name("report.json").read_bytes())
+        return load_test(read_file(page.with_name("report.json"), links=True))
     except OSError:
         return None
 

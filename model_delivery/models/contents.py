@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_delivery.base import Finding
-from model_delivery.models.native import code_of, needs_code
+from model_delivery.models.native import code_needed, code_of
 from model_delivery.models.safetensors import check_header
 
 POINTER = b"version https://git-lfs"
@@ -45,23 +45,22 @@ def _fault_in_json(path: Path, name: str, names: Container[str], allow: Sequence
     config = parsed(path.read_bytes(), name)
     if isinstance(config, Finding):
         return config
-    if isinstance(config, dict):
-        return _code(config, name, names, allow)
-    if name in ("config.json", "params.json"):
+    if fault := _code(config, name, names, allow):
+        return fault
+    if not isinstance(config, dict) and name in ("config.json", "params.json"):
         why = f"it is a {type(config).__name__}"
         return Finding("source.broken-config", f"{name} is no JSON object", why, EXCLUDE_IT)
     return None
 
 
-def _code(config: dict[str, Any], name: str, names: Container[str], allow: Sequence[str]) -> Finding | None:
+def _code(config: Any, name: str, names: Container[str], allow: Sequence[str]) -> Finding | None:
     """An engine is offline: what it may run must be in the model's folder."""
-    if not needs_code(name, config):
-        return None
-    if "remote-code" not in allow:
+    needed = code_needed(name, config) if isinstance(config, dict | list) else []
+    if needed and "remote-code" not in allow:
         what = "the model wants to run code of its own"
         fix = "use a model that needs none, or allow: [remote-code] after you have read that code"
         return Finding("source.remote-code", what, f"{name} has auto_map", fix)
-    for named in code_of(config):
+    for named in code_of(needed):
         owner, _, module = named.rpartition("--")
         file = f"{module.partition('.')[0]}.py"
         if owner or file not in names:

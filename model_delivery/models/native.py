@@ -21,30 +21,39 @@ MISTRAL = ("--config-format", "mistral", "--load-format", "mistral")
 TRUST = "--trust-remote-code"
 
 
-def needs_code(name: str, config: Mapping[str, Any]) -> bool:
-    """Does this configuration file name code (``auto_map``) that vLLM cannot do without?
-
-    A model is served natively where its architectures and its kind of configuration are
-    known, a tokenizer or processor where its class is.
+def code_needed(name: str, config: Any) -> list[Any]:
+    """What each ``auto_map`` of a configuration file (at any depth) holds that vLLM
+    cannot do without.
     """
-    auto_map = config.get("auto_map")
-    if not auto_map:
-        return False
+    found, parts = [], [config]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict) and part.get("auto_map") and not _native(name, part, whole=part is config):
+            found.append(part["auto_map"])
+        inner = part.values() if isinstance(part, dict) else part
+        parts += [value for value in inner if isinstance(value, dict | list)]
+    return found
+
+
+def _native(name: str, config: Mapping[str, Any], *, whole: bool) -> bool:
+    """A model is served natively where its architectures and its kind of configuration
+    are known (a part of one may name no architecture), a tokenizer or processor where its
+    class is.
+    """
     if name == "config.json":
-        named, kind = config.get("architectures"), config.get("model_type")
+        named, kind = config.get("architectures", None if whole else ()), config.get("model_type")
         known = _known("architectures")
-        return not (
-            isinstance(named, list) and named and all(n in known for n in named) and kind in _known("model_types")
-        )
+        all_known = isinstance(named, list | tuple) and (named or not whole) and all(n in known for n in named)
+        return bool(all_known) and kind in _known("model_types")
+    auto_map = config["auto_map"]
     keys = auto_map if isinstance(auto_map, dict) else ("",)
-    return any(config.get(CLASS_OF.get(key, "")) not in _known("classes") for key in keys)
+    return all(config.get(CLASS_OF.get(key, "")) in _known("classes") for key in keys)
 
 
-def code_of(config: Mapping[str, Any]) -> Iterator[str]:
-    """What ``auto_map`` names, as ``MODULE.CLASS``; ``OWNER/NAME--MODULE.CLASS`` is of
+def code_of(values: list[Any]) -> Iterator[str]:
+    """What an ``auto_map`` names, as ``MODULE.CLASS``; ``OWNER/NAME--MODULE.CLASS`` is of
     another repository.
     """
-    values = [config.get("auto_map")]
     while values:
         value = values.pop()
         if isinstance(value, str):

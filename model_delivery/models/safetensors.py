@@ -45,3 +45,9 @@ def check_header(path: Path, name: str) -> Finding | None:
         return None
     what = f"{name} is {'cut short' if size < expected else 'too long'}"
     return Finding("source.broken-weights", what, f"it has {size} bytes, its header says {expected}", AGAIN)
+
+
+def tensors_in(path: Path) -> set[str]:
+    """The names of the tensors in a file whose header is sound."""
+    with path.open("rb") as file:
+        return {*json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))} - {"__metadata__"}

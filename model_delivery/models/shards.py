@@ -6,9 +6,11 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from model_delivery.base import Finding, Progress, Refused, report
-from model_delivery.models.contents import EXCLUDE_IT, parsed
+from model_delivery.models.contents import EXCLUDE_IT, fault_in, parsed
+from model_delivery.models.safetensors import tensors_in
 from model_delivery.values import File
 
 INDEX = ".index.json"
@@ -55,6 +57,32 @@ def _shards(index: File, read: Callable[[File], bytes]) -> set[str]:
         return set()
     why = "it has no weight_map of names to files"
     raise Refused(Finding("source.broken-config", f"{index.path} is no index of weights", why, EXCLUDE_IT))
+
+
+def faults_in(folder: Path, names: Collection[str], allow: Sequence[str]) -> list[Finding]:
+    """What is wrong in a model's files, ``names`` below ``folder``, all of them there."""
+    faults = [fault for name in names if (fault := fault_in(folder / name, name, names, allow))]
+    return faults or [*unheld(folder, names)]
+
+
+def unheld(folder: Path, names: Collection[str]) -> Iterator[Finding]:
+    """The tensors that an index names, and its shards (of ``names``, below ``folder``)
+    do not hold.
+    """
+    for index in (name for name in names if name.endswith(INDEX)):
+        held = parsed((folder / index).read_bytes(), index)
+        named = held.get("weight_map") if isinstance(held, dict) else None
+        shards = defaultdict[str, set[str]](set)
+        for tensor, shard in named.items() if isinstance(named, dict) else ():
+            shards[posixpath.join(posixpath.dirname(index), str(shard))].add(tensor)
+        for shard, tensors in sorted(shards.items()):
+            if (
+                shard.endswith(SAFETENSORS)
+                and shard in names
+                and (gone := sorted(tensors - tensors_in(folder / shard)))
+            ):
+                what = f"{index} names {len(gone)} tensors of {shard} that are not in it"
+                yield Finding("source.no-tensor", what, ", ".join(repr(name)[:100] for name in gone[:5]), NOT_WHOLE)
 
 
 def _others(folder: str, main: str, shards: set[str], names: Iterable[str]) -> Iterator[str]:

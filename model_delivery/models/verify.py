@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,11 @@ def names_in(folder: Path) -> list[str]:
     """All files below ``folder``, links too, sorted; what a fetch works with is left
     out.
     """
-    paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
-    return sorted(name for name in paths if name == MANIFEST or not name.startswith(WORK))
+    return sorted(name for name in all_in(folder) if name == MANIFEST or not name.startswith(WORK))
+
+
+def all_in(folder: Path) -> Iterator[str]:
+    return (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
 
 
 def misfit(path: Path, name: str, size: int, fix: str) -> Finding | None:

@@ -12,6 +12,7 @@ import httpx
 from pydantic import ConfigDict, ValidationError
 
 from model_delivery.base import Finding, KubeSecret, Part, Refused, Retryable, Secret, Trouble, read_secret
+from model_delivery.models.sources.http import trusted
 
 HUB = "registry-1.docker.io"
 HUBS = ("docker.io", "index.docker.io", HUB)
@@ -58,7 +59,7 @@ def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
     host, repository, tag = parts(image)
     url = f"{'http' if LOCAL.match(host) else 'https'}://{host}/v2/{repository}/manifests/{tag}"
     try:
-        with httpx.Client(timeout=httpx.Timeout(20, connect=5), follow_redirects=True) as client:
+        with httpx.Client(verify=trusted(), timeout=httpx.Timeout(20, connect=5), follow_redirects=True) as client:
             answer = client.head(url, headers={"Accept": ACCEPT})
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))

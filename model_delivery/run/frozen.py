@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_delivery.base import Duration, Finding, Part, Permanent, problems
+from model_delivery.base import Duration, Finding, Moment, Part, Permanent, problems
 from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
@@ -39,7 +39,7 @@ class Frozen(Part):
     args: tuple[str, ...]
     startup_timeout: Duration | None = None
     address: Address | None = None
-    created: float
+    created: Moment
     verified: bool = True
     mirrored: bool = False
 

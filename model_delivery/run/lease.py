@@ -15,6 +15,7 @@ from model_delivery.base.process import identity
 from model_delivery.places import Place
 from model_delivery.values import ABSENT, LEASE, Mismatch, Observed, Ref, Resource, Version
 
+LONGEST = 86400.0
 REF = Ref(LEASE, "lease")
 RENEWALS = 4  # in a lease's time: it survives an API server that is away for a while
 
@@ -129,13 +130,15 @@ class Lease:
         return by_us or alive is False or unchanged > self.term
 
     def _doubtful(self, seen: Observed) -> bool:
-        """By our clock it has expired."""
-        return bool(seen.resource.spec["expires"] < self.clock.now())
+        """By our clock it has expired, or says what no run of ours would."""
+        expires, now = seen.resource.spec.get("expires"), self.clock.now()
+        return not (isinstance(expires, int | float) and now <= expires <= now + LONGEST)
 
 
 def _who(seen: Observed) -> str:
     spec = seen.resource.spec
-    if not spec:
+    try:
+        until = datetime.fromtimestamp(spec["expires"], tz=UTC).isoformat(timespec="seconds")
+    except (LookupError, TypeError, ValueError, ArithmeticError, OSError):
         return "a run whose lease was damaged"
-    until = datetime.fromtimestamp(spec["expires"], tz=UTC).isoformat(timespec="seconds")
     return f"process {spec['pid']} on {spec['host']} (request {spec['request']}, until {until} at the latest)"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from model_delivery.base import Finding, Permanent, problems
+from model_delivery.base import Count, Finding, Moment, Permanent, problems
 from model_delivery.targets import AnyKey
 from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
@@ -42,8 +42,8 @@ class Wanted:
 
     __pydantic_config__ = STRICT
 
-    releases: tuple[tuple[ReleaseId, int], ...] = ()
-    traffic: tuple[tuple[ReleaseId, int], ...] = ()
+    releases: tuple[tuple[ReleaseId, Count], ...] = ()
+    traffic: tuple[tuple[ReleaseId, Count], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class Ended:
     __pydantic_config__ = STRICT
 
     release: ReleaseId
-    attempt: int
+    attempt: Count
     outcome: Outcome
     request: str
-    exit_code: int
-    at: float
+    exit_code: Count
+    at: Moment
     commit: str = ""
     args: tuple[str, ...] = ()
     message: str = ""
@@ -79,7 +79,7 @@ class Candidate:
 
     release: ReleaseId
     kind: Literal["deliver", "rollback"]
-    attempt: int
+    attempt: Count
     phase: StoredPhase
     request: str
     rollout: Rollout
@@ -106,8 +106,8 @@ class Record:
     previous: ReleaseId | None = None
     candidate: Candidate | None = None
     desired: Wanted = Wanted()
-    replicas: int = 1
-    stop_after: float | None = None
+    replicas: Count = 1
+    stop_after: Moment | None = None
     ended: tuple[Ended, ...] = ()
     held: str | None = None
     runner: Runner = field(default_factory=Runner)
@@ -165,7 +165,7 @@ def load(stored: Mapping[str, Any]) -> Record:
     """
     try:
         return _RECORD.validate_python(_upgraded(stored))
-    except (ValidationError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         why = problems(error)[0] if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
         fix = "use the version of Model Delivery that wrote it, or a newer one"
         raise Permanent(Finding("record.unreadable", "the delivery's record cannot be read", why, fix)) from None

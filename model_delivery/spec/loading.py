@@ -7,7 +7,6 @@ name.
 from __future__ import annotations
 
 import difflib
-import errno
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import BadInput, Finding, SecretRef, plainly
+from model_delivery.base import BadInput, Finding, SecretRef, plainly, read_file
 from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml
@@ -221,13 +220,7 @@ def _texts_below(here: Any, names: Sequence[str], at: tuple[Key, ...]) -> Iterat
 
 def _content(path: Path, keys: tuple[Key, ...], marks: Marks) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "it is no file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_TEXT + 1)
-        if len(raw) > MAX_TEXT:
-            raise OSError(errno.EFBIG, f"it has more than {MAX_TEXT} bytes")
-        return raw.decode("utf-8")
+        return read_file(path, MAX_TEXT, links=True).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         what = f"{marks.where(keys)[1]}{'.'.join(map(str, keys))}: {path} cannot be read"
         why = getattr(error, "strerror", None) or "it is not UTF-8"

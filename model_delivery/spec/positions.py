@@ -4,13 +4,14 @@ depth; no tags, no loops, one document.
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from model_delivery.base import BadInput, Finding
+from model_delivery.base import BadInput, Finding, read_file
 
 Key = str | int
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1 << 20, 10_000, 40
@@ -60,23 +61,21 @@ def read_yaml(path: Path) -> tuple[Any, Marks]:
 def _text(path: Path) -> str:
     fix = "name a YAML file, such as deliveries/smollm2.yaml"
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        text = raw.decode("utf-8-sig") if len(raw) <= MAX_BYTES else ""
+        text = read_file(path, MAX_BYTES, links=True).decode("utf-8-sig")
     except IsADirectoryError:
         fault = Finding("spec.no-file", f"{path} is a folder", "a spec is a file", fix)
     except FileNotFoundError:
         fault = Finding("spec.no-file", f"{path} does not exist", f"looked for from {Path.cwd()}", fix)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            why = f"a spec has at most {MAX_BYTES} bytes"
+            raise BadInput(Finding("spec.too-large", f"{path} is too large", why, fix)) from None
         why = error.strerror or type(error).__name__
         fault = Finding("spec.not-readable", f"{path} cannot be read", why, fix)
     except UnicodeDecodeError as error:
         fault = Finding("spec.not-text", f"{path} is not text", f"byte {error.start} is not UTF-8", fix)
     else:
-        if len(raw) > MAX_BYTES:
-            why = f"a spec has at most {MAX_BYTES} bytes"
-            fault = Finding("spec.too-large", f"{path} is too large", why, fix)
-        elif "\0" in text:
+        if "\0" in text:
             fault = Finding("spec.not-text", f"{path} is not text", "it holds NUL bytes", fix)
         else:
             return text

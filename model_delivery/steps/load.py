@@ -88,12 +88,12 @@ def profile(named: str | dict[str, Any], *lasting: Duration) -> Profile:
     """
     content: Any = named
     if isinstance(named, str):
-        file = FOLDER / "profiles" / f"{named}.yaml"
-        if not file.exists():
-            known = ", ".join(sorted(path.stem for path in file.parent.glob("*.yaml")))
+        files = {path.stem: path for path in sorted((FOLDER / "profiles").glob("*.yaml"))}
+        if named not in files:
+            known = ", ".join(files)
             why, fix = f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile"
             raise BadInput(Finding("load.no-profile", f"there is no load profile {named}", why, fix))
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(files[named].read_text(encoding="utf-8"))
     try:
         found = Profile.model_validate(content)
     except ValidationError as error:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_delivery.base import Finding, Part, Permanent, Progress, report
-from model_delivery.models.contents import fault_in
 from model_delivery.models.listing import is_weights
 from model_delivery.models.manifest import MANIFEST, Entry, read_manifest, write_manifest
-from model_delivery.models.shards import MAIN
+from model_delivery.models.shards import MAIN, faults_in
 from model_delivery.models.verify import hash_file, hash_git, misfit, names_in
 from model_delivery.steps import Step
 from model_delivery.values import File, Snapshot
@@ -60,8 +59,7 @@ def run(given: VerifyInput) -> Verified:
             entries.append(result)
         else:
             faults.append(result)
-    faults += [fault for entry in entries if (fault := fault_in(folder / entry.path, entry.path, names, given.allow))]
-    if faults:
+    if faults := faults or faults_in(folder, names, given.allow):
         raise Permanent(*faults)
     manifest = read_manifest(folder)
     if manifest is None or list(manifest.files) != sorted(entries, key=lambda entry: entry.path):

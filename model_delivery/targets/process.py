@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.client import INTERNAL_SERVER_ERROR
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from model_delivery.base import Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
+from model_delivery.base import Count, Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
 from model_delivery.diagnosis.engine_log import diagnose, last_line
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
@@ -88,9 +88,9 @@ class ProcessPayload(Payload):
     env: dict[str, str]
     secret_env: dict[str, SecretRef]
     port: str
-    cpus: int
-    gpus: int
-    memory: int
+    cpus: Count
+    gpus: Count
+    memory: Annotated[int, Field(ge=0, lt=1 << 63)]
 
     @property
     def startup_seconds(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_delivery.base import Part, SecretRef
+from model_delivery.base import Part, Port, SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 
@@ -83,7 +83,7 @@ class Address:
     """Where clients find the service, whatever release serves it."""
 
     host: str
-    port: int
+    port: Port
 
     @property
     def url(self) -> str:

@@ -19,7 +19,7 @@ class File(Part):
     """
 
     path: str
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, lt=1 << 63)]
     sha256: Sha256 | None = None
     git_sha1: GitId | None = None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_delivery.base import BadInput, Finding
+from model_delivery.base.home import unwritable
 from model_delivery.models.manifest import MANIFEST, WORK, Manifest, model_folder, read_manifest
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store import garbage
@@ -25,6 +26,8 @@ def fetch(model: ModelSpec, folder: Path) -> Fetched:
     """
     if folder.exists() and not folder.is_dir():
         raise BadInput(Finding("store.no-folder", f"{folder} is a file", "a model is a folder", "name another DIR"))
+    if not folder.is_dir() and (why := unwritable(folder)):
+        raise BadInput(Finding("store.not-writable", f"{folder} cannot be written", why, "name another DIR"))
     snapshot = resolve_model(model)
     manifest = read_manifest(folder)
     sizes = {file.path: file.size for file in snapshot.files}

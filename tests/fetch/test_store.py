@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from model_delivery.base import Permanent, Refused
+from model_delivery.base import Permanent, Refused, Trouble
 from model_delivery.models.manifest import MANIFEST, MODELS, model_folder, write_manifest
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.store.commit import fetch as fetch_into
@@ -148,6 +149,31 @@ def test_gc_in_a_shared_store_leaves_what_others_use_or_made(
     assert gone(two, theirs) == [both], "the first home has let go of it"
     assert gone(tmp_path / "third") == []
     assert sorted(path for path in root.rglob("weights.pth")) == sorted(folder / "weights.pth" for folder in by_hand)
+
+
+@pytest.mark.parametrize("name", ["config.json", ".model-delivery/notes.txt", ".model-delivery.mine", "sub/more.bin"])
+@pytest.mark.parametrize("state", ["whole", "begun"])
+def test_gc_leaves_what_a_user_changed_or_added_and_says_so_by_name(
+    hub: HuggingFaceHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: str
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("MODEL_DELIVERY_HOME", str(home))
+    home.mkdir()
+    hub.missing = WEIGHTS if state == "begun" else ""
+    with suppress(Trouble):
+        fetch(given(home, MODEL))
+    (folder,) = (path for path in home.glob("models/*/*/*") if not path.name.startswith("."))
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text('{"mine": 1}')
+    for _ in range(2):
+        assert "nothing to remove" in (said := deliver("gc"))
+        assert str(folder) in said
+        assert name in said
+        assert file.read_text() == '{"mine": 1}'
+    file.unlink()
+    assert f"removed {folder}" in deliver("gc")
+    assert not folder.exists()
 
 
 def test_a_copy_of_a_home_is_another_user_of_the_store(tmp_path: Path) -> None:

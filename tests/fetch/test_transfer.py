@@ -115,10 +115,9 @@ def test_a_symbolic_link_in_the_store_is_never_followed_out(hub: HuggingFaceHub,
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"config.json": "mine"}
 
 
-def test_a_private_authority_is_honoured_for_the_list_and_for_the_bytes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    certificate = tmp_path / "hub.pem"
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Of localhost, its key with it; ``cert`` beside it is what to trust."""
     command = [
         "openssl",
         "req",
@@ -138,7 +137,26 @@ def test_a_private_authority_is_honoured_for_the_list_and_for_the_bytes(
         check=True,
         capture_output=True,
     )
-    certificate.write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
+    (tmp_path / "hub.pem").write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
+    return tmp_path / "hub.pem"
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_private_authority_is_honoured_by_modelscopes_library_too(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Path, variable: str
+) -> None:
+    model = ModelScopeModel.model_validate({"source": "modelscope", "repo": REPO})
+    with running_modelscope(tiny_model(tmp_path / "hub"), certificate) as hub:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
+        with pytest.raises(Retryable, match="cannot be reached"):
+            given(root, model)
+        monkeypatch.setenv(variable, str(tmp_path / "cert"))
+        whole(fetch(given(root, model)), hub.files)
+
+
+def test_a_private_authority_is_honoured_for_the_list_and_for_the_bytes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Path
+) -> None:
     with running_hub(tiny_model(tmp_path / "hub", size=3_000_000), certificate) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with pytest.raises(Retryable, match="cannot be reached"):

@@ -150,3 +150,17 @@ def test_gc_removes_what_nobody_needs_and_says_so_before(hub: HuggingFaceHub, ho
     assert removed.replace("removed", "would remove").replace("bytes freed", "bytes would be freed") == would
     assert list(store.iterdir()) == []
     assert deliver("gc") == "nothing to remove\n"
+
+
+@pytest.mark.parametrize(
+    "model", ["huggingface:-x", "huggingface:-x/y", "modelscope:x", "modelscope:-x/y", "git:--upload-pack=x"]
+)
+def test_what_cannot_be_a_repositorys_name_is_a_wrong_argument(hub: HuggingFaceHub, tmp_path: Path, model: str) -> None:
+    assert any(
+        why in deliver("fetch", model, tmp_path / "there", code=2) for why in ("begin with a dash", "OWNER/NAME")
+    )
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_a_wrong_argument(hub: HuggingFaceHub) -> None:
+    assert "/proc/x cannot be written" in deliver("fetch", f"huggingface:{REPO}", "/proc/x", code=2)

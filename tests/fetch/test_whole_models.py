@@ -51,9 +51,14 @@ def put(folder: Path, files: dict[str, str | bytes | None]) -> Path:
 
 def sharded(folder: Path, shards: list[str], named: list[str] | None = None, index: str = INDEX) -> Path:
     """The weights of ``folder`` as ``shards``; the index names ``named`` (all)."""
-    weights = (folder / WEIGHTS).read_bytes()
     text = json.dumps({"weight_map": {f"w{n}": name for n, name in enumerate(named or shards)}})
-    return put(folder, {index: text, **dict.fromkeys(shards, weights), WEIGHTS: None})
+    return put(folder, {index: text, **{name: weights(f"w{n}") for n, name in enumerate(shards)}, WEIGHTS: None})
+
+
+def weights(*tensors: str) -> bytes:
+    spans = {name: {"dtype": "U8", "shape": [8], "data_offsets": [8 * n, 8 * n + 8]} for n, name in enumerate(tensors)}
+    header = json.dumps(spans).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(8 * len(tensors))
 
 
 def resolved(folder: Path, **more: object) -> Snapshot:
@@ -82,6 +87,11 @@ def test_an_index_that_names_a_shard_that_is_not_there_is_refused(folder: Path) 
 @pytest.mark.parametrize("named", ["model-00003-of-00003", "model-00003-of-00003.SAFETENSORS", ""])
 def test_an_index_that_names_what_is_no_weights_file_is_refused(folder: Path, named: str) -> None:
     assert "that are not there" in refused(sharded(folder, THREE[:2], [*THREE[:2], named]))
+
+
+def test_an_index_that_names_a_tensor_that_its_shard_does_not_hold_is_refused(folder: Path) -> None:
+    told = refused(put(sharded(folder, THREE), {THREE[1]: weights("other")}))
+    assert f"{INDEX} names 1 tensors of {THREE[1]} that are not in it: 'w1' [source.no-tensor]" in told
 
 
 @pytest.mark.parametrize("spans", [((0, 4), (8, 16)), ((0, 8), (4, 16)), ((4, 8), (8, 16))])
@@ -149,6 +159,13 @@ def test_a_hubs_index_is_read_before_a_byte_is_moved(hub: HuggingFaceHub, root: 
     del hub.files[THREE[1]]
     with pytest.raises(Refused, match="names 1 of 3 files that are not there"):
         given(root, of_the_hub())
+
+
+def test_a_tensor_that_no_file_of_a_hub_holds_is_told_before_there_is_a_model(hub: HuggingFaceHub, root: Path) -> None:
+    hub.files[THREE[2]] = weights("w0", "w1")
+    with pytest.raises(Refused, match=rf"names 1 tensors of {THREE[2]} that are not in it: 'w2'"):
+        fetch(given(root, of_the_hub()))
+    assert models(root) == []
 
 
 def test_an_index_that_is_not_what_was_listed_is_no_success(hub: HuggingFaceHub, root: Path) -> None:
@@ -254,6 +271,7 @@ def test_a_trainings_checkpoints_are_left_out_unless_they_are_named(folder: Path
 
 
 CODE = {"auto_map": {"AutoConfig": "configuration_my.My", "AutoModelForCausalLM": "modeling_my.My"}}
+NATIVE = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 MINE = {"architectures": ["MyForCausalLM"], "model_type": "my", **CODE}
 
 
@@ -269,6 +287,11 @@ MINE = {"architectures": ["MyForCausalLM"], "model_type": "my", **CODE}
         ("processor_config.json", {"auto_map": {"AutoProcessor": "evil/repo--processing.Evil"}}),
         ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "e.E"}, "image_processor_type": "E"}),
         ("video_preprocessor_config.json", {"auto_map": ["e.E"]}),
+        ("config.json", NATIVE | {"text_config": {"auto_map": {"AutoConfig": "evil.Evil"}}}),
+        ("config.json", NATIVE | {"a": [{"b": {"vision_config": {"model_type": "my", "auto_map": "evil.Evil"}}}]}),
+        ("config.json", NATIVE | {"text_config": NATIVE | {"architectures": ["My"], "auto_map": "evil.Evil"}}),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": "evil.Evil"}}}),
+        ("generation_config.json", {"a": {"auto_map": {"x": None}}}),
     ],
 )
 def test_code_of_the_models_own_is_refused_wherever_it_is_named(folder: Path, name: str, config: object) -> None:
@@ -283,6 +306,7 @@ def test_code_of_the_models_own_is_refused_wherever_it_is_named(folder: Path, na
         ("config.json", {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **CODE}),
         ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["t.T", None]}}),
         ("config.json", {"auto_map": {}}),
+        ("config.json", NATIVE | {"language_config": NATIVE | CODE, "vision_config": {"model_type": "llama", **CODE}}),
     ],
 )
 def test_what_vllm_serves_natively_needs_no_allowance_and_brings_no_code(

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -223,3 +223,41 @@ def test_a_spoilt_home_is_told_and_never_read_as_another(
     seeds: range, homes: list[Home], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(seeds, lambda dice: one(dice, homes, monkeypatch), DEADLINE)
+
+
+ABSURD = (1e300, -1, float("nan"), 10**400)
+
+
+def numbers(tree: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where each number of a file is: its place without the numbers of lists, what holds
+    it, its key.
+    """
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        here = f"{at}.{key if isinstance(tree, dict) else ''}"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield here, tree, key
+        else:
+            yield from numbers(value, here)
+
+
+@pytest.mark.timeout(600)
+def test_a_number_that_nobody_wrote_is_told_by_name(homes: list[Home], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, tried = homes[CASES.index("standby-overdue")], set[str]()
+    monkeypatch.setenv("MODEL_DELIVERY_HOME", str(home.path))
+    for file in sorted(home.path.glob(f"deliveries/{NAME}/**/*.json")):
+        whole = file.read_bytes()
+        tree = json.loads(whole)
+        for place, owner, key in numbers(tree):
+            if (kind := f"{file.parent.name} {place}") in tried:
+                continue
+            tried.add(kind)
+            before = owner[key]
+            for number in ABSURD:
+                owner[key] = number
+                file.write_text(json.dumps(tree))
+                says("status", NAME, as_json=False)
+                says("history", NAME, as_json=False)
+            owner[key] = before
+        file.write_bytes(whole)
+    assert len(tried) > 10

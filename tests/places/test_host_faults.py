@@ -20,6 +20,7 @@ import pytest
 from model_delivery.base import Permanent, Trouble
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.place import Host
+from model_delivery.places.host.processes import locked
 from model_delivery.run.converge import converge
 from model_delivery.targets.process import ENGINE, ROUTER, SLOT, STEP, Process, ProcessKey
 from model_delivery.values import LEASE, RECORD_REF, Address, Current, Desired, Failed, Ref, Resource
@@ -279,7 +280,6 @@ def test_a_lease_of_another_process_namespace_is_not_thought_dead(host: Host) ->
 
 
 def test_who_holds_the_hosts_lock_for_too_long_is_told(tmp_path: Path) -> None:
-    from model_delivery.places.host.processes import locked
 
     again = locked(tmp_path / "lock", seconds=0.05)
     with locked(tmp_path / "lock"), pytest.raises(Trouble, match=r"is held by another process.*host\.locked"), again:
@@ -292,3 +292,74 @@ def test_a_stopped_engine_is_killed_with_its_children(host: Host, payload: dict[
     os.kill(pid, signal.SIGSTOP)
     host.delete(NAME, E1, grace=0.1)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+PLANTED = (
+    "",
+    "objects",
+    "objects/Engine",
+    "processes",
+    "processes/Engine-r1",
+    "processes/Engine-r1/lock",
+    "logs",
+    "logs/r1-2.log",
+)
+
+
+@pytest.mark.parametrize("where", PLANTED)
+def test_a_link_in_the_state_folders_own_path_is_named_and_what_it_leads_to_stays(
+    host: Host, payload: dict[str, Any], tmp_path: Path, where: str
+) -> None:
+    host.put(Resource(RECORD_REF, "record", NAME, {"a": 1}))
+    link, victim = host.home / "deliveries" / NAME / where, tmp_path / "victim"
+    if where.endswith(("lock", "log")):
+        victim.write_text("mine")
+    else:
+        for inner in ("Engine-r1", "Engine/r1.json", "objects/Engine/r1.json", "r1.json"):
+            (victim / inner).parent.mkdir(parents=True, exist_ok=True)
+        (victim / "Engine-r1").mkdir()
+        (victim / "Engine-r1" / "weights").write_text("mine")
+    before = {str(path): path.is_file() and path.read_bytes() for path in (victim, *victim.rglob("*"))}
+    if link.is_dir():
+        link.rename(tmp_path / "aside")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(victim)
+    with suppress(Trouble, OSError):
+        host.put(engine(payload))
+    with suppress(Trouble, OSError):
+        host.delete(NAME, E1)
+    with pytest.raises((Permanent, OSError), match=f"{link}( is a link|')"):
+        host.put(engine(payload))
+    assert {str(path): path.is_file() and path.read_bytes() for path in (victim, *victim.rglob("*"))} == before
+    link.unlink()
+
+
+def test_of_a_file_that_is_written_beside_a_state_no_link_is_followed(
+    host: Host, payload: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "victim").write_text("mine")
+    folder = host.process(NAME, E1).path
+    folder.mkdir(parents=True)
+    (folder / "state.json.tmp").symlink_to(tmp_path / "victim")
+    host.put(engine(payload))
+    assert ready(host, "r1")["healthy"]
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_pipe_in_the_place_of_a_lock_a_slot_or_a_log_is_not_waited_for(host: Host, payload: dict[str, Any]) -> None:
+    converge(host, NAME, (engine(payload), *slots("r1")))
+    ready(host, "r1")
+    slot = next(host.slots(NAME).iterdir())
+    slot.unlink()
+    os.mkfifo(slot)
+    with pytest.raises(Permanent, match=f"{slot} cannot be read"):
+        host.world(NAME)
+    slot.unlink()
+    converge(host, NAME, ())
+    lock = host.process(NAME, E1).path / "lock"
+    lock.parent.mkdir(parents=True)
+    os.mkfifo(lock)
+    assert not host.process(NAME, E1).alive
+    os.mkfifo(host.home / "pipe")
+    with pytest.raises(OSError, match="pipe"), locked(host.home / "pipe"):
+        pass

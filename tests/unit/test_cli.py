@@ -79,10 +79,42 @@ def test_a_bad_spec_ends_with_2_and_touches_nothing(home: Path, content: str | N
     assert not home.exists()
 
 
-def test_a_spec_that_never_ends_is_too_large(home: Path) -> None:
-    done = deliver(home, "up", "/dev/zero")
-    assert done.returncode == 2
-    assert "/dev/zero is too large" in done.stderr
+NEVER_ENDING = (
+    (("up", "/dev/zero"), "/dev/zero cannot be read: it is no regular file"),
+    (("plan", "{fifo}"), "{fifo} cannot be read: it is no regular file"),
+    (("status", "{fifo}"), "{fifo} cannot be read: it is no regular file"),
+    (("up", "{link}"), "{link} cannot be read: it is no regular file"),
+    (("loadtest", "http://127.0.0.1:9", "--profile", "{fifo}"), "{fifo} cannot be read: it is no regular file"),
+    (("loadtest", "http://127.0.0.1:9", "--profile", "{pipe}"), "there is no load profile"),
+    (("loadtest", "http://127.0.0.1:9", "--model", "m", "--baseline", "{folder}"), "holds no load report"),
+)
+
+
+@pytest.mark.parametrize(("args", "message"), NEVER_ENDING)
+def test_a_file_that_never_ends_is_refused_and_not_waited_for(
+    home: Path, tmp_path: Path, args: tuple[str, ...], message: str
+) -> None:
+    names = {"fifo": tmp_path / "f.yaml", "pipe": tmp_path / "f", "folder": tmp_path, "link": tmp_path / "link"}
+    os.mkfifo(names["fifo"])
+    os.mkfifo(tmp_path / "report.json")
+    names["link"].symlink_to(names["fifo"])
+    done = deliver(home, *(arg.format(**names) for arg in args))
+    assert done.returncode == 2, done.stderr
+    assert message.format(**names) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["engine.toml", "uv.lock", "pyproject.toml"])
+def test_an_engines_file_that_never_ends_is_named(home: Path, model: Path, tmp_path: Path, name: str) -> None:
+    file = spec(tmp_path, model, free_port())
+    with (tmp_path / "engine" / "engine.toml").open("a") as toml:
+        toml.write('[environment]\npython = "3.11"\n')
+    for other in ("uv.lock", "pyproject.toml"):
+        (tmp_path / "engine" / other).touch()
+    (tmp_path / "engine" / name).unlink()
+    os.mkfifo(tmp_path / "engine" / name)
+    done = deliver(home, "plan", str(file))
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "engine" / name) in done.stderr
 
 
 def test_a_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

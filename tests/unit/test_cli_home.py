@@ -62,12 +62,24 @@ def test_of_a_damaged_delivery_list_says_so_and_lists_the_others(home: Path) -> 
         assert said["error"]["code"] == "host.unreadable-file"
 
 
+def test_a_delivery_whose_release_is_damaged_can_be_taken_down(home: Path, model: Path) -> None:
+    assert deliver(home, "up", str(spec(home.parent, model, free_port()))).returncode == 0
+    (release,) = (home / "deliveries" / "small" / "objects" / "Release").iterdir()
+    release.write_bytes(b"{")
+    done = deliver(home, "status", "small")
+    assert (done.returncode, f"{release} cannot be read" in done.stderr) == (1, True), done.stderr
+    done = deliver(home, "down", "small")
+    assert done.returncode == 0, done.stderr
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or ())]
+    assert release.read_bytes() == b"{"
+
+
 @pytest.mark.parametrize("verb", ["list", "plan", "up"])
 @pytest.mark.parametrize("where", ["/proc/x", "/dev/null/x"])
 def test_a_home_that_cannot_be_is_refused_whatever_is_asked(home: Path, model: Path, verb: str, where: str) -> None:
     file = spec(home.parent, model, free_port())
     done = deliver(home, verb, *([] if verb == "list" else [str(file)]), MODEL_DELIVERY_HOME=where)
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert f"the state folder {where} cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
 

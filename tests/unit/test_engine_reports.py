@@ -61,6 +61,12 @@ def test_the_cause_is_the_workers_own_exception_and_never_what_only_followed_fro
             f"(Worker_TP0 pid=5) ERROR {AT} ValueError: second\n(Worker_TP1 pid=6) ERROR {AT} EOFError\n"
             f"(Worker_TP1 pid=6) ERROR {AT} torch.distributed.DistBackendError: NCCL error: remote process exited or there was a network error\n{CORE}"),
         ),
+        # of a fallback the first is what was handled, unless it is said to be the cause
+        *(
+            ("RuntimeError: no backend", f"{TRACE}\n{FRAME}\n{first}\n\nDuring handling of the above exception, another exception occurred:\n\n{TRACE}\n{FRAME}\nRuntimeError: no backend\n")
+            for first in ("StopIteration", "importlib.metadata.PackageNotFoundError: No package metadata was found for x", "KeyError: 'x'", "ModuleNotFoundError: No module named 'fast'")
+        ),
+        ("KeyError: 'x'", f"{TRACE}\n{FRAME}\nKeyError: 'x'\n\nThe above exception was the direct cause of the following exception:\n\n{TRACE}\n{FRAME}\nRuntimeError: second\n"),
         # what it survived before it failed is not what it failed of
         (
             "ValueError: the end",

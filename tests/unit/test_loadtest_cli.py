@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
+from model_delivery.base import Permanent
+from model_delivery.cli import loadtest
 from tests.parts.timing_engine import TimingServer
 from tests.unit.test_cli import deliver, environment, home
 
@@ -121,3 +125,12 @@ def test_a_server_that_is_not_there_is_named(home: Path) -> None:
     assert done.returncode == 1
     assert "http://127.0.0.1:9/v1/models does not list a model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_takes_connections_and_is_silent_is_told_before_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loadtest, "FIRST_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told = CliRunner().invoke(loadtest.loadtest, [url, "--model", "m"])
+    assert isinstance(told.exception, Permanent)
+    assert "[load.silent]" in told.exception.text

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import os
+import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from model_delivery.base import EnvSecret, FileSecret, Finding, Progress, Refused, bearer, read_secret
+from model_delivery.base import EnvSecret, FileSecret, Finding, Progress, Refused, Secret, bearer, read_secret, scrub
 from tests.parts.ports import free_port
 from tests.unit.test_cli import deliver, spec
 
@@ -104,6 +110,55 @@ def test_what_was_read_is_scrubbed_however_it_is_written(monkeypatch: pytest.Mon
     assert key not in refused.value.text
 
 
+ODD = "sk-Ab_9/+ä.x:y=z"
+WRITTEN = {
+    "JSON, a character": ODD.replace("-", "\\u002d"),
+    "JSON, every character": "".join(f"\\u{ord(c):04X}" for c in ODD),
+    "JSON in JSON": json.dumps(json.dumps(ODD.replace("-", "\\u002D"))),
+    "JSON of PHP": json.dumps(ODD).replace("/", "\\/"),
+    "Python's bytes": repr(ODD.encode()),
+    "an address, every character": "".join(f"%{octet:02x}" for octet in ODD.encode()),
+    "an address, twice": quote(quote(ODD, safe=""), safe=""),
+    "an address, small letters": quote(ODD).lower().replace("sk-ab", "sk-Ab"),
+    "HTML, numbers": "".join(f"&#{ord(c)};" for c in ODD),
+    "HTML, hexadecimal": "".join(f"&#x{ord(c):X};" for c in ODD),
+    "HTML, names": ODD.replace("_", "&lowbar;").replace("/", "&sol;").replace("ä", "&auml;").replace(":", "&colon;"),
+    "HTML, twice": html.escape(ODD.replace("-", "&#45;")),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
+def test_a_key_that_comes_back_escaped_is_scrubbed(written: str) -> None:
+    Secret(ODD)
+    told = scrub(f'the server says: "{written}" is wrong')
+    assert re.sub(r"[\\\\\"']|b(?=')", "", told) == "the server says: *** is wrong"
+
+
+@pytest.mark.parametrize("user", ["", ":", "a:", "me:", "you:", "<token>:"])
+@pytest.mark.parametrize("after", ["", ":", "@hub", "\n"])
+def test_a_key_that_comes_back_in_base64_is_scrubbed(user: str, after: str) -> None:
+    Secret(ODD)
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        text = encode(f"{user}{ODD}{after}".encode()).decode()
+        for told in (text, quote(text, safe=""), json.dumps({"Authorization": f"Basic {text}"})):
+            assert "***" in scrub(told)
+            assert text[8:20] not in scrub(told)
+
+
+@pytest.mark.parametrize("of", ["\\\\", "&amp;", "%25", "\\\\u0000", "sk-"])
+def test_a_text_that_is_made_of_escapes_is_scrubbed_at_once(of: str) -> None:
+    Secret(ODD)
+    started = time.monotonic()
+    scrub(of * 50_000)
+    assert time.monotonic() - started < 2
+
+
+def test_what_only_looks_like_a_key_is_left_as_it_is() -> None:
+    Secret(ODD)
+    for text in (ODD[:-1], "100 % of \\n & more", ODD.upper(), base64.b64encode(b"another text").decode()):
+        assert scrub(text) == text
+
+
 @pytest.mark.parametrize(
     ("content", "code"),
     [(b" \n", "empty"), (b"\xff\xfe", "not-readable"), (b"a\0b", "not-one-line"), (None, "not-readable")],
@@ -116,6 +171,8 @@ def test_what_is_no_secret_is_refused_by_name(tmp_path: Path, content: bytes | N
         read_secret(FileSecret(file=str(file)))
 
 
-def test_a_secret_that_never_ends_is_refused() -> None:
-    with pytest.raises(Refused, match=r"secret\.(too-long|not-one-line)"):
-        read_secret(FileSecret(file="/dev/zero"))
+def test_a_secret_that_never_ends_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for file in ("/dev/zero", str(tmp_path / "fifo")):
+        with pytest.raises(Refused, match="no regular file"):
+            read_secret(FileSecret(file=file))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import ssl
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable, Trouble, problems
+from model_delivery.base import BadInput, Finding, Permanent, Refused, Retryable, Trouble, problems
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
@@ -99,8 +100,8 @@ class HubModel(RemoteModel):
         settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"
         return unreachable(self.endpoint, self.asked, error, settings)
 
-    def misnamed(self, why: str) -> Refused:
-        return Refused(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
+    def misnamed(self, why: str) -> BadInput:
+        return BadInput(Finding("source.wrong-name", f"{self.repo} is no repository's name", why, "write OWNER/NAME"))
 
 
 def content(where: Remote | Local, file: File) -> bytes:
@@ -183,6 +184,19 @@ def seconds(retry_after: str) -> float | None:
 def authorities() -> str | None:
     """The file of a private CA's certificates, by OpenSSL's or requests' variable."""
     return os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+
+
+def trusted() -> ssl.SSLContext:
+    """Whom libraries with a store of their own shall trust: the machine's store, or the
+    environment's file, and where the machine has none theirs.
+    """
+    import certifi
+
+    bundle = authorities()
+    context = ssl.create_default_context(cafile=bundle or certifi.where())
+    if bundle is None:
+        context.load_default_certs()
+    return context
 
 
 def request(

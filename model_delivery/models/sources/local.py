@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from model_delivery.base import Finding, Refused, Text, default_home, replace_file
-from model_delivery.models.contents import fault_in
+from model_delivery.base import Finding, Refused, Text, default_home, proven, read_file, replace_file
 from model_delivery.models.manifest import read_manifest
+from model_delivery.models.shards import faults_in
 from model_delivery.models.sources.spec import Local, ModelSpec
 from model_delivery.models.verify import hash_file
 from model_delivery.values import File, Snapshot
@@ -63,8 +63,8 @@ class LocalModel(ModelSpec):
             raise Refused(Finding("source.no-folder", what, why, "correct model.path"))
         try:
             files = self.chosen(self._files(), "", self.root)
-            names = {file.path for file in files}
-            if faults := [fault for f in files if (fault := fault_in(self.root / f.path, f.path, names, self.allow))]:
+            names = [file.path for file in files]
+            if faults := faults_in(self.root, names, self.allow):
                 raise Refused(*faults)
             return self.snapshot(self._summed(files))
         except OSError as error:
@@ -110,7 +110,7 @@ class LocalModel(ModelSpec):
         makes none.
         """
         stated = self._stated(files)
-        memory = default_home() / "hashes" / f"{self.key}.json"
+        memory = proven(default_home() / "hashes", default_home()) / f"{self.key}.json"
         known = _remembered(memory)
         hashed = {f.path: _hashed(self.root / f.path, known.get(f.path)) for f in files if f.path not in stated}
         if hashed and hashed != known and default_home().is_dir():
@@ -145,6 +145,6 @@ def _hashed(path: Path, known: object) -> list[Any]:
 
 def _remembered(memory: Path) -> dict[str, object]:
     with suppress(OSError, ValueError, RecursionError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+        known = json.loads(read_file(memory))
         return known if isinstance(known, dict) else {}
     return {}

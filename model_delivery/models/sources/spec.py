@@ -62,6 +62,11 @@ def address_fault(address: str) -> str:
     return "must be an address without user, password or query: name the token in model.token" if more else ""
 
 
+def repo_fault(repo: str) -> str:
+    """Why a repository cannot be called so; empty when it may."""
+    return "must not begin with a dash" if repo.startswith("-") else address_fault(repo)
+
+
 @dataclass(frozen=True)
 class Local:
     """Bytes in a file of this machine."""
@@ -190,7 +195,7 @@ class RemoteModel(ModelSpec):
 
     def faults(self) -> Iterable[tuple[tuple[str | int, ...], str]]:
         repos = [(("repo",), self.repo), *((("fallback", n, "repo"), f.repo) for n, f in enumerate(self.fallback))]
-        return ((at, why) for at, repo in repos if (why := address_fault(repo)))
+        return ((at, why) for at, repo in repos if (why := repo_fault(repo)))
 
     @property
     def secret(self) -> Secret | None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from model_delivery.base import Finding, Part, Progress, Refused, Retryable, Trouble, report
 from model_delivery.models.manifest import MANIFEST, WORK, folder_name, read_manifest, write_manifest
+from model_delivery.models.shards import unheld
 from model_delivery.models.sources.spec import ModelSpec
 from model_delivery.models.store.filling import Filling
 from model_delivery.models.store.origin import origins
@@ -127,11 +128,14 @@ def _fill(model: ModelSpec, snapshot: Snapshot, work: Workspace, patience: Patie
     with suppress(FileNotFoundError):
         if (folder / MANIFEST).lstat():
             work.discard(folder / MANIFEST)
+    work.begin(snapshot)
     _sweep(work, folder, names, folders)
     work.keep({part_of(file, work.path).stem for file in snapshot.files})
     _room(snapshot, work)
     filling = Filling(snapshot, origins(model, snapshot, work.scratch), work, model.allow, patience)
     filling.run()
+    if faults := [*unheld(folder, names)]:
+        raise Refused(*faults)
     for path in (folder / inner for inner in folders):
         with suppress(PermissionError):  # another's folder that was given to us: it stays as it is
             path.chmod(0o755)

@@ -16,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_delivery.base import Progress, read_file, report
 from model_delivery.models.manifest import MANIFEST, MODELS, WORK, read_manifest
 from model_delivery.models.sources import SOURCES
 from model_delivery.models.store.commit import mark_of
-from model_delivery.models.store.workspace import held
-from model_delivery.models.verify import names_in
+from model_delivery.models.store.workspace import WRITTEN, begun, held
+from model_delivery.models.verify import all_in, names_in, verify
 from model_delivery.values import digest
 
 DOOMED = ".doomed"
@@ -38,7 +39,7 @@ def user_of(home: Path) -> str:
     own = home / "store-user"
     with suppress(FileExistsError), own.open("x") as file:
         file.write(uuid.uuid4().hex)
-    return digest([own.read_text(), own.stat().st_ino], 16)
+    return digest([read_file(own).decode(), own.stat().st_ino], 16)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Collector:
         found = [path for root in sorted({self.home, *roots}) for path in _folders(root / MODELS)]
         kept = self.wanted()
         unwanted = [path for path in found if _shown(path) not in kept]
-        garbage = tuple(_garbage(path) for path in unwanted if self._may_go(path, _shown(path)))
+        garbage = tuple(_garbage(path) for path in unwanted if self._may_go(path, _shown(path), _tell))
         if dry_run:
             return garbage
         gone = tuple(item for item in garbage if self._removed(item.path))
@@ -88,12 +89,19 @@ class Collector:
             return True
         return False
 
-    def _may_go(self, path: Path, shown: Path) -> bool:
-        """``shown``: its name while it is a model's folder."""
+    def _may_go(self, path: Path, shown: Path, tell: Callable[[Path, list[str]], None] | None = None) -> bool:
+        """``shown``: its name while it is a model's folder. ``tell`` hears what alone
+        keeps it.
+        """
         mine = mark_of(shown, user_of(self.home))
         marks = set(shown.parent.glob(mark_of(shown, "*").name))
         alone = not marks - {mine} and (bool(marks) or path.is_relative_to(self.home))
-        return alone and _ours(path) and not held(path)
+        if not alone or held(path):
+            return False
+        others = _others(path)
+        if others and tell:
+            tell(path, others)
+        return not others
 
 
 def _folders(models: Path) -> Iterator[Path]:
@@ -113,11 +121,27 @@ def _shown(path: Path) -> Path:
     return path.with_name(path.name.removeprefix(".").removesuffix(DOOMED))
 
 
-def _ours(path: Path) -> bool:
-    """A fetch made it, and nobody has put files of their own there since."""
-    if (manifest := read_manifest(path)) is not None:
-        return {*names_in(path)} <= {MANIFEST, *(entry.path for entry in manifest.files)}
-    return path.name.endswith(DOOMED) or path / WORK in _below(path)
+def _others(path: Path) -> list[str]:
+    """What there was not written by a fetch, or changed since: it is somebody's."""
+    inside = sorted(name for name in all_in(path) if name.startswith(WORK) and name != MANIFEST)
+    return [*_changed(path), *(f"{name} is no fetch's" for name in inside if not WRITTEN.fullmatch(name))]
+
+
+def _changed(path: Path) -> list[str]:
+    if read_manifest(path) is not None:
+        return [fault.what for fault in verify(path) if fault.code != "store.file-missing"]
+    if path.name.endswith(DOOMED):
+        return []
+    if path / WORK not in _below(path):
+        return ["no fetch made it"]
+    listed = begun(path)
+    names = [name for name in names_in(path) if listed.get(name) != (path / name).lstat().st_size]
+    return [f"{name} is no fetch's, or was changed" for name in names]
+
+
+def _tell(path: Path, others: list[str]) -> None:
+    shown = "; ".join(others[:5]) + (" …" if len(others) > 5 else "")
+    report(Progress("gc", f"{path} stays, though no release needs it: {shown}"))
 
 
 def _garbage(path: Path) -> Garbage:

@@ -24,14 +24,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base import Finding, Refused, read_file, sync
+from pydantic import ValidationError
+
+from model_delivery.base import Finding, Refused, read_file, replace_file, sync
 from model_delivery.base.process import identity, lives, space
 from model_delivery.models.manifest import MANIFEST, WORK
 from model_delivery.models.store.part import NOTES, PART, renew
+from model_delivery.values import Snapshot
 
 BEAT = 2.0
 DEAD_AFTER = 15.0
-FREE, DOUBTFUL, TRASH, SCRATCH = "free", "doubtful", "trash", "scratch"
+FREE, DOUBTFUL, TRASH, SCRATCH, LISTED = "free", "doubtful", "trash", "scratch", "listed.json"
+WRITTEN = re.compile(
+    rf"{re.escape(WORK)}(?:\.\w{{32}})?/(?:\w{{32}}|{FREE})/(?:[^/]+\.(?:part|chunks)|\w{{32}}\.(?:json|new)|{DOUBTFUL}"
+    rf"|{re.escape(LISTED)}|{re.escape(MANIFEST)}\.new|(?:{TRASH}|{SCRATCH})/.*)",
+    re.DOTALL,
+)
 
 
 @contextmanager
@@ -86,6 +94,10 @@ class Workspace:
         """What a source must unpack before it can be copied."""
         return self.path / SCRATCH
 
+    def begin(self, snapshot: Snapshot) -> None:
+        """So that a gc knows what a fetch that never ended has brought."""
+        replace_file(self.path / LISTED, snapshot.model_dump_json(), 0o644)
+
     def ours(self) -> bool:
         return self.path.is_dir()
 
@@ -122,6 +134,15 @@ def alone(folder: Path, waiting: Callable[[str], None]) -> Iterator[Workspace]:
         ended.set()
         heart.join()
         _leave(work)
+
+
+def begun(folder: Path) -> dict[str, int]:
+    """The names and sizes of what a fetch brings that has not ended."""
+    listed = dict[str, int]()
+    for file in folder.glob(f"{WORK}/*/{LISTED}"):
+        with suppress(OSError, ValidationError):
+            listed |= {each.path: each.size for each in Snapshot.model_validate_json(read_file(file)).files}
+    return listed
 
 
 def held(folder: Path) -> bool:
@@ -230,7 +251,7 @@ def _tidy(work: Workspace) -> None:
     for path in work.path.iterdir():
         if path.suffix == PART and not path.is_symlink() and (work.path / DOUBTFUL).exists():
             renew(path)
-        elif path.suffix not in (PART, NOTES) and path.name not in (DOUBTFUL, _sign_of(work.holder)):
+        elif path.suffix not in (PART, NOTES) and path.name not in (DOUBTFUL, LISTED, _sign_of(work.holder)):
             _remove(path)
     (work.path / DOUBTFUL).unlink(missing_ok=True)
 

@@ -45,7 +45,7 @@ def ask(
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.0", *(f"{k}: {v}" for k, v in told.items()), "", ""]
     try:
         return _answer(host, port, "\r\n".join(lines).encode() + data, time.monotonic() + seconds, most)
-    except (OSError, ValueError, LookupError, HTTPException):  # nobody there, too late, or no HTTP
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, HTTPException):
         return None
 
 

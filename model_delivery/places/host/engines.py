@@ -19,7 +19,7 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 import uv
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, report
+from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, proven, read_file, report
 from model_delivery.base.home import packaged
 from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment, old_vllm
@@ -45,7 +45,7 @@ def load_engine(name: str) -> Engine:
     if not file.is_file():
         raise BadInput(_no_engine(name, file))
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(_text(file))
         if isinstance(content.get("environment"), dict):
             content["environment"]["key"] = _key(folder)
         engine = Engine.model_validate(content | {"folder": str(folder) if "/" in name else name})
@@ -61,11 +61,18 @@ def load_engine(name: str) -> Engine:
                 "make it with `uv lock`, or remove [environment]",
             )
         ) from None
+    except OSError as error:
+        what = f"{error.filename or file} cannot be read"
+        raise BadInput(Finding("engine.not-readable", what, error.strerror or "", "name a readable folder")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
         wrong = (Finding("engine.invalid", f"{file}: {problem}", "", fix) for problem in problems(error))
         raise BadInput(*wrong) from None
+
+
+def _text(file: Path) -> str:
+    return read_file(file, links=True).decode()
 
 
 def _no_engine(name: str, file: Path) -> Finding:
@@ -81,7 +88,7 @@ def _no_engine(name: str, file: Path) -> Finding:
 
 
 def _not_too_old(lock: Path) -> None:
-    found = LOCKED.search(lock.read_text(encoding="utf-8"))
+    found = LOCKED.search(_text(lock))
     if found and old_vllm(found[1]):
         what, why = f"{lock}: vLLM {found[1]} is too old", "it does not know the --shutdown-timeout of its command"
         raise BadInput(Finding("engine.too-old", what, why, "lock vLLM 0.18 or newer"))
@@ -93,7 +100,7 @@ def environment_folder(engine: Engine, home: Path) -> Path:
     """
     if engine.environment is None:
         return engine.location
-    return home / "engines" / f"{engine.name}-{engine.environment.key}"
+    return proven(home / "engines" / f"{engine.name}-{engine.environment.key}", home)
 
 
 def is_made(engine: Engine, home: Path) -> bool:
@@ -133,7 +140,7 @@ def make_environment(engine: Engine, home: Path) -> Path:
 
 def _key(folder: Path) -> str:
     """The digest of all that an environment is made from."""
-    content = b"".join((folder / file).read_bytes() for file in ("pyproject.toml", "uv.lock"))
+    content = b"".join(read_file(folder / file, links=True) for file in ("pyproject.toml", "uv.lock"))
     return hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -157,7 +164,7 @@ class _Maker:
         """Install torch from PyTorch's own index for ``backend``, which saves gigabytes.
         The packages that it brings; none where the index does not answer.
         """
-        packages = tomllib.loads((self.engine.location / "uv.lock").read_text(encoding="utf-8"))["package"]
+        packages = tomllib.loads(_text(self.engine.location / "uv.lock"))["package"]
         (version,) = (package["version"] for package in packages if package["name"] == "torch")
         options = ("--no-deps", "--python", self._python, "--torch-backend", backend, f"torch=={version}")
         try:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, ClassVar
 
-from model_delivery.base import private_folder
+from model_delivery.base import Permanent, private_folder, proven
 from model_delivery.places.host.processes import ProcessFolder, Run, tail, wait
 from model_delivery.values import Ref, Resource
 
@@ -34,21 +35,25 @@ class StateFolder:
     leaving: tuple[ProcessFolder, ...] = ()
 
     def folder(self, delivery: str) -> Path:
-        return self.home / "deliveries" / delivery
+        return proven(self.home / "deliveries" / delivery, self.home)
 
     def logs(self, delivery: str) -> Path:
-        return self.folder(delivery) / "logs"
+        return proven(self.folder(delivery) / "logs", self.home)
 
     def slots(self, delivery: str) -> Path:
-        return self.folder(delivery) / "slots"
+        return proven(self.folder(delivery) / "slots", self.home)
 
     def process(self, delivery: str, ref: Ref) -> ProcessFolder:
-        return ProcessFolder(self.folder(delivery) / "processes" / f"{ref.kind}-{ref.name}", self.children)
+        path = self.folder(delivery) / "processes" / f"{ref.kind}-{ref.name}"
+        return ProcessFolder(proven(path, self.home), self.children)
 
     def processes(self, delivery: str, kind: str = "") -> Iterator[ProcessFolder]:
-        """Those that ever ran, of a kind where it is named; ``delivery`` may be ``*``."""
+        """Those that ever ran, of a kind where it is named; ``delivery`` may be ``*``.
+        None lies behind a link.
+        """
         for state in self.home.glob(f"deliveries/{delivery}/processes/{kind}*/state.json"):
-            yield ProcessFolder(state.parent, self.children)
+            with suppress(Permanent):
+                yield ProcessFolder(proven(state.parent, self.home), self.children)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,9 @@ class Process(Handler):
 
     def act(self, bound: Bound) -> None:
         private_folder(self.folder.path)
-        self.folder.start(self.run(bound))
+        run = self.run(bound)
+        proven(run.log, self.host.home)
+        self.folder.start(run)
 
     def status(self, bound: Bound) -> Bound:
         state = self.folder.state

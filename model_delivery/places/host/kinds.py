@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from model_delivery.base import Finding, Permanent, SecretRef, private_folder, read_secret, replace_file
+from model_delivery.base import Finding, Permanent, SecretRef, private_folder, read_file, read_secret, replace_file
 from model_delivery.base.process import lives
 from model_delivery.places.host import binding
 from model_delivery.places.host.asking import Answer, ask
@@ -107,9 +107,9 @@ class Router(Process):
         """
         slots = self.host.slots(self.resource.delivery)
         engines = [engine for engine in self.host.processes(self.resource.delivery, f"{ENGINE}-") if engine.running]
-        proven = {f"{HOST}:{engine.binding.get('port')}" for engine in engines}
+        running = {f"{HOST}:{engine.binding.get('port')}" for engine in engines}
         for slot in slots.glob("[0-9][0-9]"):
-            if slot.read_text(errors="replace") not in proven:
+            if _address_in(slot) not in running:
                 replace_file(slot, "")
         super().act(bound)
 
@@ -186,6 +186,13 @@ def _configuration(host: str, port: int, slots: str) -> str:
     return json.dumps(whole, indent=1)
 
 
+def _address_in(slot: Path) -> str | None:
+    """None where it is no file: it is put again."""
+    with suppress(FileNotFoundError):
+        return read_file(slot).decode(errors="replace")
+    return None
+
+
 class Slot(Handler):
     """A file with the present address of a release."""
 
@@ -203,8 +210,7 @@ class Slot(Handler):
         replace_file(self._file, self._address if self._address and self._engine.running else "")
 
     def status(self, bound: Bound) -> Bound:
-        written = self._file.read_text(errors="replace") if self._file.exists() else None
-        return {"written": written, "address": self._address}
+        return {"written": _address_in(self._file), "address": self._address}
 
     def stop(self, grace: float | None) -> None:
         self._file.unlink(missing_ok=True)

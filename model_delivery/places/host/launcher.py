@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 BUSY = "busy"
 LOCK_FD = "MODEL_DELIVERY_LOCK_FD"
@@ -25,7 +26,7 @@ def locked(path: str) -> int | None:
     """A descriptor that holds the lock, None when another process does. Retries over the
     short looks of observers.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     for _ in range(50):
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,13 +53,15 @@ def main() -> None:
             os.write(job["error_fd"], BUSY.encode())
             return
         state = {"pid": os.getpid(), "start": start_time(os.getpid()), "token": job["token"], "binding": job["binding"]}
-        with open(job["state"] + ".tmp", "w") as out:  # noqa: PTH123
+        with suppress(FileNotFoundError):
+            os.unlink(job["state"] + ".tmp")  # noqa: PTH108
+        with open(job["state"] + ".tmp", "x") as out:  # noqa: PTH123
             json.dump(state, out)
             out.flush()
             os.fsync(out.fileno())
         os.replace(job["state"] + ".tmp", job["state"])  # noqa: PTH105
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.set_inheritable(lock, True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base import BadInput, Finding, Permanent, read_secret
+from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret
 from model_delivery.base.durable import replace_file
 from model_delivery.models.manifest import MANIFEST, model_folder
 from model_delivery.places.host import binding
@@ -23,6 +23,7 @@ from model_delivery.targets.process import ENGINE, ROUTE
 from model_delivery.values import (
     ABSENT,
     ANY,
+    RELEASE,
     Change,
     Mismatch,
     Observed,
@@ -93,7 +94,8 @@ class Host(StateFolder):
 
     def world(self, delivery: str) -> World:
         now = time.time()
-        objects = map(self._seen, sorted(self.folder(delivery).glob("objects/*/*.json")))
+        folder = proven(self.folder(delivery) / "objects", self.home)
+        objects = map(self._seen_or_damaged, sorted(folder.glob("*/*.json")))
         return World(delivery, {seen.resource.ref: seen for seen in objects if seen}, now)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
@@ -108,7 +110,8 @@ class Host(StateFolder):
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         ref = Ref(ENGINE, release)
-        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.stat().st_mtime)
+        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.lstat().st_mtime)
+        logs = [log for log in logs if log.is_file() and not log.is_symlink()]
         if not logs:
             raise BadInput(
                 Finding(
@@ -149,18 +152,33 @@ class Host(StateFolder):
     def _handler(self, resource: Resource) -> Handler:
         return HANDLERS.get(resource.ref.kind, Handler)(self, resource)
 
+    def _seen_or_damaged(self, path: Path) -> Observed | None:
+        """A damaged release is there, and says nothing: whoever needs it is told, and a
+        `down` does not need it.
+        """
+        try:
+            return self._seen(path)
+        except Permanent:
+            delivery, _, kind, name = path.with_suffix("").parts[-4:]
+            if kind != RELEASE.name:
+                raise
+            return Observed(Resource(Ref(RELEASE, name), "record", delivery, {}, name), DAMAGED)
+
     def _seen(self, path: Path) -> Observed | None:
         stored = self._stored(path)
         try:
             return stored and replace(stored, status=self._handler(stored.resource).status(stored.status))
         except OSError as error:  # a folder in a file's place: of this delivery alone
             raise Permanent(unreadable(Path(error.filename or path), str(error.strerror))) from None
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise Permanent(unreadable(path, f"{type(error).__name__}: {error}"[:200])) from None
 
     def _stored(self, path: Path) -> Observed | None:
         """The object in a file; its status is what it was bound to. Of a damaged one that
         is made from others nothing is known but that it is there: it is put again, or
         ended. Permanent where nobody else knows what it said.
         """
+        proven(path.parent, self.home)
         try:
             whole = read_json(path)
             return None if whole is None else _object(whole, path)

@@ -18,11 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_delivery.base import Finding, Permanent, Progress, Retryable, private_folder, read_file, report
+from model_delivery.base import Count, Finding, Permanent, Port, Progress, Retryable, private_folder, read_file, report
+from model_delivery.base.durable import unfollowing
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
@@ -43,6 +45,24 @@ class Run:
     session: bool = True
 
 
+class _Binding(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    port: Port | None = None
+    cpus: list[Count] = []
+    gpus: list[Count] = []
+    memory: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    log: str = ""
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    start: str
+    binding: _Binding
+
+
 @dataclass(frozen=True)
 class ProcessFolder:
     """Of one process. ``children``: what this process itself started, by folder, only for
@@ -55,7 +75,7 @@ class ProcessFolder:
     @property
     def alive(self) -> bool:
         """Does a process hold the folder's lock?"""
-        with suppress(FileNotFoundError, IsADirectoryError), (self.path / "lock").open("rb") as lock:
+        with suppress(FileNotFoundError, IsADirectoryError), open(self.path / "lock", "rb", opener=unfollowing) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -75,7 +95,8 @@ class ProcessFolder:
         """
         with suppress(Permanent):
             state = read_json(self.path / "state.json") or {}
-            if [type(state.get(word)) for word in ("pid", "start", "binding")] == [int, str, dict]:
+            with suppress(ValidationError):
+                _State.model_validate(state)
                 return state
         return {}
 
@@ -242,7 +263,7 @@ def locked(path: Path, waiting: Progress | None = None, seconds: float = 300.0) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
-    with path.open("a") as lock:
+    with open(path, "a", opener=unfollowing) as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -268,7 +289,7 @@ def identified(state: Mapping[str, Any]) -> psutil.Process | None:
     """The process that wrote ``state``, None when it has ended (or is a zombie, or
     another has its number).
     """
-    with suppress(*GONE):
+    with suppress(*GONE, LookupError, OSError):
         if state and launcher.start_time(state["pid"]) == state["start"]:
             process = psutil.Process(state["pid"])
             return None if process.status() == psutil.STATUS_ZOMBIE else process
@@ -320,7 +341,7 @@ def unreadable(path: Path, why: str) -> Finding:
 
 def tail(log: Path) -> str:
     """The last 64 KiB of a log; empty when there is none."""
-    with suppress(FileNotFoundError), log.open("rb") as file:
+    with suppress(OSError), open(log, "rb", opener=unfollowing) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
         return file.read().decode(errors="replace")
     return ""

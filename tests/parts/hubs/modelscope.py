@@ -60,7 +60,7 @@ class Handler(HubHandler):
 
 
 @contextmanager
-def running_modelscope(model: Path) -> Iterator[Hub]:
+def running_modelscope(model: Path, certificate: Path | None = None) -> Iterator[Hub]:
     """A hub whose one repository holds the files of ``model``."""
-    with serving(Handler, Hub(files_of(model))) as hub:
+    with serving(Handler, Hub(files_of(model)), certificate) as hub:
         yield hub

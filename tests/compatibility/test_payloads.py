@@ -60,6 +60,18 @@ class Entry:
         return made | {"object": to_object(resource, self.key.namespace)} | bind
 
 
+def as_before(made: dict[str, Any]) -> dict[str, Any]:
+    """A route by a gateway is the delivery's, not a release's, and may change with a
+    version: the next ``up`` heals it. It has no time limit by now, and names who gets no
+    traffic.
+    """
+    if made["ref"][0] == "HTTPRoute":
+        (rule,) = made["object"]["spec"]["rules"]
+        assert rule.pop("timeouts") == {"request": "0s"}
+        rule["backendRefs"] = [ref for ref in rule["backendRefs"] if ref["weight"]]
+    return made
+
+
 @pytest.fixture(params=ENTRIES)
 def entry(request: pytest.FixtureRequest) -> Entry:
     return Entry(request.param)
@@ -88,7 +100,7 @@ def test_a_stored_payload_makes_the_same_objects(entry: Entry) -> None:
         releases = tuple(Release(id_, entry.payload, replicas) for id_, replicas in want["releases"])
         address = Address(host, port) if want["address"] else None
         made = [entry.shown(r) for r in entry.target.compose(Desired(name, releases, want["traffic"], address))]
-        assert made == [table[number] for number in want["resources"]], title
+        assert list(map(as_before, made)) == [table[number] for number in want["resources"]], title
 
 
 def test_the_service_of_a_deployment_that_was_adopted_is_what_it_was_whatever_the_manifest_says(

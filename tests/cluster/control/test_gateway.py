@@ -8,17 +8,23 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
+from model_delivery.places.cluster.place import Cluster as Place
+from model_delivery.targets.deployment import Deployment, DeploymentKey
+from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
+from model_delivery.values import Address, Desired
 from tests.cluster.control.test_parts import pod
-from tests.parts.cluster import Cluster
+from tests.parts.cluster import Cluster, running_control_plane
 from tests.parts.cluster.played import played_node
 from tests.parts.cluster.played_pod import loopback
 from tests.parts.cluster.waiting import until
-from tests.parts.gateway import StandIn, running_gateway, share
+from tests.parts.gateway import StandIn, definitions, running_gateway, share
 from tests.parts.ports import free_port
 
 SAY = """
@@ -86,6 +92,25 @@ def test_a_route_to_a_service_that_is_not_there_says_so(cluster: Cluster, namesp
         return {one["reason"] for parent in found.get("status", {}).get("parents", ()) for one in parent["conditions"]}
 
     until(lambda: "BackendNotFound" in reasons(), 20, "its status says nothing")
+
+
+def test_a_route_comes_to_a_cluster_whose_gateway_api_knows_no_timeouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_control_plane(tmp_path) as cluster:
+        for file in definitions():
+            made = yaml.safe_load(file.read_text())
+            for version in made["spec"]["versions"] if "httproutes" in file.name else ():
+                spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+                del spec["properties"]["rules"]["items"]["properties"]["timeouts"]
+            cluster.kubectl("apply", "--server-side", "-f", "-", input=json.dumps(made))
+        told = f"/openapi/v3/apis/{HTTP_ROUTE.api}"
+        until(lambda: "HTTPRouteList" in cluster.client.get(told).text, 30, "its schema is not told")
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+        target = Deployment(DeploymentKey(namespace="default", gateway="gateway"))
+        (wanted,) = target.compose(Desired("small", address=Address("small", 80)))
+        assert Place(None, "default").put(wanted).action == "created"
+        assert Place(None, "default").put(wanted, dry_run=True).action == "unchanged"
 
 
 @pytest.mark.parametrize("weights", [(1,), (90, 10), (99, 1), (1, 1, 1), (0, 7)])

@@ -60,7 +60,7 @@ def _unserved(shown: str, live: Live) -> Finding | None:
         why = f"class {of}, {kind} is {said['status']}: {said.get('reason')}: {said.get('message', '')}"
         if said["status"] == "Unknown":
             fix = f"is there a controller for GatewayClass {of}, and does it run? {other}"
-            return Finding(UNSERVED, f"nobody serves the {shown}", why, fix)
+            return Finding("gateway.not-served", f"nobody serves the {shown}", why, fix)
         if said["status"] == "False" and said.get("reason") != HERE:
             fix = f"correct it as it says; kubectl describe says more. {other}"
             return Finding("gateway.not-usable", f"the {shown} cannot be used", why, fix)

@@ -125,6 +125,13 @@ def test_an_older_route_with_the_same_hostname_and_path_is_in_the_way(other: Any
     assert found(gateway(), other) == (["gateway.route-conflict"] if conflicts else [])
 
 
+def test_routes_of_two_listeners_do_not_meet() -> None:
+    live, other = gateway(), route(parentRefs=[{"name": "g", "sectionName": "http"}])
+    assert found(live, other) == ["gateway.route-conflict"]
+    live["spec"]["listeners"].append(LISTENER | {"name": "https"})
+    assert found(live, other) == []
+
+
 def test_a_route_that_came_after_ours_is_not_in_the_way() -> None:
     assert found(gateway(), route("m"), route(born="2026-02-01T00:00:00Z")) == []
     assert found(gateway(), route("m"), route(born="2025-02-01T00:00:00Z")) == ["gateway.route-conflict"]

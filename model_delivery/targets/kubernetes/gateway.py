@@ -4,7 +4,7 @@ come to it, is the route's place taken? What we may not see is not judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from model_delivery.base import Finding, Permanent
@@ -32,7 +32,8 @@ def misfits(gateway: tuple[str, str], hostname: str | None, route: tuple[str, st
             "; ".join(against),
             "let one of them allow it (spec.listeners[].allowedRoutes), or correct target.hostname",
         )
-    for taken in _older(gateway, hostname, route, place):
+    alone = live is not None and len(live["spec"].get("listeners") or ()) == 1
+    for taken in _older(gateway, alone, hostname, route, place):
         yield Finding(
             "gateway.route-conflict",
             f"HTTPRoute {taken} has the same hostname and path at the {shown}",
@@ -127,9 +128,11 @@ def _selects(selector: Live, labels: Mapping[str, str]) -> bool:
     return wanted.items() <= labels.items() and all(map(holds, selector.get("matchExpressions") or ()))
 
 
-def _older(gateway: tuple[str, str], hostname: str | None, route: tuple[str, str], place: Site) -> Iterator[str]:
+def _older(
+    gateway: tuple[str, str], alone: bool, hostname: str | None, route: tuple[str, str], place: Site
+) -> Iterator[str]:
     """The routes that come before ours in what both want, of all namespaces where we may
-    see them.
+    see them. ``alone``: the Gateway has one listener, so that all routes meet there.
     """
     everywhere = known(place, f"/apis/{HTTP_ROUTE.api}/{HTTP_ROUTE.plural}")
     listed = everywhere or known(place, HTTP_ROUTE.path(route[0], "").rstrip("/")) or {}
@@ -139,7 +142,7 @@ def _older(gateway: tuple[str, str], hostname: str | None, route: tuple[str, str
         before = (other["metadata"]["creationTimestamp"], name) < (born, route)
         hosts = other["spec"].get("hostnames") or [""]
         same = before and name != route and (hostname or "") in hosts and any(map(_all_paths, _matches(other)))
-        if same and gateway in _parents(other):
+        if same and gateway in _parents(other, alone):
             yield "/".join(name)
 
 
@@ -153,10 +156,13 @@ def _all_paths(match: Live) -> bool:
     return match.get("path", ROOT) == ROOT and not {"headers", "queryParams", "method"} & match.keys()
 
 
-def _parents(route: Live) -> Iterable[tuple[str, str]]:
-    """The Gateways that it is at, and is not refused by."""
+def _parents(route: Live, alone: bool) -> set[tuple[str, str]]:
+    """The Gateways at which it is wherever ours is, and is not refused."""
     home, said = route["metadata"]["namespace"], (route.get("status") or {}).get("parents") or ()
     refused = [one["parentRef"] for one in said if conditions(one).get("Accepted", {}).get("status") == "False"]
-    wanted = [one for one in route["spec"].get("parentRefs") or () if one.get("kind", "Gateway") == "Gateway"]
-    names = [[(one.get("namespace", home), one["name"]) for one in refs] for refs in (wanted, refused)]
-    return set(names[0]) - set(names[1])
+    wanted = [one for one in route["spec"].get("parentRefs") or () if alone or not {"sectionName", "port"} & one.keys()]
+    names = [
+        {(one.get("namespace", home), one["name"]) for one in refs if one.get("kind", GATEWAY.name) == GATEWAY.name}
+        for refs in (wanted, refused)
+    ]
+    return names[0] - names[1]

@@ -135,7 +135,7 @@ def _older(
     see them. ``alone``: the Gateway has one listener, so that all routes meet there.
     """
     everywhere = known(place, f"/apis/{HTTP_ROUTE.api}/{HTTP_ROUTE.plural}")
-    listed = everywhere or known(place, HTTP_ROUTE.path(route[0], "").rstrip("/")) or {}
+    listed = everywhere or known(place, HTTP_ROUTE.path(route[0])) or {}
     there = {(one["metadata"]["namespace"], one["metadata"]["name"]): one for one in listed.get("items") or ()}
     born = there.get(route, {}).get("metadata", {}).get("creationTimestamp", "9999")
     for name, other in sorted(there.items()):

@@ -151,10 +151,10 @@ def test_no_request_fails_while_traffic_moves(lab: Lab, gateway: StandIn, rollou
 
 
 def test_a_stream_may_take_longer_than_a_request_does_at_a_gateway(lab: Lab, gateway: StandIn) -> None:
-    deliver.fn(canary(lab, "--itl", "20", gates=SMOKE_ONLY))
-    gateway.request_seconds = 2.0
     asked = {"model": NAME, "prompt": "hello", "max_tokens": 150, "stream": True}
+    gateway.request_seconds = 2.0
     try:
+        deliver.fn(canary(lab, "--itl", "20", gates=SMOKE_ONLY))
         said = httpx.post(f"{gateway.url}/v1/completions", headers={"Host": HOSTNAME}, json=asked, timeout=60)
     finally:
         gateway.request_seconds = REQUEST_SECONDS

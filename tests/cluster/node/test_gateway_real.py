@@ -29,7 +29,7 @@ from tests.parts.contour import GATEWAY, running_contour
 from tests.parts.steady import steady
 from tests.parts.tiny_model import tiny_model
 
-FLIPS = int(os.environ.get("MODEL_DELIVERY_FLIPS", "0"))
+FLIPS = int(os.environ.get("MODEL_DELIVERY_FLIPS") or 0)
 NAMES = ("one", "two", "three") if FLIPS else ("one",)
 PER_SECOND = 10  # tokens of a stream
 OWN_LIMIT = 15  # seconds: Envoy's for a request that is given none

@@ -178,7 +178,7 @@ def closed(lab: Lab, gateway: StandIn) -> None:
 
 
 def taken(lab: Lab, gateway: StandIn) -> None:
-    lab.cluster.apply(route(lab.namespace, other=100))
+    lab.cluster.apply(route(lab.namespace, HOSTNAME, other=100))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tests.parts.cluster.waiting import until
 from tests.parts.gateway import StandIn, definitions, running_gateway, share
 from tests.parts.ports import free_port
 
+HOST = "weights.test"  # of no other test: their routes go after their namespaces
 SAY = """
 import http.server, sys
 class Say(http.server.BaseHTTPRequestHandler):
@@ -46,9 +47,9 @@ def gateway(cluster: Cluster) -> Iterator[StandIn]:
         yield made
 
 
-def route(namespace: str, **weights: int) -> dict[str, Any]:
+def route(namespace: str, host: str = HOST, /, **weights: int) -> dict[str, Any]:
     backends = [{"name": name, "port": 8080, "weight": weight} for name, weight in weights.items()]
-    spec = {"parentRefs": [{"name": "gateway"}], "hostnames": ["chat.test"], "rules": [{"backendRefs": backends}]}
+    spec = {"parentRefs": [{"name": "gateway"}], "hostnames": [host], "rules": [{"backendRefs": backends}]}
     meta = {"name": "chat", "namespace": namespace}
     return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta, "spec": spec}
 
@@ -74,7 +75,7 @@ def taken(cluster: Cluster, namespace: str) -> bool:
 def test_traffic_follows_the_weights_of_a_route(cluster: Cluster, namespace: str, gateway: StandIn) -> None:
     cluster.apply(gateway.gateway(namespace), *behind(namespace, "old"), *behind(namespace, "new"))
     cluster.kubectl("wait", "--for=condition=Ready", "-n", namespace, "pod/old", "pod/new", "--timeout=60s")
-    with httpx.Client(base_url=gateway.url, headers={"Host": "chat.test"}, trust_env=False) as client:
+    with httpx.Client(base_url=gateway.url, headers={"Host": HOST}, trust_env=False) as client:
         assert client.get("/").status_code == 404
         for weights in ({"old": 100, "new": 0}, {"old": 90, "new": 10}, {"old": 0, "new": 100}):
             cluster.apply(route(namespace, **weights))

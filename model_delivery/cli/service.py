@@ -31,6 +31,8 @@ def status(where: Where) -> Answer:
 
 def _lines(now: statuses.Status) -> Iterator[str | Table]:
     yield f"{now.name}: {now.state}" + (f" at {now.url}" if now.url else "")
+    if now.astray:
+        yield f"the traffic is not where it shall be: {now.astray}"
     if now.candidate:
         ahead = f": {' → '.join(now.stages)}" if now.stages else ""
         yield f"on its way: {now.candidate}, phase {now.phase}{ahead}"

@@ -16,7 +16,7 @@ from model_delivery.values import ENGINES, Failed, InProgress
 
 Object = Mapping[str, Any]
 STARTS = 3  # of a container whose own error may pass
-STEP = "step"
+STEP, PROOF = "step", "image"  # the second one's work is that its image is pulled
 UNMADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 OOM = "OOMKilled"
 KILLED = (0, 137, 143)  # how a container ends that a probe's failure has ended
@@ -56,6 +56,8 @@ def judged(pod: Object, status: Object, events: Sequence[Object]) -> InProgress 
     if reason == "InvalidImageName":
         what = f"the image's name {status['image']} is not valid"
         return Failed(Finding("image.invalid-name", what, waiting.get("message", ""), "correct target.image"))
+    if status["name"] == PROOF and ended.get("reason") == "StartError":
+        return None  # an image without that command: it was pulled
     if reason in UNMADE or ended.get("reason") in UNMADE:
         return _unmade(status["name"], waiting if reason in UNMADE else ended)
     if not ended or status.get("ready") or _done(status, ended):

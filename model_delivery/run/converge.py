@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from model_delivery.places import Place
 from model_delivery.values import ABSENT, Change, Mismatch, Observed, Ref, Resource, World, covers
 
 RouteMark = Mapping[Ref, Mapping[str, Any]]
+Lead = Callable[[Resource, Observed | None], Observed | None]
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,26 @@ class Converged:
 
 
 def converge(
-    place: Place, delivery: str, resources: tuple[Resource, ...], baseline: RouteMark | None = None
+    place: Place,
+    delivery: str,
+    resources: tuple[Resource, ...],
+    baseline: RouteMark | None = None,
+    lead: Lead = lambda _, seen: seen,
 ) -> Converged:
     """Offer every resource to ``put``, releases before the route, then delete ours that
     are no longer wanted.
 
-    Does not wait. Raises Permanent when somebody else changed the route since
-    ``baseline``, and whatever ``put`` raises.
+    ``lead`` brings the route, as it is seen, to where it can be written, and returns how
+    it is seen then. Else nothing is waited for. Raises Permanent when somebody else
+    changed the route since ``baseline``, and whatever ``put`` raises.
     """
     world = place.world(delivery)
     _unmoved(baseline or {}, world)
-    changes = [
-        _put(place, resource, world.objects.get(resource.ref))
-        for resource in _ordered(resources)
-        if place.put(resource, dry_run=True).action != "unchanged"
-    ]
+    changes = []
+    for resource in _ordered(resources):
+        if place.put(resource, dry_run=True).action != "unchanged":
+            seen = world.objects.get(resource.ref)
+            changes.append(put(place, resource, lead(resource, seen) if resource.role == "route" else seen))
     changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
     return Converged(tuple(changes), _route(place, world, resources, {change.ref for change in changes}))
 
@@ -76,8 +82,12 @@ def _route(place: Place, world: World, resources: Iterable[Resource], changed: s
         if resource.role == "route":
             ref = resource.ref
             seen = place.get(resource.delivery, ref) if ref in changed else world.objects.get(ref)
-            marks |= {ref: _part(seen.resource.spec, resource.spec)} if seen else {}
+            marks |= mark(resource, seen)
     return marks
+
+
+def mark(route: Resource, seen: Observed | None) -> RouteMark:
+    return {route.ref: _part(seen.resource.spec, route.spec)} if seen else {}
 
 
 def _part(now: Any, wanted: Any) -> Any:
@@ -87,16 +97,17 @@ def _part(now: Any, wanted: Any) -> Any:
 
 
 def _unmoved(baseline: RouteMark, world: World) -> None:
-    for ref, mark in baseline.items():
+    for ref, was in baseline.items():
         now = world.objects.get(ref)
-        if now is None or not covers(now.resource.spec, mark):
+        if now is None or not covers(now.resource.spec, was):
             what = f"{ref} was changed by somebody else during this run"
             why = "it is gone" if now is None else f"it now says {dict(now.resource.spec)}"
             fix = "find out who, then run again: a rerun puts back what is missing"
             raise Permanent(Finding("rollout.route-changed", what, why, fix))
 
 
-def _put(place: Place, resource: Resource, seen: Observed | None) -> Change:
+def put(place: Place, resource: Resource, seen: Observed | None) -> Change:
+    """The route only over what was ``seen``, or what says the same."""
     if resource.role != "route":
         return place.put(resource)
     old = seen or place.get(resource.delivery, resource.ref)

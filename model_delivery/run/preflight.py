@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from model_delivery.base import Finding, Refused, SecretRef
+from model_delivery.base import Finding, Refused, SecretRef, SystemClock
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
 from model_delivery.steps.load import profile
 from model_delivery.targets import Target
+from model_delivery.targets.kubernetes.gateway import UNSERVED
 from model_delivery.values import RECORD_REF, Address, Desired, Payload, Release, old_vllm, stages
 
 NOTHING = Payload(names=(), args=())
+SETTLING = (0.5, 2.0, 0.0)  # seconds, for a Gateway that was made just before
 
 
 def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
@@ -19,7 +21,7 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     """
     if gate := spec.gates.throughput:
         profile(gate.profile, gate.duration, gate.warmup)
-    findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
+    findings = _of_target(spec, place, target)
     if target.key.place == "cluster":
         from model_delivery.places.cluster.binding import exposed  # a host's verb does without Kubernetes' client
 
@@ -34,6 +36,16 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
         findings += refused.findings
     if findings:
         raise Refused(*findings)
+
+
+def _of_target(spec: DeliverySpec, place: Place, target: Target) -> list[Finding]:
+    findings: list[Finding] = []
+    for seconds in SETTLING:
+        findings = [*target.preflight(spec, secrets(spec), place, lambda: _up_at(spec, place))]
+        if all(finding.code != UNSERVED for finding in findings):
+            break
+        SystemClock().sleep(seconds)
+    return findings
 
 
 def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:

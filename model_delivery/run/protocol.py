@@ -120,6 +120,8 @@ def look_after(session: Session) -> None:
     for resource in session.resources(session.desired()):
         serves = resource.release in (None, session.record.serving)
         if serves and session.place.put(resource, dry_run=True).action != "unchanged":
+            if resource.role == "route":
+                session.lead(resource, session.place.get(session.delivery, resource.ref))
             session.place.put(resource)
 
 

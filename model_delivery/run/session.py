@@ -10,12 +10,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from model_delivery.base import Clock, Finding, NoRoom, Permanent, SystemClock, from_cluster
+from model_delivery.base import Clock, Finding, NoRoom, Permanent, SystemClock, Trouble, from_cluster
 from model_delivery.places import Place
 from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
 from model_delivery.run.book import Book, read_or_new
-from model_delivery.run.converge import Converged, RouteMark, converge, unwanted
+from model_delivery.run.converge import Converged, RouteMark, converge, mark, put, unwanted
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
 from model_delivery.run.record import Record
@@ -28,6 +28,7 @@ from model_delivery.values import (
     Failed,
     InProgress,
     Mismatch,
+    Observed,
     Ref,
     ReleaseId,
     Resource,
@@ -82,16 +83,40 @@ class Session(Book):
         """
         resources = self.resources(self.desired())
         try:
-            done = converge(self.place, self.delivery, resources, self.baseline)
+            done = converge(self.place, self.delivery, resources, self.baseline, self.lead)
         except NoRoom:
             ends = [ref for ref in unwanted(self.world(), resources) if ref.kind.foreground]
             if not ends:
                 raise
             self._wait_gone({self.place.delete(self.delivery, ref).ref for ref in ends})
-            done = converge(self.place, self.delivery, resources, self.baseline)
+            done = converge(self.place, self.delivery, resources, self.baseline, self.lead)
         self.baseline = done.route
         self._wait_gone({change.ref for change in done.changes if change.action == "deleted"})
         return done
+
+    def lead(self, route: Resource, seen: Observed | None) -> Observed | None:
+        """By the target's way, which a run that was killed on it goes on from where it
+        was: it is told by what is seen alone.
+        """
+        for form, seconds in self.target.way(route, seen):
+            if self.place.put(form, dry_run=True).action != "unchanged":
+                put(self.place, form, seen)
+                seen = self.place.get(self.delivery, form.ref)
+                self.baseline = {**(self.baseline or {}), **mark(form, seen)}
+            self._wait_taken(form)
+            self.clock.sleep(seconds)
+        return seen
+
+    def _wait_taken(self, route: Resource) -> None:
+        """Nobody new gets traffic where that is not known to be safe; whoever withdraws,
+        or takes down, does not stand still with a gateway that does.
+        """
+        try:
+            self.until("the route", lambda world: self.target.taken(route, world), ROUTED_SECONDS, "taken")
+        except Trouble:
+            tried = self.record.candidate
+            if tried is not None and tried.ending is None:
+                raise
 
     def _wait_gone(self, refs: set[Ref]) -> None:
         if refs:

@@ -20,6 +20,7 @@ from model_delivery.models.sources import Model
 from model_delivery.values import (
     Address,
     Capabilities,
+    Current,
     Desired,
     Gates,
     Kind,
@@ -229,6 +230,16 @@ class Target(Protocol):
 
     def routed(self, want: Desired, world: World) -> Readiness:
         """Has the traffic really moved?"""
+
+    def way(self, route: Resource, seen: Observed | None) -> Iterator[tuple[Resource, float]]:
+        """The forms by which the route, as it is ``seen``, comes to be ``route``. Each is
+        ``taken`` before the next is written, and stays for some seconds more.
+        """
+        yield from ()
+
+    def taken(self, route: Resource, world: World) -> Readiness:
+        """Does whoever directs the traffic know the route in this form?"""
+        return Current("")
 
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Every reason against ``asked`` that is known before anything is touched.

@@ -15,7 +15,7 @@ from model_delivery.run.book import Book
 from model_delivery.run.plan import route
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import Change, Current, Failed, ReleaseId, World
+from model_delivery.values import Change, Current, Failed, InProgress, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
@@ -43,7 +43,8 @@ class Status:
     """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it
     lies in the past.
 
-    ``stages``: what a candidate has before it.
+    ``stages``: what a candidate has before it. ``astray``: why clients do not come to
+    where they should; empty: they do.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Status:
     standby_until: float | None
     held: bool
     changes: tuple[str, ...]
+    astray: str = ""
 
 
 def status(place: Place, name: str) -> Status:
@@ -79,7 +81,17 @@ def status(place: Place, name: str) -> Status:
         standby_until=record.stop_after,
         held=record.held is not None,
         changes=() if candidate else _changes(book),
+        astray=_astray(book, world),
     )
+
+
+def _astray(book: Book, world: World) -> str:
+    match book.target.routed(book.desired(), world):
+        case InProgress(why):
+            return why
+        case Failed(finding):
+            return f"{finding.what}: {finding.why}"
+    return ""
 
 
 def _changes(book: Book) -> tuple[str, ...]:

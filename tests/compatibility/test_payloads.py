@@ -7,6 +7,7 @@ it made: an upgrade restarts nothing.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     **{f"adopted {kind}": e for kind, e in STORED["adopted"].items()},
 }
 COMMAND: list[str] = document("step.yaml", "Job")["spec"]["template"]["spec"]["containers"][0]["command"]
+DRAINS = re.compile(r'(--shutdown-timeout(?:", "| )|terminationGracePeriodSeconds(?:": |: null → ))\d+')
 KEY: TypeAdapter[TargetKey] = TypeAdapter(AnyKey)
 PAYLOAD: TypeAdapter[Payload] = TypeAdapter(AnyPayload)
 
@@ -60,14 +62,26 @@ class Entry:
         return made | {"object": to_object(resource, self.key.namespace)} | bind
 
 
+def as_before(made: dict[str, Any]) -> dict[str, Any]:
+    """A route by a gateway is the delivery's, not a release's, and may change with a
+    version: the next ``up`` heals it. It has no time limit by now, and names who gets no
+    traffic.
+    """
+    if made["ref"][0] == "HTTPRoute":
+        (rule,) = made["object"]["spec"]["rules"]
+        assert rule.pop("timeouts") == {"request": "0s"}
+        rule["backendRefs"] = [ref for ref in rule["backendRefs"] if ref["weight"]]
+    return made
+
+
 @pytest.fixture(params=ENTRIES)
 def entry(request: pytest.FixtureRequest) -> Entry:
     return Entry(request.param)
 
 
 def without_version(content: dict[str, Any]) -> dict[str, Any]:
-    """The package's version stands in a Deployment's labels."""
-    made = json.loads(json.dumps(content))
+    """The package's version stands in a Deployment's labels; open streams got 30 s."""
+    made = json.loads(DRAINS.sub(r"\g<1>0", json.dumps(content)))
     made.get("deployment", {}).get("metadata", {}).get("labels", {}).pop("app.kubernetes.io/version", None)
     return dict(made)
 
@@ -88,7 +102,7 @@ def test_a_stored_payload_makes_the_same_objects(entry: Entry) -> None:
         releases = tuple(Release(id_, entry.payload, replicas) for id_, replicas in want["releases"])
         address = Address(host, port) if want["address"] else None
         made = [entry.shown(r) for r in entry.target.compose(Desired(name, releases, want["traffic"], address))]
-        assert made == [table[number] for number in want["resources"]], title
+        assert list(map(as_before, made)) == [table[number] for number in want["resources"]], title
 
 
 def test_the_service_of_a_deployment_that_was_adopted_is_what_it_was_whatever_the_manifest_says(
@@ -112,9 +126,9 @@ def test_a_spec_is_known_again_and_comes_to_the_same_payload(entry: Entry) -> No
     live = {kind: BY_NAME[kind] for kind in (found["kind"] for found in entry.stored["live"])}
     there = {Ref(live[o["kind"]], o["metadata"]["name"]): from_object(o, live[o["kind"]]) for o in entry.stored["live"]}
     found = target.adopt(entry.spec, entry.lock, entry.stored["named"], there.get)
-    assert (found.what, found.replicas, list(found.differs)) == tuple(
-        entry.stored[field] for field in ("what", "replicas", "differs")
-    )
+    assert (found.what, found.replicas) == (entry.stored["what"], entry.stored["replicas"])
+    now, then = (DRAINS.sub(r"\g<1>0", "\n".join(lines)) for lines in (found.differs, entry.stored["differs"]))
+    assert now == then
     assert found.payload == entry.payload
 
 

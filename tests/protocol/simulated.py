@@ -8,12 +8,13 @@ import copy
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
 from model_delivery.base import Finding, NoRoom, Secret, SecretRef
 from model_delivery.models.store.commit import Fetched
+from model_delivery.targets.kubernetes.route import way
 from model_delivery.targets.process import Process, ProcessKey
 from model_delivery.targets.protocol import StepRun
 from model_delivery.values import (
@@ -94,7 +95,22 @@ class Target(Process):
             )
             for r in want.releases
         )
+        if self.weighs:
+            shares = {r.id: 0 for r in want.releases} | shares
         return (*engines, Resource(THE_ROUTE, "route", want.delivery, {"traffic": shares})) if want.address else engines
+
+    @property
+    def weighs(self) -> bool:
+        """Is the route a gateway's?"""
+        return self.can.weights == "percent" and not self.together
+
+    def way(self, route: Resource, seen: Observed | None) -> Iterator[tuple[Resource, float]]:
+        for refs, seconds in way(refs_of(seen.resource), refs_of(route)) if seen and self.weighs else ():
+            yield replace(route, spec={"traffic": {ref["name"]: ref["weight"] for ref in refs}}), seconds
+
+    def taken(self, route: Resource, world: World) -> Readiness:
+        seen = world.objects.get(THE_ROUTE)
+        return Current("") if seen and seen.status["known"] == seen.version else InProgress("nobody has seen it yet")
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = sha256(f"{run.name} {run.input} {run.stage} {run.attempt} {run.try_}".encode()).hexdigest()[:10]
@@ -114,12 +130,21 @@ class Target(Process):
         seen = world.objects.get(THE_ROUTE)
         if want.address is None or not want.shares:
             return Current("")
-        if seen is None or seen.resource.spec["traffic"] != want.shares:
+        if seen is None or weighty(seen.resource) != want.shares:
             return InProgress("the traffic has not moved yet")
         ready = [r for r in want.releases if r.id in want.shares and isinstance(self.readiness(r, world), Current)]
         if not ready:
             return InProgress("nobody of the route is ready")
         return Current(want.address.url)
+
+
+def refs_of(route: Resource) -> dict[str, dict[str, Any]]:
+    return {name: {"name": name, "weight": weight} for name, weight in route.spec["traffic"].items()}
+
+
+def weighty(route: Resource) -> dict[str, int]:
+    """Who has traffic."""
+    return {name: weight for name, weight in route.spec["traffic"].items() if weight}
 
 
 @dataclass
@@ -141,6 +166,7 @@ class Place:
     starts: dict[str, int] = field(default_factory=dict)
     labels: dict[str, Sequence[str]] = field(default_factory=dict)
     leaving: frozenset[str] = frozenset()
+    known: Version = ""
     lease_seconds: float = 60.0
     keeps_files: bool = True
     elsewhere: str = ""
@@ -204,6 +230,8 @@ class Place:
         status: Mapping[str, Any] = self.status.get(ref, {})
         if ref.kind == JOB:
             status = {"finished": True}
+        if ref == THE_ROUTE:
+            status = {**status, "known": self.known}
         if ref.kind.name == "Lease":
             status = {} if self.alive(resource.spec["holder"]) else {"alive": False}  # as in a cluster: from afar
         return Observed(resource, version, status)
@@ -225,6 +253,7 @@ class Place:
         self.wait()
 
     def tick(self) -> None:
+        self.known = self.objects[THE_ROUTE][1] if THE_ROUTE in self.objects else ""
         for states in self.status.values():
             for release in states:
                 dead = release in self.broken or self.failing(self.labels.get(release, ()))

@@ -19,9 +19,9 @@ from model_delivery.run.plan import Planned, identify, planned, unchanged_digest
 from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import LEASE, RECORD_REF, RELEASE, Ref, digest
+from model_delivery.values import LEASE, RECORD_REF, RELEASE, Ref, Resource, Version, digest
 from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
-from tests.protocol.simulated import THE_ROUTE
+from tests.protocol.simulated import THE_ROUTE, weighty
 
 STEPS_WANTED = 20_000
 LABELS = ("a", "b", "c", "dead", "bad", "broken")
@@ -40,6 +40,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
 
     kind = "process"
     last: DeliverySpec | None = None
+    route: tuple[Resource, Version] | None = None
 
     @initialize(room=st.integers(1, 3))
     def begin(self, room: int) -> None:
@@ -173,10 +174,12 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.no_traffic_goes_to_an_unproven_release(now)
         self.the_old_release_is_untouched_before_the_gate(now)
         self.a_request_ends_once(now)
+        if self.target.weighs:
+            self.a_gateway_knows_whoever_gets_traffic_and_whoever_leaves_had_none()
 
     def shares(self) -> dict[str, int]:
         seen = self.place.objects.get(THE_ROUTE)
-        return dict(seen[0].spec["traffic"]) if seen else {}
+        return weighty(seen[0]) if seen else {}
 
     def nothing_is_without_a_record(self) -> None:
         running = self.place.running()
@@ -199,6 +202,16 @@ class Deliveries(RuleBasedStateMachine, Runs):
             return
         if serving in self.shares() or serving in self.place.running():
             assert self.shares().get(serving, 0) == 100, (self.shares(), now)
+
+    def a_gateway_knows_whoever_gets_traffic_and_whoever_leaves_had_none(self) -> None:
+        before, self.route = self.route, self.place.objects.get(THE_ROUTE)
+        if before is None or self.route is None or before == self.route:
+            return
+        then, now = before[0].spec["traffic"], self.route[0].spec["traffic"]
+        raised = [name for name, weight in now.items() if weight and not then.get(name)]
+        assert then.keys() >= set(raised), (then, now)
+        assert not raised or self.place.known == before[1], ("no status was waited for", then, now)
+        assert not [name for name, weight in then.items() if weight and name not in now], (then, now)
 
     def a_request_ends_once(self, now: Record) -> None:
         requests = [e.request for e in now.ended if e.request]

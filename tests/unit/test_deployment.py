@@ -204,6 +204,54 @@ def test_a_route_has_moved_when_a_gateway_has_taken_this_state_of_it() -> None:
     assert isinstance(WEIGHED.routed(want, seen(said(2, "False"))), Failed)
 
 
+def at_a_gateway(shares: dict[str, int], **told: tuple[str, str]) -> dict[str, Any]:
+    """The live route of r1 and r2, with what its controller says of it."""
+    route = composed(WEIGHED, release(WEIGHED, "r1"), release(WEIGHED, "r2"), r1=1, r2=1)["HTTPRoute/m"]
+    (rule,) = route["spec"]["rules"]
+    rule["backendRefs"] = [{"name": f"m-{name}", "weight": weight} for name, weight in shares.items()]
+    judged = [
+        {"type": kind, "status": status, "reason": reason, "observedGeneration": 2}
+        for kind, (status, reason) in (
+            {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("True", "Yes")} | told
+        ).items()
+    ]
+    return route | {"status": {"parents": [{"conditions": judged}]}}
+
+
+@pytest.mark.parametrize(
+    ("live", "words"),
+    [
+        (at_a_gateway({}), "it names no backend, and clients get 404"),
+        (at_a_gateway({"r1": 0, "r2": 0}), "every weight is 0, and clients get 500"),
+        (at_a_gateway({"r1": 100}), "m-r1 has 100"),
+        (at_a_gateway({"r1": 0, "r2": 100}, ResolvedRefs=("False", "BackendNotFound")), "BackendNotFound"),
+        (at_a_gateway({"r1": 0, "r2": 100}, Accepted=("Unknown", "Pending")), "no controller has judged"),
+        (at_a_gateway({"r1": 0, "r2": 100}, Accepted=("False", "RuleMatchConflict")), "RuleMatchConflict"),
+        (at_a_gateway({"r1": 0, "r2": 100}), ""),
+        (at_a_gateway({"r1": 0, "r2": 100, "old": 0}), ""),
+        (at_a_gateway({"r1": 0, "r2": 100, "old": 1}), "m-old has 1"),
+    ],
+)
+def test_where_traffic_goes_is_told_as_a_gateway_takes_the_route(live: dict[str, Any], words: str) -> None:
+    one, two = release(WEIGHED, "r1"), release(WEIGHED, "r2")
+    match WEIGHED.routed(Desired("m", (one, two), {"r2": 100}, WEIGHED.address("m")), seen(live)):
+        case Current():
+            assert not words
+        case InProgress(why):
+            assert words
+            assert words in why
+        case Failed(finding):
+            assert words in finding.what
+            assert "the HTTPRoute that is older" in finding.fix
+
+
+def test_a_release_without_traffic_is_known_to_the_gateway() -> None:
+    made = composed(WEIGHED, release(WEIGHED, "r1"), release(WEIGHED, "r2"), r1=100)["HTTPRoute/m"]
+    (rule,) = made["spec"]["rules"]
+    assert {ref["name"]: ref["weight"] for ref in rule["backendRefs"]} == {"m-r1": 100, "m-r2": 0}
+    assert rule["timeouts"] == {"request": "0s"}
+
+
 def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> None:
     from model_delivery.models.sources.huggingface import HuggingFaceModel
     from model_delivery.run.frozen import Frozen

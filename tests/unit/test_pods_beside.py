@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from model_delivery.base import Finding
+from model_delivery.diagnosis import pods
 from model_delivery.diagnosis.scheduling import number
-from model_delivery.values import Failed, InProgress
+from model_delivery.values import Failed, InProgress, Started
 from tests.unit.test_pods import NAME, PULL, event, judged, pod, unscheduled
 
 LOADING = "INFO loading weights"
@@ -51,6 +52,17 @@ def test_a_pod_that_was_refused_does_not_hide_one_that_lives() -> None:
     living = pod(log=LOADING)
     for seen in ([refused("NodeAffinity"), living], [living, refused("NodeAffinity")]):
         assert waits(judged(*seen)).why == LOADING
+
+
+def test_an_image_that_has_no_command_true_is_pulled_all_the_same() -> None:
+    ended = {
+        "terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "true": executable file not found'}
+    }
+    states = {"step": {"running": {}}, "image": ended}
+    statuses = [{"name": name, "image": "x", "ready": False, "state": state} for name, state in states.items()]
+    seen: dict[str, Any] = {"metadata": {"name": "fetch-x"}, "spec": {"containers": []}, "status": {"phase": "Running"}}
+    seen["status"]["containerStatuses"] = statuses
+    assert isinstance(pods.step([seen], {"Event": ()}, "fetch", finished=False), Started)
 
 
 def test_a_node_that_shuts_down_is_waited_for() -> None:

@@ -15,7 +15,7 @@ from model_delivery.models.sources import ENDPOINTS
 from model_delivery.places.cluster.client import Client, Forbidden, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, label, to_object
-from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, JOB, POD
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, HTTP_ROUTE, JOB, POD
 from model_delivery.targets.kubernetes.release import devices
 from model_delivery.values import Resource
 
@@ -37,6 +37,9 @@ def bound(resource: Resource, look: Look) -> Object:
         _bind_input(body["data"], needs, resource.delivery, look)
     elif resource.ref.kind == JOB:
         _bind_pod(body["spec"]["template"]["spec"], needs, look)
+    elif resource.ref.kind == HTTP_ROUTE and not look.knows_timeouts:
+        for rule in body["spec"]["rules"]:
+            rule.pop("timeouts")
     return body
 
 

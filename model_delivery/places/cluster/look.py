@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from model_delivery.places.cluster import pods
@@ -15,7 +16,16 @@ from model_delivery.places.cluster.client import Broken, Client, Forbidden, Quer
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
 from model_delivery.places.cluster.watching import Watches
 from model_delivery.targets import cluster_kinds
-from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
+from model_delivery.targets.kubernetes.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    ENDPOINT_SLICE,
+    EVENT,
+    HTTP_ROUTE,
+    JOB,
+    POD,
+    SERVICE,
+)
 from model_delivery.targets.kubernetes.release import pod_labels
 from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
 
@@ -80,6 +90,19 @@ class Look:
                     raise
                 self._absent.add(kind)
         return []
+
+    @cached_property
+    def knows_timeouts(self) -> bool:
+        """Has an HTTPRoute a time limit that can be lifted (Gateway API 1.2)? No server
+        takes an object with a field that it does not know.
+        """
+        try:
+            told = self.client.call("GET", f"/openapi/v3/apis/{HTTP_ROUTE.api}")
+        except (Status, Forbidden):
+            return True
+        schemas = told.get("components", {}).get("schemas", {})
+        routes = [schema for name, schema in schemas.items() if name.endswith(".HTTPRoute")]
+        return not routes or '"timeouts": {' in json.dumps(routes)
 
     def world(self, delivery: str, *, fresh: bool = True) -> World:
         """``fresh``: nothing of it is known from a look before."""

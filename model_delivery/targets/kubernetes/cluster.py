@@ -185,11 +185,15 @@ class InCluster(Target):
         raise NotImplementedError
 
     def routed(self, want: Desired, world: World) -> Readiness:
-        if want.address is None or not want.shares:
+        if want.address is None or not self.directs(want):
             return Current("")
         ref = self.route(want.delivery)
         seen = world.objects.get(ref)
         return self.moved(want, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+
+    def directs(self, want: Desired) -> bool:
+        """Is there anything that the route must know?"""
+        return bool(want.shares)
 
     def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
         """Does the route, as it is seen, give everybody the share that is wanted?"""

@@ -4,8 +4,11 @@ really sends, each step is judged, a refused one gives it back.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +22,14 @@ from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.values import Ref
+from model_delivery.verbs.plan import plan
 from model_delivery.verbs.status import down, status
 from model_delivery.verbs.where import find
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
+from tests.cluster.control.test_gateway import route
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
-from tests.parts.gateway import StandIn
+from tests.parts.gateway import REQUEST_SECONDS, StandIn
 
 HOSTNAME = "chat.test"
 BEHIND = {"gateway": "gateway", "hostname": HOSTNAME}
@@ -114,6 +119,87 @@ def test_without_a_gateway_a_canary_is_refused_before_anything_is_touched(lab: L
     with pytest.raises(Refused, match=r"(?s)canary is refused.*cannot weigh traffic.*blue-green") as refused:
         deliver.fn(lab.spec(rollout=CANARY))
     assert refused.value.exit_code == 3
+    assert lab.place.deliveries() == ()
+
+
+@contextmanager
+def probed(gateway: StandIn) -> Iterator[Counter[int]]:
+    """The statuses of requests that are made through the gateway all the time."""
+    seen, over = Counter[int](), threading.Event()
+
+    def probe() -> None:
+        asked = {"Host": HOSTNAME, "Connection": "close"}  # a reload of the stand-in ends connections that are idle
+        with httpx.Client(base_url=gateway.url, headers=asked, trust_env=False) as client:
+            while not over.wait(0.01):
+                seen[client.get("/v1/models").status_code] += 1
+
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(probe)
+        yield seen
+        over.set()
+        ended.result()
+
+
+@pytest.mark.parametrize("rollout", [CANARY, {}], ids=["canary", "blue-green"])
+def test_no_request_fails_while_traffic_moves(lab: Lab, gateway: StandIn, rollout: dict[str, Any]) -> None:
+    first, second = (canary(lab, rollout=rollout, gates=SMOKE_ONLY) for _ in range(2))
+    serves = deliver.fn(first)["release"]
+    with probed(gateway) as seen:
+        assert deliver.fn(second)["result"] == "promoted"
+        rollback.fn(NAME, serves, where=find(NAME, None, lab.namespace).location)
+    assert seen.keys() == {200}, seen
+
+
+def test_a_stream_may_take_longer_than_a_request_does_at_a_gateway(lab: Lab, gateway: StandIn) -> None:
+    asked = {"model": NAME, "prompt": "hello", "max_tokens": 150, "stream": True}
+    gateway.request_seconds = 2.0
+    try:
+        deliver.fn(canary(lab, "--itl", "20", gates=SMOKE_ONLY))
+        said = httpx.post(f"{gateway.url}/v1/completions", headers={"Host": HOSTNAME}, json=asked, timeout=60)
+    finally:
+        gateway.request_seconds = REQUEST_SECONDS
+    assert said.elapsed.total_seconds() > 2.5
+    assert said.text.endswith("data: [DONE]\n\n")
+
+
+def unserved(lab: Lab, gateway: StandIn) -> None:
+    made = gateway.gateway(lab.namespace)
+    made["spec"]["gatewayClassName"] = "nobodys"
+    lab.cluster.kubectl("delete", "gateway", "gateway", "-n", lab.namespace)
+    lab.cluster.apply(made)
+
+
+def closed(lab: Lab, gateway: StandIn) -> None:
+    made = gateway.gateway(lab.namespace)
+    made["spec"]["listeners"][0]["allowedRoutes"] = {
+        "namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "other"}}}
+    }
+    lab.cluster.apply(made)
+
+
+def taken(lab: Lab, gateway: StandIn) -> None:
+    lab.cluster.apply(route(lab.namespace, HOSTNAME, other=100))
+
+
+@pytest.mark.parametrize(
+    ("come", "code", "why"),
+    [
+        (unserved, "gateway.not-served", "class nobodys, Accepted is Unknown: Pending"),
+        (closed, "gateway.no-listener", "http: it selects others"),
+        (taken, "gateway.route-conflict", "RuleMatchConflict"),
+    ],
+)
+def test_what_a_gateway_would_not_do_is_told_by_plan_and_before_anything_is_touched(
+    lab: Lab, gateway: StandIn, come: Callable[[Lab, StandIn], None], code: str, why: str
+) -> None:
+    come(lab, gateway)
+    wanted = canary(lab)
+    for tried in (lambda: plan(lab.place, wanted), lambda: deliver.fn(wanted)):
+        with pytest.raises(Refused) as refused:
+            tried()
+        assert refused.value.exit_code == 3
+        assert [finding.code for finding in refused.value.findings] == [code]
+        assert why in refused.value.text
     assert lab.place.deliveries() == ()
 
 

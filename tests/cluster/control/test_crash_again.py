@@ -58,7 +58,9 @@ def test_a_killed_canary_converges_on_the_rerun(lab: Lab, cluster: Cluster, gate
     assert first.code == 0, first.said
     whole = deliver(canary(lab))
     assert whole.code == 0, whole.said
-    assert sum(event == ("after", "put", f"HTTPRoute/{NAME}") for event in whole.events) == 3, "10 %, 50 %, all"
+    assert sum(event == ("after", "put", f"HTTPRoute/{NAME}") for event in whole.events) == 5, (
+        "dark, 10 %, 50 %, all, alone"
+    )
     for at in moments(whole):
         wanted = canary(lab)
         assert deliver(wanted, kill_at=at).code is None, f"no effect number {at}"

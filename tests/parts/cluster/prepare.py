@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.parts import kserve
+from tests.parts import contour, kserve
 from tests.parts.cluster import images
 from tests.parts.cluster.control_plane import kube
 from tests.parts.gateway import definitions
@@ -30,6 +30,9 @@ def programs(*, node: bool) -> None:
     if node:
         told("CoreDNS", lambda: build(SOURCES / "dns"))
         told("pause", lambda: build(SOURCES / "pause"))
+        told("Contour", contour.contour)
+        told("Envoy", contour.envoy)
+        told("the steady load", lambda: build(SOURCES.parent / "steady"))
 
 
 def pictures() -> None:

@@ -1,10 +1,13 @@
-"""A stand-in for a gateway controller (none builds from package registries): it programs
-a Caddy from Gateway API HTTPRoutes.
+"""A stand-in for a gateway controller: it programs a Caddy from Gateway API HTTPRoutes,
+without root and exact to 1 %. The real one is ``tests/parts/contour``.
 
 Real: the API's definitions, Gateways, HTTPRoutes, their status, and the proxy that splits
-the traffic by weight, exact to 1 %. Not there: matches, filters, TLS, listeners of
-different ports, cross-namespace grants. A weight changes without a reload; a new route
-reloads Caddy.
+the traffic by weight. As Contour and Envoy do it: 503 for a backend that is added and
+weighted in one write, until the gateway knows it; a request without a limit of its own
+ends after 15 s; of two routes with a hostname the older one counts; an empty route
+answers 404, one without weight, or a backend that is not there, 500. Not there: matches,
+filters, TLS, listeners of different ports, cross-namespace grants. A weight changes
+without a reload; a new route reloads Caddy.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,8 @@ API = "/apis/gateway.networking.k8s.io/v1"
 PATCH = {"Content-Type": "application/merge-patch+json"}
 SLOTS = 100
 PERIOD = 0.1
-NOWHERE = "127.0.0.1:1"
+NO_BACKEND, NO_WEIGHT, NO_CLUSTER = 404, 500, 503  # what Envoy answers
+REQUEST_SECONDS = 15.0
 Object = Mapping[str, Any]
 
 
@@ -54,6 +59,15 @@ def share(weights: Sequence[int]) -> list[int]:
     return slots
 
 
+@dataclass(frozen=True)
+class Programmed:
+    """Of a route: its Gateways, hostnames, and the seconds of a request (0: any)."""
+
+    at: frozenset[tuple[str, str]]
+    hosts: tuple[str, ...]
+    seconds: float
+
+
 class StandIn:
     """Follows every HTTPRoute whose parent is a Gateway of class ``caddy``; ``real`` says
     where a cluster address really is.
@@ -64,7 +78,9 @@ class StandIn:
         self.folder = cluster.folder / "gateway"
         (self.folder / "slots").mkdir(parents=True, exist_ok=True)
         self._admin = self.folder / "admin.sock"
-        self._programmed: dict[str, list[str]] | None = None
+        self.request_seconds = REQUEST_SECONDS
+        self._programmed: dict[str, Programmed] | None = None
+        self._clusters: dict[str, set[str]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -106,69 +122,104 @@ class StandIn:
             (one["metadata"]["namespace"], one["metadata"]["name"]): one
             for one in self._cluster.listed("/api/v1/services")
         }
-        routes = {}
-        for route in self._cluster.listed(f"{API}/httproutes"):
+        routes: dict[str, Programmed] = {}
+        for route in sorted(self._cluster.listed(f"{API}/httproutes"), key=age):
             parents = [parent for parent in route["spec"].get("parentRefs", ()) if parent_of(route, parent) in gateways]
             if parents:
                 key = f"{route['metadata']['namespace']}.{route['metadata']['name']}"
-                routes[key] = list(route["spec"].get("hostnames", ()))
-                found = self._program(key, route, services)
-                self._tell_route(route, parents, found)
+                made = self._programmed_as(route, parents)
+                refused = refusal(route, made, [gateways[parent_of(route, one)] for one in parents], routes)
+                if not refused:
+                    routes[key] = made
+                resolved = self._program(key, route, services)
+                if resolved is not None:
+                    self._tell_route(route, parents, refused, resolved)
         if routes != self._programmed:
             self._load(routes)
         for gateway in gateways.values():
             self._tell_gateway(gateway)
 
-    def _program(self, key: str, route: Object, services: Mapping[tuple[str, str], Object]) -> bool:
-        """Write the slots of a route's first rule; False: one of its backends is not
-        there.
+    def _programmed_as(self, route: Object, parents: Sequence[Object]) -> Programmed:
+        limits = [rule.get("timeouts", {}).get("request") for rule in route["spec"].get("rules", ())[:1]]
+        seconds = float(limits[0].removesuffix("s")) if limits and limits[0] else self.request_seconds
+        at = frozenset(parent_of(route, parent) for parent in parents)
+        return Programmed(at, tuple(route["spec"].get("hostnames", ())), seconds)
+
+    def _program(self, key: str, route: Object, services: Mapping[tuple[str, str], Object]) -> tuple[str, str] | None:
+        """Write the slots of a route's first rule; the reason and message of its
+        ResolvedRefs. None: it is not known to all of the gateway yet.
         """
         namespace = route["metadata"]["namespace"]
         refs = [ref for rule in route["spec"].get("rules", ())[:1] for ref in rule.get("backendRefs", ())]
         there = [services.get((ref.get("namespace", namespace), ref["name"])) for ref in refs]
+        known = self._clusters.get(key, set())
+        self._clusters[key] = {ref["name"] for ref in refs}
+        fresh = [ref for ref in refs if ref.get("weight", 1) and ref["name"] not in known]
         addresses = [
-            f"{self._real(service['spec']['clusterIP'])}:{ref['port']}" if service else NOWHERE
+            self._answer(NO_WEIGHT) if not service else self._answer(NO_CLUSTER) if ref in fresh
+            else f"{self._real(service['spec']['clusterIP'])}:{ref['port']}"
             for ref, service in zip(refs, there, strict=True)
-        ]
+        ]  # fmt: skip
         chosen = share([ref.get("weight", 1) for ref in refs])
         folder = self.folder / "slots" / key
         folder.mkdir(exist_ok=True)
         for slot in range(SLOTS):
-            file, text = folder / f"{slot:02}", addresses[chosen[slot]] if chosen else NOWHERE
+            nobody = self._answer(NO_WEIGHT if refs else NO_BACKEND)
+            file, text = folder / f"{slot:02}", addresses[chosen[slot]] if chosen else nobody
             if not file.exists() or file.read_text() != text:
                 written = folder / "new"
                 written.write_text(text)
                 written.replace(file)
-        return all(there)
+        if not refs:
+            return "Degraded", "at least one backend must be named"
+        if not all(there):
+            return "BackendNotFound", "a backend's Service does not exist"
+        return None if fresh else ("ResolvedRefs", "")
 
-    def _configuration(self, routes: Mapping[str, list[str]]) -> dict[str, Any]:
-        made = []
-        for key, hosts in routes.items():
-            upstreams = [{"dial": f"{{file.{self.folder / 'slots' / key / f'{slot:02}'}}}"} for slot in range(SLOTS)]
-            proxy = {
-                "handler": "reverse_proxy", "flush_interval": -1, "upstreams": upstreams,
-                "load_balancing": {"selection_policy": {"policy": "round_robin"}},
-            }  # fmt: skip
-            made.append({"match": [{"host": hosts}] if hosts else [], "handle": [proxy], "terminal": True})
-        made.append({"match": [], "handle": [{"handler": "static_response", "status_code": 404}], "terminal": True})
-        server = {"listen": [f"{self.address}:{self.port}"], "automatic_https": {"disable": True}, "routes": made}
+    def _answer(self, status: int) -> str:
+        """Where nothing but this status is answered."""
+        return f"unix/{self.folder}/{status}.sock"
+
+    def _configuration(self, routes: Mapping[str, Programmed]) -> dict[str, Any]:
+        """A request of a route with a limit takes a way through a server that has it."""
+        through = f"unix/{self.folder}/within-"
+        made, within = list[Any](), dict[float, list[Any]]()
+        for key, one in reversed([*routes.items()]):  # of two tests' Gateways that share an address, the newer
+            slots = [f"{{file.{self.folder / 'slots' / key / f'{slot:02}'}}}" for slot in range(SLOTS)]
+            direct = {"match": [{"host": one.hosts}] if one.hosts else [], "handle": [proxied(slots)], "terminal": True}
+            if one.seconds:
+                within.setdefault(one.seconds, []).append(direct)
+            made.append(direct | ({"handle": [proxied([f"{through}{one.seconds:g}"])]} if one.seconds else {}))
+        made.append({"handle": [answered(NO_BACKEND)]})
+        servers = {"gateway": {"listen": [f"{self.address}:{self.port}"], "routes": made}}
+        servers |= {
+            f"answers {status}": {"listen": [self._answer(status)], "routes": [{"handle": [answered(status)]}]}
+            for status in (NO_BACKEND, NO_WEIGHT, NO_CLUSTER)
+        }
+        for seconds, limited in within.items():
+            limit: dict[str, Any] = {
+                "listen": [f"{through}{seconds:g}"],
+                "write_timeout": f"{seconds}s",
+                "routes": limited,
+            }
+            servers[f"within {seconds}"] = limit
+        http = {"servers": {name: {"automatic_https": {"disable": True}, **one} for name, one in servers.items()}}
         logging = {"logs": {"default": {"level": "WARN"}}}
         admin = {"listen": f"unix/{self._admin}", "config": {"persist": False}}
-        return {"admin": admin, "logging": logging, "apps": {"http": {"servers": {"gateway": server}}}}
+        return {"admin": admin, "logging": logging, "apps": {"http": http}}
 
-    def _load(self, routes: dict[str, list[str]]) -> None:
+    def _load(self, routes: dict[str, Programmed]) -> None:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self._admin))) as client:
             client.post("http://caddy/load", json=self._configuration(routes)).raise_for_status()
         self._programmed = routes
 
-    def _tell_route(self, route: Object, parents: Sequence[Object], found: bool) -> None:
+    def _tell_route(
+        self, route: Object, parents: Sequence[Object], refused: tuple[str, str] | None, resolved: tuple[str, str]
+    ) -> None:
         seen = route["metadata"]["generation"]
-        resolved = (
-            ("True", "ResolvedRefs", "")
-            if found
-            else ("False", "BackendNotFound", "a backend's Service does not exist")
-        )
-        conditions = [condition("Accepted", "True", "Accepted", "", seen), condition("ResolvedRefs", *resolved, seen)]
+        found = "True" if resolved[0] == "ResolvedRefs" else "False"
+        accepted = ("False", *refused) if refused else ("True", "Accepted", "")
+        conditions = [condition("Accepted", *accepted, seen), condition("ResolvedRefs", found, *resolved, seen)]
         status = {
             "parents": [
                 {"parentRef": parent, "controllerName": CONTROLLER, "conditions": conditions} for parent in parents
@@ -183,6 +234,15 @@ class StandIn:
         status = {
             "addresses": [{"type": "IPAddress", "value": self.address}],
             "conditions": [condition(kind, "True", kind, "", seen) for kind in ("Accepted", "Programmed")],
+            "listeners": [
+                {
+                    "name": listener["name"],
+                    "attachedRoutes": 0,
+                    "supportedKinds": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute"}],
+                    "conditions": [condition(kind, "True", kind, "", seen) for kind in ("Accepted", "Programmed")],
+                }
+                for listener in gateway["spec"]["listeners"]
+            ],
         }
         self._tell(
             f"{API}/namespaces/{gateway['metadata']['namespace']}/gateways/{gateway['metadata']['name']}",
@@ -193,6 +253,40 @@ class StandIn:
     def _tell(self, path: str, one: Object, status: dict[str, Any]) -> None:
         if bare(one.get("status", {})) | bare(status) != bare(one.get("status", {})):
             self._cluster.client.patch(f"{path}/status", json={"status": status}, headers=PATCH)
+
+
+def age(one: Object) -> tuple[str, str, str]:
+    """The oldest first; of the same second, by the alphabet."""
+    meta = one["metadata"]
+    return meta["creationTimestamp"], meta["namespace"], meta["name"]
+
+
+def refusal(
+    route: Object, made: Programmed, gateways: Sequence[Object], older: Mapping[str, Programmed]
+) -> tuple[str, str] | None:
+    """Why no gateway takes the route; ``older``: those that were taken."""
+    home = route["metadata"]["namespace"]
+    if not any(allows(gateway, home) for gateway in gateways):
+        return "NotAllowedByListeners", f"no listener allows namespace {home}"
+    same = (key for key, one in older.items() if {*made.hosts} & {*one.hosts} or made.hosts == one.hosts)
+    taken = next((key for key in same if made.at & older[key].at), None)
+    return ("RuleMatchConflict", f"{taken} is older and has it") if taken else None
+
+
+def allows(gateway: Object, namespace: str) -> bool:
+    spaces = [one.get("allowedRoutes", {}).get("namespaces", {}).get("from") for one in gateway["spec"]["listeners"]]
+    return "All" in spaces or gateway["metadata"]["namespace"] == namespace
+
+
+def proxied(upstreams: Sequence[str]) -> dict[str, Any]:
+    return {
+        "handler": "reverse_proxy", "flush_interval": -1, "upstreams": [{"dial": one} for one in upstreams],
+        "load_balancing": {"selection_policy": {"policy": "round_robin"}},
+    }  # fmt: skip
+
+
+def answered(status: int) -> dict[str, Any]:
+    return {"handler": "static_response", "status_code": status}
 
 
 def parent_of(route: Object, parent: Object) -> tuple[str, str]:

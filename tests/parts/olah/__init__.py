@@ -6,19 +6,15 @@ Its environment is made from ``requirements.txt``, outside the tree.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import uv
 
-from tests.parts.golang import cache
+from tests.parts.environment import environment
 from tests.parts.hubs.git_lfs import git, pointer
 from tests.parts.ports import free_port
 
@@ -26,27 +22,9 @@ REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 LFS = (".safetensors", ".bin")
 
 
-def environment() -> Path:
+def programs() -> Path:
     """The folder of olah's programs."""
-    folder = cache() / f"olah-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]}"
-    cache().mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            make = [uv.find_uv_bin(), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)]
-            fill = [
-                uv.find_uv_bin(),
-                "pip",
-                "sync",
-                "--quiet",
-                "--python",
-                str(folder / "bin" / "python"),
-                str(REQUIREMENTS),
-            ]
-            for command in (make, fill):
-                subprocess.run(command, check=True)
-            (folder / "complete").touch()
-    return folder / "bin"
+    return environment("olah", REQUIREMENTS) / "bin"
 
 
 def repository(mirrors: Path, files: dict[str, bytes]) -> str:
@@ -73,7 +51,7 @@ def running_olah(folder: Path) -> Iterator[str]:
     mirrors, repos = folder / "mirrors", folder / "repos"
     basic = f'host = "127.0.0.1"\nport = {port}\nrepos-path = "{repos}"\nmirrors-path = ["{mirrors}"]\n'
     config.write_text(f"[basic]\n{basic}[accessibility]\noffline = true\n")
-    command = [str(environment() / "olah-cli"), "--config", str(config), "--log-path", str(folder / "olah-logs")]
+    command = [str(programs() / "olah-cli"), "--config", str(config), "--log-path", str(folder / "olah-logs")]
     with (
         (folder / "olah.log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log, cwd=folder) as process,

@@ -86,7 +86,11 @@ def status(place: Place, name: str) -> Status:
 
 
 def _astray(book: Book, world: World) -> str:
-    match book.target.routed(book.desired(), world):
+    try:
+        state = book.target.routed(book.desired(), world)
+    except Trouble:
+        return ""  # of a release that is not known: its own line says it
+    match state:
         case InProgress(why):
             return why
         case Failed(finding):

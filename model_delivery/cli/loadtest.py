@@ -154,7 +154,8 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
         )
         return LoadInput(url=url, slo=slo, **facts | {"model": more["model"] or ""})
     except ValidationError as error:
-        near = difflib.get_close_matches(str(error.errors()[0]["loc"][-1]), Slo.model_fields, 1)
+        unknown = [str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        near = difflib.get_close_matches("".join(unknown[:1]), Slo.model_fields, 1)
         fix = f"did you mean {near[0]}? " if near else ""
         fix += f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
         raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None

@@ -94,7 +94,7 @@ def test_a_misspelt_name_brings_the_nearest() -> None:
         ('"{names}"', '"--names={names}"', "must be an argument of its own"),
         ("{cpus}", "{cpu}", r"variables: .*did you mean \{cpus\}"),
         ('drain = "7s"', 'drain = "7"', "stop.drain"),
-        ("[stop]", "[stopp]", "stopp: Extra inputs"),
+        ("[stop]", "[stopp]", "stopp: there is no such field"),
         ("name =", "name", "not valid TOML"),
         ("[stop]", "[environment]\n[stop]", "needs a pyproject.toml and a uv.lock"),
     ],

@@ -75,7 +75,8 @@ def plan(file: Path) -> Answer:
     lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
-    return Answer(planned, lines + ([f"  {change}" for change in planned.changes] or ["no changes"]))
+    lines += [f"  {change}" for change in planned.changes] or ["no changes"]
+    return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
 
 
 @click.command()

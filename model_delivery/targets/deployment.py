@@ -113,7 +113,8 @@ class Deployment(Routed):
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         name, status = f"{world.delivery}-{release.id}", seen.status
         seen_by_controller = status.get("observedGeneration", 0) >= status["generation"]
-        enough = all(status.get(count, 0) >= release.replicas for count in ("updatedReplicas", "availableReplicas"))
+        wanted = max(1, min(release.replicas, seen.resource.spec["spec"].get("replicas", 1)))  # an autoscaler's
+        enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
         if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
             return Current(f"http://{name}.{self.key.namespace}.svc:{PORT}")
         return self.pending(release, world, name, status)

@@ -12,7 +12,7 @@ from typing import Any
 
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
-from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
+from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label, owner
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, ENDPOINT_SLICE, EVENT, JOB, POD, SERVICE
 from model_delivery.targets.kubernetes.release import pod_labels
@@ -115,7 +115,7 @@ class Look:
         for release, origin in adopted.items():
             if kind := bare.get(origin["kind"]):
                 for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin['name']}"}):
-                    if live["metadata"]["uid"] == origin["uid"] and label(live, "delivery") is None:
+                    if live["metadata"]["uid"] == origin["uid"] and owner(live) in (None, delivery):
                         seen = from_object(live, kind)
                         resource = replace(seen.resource, role="release", delivery=delivery, release=release)
                         yield replace(seen, resource=resource)

@@ -200,7 +200,7 @@ def _cut(fields: Object, path: Path) -> Any:
     if not rest or first not in fields:
         return fields.pop(first, None)
     found = _cut(fields[first], tuple(rest))
-    if not fields[first]:
+    if not fields[first].keys() - {"."}:
         del fields[first]
     return found
 

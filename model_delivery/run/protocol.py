@@ -255,6 +255,11 @@ def take_down(session: Session) -> None:
     finish_ending(session)
     session.write(rules.taken_down(session.record))
     session.converge()
+    sweep(session)
+
+
+def sweep(session: Session) -> None:
+    """Steps that have ended, or are of no use any more."""
     for ref, seen in session.world().objects.items():
         if seen.resource.role == "step":
             session.place.delete(session.delivery, ref)

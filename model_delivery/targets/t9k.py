@@ -5,7 +5,6 @@ an MLServiceRuntime, called by the hash of its content.
 from __future__ import annotations
 
 import copy
-import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
     filled,
+    folder_of,
     model_of,
     not_on_a_claim,
     refusal,
@@ -330,8 +330,9 @@ class T9k(InCluster):
         inside = relative(model_of(words), pvc.get("mountPath", MOUNT)) if pvc else None
         if pvc is None or inside is None:
             raise not_on_a_claim(ref, model_of(words))
-        folder = posixpath.normpath(posixpath.join(pvc.get("subPath", ""), inside))
-        count, container = int(predictor.get("minReplicas", 1)), base | next(over, {})
+        folder = folder_of(ref, f"{pvc.get('subPath', '')}/{inside}")
+        paused = _true(pods.condition(live.status, "Paused"))
+        count, container = 0 if paused else int(predictor.get("minReplicas", 1)), base | next(over, {})
         known = {"pods": {"prefix": f"{ref.name}-predict-{names[0]}-"}, "entry": names[0]}
         return Found(predictor, container, words, pvc["name"], folder, count, known)
 

@@ -50,7 +50,7 @@ _Dumper.add_implicit_resolver(
 @click.command()
 @FILE
 @click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
-@click.option("--take-over", is_flag=True, help="In a cluster: take values that another field manager holds.")
+@click.option("--take-over", is_flag=True, help="In a cluster: take values that others hold, remove what they added.")
 @answers
 def up(file: Path, request: str | None, take_over: bool) -> Answer:
     """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect

@@ -40,7 +40,7 @@ def converge(
         offered = place.put(resource, dry_run=True)
         if offered.action != "unchanged":
             changes.append(_put(place, resource, world.objects.get(resource.ref)))
-        elif offered.stays:
+        if offered.stays:
             beside.append(offered)
     changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
     route = _route(place, world, resources, {change.ref for change in changes})

@@ -142,6 +142,13 @@ class Look:
         """By release, what was somebody's and is a release of ours since."""
         return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
+    def adopter(self, uid: str, delivery: str) -> str | None:
+        """Whose release the object ``uid`` is; where it is one of ``delivery``, that."""
+        stored = self.maybe(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Release"})
+        made = (release for release in stored for origin in _adoptions([release]).values() if origin["uid"] == uid)
+        names = {str(label(release, "delivery")) for release in made}
+        return delivery if delivery in names else next(iter(names), None)
+
     def nodes(self) -> tuple[Object, ...]:
         """Every node; empty where we may not see them."""
         if self._nodes is None:

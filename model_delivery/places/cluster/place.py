@@ -17,7 +17,7 @@ from model_delivery.base.process import lives
 from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
-from model_delivery.places.cluster.objects import Object, from_object, label, object_ref, owner
+from model_delivery.places.cluster.objects import MANAGER, Object, from_object, label, object_ref, owner
 from model_delivery.places.cluster.pace import Pace
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, SECRET
 from model_delivery.values import (
@@ -210,7 +210,9 @@ class Cluster:
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
         holder = owner(live)
-        if holder != resource.delivery and not writing.may_take(resource, live):
+        if holder is None and writing.is_taken(live, MANAGER):  # an older version's, which left no mark
+            holder = self._look.adopter(live["metadata"]["uid"], resource.delivery)
+        if holder != resource.delivery and (holder or not writing.may_take(resource, live)):
             raise writing.not_ours(ref, holder, self.client.namespace)
 
     def _wait_gone(self, ref: Ref) -> None:

@@ -42,9 +42,9 @@ def apply(
     ref, client, body, manager = resource.ref, look.client, binding.bound(resource, look), MANAGER
     if live and resource.spec.get("bind", {}).get("bare") and label(live, "delivery") is None:
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
-        manager = f"{MANAGER}/{resource.delivery}"
+        manager = MANAGER if is_taken(live, MANAGER) else f"{MANAGER}/{resource.delivery}"
     binding.check(look, resource, body, live)
-    known, version = live is not None and _is_taken(live, manager), expect
+    known, version = live is not None and is_taken(live, manager), expect
     taken = live if live and not known and may_take(resource, live) else None
     harmless, added = additions.told(live) if known and live else ((), ())
     body, lost = additions.yielded(body, live), added if take_over else ()
@@ -85,7 +85,7 @@ def _disown(client: Client, ref: Ref, manager: str) -> Version:
     """
     for _ in range(TRIES):
         live = client.get(ref) or {"metadata": {}}
-        if not _is_taken(live, manager):
+        if not is_taken(live, manager):
             break
         held = {"managedFields": additions.taken(live, manager)}
         if version := _marked(client, ref, live, held):
@@ -173,7 +173,7 @@ def _take(client: Client, resource: Resource, live: Object, body: Object, manage
         live = client.get(ref) or live
         if not may_take(resource, live):
             raise not_ours(ref, owner(live), client.namespace)
-        if _is_taken(live, manager):
+        if is_taken(live, manager):
             return str(live["metadata"]["resourceVersion"])
     raise _restless(ref)
 
@@ -190,7 +190,7 @@ def _marked(client: Client, ref: Ref, live: Object, meta: Object) -> Version | N
     return str(now["metadata"]["resourceVersion"])
 
 
-def _is_taken(live: Object, manager: str) -> bool:
+def is_taken(live: Object, manager: str) -> bool:
     return any(additions.is_applied(entry, manager) for entry in managers(live))
 
 

@@ -184,6 +184,9 @@ def test_a_bound_claim_grows(cluster: Cluster, namespace: str, place: Place) -> 
         cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.resources.requests.storage}")
         == "2Gi"
     )
+    taking = Place(None, namespace, take_over=True).put(claim("3Gi", storageClassName="at-once"))
+    assert (taking.action, taking.stays) == ("updated", ()), "its volume, which the cluster gave it, is no addition"
+    assert cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.volumeName}")
 
 
 def test_a_users_claim_is_used_and_left_alone(cluster: Cluster, namespace: str, place: Place) -> None:
@@ -371,8 +374,7 @@ def test_what_others_added_stays_and_goes_with_take_over_but_an_autoscalers_repl
     cluster: Cluster, namespace: str, place: Place
 ) -> None:
     labels = {"app": "m"}
-    containers = [{"name": "engine", "image": "registry.example/e:1"}]
-    template = {"metadata": {"labels": labels}, "spec": {"containers": containers}}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "engine", "image": "e.example/e:1"}]}}
     spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
     wanted = Resource(Ref(DEPLOYMENT, "m-r1"), "release", NAME, {"metadata": {}, "spec": spec}, "r1")
     place.put(wanted)

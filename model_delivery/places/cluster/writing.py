@@ -46,7 +46,8 @@ def apply(
     binding.check(look, resource, body, live)
     known, version = live is not None and is_taken(live, manager), expect
     taken = live if live and not known and may_take(resource, live) else None
-    harmless, added = additions.told(live) if known and live else ((), ())
+    served = resource.role in ("release", "route")  # a claim gets its volume from the cluster
+    harmless, added = additions.told(live) if known and live and served else ((), ())
     body, lost = additions.yielded(body, live), added if take_over else ()
     if taken and not dry_run:
         version = _take(client, resource, taken, body, manager)

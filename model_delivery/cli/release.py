@@ -51,7 +51,7 @@ _Dumper.add_implicit_resolver(
 @click.command()
 @FILE
 @click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
-@click.option("--take-over", is_flag=True, help="In a cluster: take values that another field manager holds.")
+@click.option("--take-over", is_flag=True, help="In a cluster: take values that others hold, remove what they added.")
 @answers
 def up(file: Path, request: str | None, take_over: bool) -> Answer:
     """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect
@@ -78,7 +78,8 @@ def plan(file: Path) -> Answer:
     added = planned.args[: len(planned.args) - len(spec.serving.args)]
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
-    return Answer(planned, lines + ([f"  {change}" for change in planned.changes] or ["no changes"]))
+    lines += [f"  {change}" for change in planned.changes] or ["no changes"]
+    return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
 
 
 @click.command()

@@ -45,6 +45,7 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
     if now.running:
         yield table(("release", "traffic", "state", "", "pid", "cpus", "gpus"), map(_row, now.running))
     yield from (f"differs: {change} (run the delivery again)" for change in now.changes)
+    yield from (f"others: {line}" for line in now.harmless)
 
 
 def _row(release: statuses.Running) -> tuple[object, ...]:

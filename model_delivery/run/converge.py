@@ -16,11 +16,12 @@ Lead = Callable[[Resource, Observed | None], Observed | None]
 
 @dataclass(frozen=True)
 class Converged:
-    """What was changed, and the route as it was left: the baseline of the run's next
-    converge.
+    """What was changed, what of others' was left, and the route as it was left: the
+    baseline of the run's next converge.
     """
 
     changes: tuple[Change, ...]
+    beside: tuple[Change, ...]
     route: RouteMark
 
 
@@ -40,20 +41,26 @@ def converge(
     """
     world = place.world(delivery)
     _unmoved(baseline or {}, world)
-    changes = []
+    changes, beside = list[Change](), list[Change]()
     for resource in _ordered(resources):
-        if place.put(resource, dry_run=True).action != "unchanged":
+        offered = place.put(resource, dry_run=True)
+        if offered.action != "unchanged":
             seen = world.objects.get(resource.ref)
             changes.append(put(place, resource, lead(resource, seen) if resource.role == "route" else seen))
+        if offered.stays:
+            beside.append(offered)
     changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
-    return Converged(tuple(changes), _route(place, world, resources, {change.ref for change in changes}))
+    route = _route(place, world, resources, {change.ref for change in changes})
+    return Converged(tuple(changes), tuple(beside), route)
 
 
 def changes(place: Place, delivery: str, resources: tuple[Resource, ...]) -> tuple[Change, ...]:
-    """What ``converge`` would change; nothing is touched."""
+    """What ``converge`` would change, and what of others' it would leave; nothing is
+    touched.
+    """
     offered = [place.put(resource, dry_run=True) for resource in _ordered(resources)]
     gone = [Change(ref, "deleted") for ref in unwanted(place.world(delivery), resources)]
-    return (*(change for change in offered if change.action != "unchanged"), *gone)
+    return (*(change for change in offered if change.action != "unchanged" or change.stays or change.harmless), *gone)
 
 
 def _ordered(resources: Iterable[Resource]) -> list[Resource]:

@@ -143,7 +143,8 @@ def planned(
     if answer is Answer.UNCHANGED:
         book = book.supposing(record, {})
         changes = book.changes(book.desired())
-        broken = changes if found.record.replicas == replicas else found.changes(found.desired())
+        acts = changes if found.record.replicas == replicas else found.changes(found.desired())
+        broken = any(change.action != "unchanged" for change in acts)
         return Planned(Answer.HEALED if calm and broken else answer, release, frozen, gone, None, changes)
     leaving = book.record.beside_serving
     address = book.target.address(spec.name)

@@ -55,7 +55,9 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     if candidate is not None and candidate.release != release:
         withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}", by=session.request)
     session.write(rules.asked_by_hand(session.record, spec.runner))
-    healed = session.converge().changes
+    done = session.converge()
+    for change in done.beside:
+        report(Progress("others", str(change)))
     collect(session, spec.rollout)
     if replicas != session.record.replicas:
         session.write(rules.scaled(session.record, replicas))
@@ -67,7 +69,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         return Admission(answer, release)
     if answer is Answer.UNCHANGED:
         _wait_serving(session)
-        return Admission(Answer.HEALED if healed else answer, release)
+        return Admission(Answer.HEALED if done.changes else answer, release)
     address = session.target.address(session.delivery)
     proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
     leaving = session.record.beside_serving
@@ -264,6 +266,11 @@ def take_down(session: Session) -> None:
     finish_ending(session)
     session.write(rules.taken_down(session.record))
     session.converge()
+    sweep(session)
+
+
+def sweep(session: Session) -> None:
+    """Steps that have ended, or are of no use any more."""
     for ref, seen in session.world().objects.items():
         if seen.resource.role == "step":
             session.place.delete(session.delivery, ref)

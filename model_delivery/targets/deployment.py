@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from model_delivery.base import Object, manifest
+from model_delivery.diagnosis.pods import living
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
 from model_delivery.targets.kubernetes.cluster import ClusterTarget
 from model_delivery.targets.kubernetes.kinds import SERVICE
@@ -22,12 +23,26 @@ from model_delivery.targets.kubernetes.release import (
     ClusterPayload,
     common,
     devices,
+    in_cluster,
     pod_labels,
+    pods_of,
     serve,
 )
 from model_delivery.targets.kubernetes.route import FILE, Routed, RoutedKey
 from model_delivery.targets.protocol import Asked, Get, Target
-from model_delivery.values import Current, Demand, Kind, Lock, Observed, Readiness, Ref, Release, Resource, World
+from model_delivery.values import (
+    Current,
+    Demand,
+    InProgress,
+    Kind,
+    Lock,
+    Observed,
+    Readiness,
+    Ref,
+    Release,
+    Resource,
+    World,
+)
 
 
 def _demand(body: Mapping[str, Any]) -> Demand:
@@ -113,10 +128,20 @@ class Deployment(Routed):
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         name, status = f"{world.delivery}-{release.id}", seen.status
         seen_by_controller = status.get("observedGeneration", 0) >= status["generation"]
-        enough = all(status.get(count, 0) >= release.replicas for count in ("updatedReplicas", "availableReplicas"))
+        wanted = max(1, min(release.replicas, seen.resource.spec["spec"].get("replicas", 1)))  # an autoscaler's
+        enough = all(status.get(count, 0) >= wanted for count in ("updatedReplicas", "availableReplicas"))
         if seen_by_controller and enough and not status.get("unavailableReplicas", 0):
             return Current(f"http://{name}.{self.key.namespace}.svc:{PORT}")
         return self.pending(release, world, name, status)
+
+    def asked_at(self, release: Release, world: World, seen: Observed) -> Readiness:
+        """A pod of its own, on the port that our Service will lead to."""
+        state, port = self.ready(release, world, seen), in_cluster(release).origin("").port
+        addresses = [str(pod["status"].get("podIP", "")) for pod in living(pods_of(world, release.id))]
+        if not isinstance(state, Current) or not any(addresses):
+            return InProgress("no pod of it has an address yet") if isinstance(state, Current) else state
+        host = next(filter(None, addresses))
+        return Current(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def read(self, live: Observed, get: Get) -> Found:
         ref, spec = live.resource.ref, live.resource.spec["spec"]

@@ -17,10 +17,13 @@ from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
     filled,
+    folder_of,
     model_of,
     not_on_a_claim,
+    noted_port,
     on_a_claim,
     refusal,
+    relative,
 )
 from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kinds
 from model_delivery.targets.kubernetes.release import (
@@ -73,7 +76,8 @@ INFERENCE_SERVICE = Kind(
     demand=_demand,
 )
 SERVING_RUNTIME = Kind("ServingRuntime", GROUP, "v1alpha1", "servingruntimes", steady=True, optional=True)
-FILE = "kserve.yaml"
+MADE = Kind("Deployment", "apps", "v1", "deployments", foreground=True)
+FILE, STOP = "kserve.yaml", "serving.kserve.io/stop"
 MODELS = "/mnt/models"  # where KServe's webhook mounts the folder of storageUri
 PVC = "pvc://"
 BACKEND = "-predictor"  # the Service that KServe makes: the service's name, and this
@@ -202,21 +206,65 @@ class KServe(Routed):
         if mode not in MODES:
             why = f"it is in mode {mode}, which never changes: its pods are Knative's"
             raise refusal(ref, why, "deliver it anew under another name with `deliver up`")
+        _form(ref, spec)
+        resolved, service = get(Ref(MADE, f"{ref.name}{BACKEND}")), f"{ref.name}{BACKEND}"
+        pod = resolved.resource.spec["spec"]["template"]["spec"] if resolved else {}
         model = predictor.get("model")
         if model is None:
-            container, words = engine_of(predictor.get("containers") or [{}])
-            claim, folder = on_a_claim(ref, predictor, container, model_of(words))
+            container, words = engine_of(pod.get("containers") or predictor["containers"])
+            claim, folder = on_a_claim(ref, pod or predictor, container, model_of(words))
         else:
-            runtime = get(Ref(SERVING_RUNTIME, str(model.get("runtime"))))
-            base, words = engine_of(runtime.resource.spec["spec"]["containers"] if runtime else [{}])
-            words = filled([*words, *(model.get("args") or ())], {"Name": ref.name})
-            container = base | {"resources": model.get("resources") or base.get("resources", {})}
-            uri = str(model.get("storageUri", ""))
-            claim, _, folder = uri.removeprefix(PVC).partition("/")
-            if not uri.startswith(PVC):
-                raise not_on_a_claim(ref, uri)
-        known = {"pods": {"labels": {"app": f"isvc.{ref.name}-predictor"}}, "service": f"{ref.name}{BACKEND}"}
-        return Found(spec, container, words, claim, folder, int(predictor.get("minReplicas", 1)), known)
+            container, words = _resolved(ref, model, pod, get)
+            claim, folder = _weights(ref, model, model_of(words))
+        stopped = str(annotations.get(STOP, "")).lower() == "true"
+        count = 0 if stopped else int(predictor.get("minReplicas", 1))
+        known = {"pods": {"labels": {"app": f"isvc.{ref.name}-predictor"}}, "service": service}
+        found = Found(spec, container, words, claim, folder, count, known)
+        leads = noted_port(container, self.engine_port)
+        if found.port(leads) != leads:
+            why = f"its engine listens on {found.port(leads)}, and KServe leads what comes for it to {leads}"
+            raise refusal(ref, why, "name the engine's port in the ports of its container, then adopt")
+        return found
+
+
+def _form(ref: Ref, spec: Mapping[str, Any]) -> None:
+    """Refused where its predictor is not all of it, or is none that can be read."""
+    anew = "deliver it anew under another name with `deliver up`"
+    for part in ("transformer", "explainer"):
+        if spec.get(part):
+            raise refusal(ref, f"a {part} stands in front of its engine, and our address would lead past that", anew)
+    predictor = spec["predictor"]
+    if predictor.get("workerSpec"):
+        raise refusal(ref, "its engine runs on several nodes at once (workerSpec)", anew)
+    if not (predictor.get("model") or predictor.get("containers")):
+        said = ", ".join(key for key, value in predictor.items() if isinstance(value, Mapping)) or "nothing"
+        raise refusal(ref, f"its predictor has neither a model nor containers, but {said}", anew)
+
+
+def _resolved(ref: Ref, model: Mapping[str, Any], pod: Object, get: Get) -> tuple[Object, tuple[str, ...]]:
+    """The engine's container and words, as KServe made them of runtime and model; where
+    it has not yet, as it would.
+    """
+    runtime = get(Ref(SERVING_RUNTIME, str(model.get("runtime"))))
+    base, words = engine_of(runtime.resource.spec["spec"]["containers"] if runtime else [{}])
+    words = filled([*words, *(model.get("args") or ())], {"Name": ref.name})
+    env = [*(base.get("env") or ()), *(model.get("env") or ())]
+    made = {"env": env, "envFrom": model.get("envFrom")} if env or model.get("envFrom") else {}
+    if pod:
+        now, words = engine_of(pod["containers"])
+        base = base if runtime else now
+        made = {key: now[key] for key in ("image", "ports", "env", "envFrom") if key in now}
+    return base | made | {"resources": model.get("resources") or base.get("resources", {})}, words
+
+
+def _weights(ref: Ref, model: Mapping[str, Any], loaded: str) -> tuple[str, str]:
+    """Claim and folder; what is ``loaded`` may lie deeper than what is mounted."""
+    uri = str(model.get("storageUri") or "")
+    claim, _, folder = uri.removeprefix(PVC).partition("/")
+    inside = relative(loaded or MODELS, MODELS)
+    if not uri.startswith(PVC) or inside is None:
+        raise not_on_a_claim(ref, uri if inside is not None else loaded)
+    return claim, folder_of(ref, f"{folder}/{inside}")
 
 
 def _failure(ready: Mapping[str, Any], events: Sequence[Mapping[str, Any]], ref: Ref) -> Mapping[str, Any]:

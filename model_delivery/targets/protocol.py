@@ -253,6 +253,12 @@ class Target(Protocol):
         """
         raise nothing_to_adopt(self.key.kind)
 
+    def asked_at(self, release: Release, world: World, seen: Observed) -> Readiness:
+        """Where an engine that is to be adopted can be asked, while nothing is ours yet;
+        ``seen``: its object.
+        """
+        raise nothing_to_adopt(self.key.kind)
+
 
 def nothing_to_adopt(kind: str) -> Refused:
     why = "what runs on a host is the process of the run that started it"

@@ -5,7 +5,6 @@ an MLServiceRuntime, called by the hash of its content.
 from __future__ import annotations
 
 import copy
-import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
     filled,
+    folder_of,
     model_of,
     not_on_a_claim,
     refusal,
@@ -82,8 +82,7 @@ def _demand(body: Mapping[str, Any]) -> Demand:
 ML_SERVICE = Kind("MLService", *API, "mlservices", foreground=True, optional=True, eventful=True, demand=_demand)
 ML_SERVICE_RUNTIME = Kind("MLServiceRuntime", *API, "mlserviceruntimes", steady=True, optional=True)
 NOTEBOOK = Kind("Notebook", *API, "notebooks", optional=True)
-FILE = "t9k.yaml"
-ENGINE = "user-container"
+FILE, ENGINE = "t9k.yaml", "user-container"
 MOUNT = "/var/lib/t9k/model"  # where T9k mounts a claim, unless it is told where
 DEADLINE = "serving.knative.dev/progress-deadline"
 WAITING = ("", "PredictorNotReady")  # the reasons of a service that is simply not ready yet
@@ -333,8 +332,7 @@ class T9k(InCluster):
         model, pvc = predictor["model"], (predictor.get("storage") or {}).get("pvc")
         runtime = get(Ref(ML_SERVICE_RUNTIME, model["runtime"]))
         if runtime is None:
-            why = f"its MLServiceRuntime {model['runtime']} is gone"
-            raise refusal(ref, why, "bring the runtime back, then run again")
+            raise refusal(ref, f"its MLServiceRuntime {model['runtime']} is gone", "bring it back, then run again")
         template = runtime.resource.spec["spec"]["template"]["spec"]
         base, words = engine_of([found for found in template["containers"] if found["name"] == ENGINE])
         over = (found for found in predictor.get("containersResources") or () if found["name"] == ENGINE)
@@ -342,10 +340,10 @@ class T9k(InCluster):
         inside = relative(model_of(words), pvc.get("mountPath", MOUNT)) if pvc else None
         if pvc is None or inside is None:
             raise not_on_a_claim(ref, model_of(words))
-        folder = posixpath.normpath(posixpath.join(pvc.get("subPath", ""), inside))
-        count, container = int(predictor.get("minReplicas", 1)), base | next(over, {})
+        folder = folder_of(ref, f"{pvc.get('subPath', '')}/{inside}")
+        count = 0 if _true(pods.condition(live.status, "Paused")) else int(predictor.get("minReplicas", 1))
         known = {"pods": {"prefix": f"{ref.name}-predict-{names[0]}-"}, "entry": names[0]}
-        return Found(predictor, container, words, pvc["name"], folder, count, known)
+        return Found(predictor, base | next(over, {}), words, pvc["name"], folder, count, known)
 
 
 def _entry(delivery: str, release: Release) -> Object:

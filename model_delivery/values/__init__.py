@@ -30,5 +30,16 @@ from model_delivery.values.resources import (
     digest,
 )
 from model_delivery.values.rollout import FETCH, Stage, StageKind, StoredPhase, Strategy, stages
-from model_delivery.values.serving import Pod, Runner, Serving, Storage, Where, max_model_len, means, option
+from model_delivery.values.serving import (
+    Pod,
+    Replicas,
+    Runner,
+    Serving,
+    Storage,
+    Where,
+    is_model_name,
+    max_model_len,
+    means,
+    option,
+)
 from model_delivery.values.snapshot import File, Snapshot

@@ -80,13 +80,20 @@ class Resource:
 @dataclass(frozen=True)
 class Change:
     """What one ``put`` or ``delete`` did, or in a dry run would do; ``diff`` is lines for
-    people.
+    people. ``stays``, ``harmless``: lines of what others have put beside what is ours,
+    which nobody may want, and which is known to do no harm.
     """
 
     ref: Ref
     action: Literal["created", "updated", "unchanged", "deleted", "absent"]
     diff: tuple[str, ...] = ()
     version: Version | None = None
+    stays: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = (*(self.diff if self.action == "updated" else ()), *self.stays)
+        return f"{self.ref} {self.action}" + (f" ({'; '.join(told)})" if told else "")
 
 
 @dataclass(frozen=True)

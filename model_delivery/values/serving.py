@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from model_delivery.base import Duration, Part, SecretRef, Size, Text
 
 MOST_GPUS = 1024
+MODEL_NAME, LONGEST_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"), 200
 SECRET = re.compile(r"-(token|secret|password|api-key)$")
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 
@@ -20,6 +21,10 @@ def option(arg: str) -> str:
     value.
     """
     return arg.partition("=")[0].replace("_", "-") if arg.startswith("--") and len(arg) > len("--") else ""
+
+
+def is_model_name(name: str) -> bool:
+    return bool(MODEL_NAME.fullmatch(name)) and len(name) <= LONGEST_NAME
 
 
 def means(name: str, names: Iterable[str]) -> bool:
@@ -94,6 +99,7 @@ class Pod(Where):
     shm: Size | None = None
 
 
+ModelName = Annotated[str, Field(pattern=MODEL_NAME.pattern, max_length=LONGEST_NAME)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
@@ -103,7 +109,7 @@ class Serving(Part):
     template's content, once loaded.
     """
 
-    model_names: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$", max_length=200)], ...] = ()
+    model_names: tuple[ModelName, ...] = ()
     args: tuple[Text, ...] = ()
     env: dict[EnvName, EnvValue | SecretRef] = Field(default_factory=dict)
     api_key: SecretRef | None = None

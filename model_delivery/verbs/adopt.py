@@ -6,28 +6,43 @@ from __future__ import annotations
 
 import uuid
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from posixpath import join
 
-from model_delivery.base import Finding, Refused, SystemClock, from_cluster
+from model_delivery.base import Finding, Refused, SystemClock, Trouble, from_cluster
 from model_delivery.places import Place
 from model_delivery.run import rules
 from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import unchanged_digest
 from model_delivery.run.preflight import preflight
-from model_delivery.run.protocol import READY_SECONDS
+from model_delivery.run.protocol import READY_SECONDS, sweep, take_down
 from model_delivery.run.record import Ended, Outcome
 from model_delivery.run.resolve import resolve_lock
 from model_delivery.run.session import Session, opened
 from model_delivery.run.stepping import run_step
 from model_delivery.spec import DeliverySpec
+from model_delivery.steps.smoke import STEP as SMOKE
+from model_delivery.steps.smoke import SmokeInput
 from model_delivery.steps.verify import STEP as VERIFY
 from model_delivery.steps.verify import Verified, VerifyInput
 from model_delivery.targets import Adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM
 from model_delivery.targets.protocol import nothing_to_adopt
-from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Resource, digest
+from model_delivery.values import (
+    RELEASE,
+    Change,
+    Desired,
+    InProgress,
+    Lock,
+    Readiness,
+    Ref,
+    Release,
+    ReleaseId,
+    Resource,
+    World,
+    digest,
+)
 
 
 @dataclass(frozen=True)
@@ -122,16 +137,52 @@ def take(place: Place, spec: DeliverySpec, found: Offer) -> None:
     `up` finishes a killed one.
     """
     with _opened(place, spec) as session:
-        if not session.record.active:
+        if new := not session.record.active:
             session.freeze(found.release, found.frozen)
+            _must_answer(session, spec, found)
             ended = _ended(session, found)
             address = found.frozen.address
             session.write(rules.adopted(session.record, ended, found.replicas, address, spec.runner))
         elif session.frozen(found.release) != found.frozen:
             session.freeze(found.release, found.frozen)
-        session.converge()
+        try:
+            session.converge()
+        except Refused:
+            if new:  # another delivery was faster
+                take_down(session)
+            raise
         session.wait_ready(found.release, READY_SECONDS)
         session.wait_routed()
+
+
+def _must_answer(session: Session, spec: DeliverySpec, found: Offer) -> None:
+    """Ask its engine for a token, by a Job of the smoke test: what is ready may stand
+    still, and may listen where nobody asks. Refused then, and nothing is touched.
+    """
+    release, payload = Release(found.release, found.frozen.payload, found.replicas), found.frozen.payload
+    main, target = session.target.main(session.delivery, release), session.target
+
+    def judged(world: World) -> Readiness:
+        seen = session.place.get(session.delivery, main)
+        return target.asked_at(release, world, seen) if seen else InProgress(f"{main} is gone")
+
+    session.record = replace(session.record, runner=spec.runner)
+    try:
+        url = session.until(found.what, judged, READY_SECONDS).endpoint
+        given = SmokeInput(
+            url=url, api_key=payload.api_key, model_names=payload.names[:1], prompt="1", expect="", max_tokens=8
+        )
+        smoked = run_step(session, SMOKE, given, f"adopt-{session.request}", found.release)
+        told = [check for check in smoked.checks if check.name.startswith(("chat", "completions"))]
+        if not any(check.passed for check in told):
+            why = f"asked at {url}: {told[0].detail}"
+            fix = "let its engine listen on the port that its words and its container name, and serve the spec's model"
+            raise Refused(Finding("adopt.silent", f"{found.what} gives no token", why, fix))
+    except Trouble:
+        session.place.delete(session.delivery, Ref(RELEASE, found.release))
+        raise
+    finally:
+        sweep(session)
 
 
 def _ended(session: Session, found: Offer) -> Ended:

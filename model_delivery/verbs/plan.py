@@ -14,14 +14,15 @@ from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Desired, Lock, Release, Snapshot, digest
-from model_delivery.verbs.status import line
+from model_delivery.verbs.status import told
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a delivery of the spec would come to; ``changes`` are lines for people, empty
-    when nothing would change; ``down``: why what serves now is down, empty where it is
-    not; ``args``: of the engine, with those that the model needs before the spec's.
+    when nothing would change and nobody added anything; ``harmless``: what was added and
+    is known to do no harm; ``down``: why what serves now is down, empty where it is not;
+    ``args``: of the engine, with those that the model needs before the spec's.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Plan:
     fetched: bool
     stages: tuple[str, ...]
     changes: tuple[str, ...]
+    harmless: tuple[str, ...]
     down: str
     args: tuple[str, ...]
 
@@ -45,6 +47,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
     with from_cluster(place.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, book.releases().values()))
     result = planned(book, spec, lock, now=SystemClock().now())
+    changes, harmless = told(result.changes)
     new = Release(result.release, result.frozen.payload, spec.serving.replicas.min)
     return Plan(
         name=spec.name,
@@ -56,7 +59,8 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         bytes=lock.snapshot.size,
         fetched=_fetched(book, spec, lock),
         stages=tuple(stage.words(new) for stage in result.route.stages) if result.route else (),
-        changes=tuple(map(line, result.changes)),
+        changes=changes,
+        harmless=harmless,
         down=book.serving_down(),
         args=result.frozen.args,
     )

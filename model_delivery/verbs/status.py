@@ -5,7 +5,7 @@ and its end.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from model_delivery.base import Finding, Refused, Trouble
@@ -18,6 +18,7 @@ from model_delivery.run.session import opened
 from model_delivery.values import Change, Current, Failed, InProgress, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 
+Told = tuple[tuple[str, ...], tuple[str, ...]]
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
 
 
@@ -43,8 +44,9 @@ class Status:
     """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it
     lies in the past.
 
-    ``stages``: what a candidate has before it. ``astray``: why clients do not come to
-    where they should; empty: they do.
+    ``stages``: what a candidate has before it. ``harmless``: what others have put beside
+    what is ours. ``astray``: why clients do not come to where they should; empty: they
+    do.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Status:
     standby_until: float | None
     held: bool
     changes: tuple[str, ...]
+    harmless: tuple[str, ...]
     astray: str = ""
 
 
@@ -66,6 +69,7 @@ def status(place: Place, name: str) -> Status:
     """What serves, what is being tried, what runs, and what a converge would change."""
     book = read(place, name)
     record, candidate, world = book.record, book.record.candidate, book.world()
+    changes, harmless = ((), ()) if candidate else _changes(book)
     running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
     state = next((row.state for row in running if row.release == record.serving), DOWN)
     return Status(
@@ -80,7 +84,8 @@ def status(place: Place, name: str) -> Status:
         running=running,
         standby_until=record.stop_after,
         held=record.held is not None,
-        changes=() if candidate else _changes(book),
+        changes=changes,
+        harmless=harmless,
         astray=_astray(book, world),
     )
 
@@ -98,15 +103,15 @@ def _astray(book: Book, world: World) -> str:
     return ""
 
 
-def _changes(book: Book) -> tuple[str, ...]:
+def _changes(book: Book) -> Told:
     """What a converge would change, or why it could not: a port that somebody else has by
     now, no room.
     """
     try:
         must_know(book, book.world())
-        return tuple(map(line, book.changes(book.desired())))
+        return told(book.changes(book.desired()))
     except Trouble as trouble:
-        return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings)
+        return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings), ()
 
 
 def _running(book: Book, world: World, name: ReleaseId) -> Running:
@@ -151,9 +156,10 @@ def _stages(book: Book) -> tuple[str, ...]:
     return tuple(stage.words(new) for stage in way.stages)
 
 
-def line(change: Change) -> str:
-    """A change for people."""
-    return f"{change.ref} {change.action}" + (f" ({'; '.join(change.diff)})" if change.action == "updated" else "")
+def told(changes: Collection[Change]) -> Told:
+    """Lines for people: what differs, and what others have put there without harm."""
+    differs = (str(change) for change in changes if change.action != "unchanged" or change.stays)
+    return tuple(differs), tuple(f"{change.ref}: {text}" for change in changes for text in change.harmless)
 
 
 def logs(place: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from model_delivery.places.cluster.place import Cluster as Place
 from model_delivery.run.lease import Lease
 from model_delivery.run.preflight import preflight
 from model_delivery.spec import DeliverySpec, parse_spec
+from model_delivery.targets.deployment import DEPLOYMENT
 from model_delivery.targets.kubernetes.cluster import wanted_rules
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP
 from model_delivery.values import ABSENT, RECORD_REF, RELEASE, Ref, Resource
@@ -183,6 +184,9 @@ def test_a_bound_claim_grows(cluster: Cluster, namespace: str, place: Place) -> 
         cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.resources.requests.storage}")
         == "2Gi"
     )
+    taking = Place(None, namespace, take_over=True).put(claim("3Gi", storageClassName="at-once"))
+    assert (taking.action, taking.stays) == ("updated", ()), "its volume, which the cluster gave it, is no addition"
+    assert cluster.kubectl("get", "pvc", "models", "-n", namespace, "-o", "jsonpath={.spec.volumeName}")
 
 
 def test_a_users_claim_is_used_and_left_alone(cluster: Cluster, namespace: str, place: Place) -> None:
@@ -364,3 +368,33 @@ def test_a_wait_in_a_storm_of_changes_asks_at_most_sixty_times_a_minute_lease_an
         stormy.join()
     assert max(sum(at <= other < at + 60 for other in asked) for at in asked) <= 60
     assert len(asked) > 30, "and it did look"
+
+
+def test_what_others_added_stays_and_goes_with_take_over_but_an_autoscalers_replicas(
+    cluster: Cluster, namespace: str, place: Place
+) -> None:
+    labels = {"app": "m"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "engine", "image": "e.example/e:1"}]}}
+    spec = {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}
+    wanted = Resource(Ref(DEPLOYMENT, "m-r1"), "release", NAME, {"metadata": {}, "spec": spec}, "r1")
+    place.put(wanted)
+    side = [{"name": "side", "image": "registry.example/s:1"}, {"name": "engine", "env": [{"name": "A", "value": "1"}]}]
+    theirs = {"spec": {"template": {"spec": {"nodeSelector": {"a": "b"}, "containers": side}}}}
+    patched = ("patch", "deployment", "m-r1", "-n", namespace, "-p")
+    cluster.kubectl(*patched, json.dumps(theirs), "--field-manager=somebody")
+    cluster.kubectl(*patched, '{"spec": {"replicas": 3}}', "--subresource=scale", "--type=merge", "--field-manager=kube-controller-manager")  # fmt: skip
+    now = place.put(wanted)
+    assert (now.action, now.diff) == ("unchanged", ())
+    (told,) = now.stays
+    assert told.startswith("somebody added ")
+    assert all(path in told for path in ("containers[engine].env[A]", "containers[side]", "nodeSelector"))
+    assert "spec.replicas (harmless: an autoscaler" in now.harmless[0]
+    taking = Place(None, namespace, take_over=True)
+    assert taking.put(wanted, dry_run=True).action == taking.put(wanted).action == "updated"
+    seen = place.get(NAME, wanted.ref)
+    assert seen is not None
+    assert seen.resource.spec["spec"]["replicas"] == 3
+    pod = seen.resource.spec["spec"]["template"]["spec"]
+    assert "nodeSelector" not in pod
+    assert [(one["name"], one.get("env")) for one in pod["containers"]] == [("engine", None)]
+    assert place.put(wanted).stays == ()

@@ -60,7 +60,7 @@ def deployment(container: dict[str, Any], **meta: Any) -> dict[str, Any]:
     }
     labels = {"app": "llama"}
     return made(
-        "Deployment", "by-hand", {"replicas": 2, "selector": {"matchLabels": labels}, "template": {"spec": pod}}, **meta
+        "Deployment", "by-hand", {"replicas": 1, "selector": {"matchLabels": labels}, "template": {"spec": pod}}, **meta
     )
 
 
@@ -82,13 +82,35 @@ def mlservice(**more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def isvc(status: dict[str, Any] | None = None, **predictor: Any) -> list[dict[str, Any]]:
-    args = ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--http_port=8080"]
+HF_ARGS = ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--http_port=8080"]
+
+
+def isvc(
+    status: dict[str, Any] | None = None,
+    args: list[str] = HF_ARGS,
+    beside: dict[str, Any] | None = None,
+    **predictor: Any,
+) -> list[dict[str, Any]]:
     runtime = made(
         "ServingRuntime", "hf", {"containers": [{"name": "kserve-container", "image": "hf:1", "args": args}]}
     )
     model = {"runtime": "hf", "storageUri": "pvc://vllm/llama", "modelFormat": {"name": "huggingface"}}
-    return [runtime, made("InferenceService", "llama", {"predictor": {"model": model, **predictor}}, status)]
+    spec = {"predictor": {"model": model, **predictor}, **(beside or {})}
+    return [runtime, made("InferenceService", "llama", spec, status)]
+
+
+def of_model(**more: Any) -> dict[str, Any]:
+    return {
+        "model": {"runtime": "hf", "storageUri": "pvc://vllm/llama", "modelFormat": {"name": "huggingface"}, **more}
+    }
+
+
+def resolved(*args: str, **more: Any) -> dict[str, Any]:
+    """What KServe made of an InferenceService."""
+    container = {"name": "kserve-container", "image": "hf:2", "args": list(args), **more}
+    pod = {"template": {"spec": {"containers": [container]}}, "selector": {"matchLabels": {}}}
+    owner = {"kind": "InferenceService", "name": "llama", "controller": True}
+    return made("Deployment", "llama-predictor", pod, ownerReferences=[owner])
 
 
 def adopting(wanted: DeliverySpec, named: str, *objects: dict[str, Any]) -> Adoption:
@@ -128,13 +150,13 @@ def test_a_deployment_says_by_its_words_what_it_serves(
 ) -> None:
     by_hand = deployment(container)
     if names[0].startswith("/"):
-        with pytest.raises(Refused, match=r"set serving.model_names to \[/models/llama\]"):
+        with pytest.raises(Refused, match=r"(?s)clients call it /models/llama.*--served-model-name"):
             adopting(spec("deployment"), "by-hand", by_hand)
         return
     found = adopting(spec("deployment", model_names=names), "by-hand", by_hand)
     payload = found.payload.content()
     known = payload["adopted"]
-    assert (known["folder"], known["port"], found.replicas) == (folder, port, 2)
+    assert (known["folder"], known["port"], found.replicas) == (folder, port, 1)
     assert known["pods"] == {"labels": {"app": "llama"}}
     assert payload["live"] == by_hand["spec"]
     assert (payload["claim"], payload["image"]) == ("vllm", "vllm:v0.3.2")
@@ -148,8 +170,8 @@ def test_what_differs_is_told() -> None:
     text = "\n".join(told)
     assert "arguments: --model /models/llama --port 9000 → " in text
     assert f"weights: vllm/clones/llama → vllm/models/huggingface/a--b/{'c' * 40}" in text
-    assert 'env.HF_HUB_OFFLINE.value: "0" → "1"' in text
-    assert "env.MINE" in text
+    assert 'env.HF_HUB_OFFLINE: "0" → "1"' in text
+    assert 'env.MINE: "1" → none' in text
     assert f'engine.image: "vllm:v0.3.2" → "{LOCK.image}"' in text
     assert "template.spec.automountServiceAccountToken: null → false" in text
 
@@ -177,6 +199,11 @@ def test_a_kserve_service_is_found_by_the_pods_that_kserve_makes() -> None:
     known = adopting(spec("kserve"), "llama", *isvc()).payload.content()["adopted"]
     assert (known["folder"], known["port"], known["service"]) == ("llama", 8080, "llama-predictor")
     assert known["pods"] == {"labels": {"app": "isvc.llama-predictor"}}
+
+
+def paused() -> list[dict[str, Any]]:
+    runtime, service = mlservice()
+    return [runtime, service | {"status": {"conditions": [{"type": "Paused", "status": "True"}]}}]
 
 
 OWNED: dict[str, Any] = {"ownerReferences": [{"kind": "InferenceService", "name": "above", "controller": True}]}
@@ -208,6 +235,19 @@ REFUSED: dict[str, tuple[str, str, list[dict[str, Any]], str]] = {
     "no runtime": ("t9k", "llama", mlservice()[1:], "MLServiceRuntime vllm-openai is gone"),
     "s3": ("t9k", "llama", mlservice(storage={"s3": {"uri": "s3://a"}}), "not on a claim"),
     "knative": ("kserve", "llama", isvc({"deploymentMode": "Knative"}), "mode Knative"),
+    "two replicas": ("kserve", "llama", isvc(minReplicas=2), r"set serving.replicas to \{min: 2, max: 2\}"),
+    "no replicas": ("kserve", "llama", isvc(minReplicas=0), "it is stopped"),
+    "paused": ("t9k", "llama", paused(), "it is stopped"),
+    "transformer": ("kserve", "llama", isvc(beside={"transformer": {"containers": [{}]}}), "a transformer stands in front"),
+    "several nodes": ("kserve", "llama", isvc(workerSpec={"pipelineParallelSize": 2}), "several nodes"),
+    "an old form": ("kserve", "llama", isvc(model=None, huggingface={"storageUri": "pvc://a"}), "neither a model nor containers, but huggingface"),
+    "another port than its Service": ("kserve", "llama", isvc(args=[*HF_ARGS[:2], "--port=9000"]), "listens on 9000, and KServe leads what comes for it to 8080"),
+    "a model beside the claim": ("kserve", "llama", isvc(args=["--model=org/llama"]), "not on a claim.*loads org/llama"),
+    "out of the claim": ("kserve", "llama", isvc(**of_model(storageUri="pvc://vllm/../other")), "not on a claim"),
+    "a mounted path as a name": (
+        "kserve", "llama", isvc(args=["--model=/mnt/models", "--port=8080"]), "clients call it /mnt/models.*--served-model-name",
+    ),
+    "a password in an address": ("kserve", "llama", isvc(**of_model(storageUri="https://me:s3cret@host/x")), r"loads https://\*\*\*@host"),
     "storage elsewhere": ("kserve", "llama", isvc(model={"runtime": "hf", "storageUri": "hf://org/llama"}), "not on a claim.*hf://org/llama"),
 }  # fmt: skip
 
@@ -221,3 +261,78 @@ def test_what_cannot_come_under_a_spec_is_refused_by_name(case: str) -> None:
         )
     assert "s3cret" not in refused.value.text
     assert "hf_1" not in refused.value.text
+
+
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_a_deployment_of_another_size_is_refused_with_what_to_do(replicas: int) -> None:
+    by_hand = deployment({"args": WORDS})
+    by_hand["spec"]["replicas"] = replicas
+    with pytest.raises(Refused, match="is stopped" if replicas == 0 else r"min: 2, max: 2"):
+        adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", by_hand)
+
+
+def test_a_service_that_its_owner_stopped_is_told_so() -> None:
+    runtime, service = isvc()
+    service["metadata"]["annotations"] = {"serving.kserve.io/stop": "true"}
+    with pytest.raises(Refused, match=r"(?s)it is stopped.*serving.kserve.io/stop"):
+        adopting(spec("kserve"), "llama", runtime, service)
+
+
+SERVE = "exec vllm serve /models/llama --served-model-name llama llama-chat"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"# don't touch\n{SERVE}",
+        f"set -e; export X=1 && {SERVE} | tee /tmp/log",
+        f"echo it's up\n{SERVE}",
+        f"cd /models\n{SERVE} \\\n --port 8000",
+        "exec vllm serve $MODEL --served-model-name llama llama-chat",
+    ],
+)
+def test_the_text_of_a_shell_is_read_as_it_runs(text: str) -> None:
+    container = {"command": ["/bin/sh", "-e", "-c", text], "env": [{"name": "MODEL", "value": "/models/llama"}]}
+    found = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment(container))
+    assert found.payload.content()["adopted"]["folder"] == "clones/llama"
+
+
+def test_an_engine_is_asked_where_its_words_say_and_not_where_its_ports_are_noted() -> None:
+    container = {"args": WORDS, "ports": [{"containerPort": 8080}]}
+    found = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment(container))
+    assert found.payload.content()["adopted"]["port"] == 9000
+
+
+def test_where_a_variable_comes_from_is_told() -> None:
+    ref = {"name": "settings", "key": "level"}
+    given = [{"name": "LEVEL", "valueFrom": {"configMapKeyRef": ref}}, {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]  # fmt: skip
+    container = {"args": WORDS, "env": given, "envFrom": [{"prefix": "S_", "secretRef": {"name": "all"}}]}
+    told = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", deployment(container)).differs
+    text = "\n".join(told)
+    assert "env.LEVEL: level of ConfigMap settings → none" in text
+    assert "env.POD: metadata.name → none" in text
+    assert "env.S_*: every key of Secret all → none" in text
+
+
+@pytest.mark.parametrize(
+    ("uri", "path", "folder"),
+    [
+        ("pvc://vllm/hub", "/mnt/models/llama/v1", "hub/llama/v1"),
+        ("pvc://vllm", "/mnt/models/llama", "llama"),
+        ("pvc://vllm/llama", "/mnt/models", "llama"),
+        ("pvc://vllm/llama/", "/mnt/models/", "llama"),
+    ],
+)
+def test_the_weights_of_a_kserve_service_are_where_its_words_say(uri: str, path: str, folder: str) -> None:
+    objects = isvc(args=[f"--model={path}", "--served-model-name=llama"], **of_model(storageUri=uri))
+    payload = adopting(spec("kserve"), "llama", *objects).payload.content()
+    assert (payload["claim"], payload["adopted"]["folder"]) == ("vllm", folder)
+
+
+def test_what_kserve_made_of_a_runtime_that_is_not_the_namespaces_is_read() -> None:
+    """A ClusterServingRuntime, which a namespaced Role does not show."""
+    deployed = resolved(
+        "--model=/mnt/models/deep", "--served-model-name=llama", "--port=9000", ports=[{"containerPort": 9000}]
+    )
+    payload = adopting(spec("kserve"), "llama", isvc()[1], deployed).payload.content()
+    assert (payload["adopted"]["port"], payload["adopted"]["folder"], payload["image"]) == (9000, "llama/deep", "hf:2")

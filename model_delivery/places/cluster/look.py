@@ -13,7 +13,7 @@ from typing import Any
 
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
-from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label
+from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label, owner
 from model_delivery.places.cluster.watching import Watches
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import (
@@ -159,7 +159,7 @@ class Look:
         for release, origin in adopted.items():
             if kind := bare.get(origin["kind"]):
                 for live in self.maybe(kind, {"fieldSelector": f"metadata.name={origin['name']}"}):
-                    if live["metadata"]["uid"] == origin["uid"] and label(live, "delivery") is None:
+                    if live["metadata"]["uid"] == origin["uid"] and owner(live) in (None, delivery):
                         seen = from_object(live, kind)
                         resource = replace(seen.resource, role="release", delivery=delivery, release=release)
                         yield replace(seen, resource=resource)
@@ -194,6 +194,13 @@ class Look:
     def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""
         return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
+
+    def adopter(self, uid: str, delivery: str) -> str | None:
+        """Whose release the object ``uid`` is; where it is one of ``delivery``, that."""
+        stored = self.maybe(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Release"})
+        made = (release for release in stored for origin in _adoptions([release]).values() if origin["uid"] == uid)
+        names = {str(label(release, "delivery")) for release in made}
+        return delivery if delivery in names else next(iter(names), None)
 
     def nodes(self) -> tuple[Object, ...]:
         """Every node; empty where we may not see them."""

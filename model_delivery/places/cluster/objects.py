@@ -83,6 +83,19 @@ def label(live: Object, name: str) -> str | None:
     return (live["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
 
 
+def managers(live: Object) -> list[Object]:
+    """Who holds which of its fields."""
+    return live["metadata"].get("managedFields") or []
+
+
+def owner(live: Object) -> str | None:
+    """The delivery that it belongs to: by its label, or, where a label of ours would
+    restart its pods, by the name under which we hold its fields.
+    """
+    named = (entry["manager"].partition(f"{MANAGER}/")[2] for entry in managers(live))
+    return label(live, "delivery") or next(filter(None, named), None)
+
+
 def is_made_by_controller(live: Object) -> bool:
     """Labels of ours reach what a controller makes of our object (Knative's Deployments,
     KServe's): they make it no object of ours.
@@ -95,7 +108,7 @@ def from_object(live: Object, kind: Kind) -> Observed:
     manifest without what the server adds.
     """
     meta, kind = live["metadata"], KINDS.get(label(live, "kind") or "", kind)
-    delivery, release, name = label(live, "delivery") or "", label(live, "release"), meta["name"]
+    delivery, release, name = owner(live) or "", label(live, "release"), meta["name"]
     role: Any = label(live, "role") or "storage"
     status: Object = {}
     if kind == REPORT:

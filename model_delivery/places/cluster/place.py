@@ -17,7 +17,7 @@ from model_delivery.base.process import lives
 from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
-from model_delivery.places.cluster.objects import Object, from_object, label, object_ref
+from model_delivery.places.cluster.objects import MANAGER, Object, from_object, object_ref, owner
 from model_delivery.places.cluster.pace import Pace
 from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
 from model_delivery.values import (
@@ -213,24 +213,16 @@ class Cluster:
         """Does it carry our label, or was it somebody's, and is a release of ours
         since?
         """
-        if label(live, "delivery") == delivery:
-            return True
+        if (holder := owner(live)) is not None:
+            return holder == delivery
         return live["metadata"]["uid"] in (origin["uid"] for origin in self._look.adopted(delivery).values())
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
-        owner = label(live, "delivery")
-        if owner == resource.delivery or writing.may_take(resource, live):
-            return
-        fix = "give the delivery another name, or remove that object"
-        fix += "" if owner else "; what serves there already comes under the spec with `deliver adopt`"
-        raise Refused(
-            Finding(
-                "cluster.not-ours",
-                f"{ref.kind} {ref.name} is there already in namespace {self.client.namespace}",
-                f"it belongs to {owner or 'somebody else'}",
-                fix,
-            )
-        )
+        holder = owner(live)
+        if holder is None and writing.is_taken(live, MANAGER):  # an older version's, which left no mark
+            holder = self._look.adopter(live["metadata"]["uid"], resource.delivery)
+        if holder != resource.delivery and (holder or not writing.may_take(resource, live)):
+            raise writing.not_ours(ref, holder, self.client.namespace)
 
     def _wait_gone(self, ref: Ref) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from model_delivery.base import Finding, Permanent, Retryable
-from model_delivery.places.cluster import binding
+from model_delivery.base import Finding, Permanent, Refused, Retryable
+from model_delivery.places.cluster import additions, binding
 from model_delivery.places.cluster.client import APPLY, MERGE, Client, Doubt, Query, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import (
@@ -20,14 +21,15 @@ from model_delivery.places.cluster.objects import (
     Object,
     from_object,
     label,
+    managers,
     object_ref,
+    owner,
     shown,
     to_object,
 )
 from model_delivery.values import ABSENT, ANY, Change, Mismatch, Ref, Resource, Version, covers, difference
 
 TRIES = 5
-FORCED = {"fieldManager": MANAGER, "force": "true"}
 DRY_RUN = {"dryRun": "All"}
 
 
@@ -37,15 +39,24 @@ def apply(
     """Over what is ``live``. ``take_over``: values that another field manager holds are
     taken from it.
     """
-    ref, client, body = resource.ref, look.client, binding.bound(resource, look)
+    ref, client, body, manager = resource.ref, look.client, binding.bound(resource, look), MANAGER
     if live and resource.spec.get("bind", {}).get("bare") and label(live, "delivery") is None:
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
+        manager = MANAGER if is_taken(live, MANAGER) else f"{MANAGER}/{resource.delivery}"
     binding.check(look, resource, body, live)
-    taken = live if live and may_take(resource, live) and not _is_taken(live) else None
-    version = _take(client, ref, taken, body) if taken and not dry_run else expect
+    known, version = live is not None and is_taken(live, manager), expect
+    taken = live if live and not known and may_take(resource, live) else None
+    served = resource.role in ("release", "route")  # a claim gets its volume from the cluster
+    harmless, added = additions.told(live) if known and live and served else ((), ())
+    body, lost = additions.yielded(body, live), added if take_over else ()
+    if taken and not dry_run:
+        version = _take(client, resource, taken, body, manager)
+    elif lost and not dry_run:
+        version = _disown(client, ref, manager)
     if expect not in (ANY, ABSENT):
         body["metadata"]["resourceVersion"] = version
-    query = FORCED if take_over or taken else FORCED | {"force": "false"}
+    query = {"fieldManager": manager, "force": "true" if take_over or taken else "false"}
+    stays = () if lost else tuple(f"{line}: it stays, `deliver up --take-over` removes it" for line in added)
     try:
         done = _sent(client, ref, query | (DRY_RUN if dry_run else {}), body)
     except Status as status:
@@ -53,7 +64,8 @@ def apply(
         if not held:
             raise client.refusal(ref, status) from None
         if dry_run:
-            return Change(ref, "updated", tuple(f"{line}: needs --take-over" for line in held))
+            held = tuple(f"{line}: needs --take-over" for line in held)
+            return Change(ref, "updated", held, stays=stays, harmless=harmless)
         raise Permanent(
             Finding(
                 "cluster.held-by-another",
@@ -64,7 +76,27 @@ def apply(
         ) from None
     if ref.kind.demand and not dry_run:
         look.forget()
-    return _change(ref, live, done, _given_up(taken) if taken and dry_run else ())
+    more = _given_up(taken) if taken and dry_run else (f"{line}: removed" for line in lost)
+    return replace(_change(ref, live, done, more), stays=stays, harmless=harmless)
+
+
+def _disown(client: Client, ref: Ref, manager: str) -> Version:
+    """What others added becomes ours, in one write of the version that was read: its new
+    version.
+    """
+    for _ in range(TRIES):
+        live = client.get(ref) or {"metadata": {}}
+        if not is_taken(live, manager):
+            break
+        held = {"managedFields": additions.taken(live, manager)}
+        if version := _marked(client, ref, live, held):
+            return version
+    raise _restless(ref)
+
+
+def _restless(ref: Ref) -> Retryable:
+    why = f"{TRIES} writes of it met another version"
+    return Retryable(Finding("cluster.restless", f"{ref} is being changed by somebody else", why, "run again"))
 
 
 def _sent(client: Client, ref: Ref, query: Query, body: Object) -> Object:
@@ -104,46 +136,70 @@ def may_take(resource: Resource, live: Object) -> bool:
     delivery?
     """
     uid = resource.spec.get("bind", {}).get("adopted")
-    return bool(uid) and live["metadata"]["uid"] == uid and label(live, "delivery") in (None, resource.delivery)
+    return bool(uid) and live["metadata"]["uid"] == uid and owner(live) in (None, resource.delivery)
 
 
-def _take(client: Client, ref: Ref, live: Object, body: Object) -> Version:
+def not_ours(ref: Ref, holder: str | None, namespace: str) -> Refused:
+    fix = "give the delivery another name, or remove that object"
+    fix += "" if holder else "; what serves there already comes under the spec with `deliver adopt`"
+    return Refused(
+        Finding(
+            "cluster.not-ours",
+            f"{ref.kind} {ref.name} is there already in namespace {namespace}",
+            f"it belongs to {f'the delivery {holder}' if holder else 'somebody else'}",
+            fix,
+        )
+    )
+
+
+def _take(client: Client, resource: Resource, live: Object, body: Object, manager: str) -> Version:
     """A merge patch of this very version after which we are its only manager, but for
-    what others write into its status or scale. Its new version.
+    what others write into its status or scale, and which says whose it is. Its new
+    version. Refused where another delivery was faster.
 
     As it would be with our fields applied, our entry says what we hold then. Of the
     object's other fields nothing changes.
     """
-    try:
-        applied = client.send("PATCH", ref, FORCED | DRY_RUN, body, media=APPLY)
-        (ours,) = filter(_is_ours, _managers(applied))
-        kept = [entry for entry in _managers(live) if entry.get("subresource")]
-        meta = {"resourceVersion": live["metadata"]["resourceVersion"], "managedFields": [ours, *kept]}
-        now = client.send("PATCH", ref, body={"metadata": meta}, media=MERGE)
-    except Status as status:
-        now = client.get(ref) or {}
-        if status.code != 409 or not now or not _is_taken(now):
+    ref, query = resource.ref, {"fieldManager": manager, "force": "true"}
+    for _ in range(TRIES):
+        try:
+            applied = client.send("PATCH", ref, query | DRY_RUN, body, media=APPLY)
+        except Status as status:
             raise client.refusal(ref, status) from None
+        (ours,) = (entry for entry in managers(applied) if additions.is_applied(entry, manager))
+        kept = [entry for entry in managers(live) if entry.get("subresource")]
+        meta = {"managedFields": [ours, *kept], "labels": body["metadata"]["labels"]}
+        if version := _marked(client, ref, live, meta):
+            return version
+        live = client.get(ref) or live
+        if not may_take(resource, live):
+            raise not_ours(ref, owner(live), client.namespace)
+        if is_taken(live, manager):
+            return str(live["metadata"]["resourceVersion"])
+    raise _restless(ref)
+
+
+def _marked(client: Client, ref: Ref, live: Object, meta: Object) -> Version | None:
+    """The new version of what is ``live`` with ``meta``; None: it has changed since."""
+    body = {"metadata": {"resourceVersion": live["metadata"]["resourceVersion"], **meta}}
+    try:
+        now = client.send("PATCH", ref, {"fieldManager": MANAGER}, body, media=MERGE)
+    except Status as status:
+        if status.code != 409:
+            raise client.refusal(ref, status) from None
+        return None
     return str(now["metadata"]["resourceVersion"])
 
 
-def _is_taken(live: Object) -> bool:
-    return any(map(_is_ours, _managers(live)))
+def is_taken(live: Object, manager: str) -> bool:
+    return any(additions.is_applied(entry, manager) for entry in managers(live))
 
 
 def _given_up(live: Object) -> Iterator[str]:
     """A line for each manager whose fields are taken."""
-    for entry in _managers(live):
+    for entry in managers(live):
         if not entry.get("subresource"):
             yield f"the fields that {entry['manager']} holds become ours"
-
-
-def _managers(live: Object) -> list[Object]:
-    return live["metadata"].get("managedFields") or []
-
-
-def _is_ours(entry: Object) -> bool:
-    return bool(entry["manager"] == MANAGER and entry["operation"] == "Apply")
 
 
 def swap(client: Client, resource: Resource, live: Object | None, *, dry_run: bool) -> Change:

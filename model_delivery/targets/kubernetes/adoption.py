@@ -4,23 +4,28 @@ common.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
 from typing import Any
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused
+from model_delivery.targets.kubernetes.plain_secrets import masked, plain_secrets, spoken_secrets
 from model_delivery.targets.kubernetes.release import API_KEY, claim_name
 from model_delivery.targets.protocol import Asked, Get
-from model_delivery.values import ENGINES, Observed, Ref, difference
+from model_delivery.values import ENGINES, Observed, Ref, Replicas, difference, is_model_name
 
 PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 NAMES = ("--served-model-name", "--model_name")
-MODEL = ("--model", "--model_dir")
+MODEL = ("--model", "--model_dir", "--model_id")
 ENGINE_PORT = ("--port", "--http_port")
-SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$")
+REFERENCE, SHELLS = re.compile(r"\$\((\w+)\)"), ("sh", "bash", "dash", "ash")
+SHELL_REFERENCE, SHELL_OPTION = re.compile(r"\$\{?(\w+)\}?"), re.compile(r"-[a-z]*c")
+COMMENT = re.compile(r"(?:^|(?<=\s))#.*", re.MULTILINE)
 DEFAULTS = (
     "dnsPolicy",
     "restartPolicy",
@@ -50,8 +55,14 @@ class Found:
     beside: Object = field(default_factory=dict)
 
     def port(self, default: int) -> int:
-        said, ports = value_of(self.words, ENGINE_PORT), self.container.get("ports") or ()
-        return int(ports[0]["containerPort"]) if ports else int(said) if said.isdigit() else default
+        """What the engine is told; the container's ports are only what somebody noted."""
+        said = value_of(self.words, ENGINE_PORT)
+        return int(said) if said.isdigit() else noted_port(self.container, default)
+
+
+def noted_port(container: Object, default: int) -> int:
+    ports = container.get("ports") or ()
+    return int(ports[0]["containerPort"]) if ports else default
 
 
 def kept_metadata(live: Observed) -> Object:
@@ -72,17 +83,39 @@ def differences(found: Found, made: Found) -> Iterator[str]:
         yield f"arguments: {' '.join(gone) or 'none'} → {' '.join(new) or 'none'}"
     if (found.claim, found.folder) != (made.claim, made.folder):
         yield f"weights: {found.claim}/{found.folder} → {made.claim}/{made.folder}"
-    for part, where in ((_variables, "env"), (_settings, "engine")):
-        yield from difference(part(found.container), part(made.container), where)
+    has, gets = _variables(found.container), _variables(made.container)
+    for name in sorted({*has, *gets}):
+        if has.get(name) != gets.get(name):
+            yield f"env.{name}: {has.get(name, 'none')} → {gets.get(name, 'none')}"
+    yield from difference(_settings(found.container), _settings(made.container), "engine")
     yield from difference(_without_containers(found.spec), _without_containers(made.spec))
 
 
-def _variables(container: Object) -> Object:
-    return {variable["name"]: variable for variable in container.get("env") or ()}
+def _variables(container: Object) -> dict[str, str]:
+    """Each with its value, or where that comes from."""
+    said = {one["name"]: _source(one) for one in container.get("env") or ()}
+    for one in container.get("envFrom") or ():
+        kind, ref = next((key, value) for key, value in one.items() if isinstance(value, Mapping))
+        said[f"{one.get('prefix', '')}*"] = f"every key of {_kind(kind)} {ref.get('name')}"
+    return said
+
+
+def _source(variable: Object) -> str:
+    given = variable.get("valueFrom")
+    if not given:
+        return json.dumps(variable.get("value", ""))
+    ((kind, ref),) = given.items()
+    name = f" of {_kind(kind)} {ref['name']}" if "name" in ref else ""
+    return f"{ref.get('key') or ref.get('fieldPath') or ref.get('resource')}{name}"
+
+
+def _kind(source: str) -> str:
+    """``configMapKeyRef``, ``configMapRef``: a ConfigMap."""
+    return source[:1].upper() + source[1:].removesuffix("Ref").removesuffix("Key")
 
 
 def _settings(container: Object) -> Object:
-    return _without(container, ("name", "command", "args", "env"))
+    return _without(container, ("name", "command", "args", "env", "envFrom"))
 
 
 def _without_containers(spec: Any) -> Any:
@@ -133,7 +166,7 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
             f"set storage.claim to {found.claim}",
         )
     env = found.container.get("env") or ()
-    key = next((entry.get("valueFrom", {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
+    key = next(((entry.get("valueFrom") or {}).get("secretKeyRef") for entry in env if entry["name"] == API_KEY), None)
     wanted = serving.api_key.kube.model_dump() if isinstance(serving.api_key, KubeSecret) else None
     has, says = ("{name}/{key}".format_map(named) if named else "none" for named in (key, wanted))
     if has != says:
@@ -141,23 +174,47 @@ def unlike(asked: Asked, found: Found) -> Iterator[Finding]:
         setting = "set serving.api_key to {{kube: {{name: {name}, key: {key}}}}}"
         fix = setting.format_map(key) if key else "leave serving.api_key out"
         yield Finding("adopt.another-api-key", "the spec names another API key", why, fix)
-    plain = [entry["name"] for entry in env if entry.get("value") and SECRET.search(entry["name"])]
-    plain += ["--api-key"] if any(word.startswith("--api-key") for word in found.words) else []
-    for name in plain:
-        yield Finding(
-            "adopt.plain-secret",
-            f"{name} holds a secret in plain text",
-            "an adopted release is kept as it is, and what is kept holds no secret",
-            "put it into a Secret and name that (this restarts the engine), then adopt",
-        )
     names = _values(found.words, NAMES) or [model_of(found.words)]
-    if {*names} != {*serving.model_names}:
-        served = ", ".join(names)
+    served = ", ".join(names)
+    if not all(map(is_model_name, names)):
+        yield Finding(
+            "adopt.no-name",
+            "the spec cannot name the model as it is served",
+            f"clients call it {masked(served)}: an engine that is given no name takes its model's path",
+            "give the engine a name with --served-model-name (this restarts it), then adopt",
+        )
+    elif {*names} != {*serving.model_names}:
         yield Finding(
             "adopt.another-model",
             "the spec names another model",
-            f"it is served as {served}, the spec says {', '.join(serving.model_names)}",
-            f"set serving.model_names to [{served}]",
+            f"it is served as {masked(served)}, the spec says {', '.join(serving.model_names)}",
+            f"set serving.model_names to [{masked(served)}]",
+        )
+    yield from _replicas(found.replicas, serving.replicas)
+
+
+def _replicas(now: int, wanted: Replicas) -> Iterator[Finding]:
+    """The next `up` would make them what the spec says."""
+    if not now:
+        why = "it runs no pod, so that it can be neither asked nor compared"
+        fix = "start it (replicas, serving.kserve.io/stop, T9k's console), then adopt"
+        yield Finding("adopt.stopped", "it is stopped", why, fix)
+    elif now != wanted.min:
+        why = f"it has {now}, and serving.replicas.min is {wanted.min}: the next `up` would change that"
+        fix = f"set serving.replicas to {{min: {now}, max: {max(now, wanted.max)}}}"
+        yield Finding("adopt.another-count", "the spec wants another number of replicas", why, fix)
+
+
+def kept_secrets(found: Found, metadata: Object) -> Iterator[Finding]:
+    """Whatever is kept, and told, holds none."""
+    engine = f"containers[{found.container.get('name', 'engine')}]"
+    held = [*plain_secrets(found.spec), *plain_secrets(found.container, engine), *plain_secrets(metadata, "metadata")]
+    for name, where in dict([*spoken_secrets(found.words, engine), *held]).items():
+        yield Finding(
+            "adopt.plain-secret",
+            f"{name} holds a secret in plain text",
+            f"in {where}: an adopted release is kept as it is, and what is kept holds no secret",
+            "put it into a Secret and name that (this restarts the engine), then adopt",
         )
 
 
@@ -188,10 +245,35 @@ def engine_of(containers: Sequence[Object]) -> tuple[Object, tuple[str, ...]]:
 
 
 def _words(container: Object) -> tuple[str, ...]:
-    words = [*(container.get("command") or ()), *(container.get("args") or ())]
-    if len(words) > 2 and words[0].rpartition("/")[2] in ("sh", "bash") and words[1] in ("-c", "-lc", "-ec"):
-        words = shlex.split(words[2].replace("\\\n", " "))
+    """With the values of variables that stand in them; of a shell's text the command that
+    loads a model.
+    """
+    known = {one["name"]: str(one["value"]) for one in container.get("env") or () if one.get("value") is not None}
+    given = (*(container.get("command") or ()), *(container.get("args") or ()))
+    words = [_with(known, REFERENCE, str(word)) for word in given]
+    if words and words[0].rpartition("/")[2] in SHELLS:
+        text = next((text for option, text in pairwise(words) if SHELL_OPTION.fullmatch(option)), "")
+        spoken = _commands(_with(known, SHELL_REFERENCE, text.replace("\\\n", " ")))
+        words = next((command for command in spoken if model_of(command)), spoken[0]) if text else words
     return tuple(words)
+
+
+def _with(known: Mapping[str, str], reference: re.Pattern[str], text: str) -> str:
+    return reference.sub(lambda match: known.get(match[1], match[0]), text)
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of each command in a shell's text; where its quotes do not end, as they
+    stand.
+    """
+    reader = shlex.shlex(COMMENT.sub("", text), posix=True, punctuation_chars=";&|\n")
+    reader.whitespace_split, reader.commenters, reader.whitespace = True, "", " \t\r"
+    try:
+        words = list(reader)
+    except ValueError:
+        words = text.split()
+    commands = [list(group) for is_end, group in groupby(words, lambda word: set(word) <= set(";&|\n")) if not is_end]
+    return commands or [[]]
 
 
 def _flags(words: Sequence[str]) -> list[list[str]]:
@@ -234,14 +316,22 @@ def on_a_claim(ref: Ref, pod: Object, container: Object, model: str) -> tuple[st
     """
     claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in pod.get("volumes") or ()}
     mounts = [
-        (len(mount["mountPath"]), claims.get(mount["name"]), posixpath.join(mount.get("subPath", ""), inside))
+        (len(mount["mountPath"]), claims.get(mount["name"]), f"{mount.get('subPath', '')}/{inside}")
         for mount in container.get("volumeMounts") or ()
         if (inside := relative(model, mount["mountPath"])) is not None
     ]
     _, claim, folder = max(mounts, key=lambda mount: mount[0], default=(0, None, ""))
     if not claim:
         raise not_on_a_claim(ref, model)
-    return str(claim["claimName"]), posixpath.normpath(folder)
+    return str(claim["claimName"]), folder_of(ref, folder)
+
+
+def folder_of(ref: Ref, path: str) -> str:
+    """On a claim. Refused where it leads out of that."""
+    folder = posixpath.normpath(path.lstrip("/"))
+    if folder.split("/")[0] == "..":
+        raise not_on_a_claim(ref, path)
+    return folder
 
 
 def relative(path: str, folder: str) -> str | None:
@@ -251,7 +341,7 @@ def relative(path: str, folder: str) -> str | None:
 
 
 def not_on_a_claim(ref: Ref, model: str) -> Refused:
-    source = model or "a model that its arguments do not name"
+    source = masked(model) or "a model that its arguments do not name"
     why = f"it loads {source}: what is not a folder of a claim can be neither verified nor kept"
     fix = "deliver it anew with `deliver up`, beside it, under another name"
     return Refused(Finding("adopt.not-on-a-claim", f"the weights of {ref} are not on a claim", why, fix))

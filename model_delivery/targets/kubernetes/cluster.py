@@ -180,6 +180,9 @@ class InCluster(Target):
         beside = {**world.beside, "Event": events}
         return pods.engine(pods_of(world, release.id), beside, status, claim.status if claim else {}, name)
 
+    def asked_at(self, release: Release, world: World, seen: Observed) -> Readiness:
+        return self.ready(release, world, seen)
+
     def route(self, name: str) -> Ref:
         """The object that takes the delivery's name."""
         raise NotImplementedError
@@ -276,7 +279,7 @@ class InCluster(Target):
         ref, route = Ref(self.kinds[0], named), self.route(asked.name)
         live, there = adoption.live_object(ref, asked.name, get), get(route)
         found = self.read(live, get)
-        wrong = [*adoption.unlike(asked, found)]
+        wrong = [*adoption.unlike(asked, found), *adoption.kept_secrets(found, kept := adoption.kept_metadata(live))]
         if there is not None and route != ref:
             wrong += adoption.taken_name(route, asked.name, there)
         if wrong:
@@ -285,7 +288,7 @@ class InCluster(Target):
             "kind": ref.kind.name,
             "name": named,
             "uid": live.status["uid"],
-            "metadata": adoption.kept_metadata(live),
+            "metadata": kept,
             "port": found.port(self.engine_port),
             "folder": found.folder,
             "routes": {route.kind.name: there.status["uid"]} if there else {},

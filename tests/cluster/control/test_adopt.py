@@ -246,7 +246,7 @@ def test_it_comes_under_a_spec_without_a_restart_and_is_replaced_and_comes_back(
         "KServe hands labels down to its pods"
     )
     held = {one["manager"] for one in now["metadata"]["managedFields"] if not one.get("subresource")}
-    assert held - {"kserve"} == {"model-delivery"}
+    assert held - {"kserve"} == {f"model-delivery/{NAME}" if lab.kind == "kserve" else "model-delivery"}
     assert (clone(lab) / ".model-delivery.json").exists()
     where = ("-n", lab.namespace)
     status = said(tmp_path, NAME, "status", *where)

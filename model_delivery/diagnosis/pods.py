@@ -12,6 +12,7 @@ from model_delivery.base import Finding
 from model_delivery.diagnosis.containers import OOM, STEP, judged, oom
 from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
+from model_delivery.diagnosis.holding import REMEDY, held
 from model_delivery.diagnosis.scheduling import unscheduled
 from model_delivery.values import Ended, Failed, InProgress, Started, StepState
 
@@ -27,7 +28,6 @@ OWN_LIMIT = re.compile(
 NODE_GONE = re.compile(r"shutdown|Terminated|NodeLost|Preempt", re.IGNORECASE)
 HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
 SETTING_UP = (  # what an event of a pod that is being set up tells, and what helps
-    (r"Multi-Attach", "use a claim that many nodes can mount (ReadWriteMany), or rollout.strategy: recreate"),
     (r"FailedMount.*(?:secret|configmap)", "make what the message names, or correct the spec"),
     (r"FailedCreatePodSandBox.*runtime", "see serving.pod.runtime_class"),
 )
@@ -127,12 +127,13 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
     for container, state in states.items():
         if state.get("terminated", {}).get("reason") == OOM:
             return Failed(Finding("step.out-of-memory", *oom(f"the step's container {container}", "runner.resources")))
+    at_work, mark = states.get(STEP, {}), str(pod["metadata"].get("uid", ""))
+    code = at_work.get("terminated", {}).get("exitCode")
     if finished or pod["status"].get("phase") in ("Succeeded", "Failed"):
-        return Ended()
-    pending, at_work = _pod(pod, beside), states.get(STEP, {})
-    done = at_work.get("terminated", {}).get("exitCode") == 0
+        return Ended(mark, code)
+    pending, done = _pod(pod, beside), code == 0
     started = at_work.keys() & {"running", "terminated"} and not done
-    return Started() if started and isinstance(pending, InProgress) else pending
+    return Started(mark) if started and isinstance(pending, InProgress) else pending
 
 
 def _pod(pod: Object, beside: Beside) -> Pending:
@@ -152,10 +153,21 @@ def _pod(pod: Object, beside: Beside) -> Pending:
         if (state := judged(pod, container, events)) is not None:
             return state
     if status.get("phase") == "Pending":
+        attached = [event["message"] for event in events if "Multi-Attach" in event.get("message", "")]
+        if attached:
+            return _elsewhere(pod, attached[-1], beside)
         why = _last_event(beside, name)
         fix = next((fix for pattern, fix in SETTING_UP if re.search(pattern, why)), "")
         return InProgress(why or "the pod is being set up (volumes, image)", fix)
     return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
+
+
+def _elsewhere(pod: Object, message: str, beside: Beside) -> Pending:
+    """A volume that another node has: for good, where a pod that lives there has it."""
+    by = held(pod, living(beside.get("Pod", ())))
+    if not by:
+        return InProgress(f"the claim's volume is still on another node: {message}", REMEDY)
+    return Failed(Finding("claim.held-elsewhere", by, message, REMEDY))
 
 
 def _rejected(pod: Object) -> bool:

@@ -66,16 +66,23 @@ def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
     ended it from outside.
     """
     what, target = f"the {name} step", session.target
-    session.until(what, lambda world: target.step_state(ref, world), patience, "started")
+    mark = session.until(what, lambda world: _mark(target.step_state(ref, world)), patience, "started")
     try:
-        text = read(name, session.place.log(session.delivery, ref))
+        text = read(name, session.place.log(session.delivery, ref), mark)
     except Retryable:
         match target.step_state(ref, session.world()):
             case Failed(finding, retryable):
                 raise (Retryable if retryable else Permanent)(finding) from None
         raise
-    session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended")
+    ended = session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended")
+    if ended.code:
+        why = f"it ended with exit code {ended.code} all the same"
+        raise Retryable(Finding("step.bad-exit", f"the result of {what} does not count", why, "run again"))
     return text
+
+
+def _mark(state: StepState) -> str | InProgress | Failed:
+    return state if isinstance(state, InProgress | Failed) else state.mark
 
 
 def _over(state: StepState) -> Ended | InProgress | Failed:

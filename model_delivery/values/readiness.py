@@ -32,12 +32,21 @@ class Failed:
 
 @dataclass(frozen=True)
 class Started:
-    """A step is at work, or its work is done: its output can be read."""
+    """A step is at work, or its work is done: its output can be read, and its own lines
+    begin with ``mark``.
+    """
+
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """All of a step has ended."""
+    """All of a step has ended, its own part with the exit code ``code`` (None: nobody
+    knows).
+    """
+
+    mark: str = ""
+    code: int | None = None
 
 
 Readiness = Current | InProgress | Failed

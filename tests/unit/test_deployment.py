@@ -229,6 +229,17 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
     assert job.spec["bind"]["near"] == {"nvidia.com/gpu": 1}
 
 
+@pytest.mark.parametrize("name", ["smoke", "load"])
+def test_a_step_that_asks_the_service_runs_as_its_image_s_own_user(name: str) -> None:
+    _, job = PLAIN.step(StepRun("m", name, "{}", "dark", 1, 1, release(PLAIN).payload, Runner(image="r:1")))
+    context = job.spec["spec"]["template"]["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
 @pytest.mark.parametrize("name", ["fetch", "verify", "smoke", "load"])
 def test_where_pods_may_run_reaches_every_step_unless_the_runner_says_otherwise(name: str) -> None:
     taint = {"key": "gpu", "operator": "Exists"}

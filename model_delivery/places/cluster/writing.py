@@ -37,7 +37,7 @@ def apply(
     """Over what is ``live``. ``take_over``: values that another field manager holds are
     taken from it.
     """
-    ref, client, body = resource.ref, look.client, binding.bound(resource, look)
+    ref, client, body = resource.ref, look.client, binding.bound(resource, look, live)
     if live and resource.spec.get("bind", {}).get("bare") and label(live, "delivery") is None:
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
     binding.check(look, resource, body, live)

@@ -16,6 +16,7 @@ from model_delivery.targets.kubernetes import adoption
 from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
 from model_delivery.targets.kubernetes.release import (
     CONFIG,
+    IDENTITY,
     MOUNT,
     AdoptedPayload,
     ClusterPayload,
@@ -136,6 +137,8 @@ class InCluster(Target):
             pod["containers"].remove(image)
         bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
         where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
+        if run.name not in NEAR_MODELS:  # the image's own user: whose files a claim holds does not matter
+            pod["securityContext"] = {key: v for key, v in pod["securityContext"].items() if key not in IDENTITY}
         schedule(pod, where)
         template["metadata"] |= {"annotations": where["annotations"]} if where["annotations"] else {}
         pulls = run.runner.image_pull_secrets

@@ -31,19 +31,17 @@ SETTING_UP = (  # what an event of a pod that is being set up tells, and what he
     (r"FailedMount.*(?:secret|configmap)", "make what the message names, or correct the spec"),
     (r"FailedCreatePodSandBox.*runtime", "see serving.pod.runtime_class"),
 )
+QUOTAS = (  # what was asked for beyond it, and what helps
+    (r"(?:^|,)(?:count/)?pods=", "ask for a higher quota, or end other pods of the namespace"),
+    (r"storage=", "ask for a higher quota, or for less in storage.size"),
+    (
+        r"^$|(?:^|,)(?:requests\.|limits\.|cpu=|memory=)",
+        "ask for a higher quota, or for less in serving.resources.limits (of a step: runner.resources)",
+    ),
+    (r"", "ask for a higher quota, or delete some of what it counts"),
+)
 REFUSALS = (  # of quota and admission: the first that is found counts
-    Sign(
-        "pod.quota",
-        r"exceeded quota.*requested: (?:[^=]*,)?pods=",
-        "the namespace's quota is used up",
-        "ask for a higher quota, or end other pods of the namespace",
-    ),
-    Sign(
-        "pod.quota",
-        r"exceeded quota",
-        "the namespace's quota is used up",
-        "ask for a higher quota, or for less in serving.resources.limits",
-    ),
+    Sign("pod.quota", r"exceeded quota", "the namespace's quota is used up", ""),
     Sign(
         "pod.quota-unstated",
         r"failed quota: .*must specify ([^ ]*)",
@@ -136,6 +134,15 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
     return Started(mark) if started and isinstance(pending, InProgress) else pending
 
 
+def together(main: StepState, *others: StepState) -> StepState:
+    """Of a step's Job and those beside it: its output is read while they go on."""
+    failed = [state for state in (main, *others) if isinstance(state, Failed)]
+    if failed:
+        return failed[0]
+    waits = [other.why for other in others if isinstance(other, InProgress)]
+    return Started(main.mark, f"the image's pull goes on: {waits[0]}") if isinstance(main, Ended) and waits else main
+
+
 def _pod(pod: Object, beside: Beside) -> Pending:
     status = pod["status"]
     if (gone := _evicted(pod)) is not None:
@@ -218,7 +225,13 @@ def _evicted(pod: Object) -> Finding | None:
 
 def _refused(message: str) -> Finding:
     known, match = next((known, match) for known in REFUSALS if (match := re.search(known.pattern, message)))
-    return Finding(known.code, match.expand(known.what), message, known.fix)
+    return Finding(known.code, match.expand(known.what), message, known.fix or quota_fix(message))
+
+
+def quota_fix(message: str) -> str:
+    """By what of the quota was used up."""
+    asked = re.search(r"requested: (.*?), used:", message)
+    return next(fix for pattern, fix in QUOTAS if re.search(pattern, asked[1] if asked else ""))
 
 
 def condition(status: Object, kind: str) -> Object:

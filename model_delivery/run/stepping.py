@@ -26,11 +26,11 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
     ended retryably counts. How an earlier run's ended stands only where a gate said no:
     what else was in its way may be gone.
 
-    For the candidate, or where there is none for ``release``.
+    For ``release``; where none is named, for the candidate.
     """
     candidate = session.record.candidate
     attempt = candidate.attempt if candidate else 0
-    release = candidate.release if candidate else release
+    release = release or (candidate.release if candidate else None)
     frozen = session.frozen(release) if release else None
     patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else START_SECONDS
     payload, text, runner = frozen.payload if frozen else None, given.model_dump_json(), session.record.runner
@@ -86,4 +86,4 @@ def _mark(state: StepState) -> str | InProgress | Failed:
 
 
 def _over(state: StepState) -> Ended | InProgress | Failed:
-    return InProgress("its other part (the image's pull) goes on") if isinstance(state, Started) else state
+    return InProgress(state.beside or "its process ends") if isinstance(state, Started) else state

@@ -43,7 +43,7 @@ from model_delivery.base import (
 from model_delivery.steps import Step
 
 MARK = "MODEL_DELIVERY_MARK"
-STEPS = ("fetch", "verify", "smoke", "load")
+STEPS = ("fetch", "verify", "smoke", "load", "gc")
 KINDS: dict[str, type[Trouble]] = {
     "retryable": Retryable,
     "bad-input": BadInput,

@@ -23,6 +23,11 @@ class InProgress:
 
 
 @dataclass(frozen=True)
+class Absent(InProgress):
+    """The object itself is not there: who waits may put it again."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """It will not become ready by waiting. ``retryable``: starting it again may help."""
 
@@ -33,10 +38,11 @@ class Failed:
 @dataclass(frozen=True)
 class Started:
     """A step is at work, or its work is done: its output can be read, and its own lines
-    begin with ``mark``.
+    begin with ``mark``. ``beside``: what else of it goes on.
     """
 
     mark: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,9 @@ def test_an_empty_directory_over_its_limit() -> None:
     [
         ("exceeded quota: q, requested: pods=1, used: pods=9, limited: pods=9", "pod.quota", "end other pods"),
         ("exceeded quota: q, requested: requests.cpu=4, used: requests.cpu=8", "pod.quota", "serving.resources"),
+        ("exceeded quota: q, requested: limits.cpu=4,pods=1, used: limits.cpu=0,pods=9", "pod.quota", "end other pods"),
+        ("exceeded quota: q, requested: requests.storage=9Gi, used: requests.storage=0", "pod.quota", "storage.size"),
+        ("exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=9", "pod.quota", "what it counts"),
         ("failed quota: c: must specify limits.cpu for: engine", "pod.quota-unstated", "serving.resources"),
         ("maximum memory usage per Container is 32Gi, but limit is 64Gi", "pod.limit-range", "serving.resources"),
         ("unable to validate against any security context constraint: []", "pod.security-context", "serving.pod"),

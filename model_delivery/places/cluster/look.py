@@ -97,7 +97,7 @@ class Look:
             "EndpointSlice": tuple(self.maybe(ENDPOINT_SLICE, labelled)) if self._known[SERVICE] else (),
             "Node": self.nodes() if any(map(pods.unscheduled, listed)) else (),
         }
-        self.price = sum(at >= began for at in self.client.asked)
+        self.price = sum(at >= began for at in tuple(self.client.asked))
         return World(delivery, objects, now, beside)
 
     def _list(self, delivery: str, *, fresh: bool) -> None:

@@ -4,6 +4,8 @@ answers.
 
 from __future__ import annotations
 
+import base64
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,10 +45,10 @@ from model_delivery.targets.protocol import (
     not_yet,
 )
 from model_delivery.values import (
+    Absent,
     Current,
     Desired,
     Failed,
-    InProgress,
     Kind,
     Lock,
     Observed,
@@ -61,8 +63,10 @@ from model_delivery.values import (
 )
 
 NEW = "new"
+DOCKER, OLD_DOCKER = ".dockerconfigjson", ".dockercfg"
 FETCH = "fetch"
-NEAR_MODELS = (FETCH, "verify")  # steps that work in the models' claim
+PULL = "-image"  # of the Job that pulls beside it
+NEAR_MODELS = (FETCH, "verify", "gc")  # steps that work in the models' claim
 ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
@@ -113,8 +117,9 @@ class InCluster(Target):
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
-        """Near the data: a ConfigMap with its input, and the Job that runs it. The fetch
-        Job's second container pulls the serving image, which proves its pull secret.
+        """Near the data: a ConfigMap with its input, and the Job that runs it. Beside the
+        fetch, a Job of its own pulls the serving image, which proves its pull secret: of
+        a pod that pulls, a kubelet tells nothing and gives no log.
         """
         payload = run.payload
         if not isinstance(payload, ClusterPayload):
@@ -133,8 +138,7 @@ class InCluster(Target):
         step["args"][0] = run.name
         pod["volumes"][0]["configMap"]["name"] = name
         image["image"] = pulled
-        if pulled is None:
-            pod["containers"].remove(image)
+        pod["containers"].remove(image)
         bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
         where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
         if run.name not in NEAR_MODELS:  # the image's own user: whose files a claim holds does not matter
@@ -148,22 +152,27 @@ class InCluster(Target):
             bind = {"hub": CONFIG, "near": payload.devices}
             pulls = (*payload.pod["image_pull_secrets"], *pulls)
         pull_secrets(pod, pulls)
+        puller = copy.deepcopy(job)
+        puller["spec"]["template"]["spec"] |= {"containers": [image], "volumes": []}
         mount_secrets(pod, _named_in(json.loads(run.input)))
-        made = {Ref(CONFIG_MAP, name): given, Ref(JOB, name): job}
-        return tuple(Resource(ref, "step", run.delivery, spec | {"bind": bind}) for ref, spec in made.items())
+        made = {Ref(CONFIG_MAP, name): given | {"bind": bind}}
+        made |= {Ref(JOB, name + PULL): puller | {"bind": {"near": payload.devices}}} if pulled else {}
+        made |= {Ref(JOB, name): job | {"bind": bind}}
+        return tuple(Resource(ref, "step", run.delivery, spec) for ref, spec in made.items())
 
     def step_state(self, ref: Ref, world: World) -> StepState:
         seen = world.objects.get(ref)
         if seen is None:
             what, why = f"the Job {ref.name} is gone", "somebody deleted it while it was waited for"
             return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
-        own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
-        return pods.step(own, world.beside, ref.name, finished=bool(seen.status["finished"]))
+        pull = Ref(JOB, ref.name + PULL)
+        both = [_job_state(job, world, world.objects[job]) for job in (ref, pull) if job in world.objects]
+        return pods.together(*both)
 
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
-        return self.ready(release, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+        return self.ready(release, world, seen) if seen else Absent(f"the {ref.kind} is not there")
 
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """By the release's main object, as it is seen, and its pods."""
@@ -189,7 +198,7 @@ class InCluster(Target):
             return Current("")
         ref = self.route(want.delivery)
         seen = world.objects.get(ref)
-        return self.moved(want, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+        return self.moved(want, world, seen) if seen else Absent(f"the {ref.kind} is not there")
 
     def moved(self, want: Desired, world: World, seen: Observed) -> Readiness:
         """Does the route, as it is seen, give everybody the share that is wanted?"""
@@ -244,7 +253,17 @@ class InCluster(Target):
     def _namespace(self, place: Site) -> Iterator[Finding]:
         """A namespaced role may not see it: then what is in it will tell."""
         name = self.key.namespace
-        if is_absent(place, f"/api/v1/namespaces/{name}"):
+        try:
+            seen = place.look_up(f"/api/v1/namespaces/{name}")
+        except Permanent:
+            return
+        if seen is not None and seen.get("status", {}).get("phase") == "Terminating":
+            what, fix = (
+                f"the namespace {name} is being deleted",
+                "wait until it has gone, make it again, then run again",
+            )
+            yield Finding("cluster.namespace-ending", what, self.where, fix)
+        if seen is None:
             yield Finding(
                 "cluster.no-namespace",
                 f"there is no namespace {name}",
@@ -260,7 +279,15 @@ class InCluster(Target):
             except Refused as refused:
                 yield from (replace(finding, what=f"{field}: {finding.what}") for finding in refused.findings)
         for name in (*asked.serving.pod.image_pull_secrets, *asked.runner.image_pull_secrets):
-            if place.look_up(SECRET.path(self.key.namespace, name)) is None:
+            there = place.look_up(SECRET.path(self.key.namespace, name))
+            if there is not None and not _has_logins(there):
+                yield Finding(
+                    "secret.no-logins",
+                    f"the pull secret {name} holds no logins",
+                    f"its {DOCKER} is missing, empty or no JSON",
+                    "kubectl create secret docker-registry …",
+                )
+            if there is None:
                 yield Finding(
                     "secret.no-pull-secret",
                     f"the pull secret {name} is not there",
@@ -304,6 +331,26 @@ class InCluster(Target):
         made = self.compose(Desired(asked.name, (release,), {NEW: 100}, self.address(asked.name)))
         there = {resource.ref: Observed(resource, "", {}) for resource in made}
         return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
+
+
+def _job_state(ref: Ref, world: World, seen: Observed) -> StepState:
+    own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
+    events = [event for event in world.beside["Event"] if not _of_puller(event, ref.name)]
+    return pods.step(own, {**world.beside, "Event": events}, ref.name, finished=bool(seen.status["finished"]))
+
+
+def _of_puller(event: Mapping[str, Any], name: str) -> bool:
+    """Of the Job that pulls beside the Job ``name``, whose name goes on."""
+    return str(event["involvedObject"].get("name", "")).startswith(name + PULL)
+
+
+def _has_logins(pull_secret: Mapping[str, Any]) -> bool:
+    data = pull_secret.get("data") or {}
+    try:
+        logins = json.loads(base64.b64decode(data.get(DOCKER) or data.get(OLD_DOCKER) or ""))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(logins, dict) and bool(logins)
 
 
 def _named_in(given: Any) -> Iterator[SecretRef]:

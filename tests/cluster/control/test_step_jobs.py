@@ -51,7 +51,8 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
         deliver.fn(spec)
 
     def succeeded() -> dict[str, Any] | None:
-        (job,) = json.loads(lab.cluster.kubectl("get", "job", "-n", lab.namespace, "-o", "json"))["items"]
+        listed = json.loads(lab.cluster.kubectl("get", "job", "-n", lab.namespace, "-o", "json"))["items"]
+        (job,) = [found for found in listed if not found["metadata"]["name"].endswith("-image")]
         return dict(job) if job["status"].get("succeeded") == 1 else None
 
     return until(succeeded, 30, "the Job did not succeed")

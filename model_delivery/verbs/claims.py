@@ -74,7 +74,7 @@ def _run(session: Session, release: ReleaseId, given: GcInput) -> tuple[Item, ..
         if "KeyError: 'gc'" not in trouble.text:
             raise
         what, fix = "the image of the steps cannot collect garbage", "name a newer one in runner.image, then `up`"
-        raise Permanent(Finding("gc.older-image", what, "it is of an older version", fix)) from None
+        raise Permanent(Finding("step.older-image", what, "it is of an older version", fix)) from None
     finally:
         _forget(session)
 

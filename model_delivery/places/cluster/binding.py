@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ OURS = 1000  # the user and group that the manifests name
 
 def bound(resource: Resource, look: Look, live: Object | None = None) -> Object:
     """The manifest. ``bind.near``: only nodes that have these resources, their taints
-    tolerated. ``bind.hub``: endpoint, proxy and CA of this environment. ``bind.servers``:
-    a release; the step's ``metrics`` are the addresses of its pods. A step without an
-    image runs in ours. What mounts a claim of one node runs where a pod has it. Where the
-    namespace gives its pods users, ours have none of their own.
+    tolerated. ``bind.beside``: claims whose node it is to run on. ``bind.hub``: endpoint,
+    proxy and CA of this environment. ``bind.servers``: a release; the step's ``metrics``
+    are the addresses of its pods. A step without an image runs in ours. What mounts a
+    claim of one node runs where a pod has it. Where the namespace gives its pods users,
+    ours have none of their own.
     """
     needs, body = resource.spec.get("bind", {}), to_object(resource, look.client.namespace)
     if resource.ref.kind == CONFIG_MAP:
@@ -92,7 +93,7 @@ def _bind_input(data: Object, needs: Object, delivery: str, look: Look) -> None:
 
 def _bind_pod(pod: Object, needs: Object, look: Look) -> None:
     step = pod["containers"][0]
-    held = _holder(pod, look) if needs.get("near") is not None else None
+    held = _holder(needs.get("beside") or _mounted(pod), look) if needs.get("near") is not None else None
     if held or needs.get("near"):
         _near(pod, needs["near"], look, held["spec"]["nodeName"] if held else None)
     if needs.get("hub"):
@@ -137,9 +138,9 @@ def _near(pod: Object, wanted: dict[str, int], look: Look, only: str | None) -> 
     pod["tolerations"] = [*pod.get("tolerations", ()), *tolerated]
 
 
-def _holder(pod: Object, look: Look) -> Mapping[str, Any] | None:
-    """The pod that has a claim of one node which ``pod`` mounts."""
-    names = claims.on_one_node(look, _mounted(pod))
+def _holder(mounted: Collection[str], look: Look) -> Mapping[str, Any] | None:
+    """The pod that has one of the claims, where that is one of one node."""
+    names = claims.on_one_node(look, mounted)
     return holding.holder(names, look.listed(POD)) if names else None
 
 
@@ -156,7 +157,7 @@ def _join(body: Object, delivery: str, live: Object | None, look: Look) -> None:
     if live:
         terms = [term for term in _joined(pod_of(live)) if OURS_BY in json.dumps(term)]
     else:
-        held = _holder(pod, look)
+        held = _holder(_mounted(pod), look)
         names = sorted({delivery, str(label(held, "delivery"))}) if held and label(held, "role") == "release" else []
         rules = {OURS_BY: names, "model-delivery/role": ["release"]}
         expressions = [{"key": key, "operator": "In", "values": values} for key, values in rules.items()]

@@ -156,8 +156,12 @@ class InCluster(Target):
         puller["spec"]["template"]["spec"] |= {"containers": [image], "volumes": []}
         mount_secrets(pod, _named_in(json.loads(run.input)))
         made = {Ref(CONFIG_MAP, name): given | {"bind": bind}}
-        made |= {Ref(JOB, name + PULL): puller | {"bind": {"near": payload.devices}}} if pulled else {}
-        made |= {Ref(JOB, name): job | {"bind": bind}}
+        made |= (
+            {Ref(JOB, name + PULL): puller | {"bind": {"near": payload.devices, "beside": [payload.claim]}}}
+            if pulled
+            else {}
+        )
+        made[Ref(JOB, name)] = job | {"bind": bind}
         return tuple(Resource(ref, "step", run.delivery, spec) for ref, spec in made.items())
 
     def step_state(self, ref: Ref, world: World) -> StepState:

@@ -5,7 +5,6 @@ answers.
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +13,9 @@ from typing import Any, ClassVar
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text, document, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.targets.kubernetes import adoption
-from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
+from model_delivery.targets.kubernetes import adoption, steps
+from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
 from model_delivery.targets.kubernetes.release import (
-    CONFIG,
-    IDENTITY,
     MOUNT,
     AdoptedPayload,
     ClusterPayload,
@@ -26,11 +23,7 @@ from model_delivery.targets.kubernetes.release import (
     common,
     devices,
     in_cluster,
-    labelled,
-    mount_secrets,
     pods_of,
-    pull_secrets,
-    schedule,
 )
 from model_delivery.targets.protocol import (
     Adoption,
@@ -48,7 +41,6 @@ from model_delivery.values import (
     Absent,
     Current,
     Desired,
-    Failed,
     Kind,
     Lock,
     Observed,
@@ -59,14 +51,10 @@ from model_delivery.values import (
     StepState,
     Storage,
     World,
-    digest,
 )
 
 NEW = "new"
 DOCKER, OLD_DOCKER = ".dockerconfigjson", ".dockercfg"
-FETCH = "fetch"
-PULL = "-image"  # of the Job that pulls beside it
-NEAR_MODELS = (FETCH, "verify", "gc")  # steps that work in the models' claim
 ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
@@ -117,61 +105,10 @@ class InCluster(Target):
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
-        """Near the data: a ConfigMap with its input, and the Job that runs it. Beside the
-        fetch, a Job of its own pulls the serving image, which proves its pull secret: of
-        a pod that pulls, a kubelet tells nothing and gives no log.
-        """
-        payload = run.payload
-        if not isinstance(payload, ClusterPayload):
-            what, why = f"the {run.name} step has no release", "it needs its pod's settings"
-            raise Refused(Finding("step.no-release", what, why, "this is a fault of Model Delivery"))
-        pulled = payload.image if run.name == FETCH else None
-        identity = [run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled]
-        name = f"{run.delivery}-{run.name}-{digest(identity)}"
-        given, job = manifest("step.yaml", "ConfigMap"), manifest("step.yaml", "Job")
-        given["data"]["input.json"] = run.input
-        template = job["spec"]["template"]
-        template["metadata"]["labels"] = {"model-delivery/delivery": run.delivery, "model-delivery/role": "step"}
-        pod = template["spec"]
-        step, image = pod["containers"]
-        step |= {"image": run.runner.image, "resources": dict(run.runner.resources)}
-        step["args"][0] = run.name
-        pod["volumes"][0]["configMap"]["name"] = name
-        image["image"] = pulled
-        pod["containers"].remove(image)
-        bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
-        where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
-        if run.name not in NEAR_MODELS:  # the image's own user: whose files a claim holds does not matter
-            pod["securityContext"] = {key: v for key, v in pod["securityContext"].items() if key not in IDENTITY}
-        schedule(pod, where)
-        template["metadata"] |= {"annotations": where["annotations"]} if where["annotations"] else {}
-        pulls = run.runner.image_pull_secrets
-        if run.name in NEAR_MODELS:
-            pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload.claim}})
-            step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
-            bind = {"hub": CONFIG, "near": payload.devices}
-            pulls = (*payload.pod["image_pull_secrets"], *pulls)
-        pull_secrets(pod, pulls)
-        puller = copy.deepcopy(job)
-        puller["spec"]["template"]["spec"] |= {"containers": [image], "volumes": []}
-        mount_secrets(pod, _named_in(json.loads(run.input)))
-        made = {Ref(CONFIG_MAP, name): given | {"bind": bind}}
-        made |= (
-            {Ref(JOB, name + PULL): puller | {"bind": {"near": payload.devices, "beside": [payload.claim]}}}
-            if pulled
-            else {}
-        )
-        made[Ref(JOB, name)] = job | {"bind": bind}
-        return tuple(Resource(ref, "step", run.delivery, spec) for ref, spec in made.items())
+        return steps.resources(run)
 
     def step_state(self, ref: Ref, world: World) -> StepState:
-        seen = world.objects.get(ref)
-        if seen is None:
-            what, why = f"the Job {ref.name} is gone", "somebody deleted it while it was waited for"
-            return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
-        pull = Ref(JOB, ref.name + PULL)
-        both = [_job_state(job, world, world.objects[job]) for job in (ref, pull) if job in world.objects]
-        return pods.together(*both)
+        return steps.state(ref, world)
 
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release)
@@ -337,17 +274,6 @@ class InCluster(Target):
         return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
 
 
-def _job_state(ref: Ref, world: World, seen: Observed) -> StepState:
-    own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
-    events = [event for event in world.beside["Event"] if not _of_puller(event, ref.name)]
-    return pods.step(own, {**world.beside, "Event": events}, ref.name, finished=bool(seen.status["finished"]))
-
-
-def _of_puller(event: Mapping[str, Any], name: str) -> bool:
-    """Of the Job that pulls beside the Job ``name``, whose name goes on."""
-    return str(event["involvedObject"].get("name", "")).startswith(name + PULL)
-
-
 def _has_logins(pull_secret: Mapping[str, Any]) -> bool:
     data = pull_secret.get("data") or {}
     try:
@@ -355,15 +281,6 @@ def _has_logins(pull_secret: Mapping[str, Any]) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(logins, dict) and bool(logins)
-
-
-def _named_in(given: Any) -> Iterator[SecretRef]:
-    """Every reference to a Kubernetes Secret in a step's input."""
-    if isinstance(given, dict) and set(given) == {"kube"}:
-        yield KubeSecret.model_validate(given)
-    elif isinstance(given, dict | list):
-        for value in given.values() if isinstance(given, dict) else given:
-            yield from _named_in(value)
 
 
 def wanted_rules() -> list[tuple[str, str, str]]:

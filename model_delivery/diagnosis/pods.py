@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding
-from model_delivery.diagnosis.containers import OOM, STEP, judged, oom
+from model_delivery.diagnosis.containers import OOM, STEP, UNMADE, judged, oom
 from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.diagnosis.holding import REMEDY, held
@@ -132,6 +132,12 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
     pending, done = _pod(pod, beside), code == 0
     started = at_work.keys() & {"running", "terminated"} and not done
     return Started(mark) if started and isinstance(pending, InProgress) else pending
+
+
+def pulled(pods: Sequence[Object]) -> bool:
+    """Is the image there, whether or not what was called in it can be run?"""
+    states = [status["state"] for pod in pods for status in _statuses(pod)]
+    return any("waiting" not in state or state["waiting"].get("reason") in UNMADE for state in states)
 
 
 def together(main: StepState, *others: StepState) -> StepState:

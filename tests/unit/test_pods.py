@@ -298,5 +298,7 @@ def test_a_fetch_is_read_while_the_image_is_pulled_beside_it_and_both_must_end()
     assert isinstance(state, Started), "its result can be read"
     assert (state.mark, bool(state.beside)) == ("m-fetch-1", True)
     assert seen(done, pulled, pulled=True) == Ended("m-fetch-1", 0)
+    no_command = {"terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "true": not found'}}
+    assert seen({"running": {}}, no_command) == Started("m-fetch-1"), "it is there, and that is all"
     denied = {"waiting": {"reason": "ErrImagePull", "message": PULL + "not found"}}
     assert isinstance(seen({"running": {}}, denied), Failed)

@@ -21,7 +21,7 @@ from model_delivery.targets.kubernetes.release import (
     schedule,
 )
 from model_delivery.targets.protocol import StepRun
-from model_delivery.values import Failed, Observed, Ref, Resource, StepState, World, digest
+from model_delivery.values import Ended, Failed, Observed, Ref, Resource, StepState, World, digest
 
 FETCH = "fetch"
 PULL = "-image"  # of the Job that pulls beside it
@@ -98,6 +98,8 @@ def state(ref: Ref, world: World) -> StepState:
 
 def _job_state(ref: Ref, world: World, seen: Observed) -> StepState:
     own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
+    if ref.name.endswith(PULL) and pods.pulled(own):
+        return Ended()
     events = [event for event in world.beside["Event"] if not _of_puller(event, ref.name)]
     return pods.step(own, {**world.beside, "Event": events}, ref.name, finished=bool(seen.status["finished"]))
 

@@ -137,7 +137,8 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
 def pulled(pods: Sequence[Object]) -> bool:
     """Is the image there, whether or not what was called in it can be run?"""
     states = [status["state"] for pod in pods for status in _statuses(pod)]
-    return any("waiting" not in state or state["waiting"].get("reason") in UNMADE for state in states)
+    begun = {"running", "terminated"}
+    return any(begun & state.keys() or state.get("waiting", {}).get("reason") in UNMADE for state in states)
 
 
 def together(main: StepState, *others: StepState) -> StepState:

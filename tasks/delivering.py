@@ -52,6 +52,9 @@ ROLLBACK = Rollout(
 )
 
 
+NOT_OURS = ("lease.lost", "cluster.namespace-ending")  # nothing is ours to withdraw any more
+
+
 class Run:
     """One request on one delivery, while its session is open."""
 
@@ -71,6 +74,8 @@ class Run:
             raise
         except Exception as error:
             bad = error if isinstance(error, Trouble) else Permanent(broken(error))
+            if any(finding.code in NOT_OURS for finding in bad.findings):
+                raise
             try:
                 protocol.refuse(self.session, bad)
             except Trouble as worse:

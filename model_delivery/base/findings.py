@@ -11,7 +11,8 @@ Trouble                       anything that ends a run; carries one or more find
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 from model_delivery.base.scrubbing import scrub
@@ -53,6 +54,16 @@ class Finding:
         return cls(**({"code": UNKNOWN} | value | {"evidence": tuple(value.get("evidence", ()))}))
 
 
+def together(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """For people: those with one remedy stand together, and the last of them says it."""
+    grouped: dict[str, list[Finding]] = {}
+    for finding in findings:
+        grouped.setdefault(finding.fix, []).append(finding)
+    for *others, last in grouped.values():
+        yield from (replace(other, fix="") for other in others)
+        yield last
+
+
 class Trouble(Exception):
     """Ends a run. ``exit_code`` is what the command line returns for it."""
 
@@ -60,11 +71,11 @@ class Trouble(Exception):
 
     def __init__(self, *findings: Finding) -> None:
         super().__init__(*findings)
-        self.findings = findings
+        self.findings = tuple(dict.fromkeys(findings))
 
     @property
     def text(self) -> str:
-        return "\n".join(map(str, self.findings))
+        return "\n".join(map(str, together(self.findings)))
 
     def __str__(self) -> str:
         return f"exit code {self.exit_code}: {self.text}"

@@ -68,16 +68,26 @@ def verify(folder: Path, deep: bool) -> Answer:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would go.")
+@click.option("--context", help="Of the kubeconfig: on the claims of a cluster.")
+@click.option("-n", "--namespace", help="On the claims of this namespace, by Jobs.")
 @answers
-def gc(dry_run: bool) -> Answer:
+def gc(dry_run: bool, context: str | None, namespace: str | None) -> Answer:
     """Remove models that no release needs any more, and what dead fetches left. What a
     rollback could want stays.
-    """
-    from model_delivery.verbs import models
 
-    with progress_lines():
-        items = models.collect(default_home(), dry_run=dry_run)
+
+    On this host, or with --namespace on the claims of its deliveries.
+    """
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
+    if context or namespace:
+        from model_delivery.verbs import claims
+
+        with progress_lines():
+            items = claims.collect(context, namespace or "default", dry_run=dry_run)
+    else:
+        from model_delivery.verbs import models
+
+        items = models.collect(default_home(), dry_run=dry_run)
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")
     return Answer(items, lines)

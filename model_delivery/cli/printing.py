@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from model_delivery.base import Progress, Trouble, scrub, sink
+from model_delivery.base.findings import together
 from model_delivery.base.home import unwritable
 from model_delivery.verbs.where import find
 
@@ -123,7 +124,7 @@ def bad_news(trouble: Trouble, value: Mapping[str, Any] | None = None) -> int:
 
     Returns the exit code.
     """
-    show((f"{click.style('✗', fg='red')} {finding}" for finding in trouble.findings), err=True)
+    show((f"{click.style('✗', fg='red')} {finding}" for finding in together(trouble.findings)), err=True)
     if any(word.partition("=")[0] == "--json" for word in sys.argv[1:]):  # --json=1 is a wrong argument
         first, *others = [finding.to_json() for finding in trouble.findings]
         emit({**(value or {}), "error": first, "exit_code": trouble.exit_code, "others": others})

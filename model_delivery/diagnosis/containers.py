@@ -35,6 +35,12 @@ UNSTARTED = (  # the first that is found counts
         "correct target.image (of a step: runner.image)",
     ),
     Sign(
+        "image.no-user",
+        r"runAsNonRoot and image (?:will run as root|has non-numeric user)",
+        "the image would run as root, or says by no number as whom",
+        "name one in serving.pod.security_context (runAsUser; of a step: runner.pod.security_context)",
+    ),
+    Sign(
         "image.wrong-platform",
         r"exec format error",
         "the image is not made for the node's processor",

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding
-from model_delivery.diagnosis.containers import OOM, STEP, judged, oom
+from model_delivery.diagnosis.containers import OOM, STEP, UNMADE, judged, oom
 from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
+from model_delivery.diagnosis.holding import REMEDY, held
 from model_delivery.diagnosis.scheduling import unscheduled
 from model_delivery.values import Ended, Failed, InProgress, Started, StepState
 
@@ -27,23 +28,20 @@ OWN_LIMIT = re.compile(
 NODE_GONE = re.compile(r"shutdown|Terminated|NodeLost|Preempt", re.IGNORECASE)
 HOOK = re.compile(r'failed calling webhook "?([^":]*)')  # its server may come back
 SETTING_UP = (  # what an event of a pod that is being set up tells, and what helps
-    (r"Multi-Attach", "use a claim that many nodes can mount (ReadWriteMany), or rollout.strategy: recreate"),
     (r"FailedMount.*(?:secret|configmap)", "make what the message names, or correct the spec"),
     (r"FailedCreatePodSandBox.*runtime", "see serving.pod.runtime_class"),
 )
+QUOTAS = (  # what was asked for beyond it, and what helps
+    (r"(?:^|,)(?:count/)?pods=", "ask for a higher quota, or end other pods of the namespace"),
+    (r"storage=", "ask for a higher quota, or for less in storage.size"),
+    (
+        r"^$|(?:^|,)(?:requests\.|limits\.|cpu=|memory=)",
+        "ask for a higher quota, or for less in serving.resources.limits (of a step: runner.resources)",
+    ),
+    (r"", "ask for a higher quota, or delete some of what it counts"),
+)
 REFUSALS = (  # of quota and admission: the first that is found counts
-    Sign(
-        "pod.quota",
-        r"exceeded quota.*requested: (?:[^=]*,)?pods=",
-        "the namespace's quota is used up",
-        "ask for a higher quota, or end other pods of the namespace",
-    ),
-    Sign(
-        "pod.quota",
-        r"exceeded quota",
-        "the namespace's quota is used up",
-        "ask for a higher quota, or for less in serving.resources.limits",
-    ),
+    Sign("pod.quota", r"exceeded quota", "the namespace's quota is used up", ""),
     Sign(
         "pod.quota-unstated",
         r"failed quota: .*must specify ([^ ]*)",
@@ -127,12 +125,29 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
     for container, state in states.items():
         if state.get("terminated", {}).get("reason") == OOM:
             return Failed(Finding("step.out-of-memory", *oom(f"the step's container {container}", "runner.resources")))
+    at_work, mark = states.get(STEP, {}), str(pod["metadata"].get("uid", ""))
+    code = at_work.get("terminated", {}).get("exitCode")
     if finished or pod["status"].get("phase") in ("Succeeded", "Failed"):
-        return Ended()
-    pending, at_work = _pod(pod, beside), states.get(STEP, {})
-    done = at_work.get("terminated", {}).get("exitCode") == 0
+        return Ended(mark, code)
+    pending, done = _pod(pod, beside), code == 0
     started = at_work.keys() & {"running", "terminated"} and not done
-    return Started() if started and isinstance(pending, InProgress) else pending
+    return Started(mark) if started and isinstance(pending, InProgress) else pending
+
+
+def pulled(pods: Sequence[Object]) -> bool:
+    """Is the image there, whether or not what was called in it can be run?"""
+    states = [status["state"] for pod in pods for status in _statuses(pod)]
+    begun = {"running", "terminated"}
+    return any(begun & state.keys() or state.get("waiting", {}).get("reason") in UNMADE for state in states)
+
+
+def together(main: StepState, *others: StepState) -> StepState:
+    """Of a step's Job and those beside it: its output is read while they go on."""
+    failed = [state for state in (main, *others) if isinstance(state, Failed)]
+    if failed:
+        return failed[0]
+    waits = [other.why for other in others if isinstance(other, InProgress)]
+    return Started(main.mark, f"the image's pull goes on: {waits[0]}") if isinstance(main, Ended) and waits else main
 
 
 def _pod(pod: Object, beside: Beside) -> Pending:
@@ -152,10 +167,21 @@ def _pod(pod: Object, beside: Beside) -> Pending:
         if (state := judged(pod, container, events)) is not None:
             return state
     if status.get("phase") == "Pending":
+        attached = [event["message"] for event in events if "Multi-Attach" in event.get("message", "")]
+        if attached:
+            return _elsewhere(pod, attached[-1], beside)
         why = _last_event(beside, name)
         fix = next((fix for pattern, fix in SETTING_UP if re.search(pattern, why)), "")
         return InProgress(why or "the pod is being set up (volumes, image)", fix)
     return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
+
+
+def _elsewhere(pod: Object, message: str, beside: Beside) -> Pending:
+    """A volume that another node has: for good, where a pod that lives there has it."""
+    by = held(pod, living(beside.get("Pod", ())))
+    if not by:
+        return InProgress(f"the claim's volume is still on another node: {message}", REMEDY)
+    return Failed(Finding("claim.held-elsewhere", by, message, REMEDY))
 
 
 def _rejected(pod: Object) -> bool:
@@ -206,7 +232,13 @@ def _evicted(pod: Object) -> Finding | None:
 
 def _refused(message: str) -> Finding:
     known, match = next((known, match) for known in REFUSALS if (match := re.search(known.pattern, message)))
-    return Finding(known.code, match.expand(known.what), message, known.fix)
+    return Finding(known.code, match.expand(known.what), message, known.fix or quota_fix(message))
+
+
+def quota_fix(message: str) -> str:
+    """By what of the quota was used up."""
+    asked = re.search(r"requested: (.*?), used:", message)
+    return next(fix for pattern, fix in QUOTAS if re.search(pattern, asked[1] if asked else ""))
 
 
 def condition(status: Object, kind: str) -> Object:

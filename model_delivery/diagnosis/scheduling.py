@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from model_delivery.base import Finding
+from model_delivery.diagnosis.holding import REMEDY, held
 from model_delivery.values import Failed, InProgress
 
 Object = Mapping[str, Any]
@@ -19,6 +20,7 @@ ELSEWHERE = (  # nodes that will not do for another reason than room, and what o
     (r"untolerated taint", "nodes have taints that the pod does not tolerate", "serving.pod.tolerations"),
     (r"node affinity/selector", "nodes are not selected", "serving.pod.node_selector or serving.pod.affinity"),
     (r"volume node affinity", "the claim's volume cannot be reached from nodes", "storage.claim"),
+    (r"pod affinity rules", "the claim can be mounted on one node at a time", "rollout.strategy: recreate"),
     (r"ReadWriteOncePod", "the claim is for one pod at a time, and another has it", "rollout.strategy: recreate"),
     (r"max volume count", "nodes hold as many volumes as they can", ""),
     (r"free ports", "the port is taken on nodes", ""),
@@ -39,6 +41,8 @@ def unscheduled(pod: Object, scheduled: Object, beside: Mapping[str, Sequence[Ob
         fix = "ask for less in serving.resources.limits, or add such a node"
         return Failed(Finding("pod.too-large", "no node could ever hold the pod", hopeless, fix, (message,)))
     found = [(why, field) for pattern, why, field in ELSEWHERE if re.search(pattern, message)]
+    if re.search(r"pod affinity rules|node affinity/selector", message) and (by := held(pod, beside.get("Pod", ()))):
+        return InProgress(f"{by}, and there is no room there: {message}", REMEDY)
     whys = "; ".join(why for why, _ in found) or "no node has room"
     fields = ", ".join(field for _, field in found if field)
     return InProgress(f"{whys}: {message}", f"see {fields}, or add a node that fits" if fields else "add such a node")

@@ -93,9 +93,17 @@ class Lease:
         """Raise Permanent when the lease is no longer ours."""
         seen = self.place.get(self.delivery, REF)
         if seen is None or seen.resource.spec.get("holder") != self.holder:
-            who = _who(seen) if seen else "nobody"
+            who = _who(seen) if seen else self._nobody()
             fix = "nothing more was done by this run; run again when the other has ended"
             raise Permanent(Finding("lease.lost", f"the lease of {self.delivery} was lost", f"now held by {who}", fix))
+
+    def _nobody(self) -> str:
+        """Whoever had it may have ended. A place that takes none any more (its namespace
+        is being deleted) says so itself.
+        """
+        if self._try(None, 0.0):
+            self.release()
+        return "nobody"
 
     def release(self) -> None:
         """Where the place is away, it ends by itself."""

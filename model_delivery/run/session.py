@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from model_delivery.base import Clock, Finding, NoRoom, Permanent, SystemClock, Trouble, from_cluster
+from model_delivery.base import Clock, Finding, NoRoom, Permanent, Progress, SystemClock, Trouble, from_cluster, report
 from model_delivery.places import Place
 from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
@@ -25,10 +25,12 @@ from model_delivery.values import (
     ABSENT,
     RECORD_REF,
     RELEASE,
+    Absent,
     Failed,
     InProgress,
     Mismatch,
     Observed,
+    Readiness,
     Ref,
     ReleaseId,
     Resource,
@@ -125,13 +127,22 @@ class Session(Book):
     def wait_ready(self, release: ReleaseId, timeout: float) -> str:
         """The release's own endpoint, once it is ready."""
         wanted = self.release(release)
-        ready = self.until(f"release {release}", lambda world: self.target.readiness(wanted, world), timeout)
+        ready = self.until(
+            f"release {release}", lambda world: self._kept(self.target.readiness(wanted, world)), timeout
+        )
         return ready.endpoint
 
     def wait_routed(self) -> None:
         """Return once the traffic is where the record wants it."""
         wanted = self.desired()
-        self.until("the route", lambda world: self.target.routed(wanted, world), ROUTED_SECONDS)
+        self.until("the route", lambda world: self._kept(self.target.routed(wanted, world)), ROUTED_SECONDS)
+
+    def _kept(self, state: Readiness) -> Readiness:
+        """What somebody deleted while it was waited for is put again."""
+        if isinstance(state, Absent):
+            report(Progress("converge", f"{state.why}: put again"))
+            self.converge()
+        return state
 
     def until(
         self,

@@ -26,11 +26,11 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
     ended retryably counts. How an earlier run's ended stands only where a gate said no:
     what else was in its way may be gone.
 
-    For the candidate, or where there is none for ``release``.
+    For ``release``; where none is named, for the candidate.
     """
     candidate = session.record.candidate
     attempt = candidate.attempt if candidate else 0
-    release = candidate.release if candidate else release
+    release = release or (candidate.release if candidate else None)
     frozen = session.frozen(release) if release else None
     patience = frozen.startup_timeout.seconds if frozen and frozen.startup_timeout else START_SECONDS
     payload, text, runner = frozen.payload if frozen else None, given.model_dump_json(), session.record.runner
@@ -66,17 +66,24 @@ def _followed(session: Session, name: str, ref: Ref, patience: float) -> str:
     ended it from outside.
     """
     what, target, began = f"the {name} step", session.target, session.clock.monotonic()
-    session.until(what, lambda world: target.step_state(ref, world), patience, "started")
+    mark = session.until(what, lambda world: _mark(target.step_state(ref, world)), patience, "started")
     try:
-        text = read(name, session.place.log(session.delivery, ref))
+        text = read(name, session.place.log(session.delivery, ref), mark)
     except Retryable:
         match target.step_state(ref, session.world()):
             case Failed(finding, retryable):
                 raise (Retryable if retryable else Permanent)(finding) from None
         raise
-    session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended", began)
+    ended = session.until(what, lambda world: _over(target.step_state(ref, world)), patience, "ended", began)
+    if ended.code:
+        why = f"it ended with exit code {ended.code} all the same"
+        raise Retryable(Finding("step.bad-exit", f"the result of {what} does not count", why, "run again"))
     return text
 
 
+def _mark(state: StepState) -> str | InProgress | Failed:
+    return state if isinstance(state, InProgress | Failed) else state.mark
+
+
 def _over(state: StepState) -> Ended | InProgress | Failed:
-    return InProgress("its other part (the image's pull) goes on") if isinstance(state, Started) else state
+    return InProgress(state.beside or "its process ends") if isinstance(state, Started) else state

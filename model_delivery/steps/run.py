@@ -5,17 +5,24 @@ The output is JSON lines: ``{"progress": {…}}`` any number of times, then exac
 ``{"result": TEXT, "length": characters of TEXT, "sha256": of its UTF-8}`` (TEXT is the
 output's JSON) or ``{"findings": [{…}, …], "kind": retryable | permanent | bad-input |
 refused | gate}``. The exit code is 0 for a result.
+
+Standard output is anybody's: there each of our lines begins with
+``$MODEL_DELIVERY_MARK``, which is the pod's own, and of which nothing that the step asks
+or runs is told; the first one comes before anything is asked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,7 +42,8 @@ from model_delivery.base import (
 )
 from model_delivery.steps import Step
 
-STEPS = ("fetch", "verify", "smoke", "load")
+MARK = "MODEL_DELIVERY_MARK"
+STEPS = ("fetch", "verify", "smoke", "load", "gc")
 KINDS: dict[str, type[Trouble]] = {
     "retryable": Retryable,
     "bad-input": BadInput,
@@ -55,30 +63,31 @@ def find(name: str) -> Step[Any, Any]:
     return step
 
 
-def say(out: TextIO, line: dict[str, Any]) -> None:
-    out.write(json.dumps(line, separators=(",", ":")) + "\n")
+def say(out: TextIO, line: dict[str, Any], mark: str = "") -> None:
+    out.write(mark + json.dumps(line, separators=(",", ":")) + "\n")
     out.flush()
 
 
-def outcome(name: str, text: str, out: TextIO) -> int:
+def outcome(name: str, text: str, out: TextIO, mark: str = "") -> int:
     """Run the step on its input's JSON ``text`` and write its lines to ``out``; returns
     the exit code.
     """
+    tell = partial(say, out, mark=mark)
     try:
         step = find(name)
-        with sink(lambda p: say(out, {"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
+        with sink(lambda p: tell({"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
             result = step.run(step.input.model_validate_json(text)).model_dump_json()
         result = scrub(result)
         step.output.model_validate_json(result)  # what JSON cannot say (NaN) is told here, not by who reads it
     except Trouble as trouble:
         kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
-        return _failed(out, kind, trouble)
+        return _failed(tell, kind, trouble)
     except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
-        sys.stderr.write(scrub(traceback.format_exc()))
+        sys.stderr.write(json.dumps(scrub(traceback.format_exc())) + "\n")  # one line, whatever the error quotes
         what, why = f"the {name} step broke", f"{type(error).__name__}: {error}"
         fix = "this is a fault of Model Delivery: report it with the step's log"
-        return _failed(out, "permanent", Permanent(Finding("step.broke", what, why, fix)))
-    say(out, _sealed(result))
+        return _failed(tell, "permanent", Permanent(Finding("step.broke", what, why, fix)))
+    tell(_sealed(result))
     return 0
 
 
@@ -86,31 +95,46 @@ def _sealed(text: str) -> dict[str, Any]:
     return {"result": text, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _failed(out: TextIO, kind: str, trouble: Trouble) -> int:
-    say(out, {"findings": [f.to_json() for f in trouble.findings], "kind": kind})
+def _failed(tell: Callable[[dict[str, Any]], None], kind: str, trouble: Trouble) -> int:
+    tell({"findings": [f.to_json() for f in trouble.findings], "kind": kind})
     return trouble.exit_code
 
 
-def read(name: str, lines: Iterable[bytes]) -> str:
+def read(name: str, lines: Iterable[bytes], mark: str = "") -> str:
     """The other side: the result's JSON text of the step ``name``; progress is passed on.
+    Where a line begins with ``mark``, no other counts; an older image knows of none.
 
     Raises the step's own findings as the Trouble they were, and Retryable when the result
     is missing, cut or changed on the way.
     """
+    prefix, marked, ending = mark.encode(), False, None
     for line in lines:
-        try:
-            news = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        match news:
+        own = line.startswith(prefix)
+        if own and not marked:
+            marked, ending = True, None
+        if own or not marked:
+            ending = ending or _heard(line.removeprefix(prefix))
+        if own and ending:
+            break
+    if isinstance(ending, str):
+        return ending
+    what, why = f"the {name} step ended without a result", "its process was killed or its output was cut"
+    raise ending or Retryable(Finding("step.no-result", what, why, "run again; its log says more"))
+
+
+def _heard(line: bytes) -> str | Trouble | None:
+    """How the step ended, if ``line`` says so; progress is passed on. It may be of
+    anybody's making.
+    """
+    with suppress(ValueError, RecursionError, TypeError, LookupError, AttributeError):
+        match json.loads(line):
             case {"progress": progress}:
                 report(Progress(**progress))
             case {"findings": findings, "kind": kind}:
-                raise KINDS[kind](*map(Finding.from_json, findings))
-            case {"result": str(text)} if news | _sealed(text) == news:
+                return KINDS[kind](*map(Finding.from_json, findings))
+            case {"result": str(text)} as news if news | _sealed(text) == news:
                 return text
-    what, why = f"the {name} step ended without a result", "its process was killed or its output was cut"
-    raise Retryable(Finding("step.no-result", what, why, "run again; its log says more"))
+    return None
 
 
 def main() -> int:
@@ -118,7 +142,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     text = Path(given).read_text(encoding="utf-8")
     if output == "-":
-        return outcome(name, text, sys.stdout)
+        mark = os.environ.pop(MARK, "")
+        with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+            os.dup2(2, 1)  # what the step runs may write there
+            say(out, {"progress": {"step": name, "note": "at work"}}, mark)
+            return outcome(name, text, out, mark)
     with Path(output).open("a", encoding="utf-8") as out:
         return outcome(name, text, out)
 

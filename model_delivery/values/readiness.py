@@ -23,6 +23,11 @@ class InProgress:
 
 
 @dataclass(frozen=True)
+class Absent(InProgress):
+    """The object itself is not there: who waits may put it again."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """It will not become ready by waiting. ``retryable``: starting it again may help."""
 
@@ -32,12 +37,22 @@ class Failed:
 
 @dataclass(frozen=True)
 class Started:
-    """A step is at work, or its work is done: its output can be read."""
+    """A step is at work, or its work is done: its output can be read, and its own lines
+    begin with ``mark``. ``beside``: what else of it goes on.
+    """
+
+    mark: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """All of a step has ended."""
+    """All of a step has ended, its own part with the exit code ``code`` (None: nobody
+    knows).
+    """
+
+    mark: str = ""
+    code: int | None = None
 
 
 Readiness = Current | InProgress | Failed

@@ -6,13 +6,18 @@ import json
 import re
 from dataclasses import dataclass
 from shlex import quote
+from urllib.parse import urlsplit
 
 from model_delivery.base import EnvSecret, FileSecret, Finding, KubeSecret, Refused, SecretRef, base_url
+
+LOWEST = 8000  # of the ports on this machine that are proposed
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Base address for OpenAI clients, and one text per client."""
+    """Base address for OpenAI clients, and one text per client. ``port_forward``: the
+    command that brings an address which only the cluster has to this machine.
+    """
 
     base_url: str
     model: str
@@ -20,6 +25,7 @@ class Connection:
     openai: str
     nextchat: str
     open_webui: str
+    port_forward: str | None = None
 
     def to_text(self) -> str:
         titles = {
@@ -28,11 +34,19 @@ class Connection:
             "NextChat": self.nextchat,
             "Open WebUI": self.open_webui,
         }
+        if self.port_forward:
+            local = self.port_forward.rpartition(" ")[2].partition(":")[0]
+            title = f"from outside of the cluster: in a shell of its own; then the address is http://127.0.0.1:{local}"
+            titles = {title: self.port_forward} | titles
         return "\n\n".join(f"# {title}\n{text}" for title, text in titles.items())
 
 
 def connect(
-    url: str, model_names: tuple[str, ...], api_key: SecretRef | None, namespace: str | None = None
+    url: str,
+    model_names: tuple[str, ...],
+    api_key: SecretRef | None,
+    namespace: str | None = None,
+    context: str | None = None,
 ) -> Connection:
     """Settings for curl, the ``openai`` library, NextChat and Open WebUI; ``url`` is the
     service's, without /v1; ``namespace``: of a key in a cluster. Whatever a shell gets is
@@ -66,7 +80,20 @@ def connect(
     models = quote(",".join(["-all", *(f"+{name}" for name in model_names)]))
     nextchat = f"BASE_URL={quote(url)}\nOPENAI_API_KEY={key}\nCUSTOM_MODELS={models}\nDEFAULT_MODEL={quote(model)}"
     open_webui = f"OPENAI_API_BASE_URL={quote(base)}\nOPENAI_API_KEY={key}\nENABLE_OLLAMA_API=false"
-    return Connection(base, model, curl, openai, nextchat, open_webui)
+    return Connection(base, model, curl, openai, nextchat, open_webui, _port_forward(url, context))
+
+
+def _port_forward(url: str, context: str | None) -> str | None:
+    """For the address of a Service; None for any other."""
+    there = urlsplit(url)
+    name, _, rest = (there.hostname or "").partition(".")
+    namespace, _, zone = rest.partition(".")
+    if zone.split(".")[0] != "svc":
+        return None
+    port = there.port or 80
+    where = f"--context {quote(context)} " if context else ""
+    local = port if port >= LOWEST else LOWEST + port
+    return f"kubectl {where}-n {quote(namespace)} port-forward {quote(f'service/{name}')} {local}:{port}"
 
 
 def _shell_key(ref: SecretRef | None, namespace: str | None) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from model_delivery.base import Finding, Refused, Trouble
+from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book
@@ -164,12 +165,17 @@ def told(changes: Collection[Change]) -> Told:
 
 def logs(place: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
     """Lines of the engine's log: of ``release``, else the candidate's, else what serves,
-    else the last that was tried.
+    else the last that was tried. Permanent where it has none.
     """
     record = read(place, name).record
     last = record.ended[-1].release if record.ended else ""
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
-    return place.engine_log(name, chosen, follow=follow)
+    lines = place.engine_log(name, chosen, follow=follow)
+    first = next(lines, None)
+    if first is None:
+        what, why = f"there is no log of {name} {chosen}".rstrip(), "no engine of it runs, or none has said a word yet"
+        raise Permanent(Finding("release.no-log", what, why, f"see `deliver status {name}`"))
+    return chain((first,), lines)
 
 
 def down(place: Place, name: str) -> tuple[str, ...]:
@@ -192,7 +198,9 @@ def connection(place: Place, name: str) -> Connection:
         why = "it is down, or its first delivery has not passed"
         raise Refused(Finding("release.none-serves", f"{name} serves nothing", why, f"see `deliver status {name}`"))
     payload = book.frozen(record.serving).payload
-    return connect(str(book.url(book.world())), payload.names, payload.api_key, record.target.namespace)
+    return connect(
+        str(book.url(book.world())), payload.names, payload.api_key, record.target.namespace, record.target.context
+    )
 
 
 def rollback_goal(place: Place, name: str) -> str:

@@ -148,7 +148,7 @@ def test_without_arguments_the_help_is_shown(home: Path) -> None:
 def test_a_state_folder_that_is_none_is_named_without_a_traceback(home: Path, model: Path, verb: str) -> None:
     file = spec(home.parent, model, free_port())
     done = deliver(file, verb, str(file))
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert f"the state folder {file} cannot be used: Not a directory" in done.stderr
     assert "MODEL_DELIVERY_HOME" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -86,3 +86,20 @@ def test_nothing_that_is_pasted_runs_what_a_name_says(tmp_path: Path, ref: Secre
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Refused, match=r"release\.bad-address"):
         connect(url, ("m",), None)
+
+
+@pytest.mark.parametrize(
+    ("url", "context", "command"),
+    [
+        ("http://m.ns.svc:8000", None, "kubectl -n ns port-forward service/m 8000:8000"),
+        ("http://m.ns.svc.cluster.local", "a b", "kubectl --context 'a b' -n ns port-forward service/m 8080:80"),
+        ("http://models.example:8000", None, None),
+        ("http://127.0.0.1:8000", None, None),
+    ],
+)
+def test_an_address_that_only_the_cluster_has_comes_with_the_way_to_it(
+    url: str, context: str | None, command: str | None
+) -> None:
+    said = connect(url, ("m",), None, "ns", context)
+    assert said.port_forward == command
+    assert ("http://127.0.0.1:80" in said.to_text() and command in said.to_text()) if command else True

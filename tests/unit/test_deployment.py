@@ -266,15 +266,29 @@ def test_a_step_is_known_by_its_input_and_runner_and_names_no_secret_value() -> 
     def step(image: str = "runner:1", try_: int = 1) -> tuple[Resource, ...]:
         return PLAIN.step(StepRun("m", "fetch", given, "fetch", 1, try_, frozen.payload, Runner(image=image)))
 
-    config, job = step()
+    config, puller, job = step()
     assert (config.ref.kind.name, job.ref.kind.name, config.ref.name) == ("ConfigMap", "Job", job.ref.name)
-    assert step() == (config, job)
-    assert len({one[1].ref for one in (step(), step("runner:2"), step(try_=2))}) == 3
+    assert step() == (config, puller, job)
+    assert len({one[-1].ref for one in (step(), step("runner:2"), step(try_=2))}) == 3
     pod = job.spec["template" if "template" in job.spec else "spec"]["template"]["spec"]
-    assert {c["name"]: c["image"] for c in pod["containers"]} == {"step": "runner:1", "image": LOCK.image}
+    beside = puller.spec["spec"]["template"]["spec"]
+    assert [(c["name"], c["image"]) for c in pod["containers"]] == [("step", "runner:1")]
+    assert [(c["name"], c["image"]) for c in beside["containers"]] == [("image", LOCK.image)]
+    assert "secret" not in json.dumps(beside), "it reads nothing"
     projected = next(v for v in pod["volumes"] if v["name"] == "secrets")["projected"]
     assert projected == {"sources": [{"secret": {"name": "hf", "items": [{"key": "token", "path": "hf/token"}]}}]}
     assert job.spec["bind"]["near"] == {"nvidia.com/gpu": 1}
+
+
+@pytest.mark.parametrize("name", ["smoke", "load"])
+def test_a_step_that_asks_the_service_runs_as_its_image_s_own_user(name: str) -> None:
+    _, job = PLAIN.step(StepRun("m", name, "{}", "dark", 1, 1, release(PLAIN).payload, Runner(image="r:1")))
+    context = job.spec["spec"]["template"]["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 @pytest.mark.parametrize("name", ["fetch", "verify", "smoke", "load"])
@@ -285,7 +299,8 @@ def test_where_pods_may_run_reaches_every_step_unless_the_runner_says_otherwise(
     payload = release(PLAIN, pod=given).payload
 
     def pod(runner: Runner) -> tuple[dict[str, Any], dict[str, Any]]:
-        _, job = PLAIN.step(StepRun("m", name, "{}", "fetch", 1, 1, payload, runner))
+        _, *pulls, job = PLAIN.step(StepRun("m", name, "{}", "fetch", 1, 1, payload, runner))
+        assert len(pulls) == (name == "fetch")
         template = job.spec["spec"]["template"]
         return template["spec"], template["metadata"]
 

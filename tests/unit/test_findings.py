@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from model_delivery.base import Finding, GateFailed
+from model_delivery.base import Finding, GateFailed, Refused
 from model_delivery.cli.main import unexpected
+from model_delivery.cli.printing import bad_news
 from model_delivery.diagnosis import machine_signs
 from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL
 from scripts.findings import Entry, Scan, page
@@ -110,3 +112,34 @@ def test_a_code_that_is_none_is_refused_with_its_place(code: str) -> None:
     scan = Scan("x.py", f"\nFinding({code}, 'a', 'b', 'c')")
     assert scan.entries == []
     assert scan.wrong[0].startswith("x.py:2: ")
+
+
+def test_a_remedy_that_many_findings_share_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    role = "kubectl apply -f role.yaml"
+    missing = [Finding("cluster.right-missing", f"we may not get kind{n}", "", role) for n in range(38)]
+    other = Finding("secret.no-pull-secret", "the pull secret is not there", "", "make it")
+    trouble = Refused(missing[0], other, *missing[1:], missing[3])
+    assert bad_news(trouble) == 3
+    for text in (capsys.readouterr().err, trouble.text):
+        lines = text.splitlines()
+        assert text.count(role) == 1
+        assert len(lines) == 38 + 1 + 1 + 1, "each said once"
+        assert [line.strip() for line in lines[38:]] == [f"fix: {role}", lines[39].strip(), "fix: make it"]
+
+
+def test_an_api_server_that_nobody_listens_for_is_told_soon_and_once(tmp_path: Path, home: Path) -> None:
+    cluster = {"name": "c", "cluster": {"server": f"https://127.0.0.1:{free_port()}", "insecure-skip-tls-verify": True}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    user = {"name": "u", "user": {"token": "t"}}
+    config = {"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "c"}
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **config}))
+    began = time.monotonic()
+    said = deliver(home, "list", "-n", "ns", KUBECONFIG=str(file))
+    assert time.monotonic() - began < 20
+    assert said.returncode == 1
+    first, fix = said.stderr.splitlines()
+    assert "cannot be reached" in first
+    assert "Connection refused" in first
+    assert first.endswith("[cluster.not-reached]")
+    assert "kubeconfig" in fix

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 
 from model_delivery.diagnosis import pods
-from model_delivery.values import Ended, Failed, InProgress, Readiness, Started, StepState
+from model_delivery.targets.deployment import DeploymentKey
+from model_delivery.targets.kubernetes.kinds import JOB
+from model_delivery.values import (
+    Ended,
+    Failed,
+    InProgress,
+    Observed,
+    Readiness,
+    Ref,
+    Resource,
+    Started,
+    StepState,
+    World,
+)
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"
@@ -262,3 +275,30 @@ def test_a_step_starts_ends_or_cannot() -> None:
     killed = seen(job_pod(step={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), finished=True)
     assert isinstance(killed, Failed)
     assert "runner.resources" in killed.finding.fix
+
+
+def test_a_fetch_is_read_while_the_image_is_pulled_beside_it_and_both_must_end() -> None:
+    jobs = {name: Ref(JOB, name) for name in ("m-fetch-1", "m-fetch-1-image")}
+
+    def seen(fetch: dict[str, Any], image: dict[str, Any], *, pulled: bool = False) -> StepState:
+        made = {"m-fetch-1": job_pod(step=fetch), "m-fetch-1-image": job_pod(image=image)}
+        for name, one in made.items():
+            one["metadata"] = {"name": f"{name}-x", "uid": name, "labels": {"batch.kubernetes.io/job-name": name}}
+        ended = {"m-fetch-1": "terminated" in fetch, "m-fetch-1-image": pulled}
+        objects = {
+            ref: Observed(Resource(ref, "step", "m", {}), "", {"finished": ended[name]}) for name, ref in jobs.items()
+        }
+        world = World("m", objects, 0.0, {"Pod": tuple(made.values()), "Event": (), "Node": ()})
+        return DeploymentKey(kind="deployment").target().step_state(jobs["m-fetch-1"], world)
+
+    pulling = {"waiting": {"reason": "ContainerCreating"}}
+    done, pulled = {"terminated": {"exitCode": 0}}, {"terminated": {"exitCode": 0}}
+    assert seen({"running": {}}, pulling) == Started("m-fetch-1")
+    state = seen(done, pulling)
+    assert isinstance(state, Started), "its result can be read"
+    assert (state.mark, bool(state.beside)) == ("m-fetch-1", True)
+    assert seen(done, pulled, pulled=True) == Ended("m-fetch-1", 0)
+    no_command = {"terminated": {"exitCode": 128, "reason": "StartError", "message": 'exec: "true": not found'}}
+    assert seen({"running": {}}, no_command) == Started("m-fetch-1"), "it is there, and that is all"
+    denied = {"waiting": {"reason": "ErrImagePull", "message": PULL + "not found"}}
+    assert isinstance(seen({"running": {}}, denied), Failed)

@@ -182,6 +182,9 @@ def test_an_empty_directory_over_its_limit() -> None:
     [
         ("exceeded quota: q, requested: pods=1, used: pods=9, limited: pods=9", "pod.quota", "end other pods"),
         ("exceeded quota: q, requested: requests.cpu=4, used: requests.cpu=8", "pod.quota", "serving.resources"),
+        ("exceeded quota: q, requested: limits.cpu=4,pods=1, used: limits.cpu=0,pods=9", "pod.quota", "end other pods"),
+        ("exceeded quota: q, requested: requests.storage=9Gi, used: requests.storage=0", "pod.quota", "storage.size"),
+        ("exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=9", "pod.quota", "what it counts"),
         ("failed quota: c: must specify limits.cpu for: engine", "pod.quota-unstated", "serving.resources"),
         ("maximum memory usage per Container is 32Gi, but limit is 64Gi", "pod.limit-range", "serving.resources"),
         ("unable to validate against any security context constraint: []", "pod.security-context", "serving.pod"),
@@ -213,3 +216,44 @@ def test_what_the_namespace_does_not_allow(message: str, code: str, fix: str) ->
 )
 def test_quantities_are_numbers_in_every_form_of_the_api(quantity: str, value: float) -> None:
     assert number(quantity) == pytest.approx(value)
+
+
+MULTI = 'Multi-Attach error for volume "pvc-1" Volume is already exclusively attached to one node'
+
+
+def mounting(name: str, node: str | None, phase: str, **status: Any) -> dict[str, Any]:
+    volumes = [{"name": "models", "persistentVolumeClaim": {"claimName": "weights"}}]
+    spec = {"containers": [], "volumes": volumes} | ({"nodeName": node} if node else {})
+    return {"metadata": {"name": name}, "spec": spec, "status": {"phase": phase, **status}}
+
+
+def beside(seen: dict[str, Any], *others: dict[str, Any], events: tuple[dict[str, Any], ...] = ()) -> Any:
+    return pods.engine([seen], {"Event": events, "Node": (), "Pod": (seen, *others)}, {}, {}, NAME)
+
+
+def test_a_claim_that_a_living_pod_has_on_another_node_is_told_with_its_holder() -> None:
+    attach = event("FailedAttachVolume", MULTI)
+    late = event("FailedMount", "Unable to attach or mount volumes: timed out waiting for the condition")
+    new, old = mounting(f"{NAME}-x", "b", "Pending"), mounting("m-old", "a", "Running")
+    finding = told(beside(new, old, events=(attach, {**late, "lastTimestamp": "2026-01-02T00:00:00Z"})))
+    assert finding.code == "claim.held-elsewhere"
+    assert finding.what == "the claim weights is held on a by the pod m-old"
+    assert "rollout.strategy: recreate" in finding.fix
+
+
+def test_a_claim_whose_holder_goes_is_waited_for() -> None:
+    going = mounting("m-old", "a", "Running")
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    state = waits(beside(mounting(f"{NAME}-x", "b", "Pending"), going, events=(event("FailedAttachVolume", MULTI),)))
+    assert "still on another node" in state.why
+
+
+@pytest.mark.parametrize("rule", ["pod affinity rules", "Pod's node affinity/selector"])
+def test_no_room_beside_the_pod_that_has_the_claim_is_told_with_it(rule: str) -> None:
+    message = f"0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match {rule}."
+    no = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    new, old = mounting(f"{NAME}-x", None, "Pending", conditions=[no]), mounting("m-old", "a", "Running")
+    state = waits(beside(new, old))
+    assert state.why.startswith("the claim weights is held on a by the pod m-old, and there is no room there")
+    assert "recreate" in state.fix
+    assert "serving.pod" not in state.fix

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from model_delivery.base import BadInput, Progress, Retryable, sink
+from model_delivery.steps import run as protocol
+from model_delivery.steps.run import read
 
 PLAIN_CALL = """
 import sys
@@ -31,3 +44,86 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "prefect"))
 def test_a_plain_call_imports_no_prefect_and_leaves_the_listener_alone() -> None:
     said = subprocess.run([sys.executable, "-c", PLAIN_CALL], capture_output=True, text=True, check=False, timeout=60)
     assert (said.stdout.strip(), said.stderr) == ("[]", "")
+
+
+MARK = "6f1c0b9e-7a52-4c1e-9d55-0242ac120002"
+FORGED = json.dumps(protocol._sealed('{"forged":true}')).encode()
+
+
+def result(text: str) -> bytes:
+    return json.dumps(protocol._sealed(text)).encode()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_line_that_anybody_wrote_into_the_log_is_no_result(place: int) -> None:
+    """Also one that outlived the step's own first lines: a kubelet keeps a log's end
+    alone.
+    """
+    log = [f'{MARK}{{"progress":{{"step":"smoke"}}}}'.encode(), MARK.encode() + result("{}")]
+    log.insert(place, FORGED)
+    assert read("smoke", log, MARK) == "{}"
+
+
+def test_a_forged_line_alone_is_no_result_and_says_no_progress() -> None:
+    heard: list[Progress] = []
+    begun = f'{MARK}{{"progress":{{"step":"smoke"}}}}'.encode()
+    with sink(heard.append), pytest.raises(Retryable, match=r"step\.no-result"):
+        read("smoke", [begun, FORGED, b'{"progress":{"step":"forged"}}', b'{"findings":[],"kind":"gate"}'], MARK)
+    assert heard == [Progress("smoke")]
+
+
+@pytest.mark.parametrize("mark", ["", MARK])
+def test_what_an_older_image_says_is_understood(mark: str) -> None:
+    assert json.loads(read("smoke", [b"a word", FORGED], mark)) == {"forged": True}
+
+
+@pytest.mark.parametrize(
+    "line", ['{"progress":{"stop":1}}', '{"progress":7}', '{"findings":[7],"kind":"gate"}', '{"findings":[],"kind":"x"}', "7", "[" * 9999]
+)  # fmt: skip
+def test_a_line_of_no_known_form_is_passed_over(line: str) -> None:
+    assert read("smoke", [line.encode(), FORGED]) == '{"forged":true}'
+
+
+class Forger(BaseHTTPRequestHandler):
+    """Answers with a result, on a line of its own, wherever an error may quote it."""
+
+    def do_POST(self) -> None:  # the library's names
+        self.send_response(500)
+        self.end_headers()
+        self.wfile.write(b"\n" + FORGED + b"\n")
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def forger() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forger)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("text", ["asked", "broken"])
+def test_a_step_in_a_pod_marks_its_lines_and_tells_nobody_its_mark(tmp_path: Path, text: str) -> None:
+    given = tmp_path / "input.json"
+    with forger() as url:
+        asked = {"url": url, "api_key": None, "model_names": ["m"], "prompt": "p", "expect": None, "max_tokens": 1}
+        given.write_text(json.dumps(asked) if text == "asked" else "\n" + FORGED.decode() + "\n{")
+        words = [sys.executable, "-m", "model_delivery.steps.run", "smoke", str(given), "-"]
+        environ = os.environ | {"MODEL_DELIVERY_MARK": MARK}
+        said = subprocess.run(
+            words, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=60
+        )
+    lines = said.stdout.splitlines()
+    assert said.returncode != 0
+    assert lines[0].startswith(MARK.encode())
+    assert FORGED not in lines
+    with pytest.raises(Exception, match="exit code") as told:
+        read("smoke", [*lines[:1], FORGED, *lines[1:]], MARK)
+    assert not isinstance(told.value, BadInput)

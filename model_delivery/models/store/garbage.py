@@ -32,7 +32,7 @@ NO_HOME = "elsewhere"
 def user_of(home: Path) -> str:
     """The name by which a home marks what it uses; a copy of a home has another.
 
-    A Job in a cluster has no home: what it uses, no host collects.
+    A Job in a cluster has no home: what it uses, Jobs alone collect.
     """
     if not home.is_dir():
         return NO_HOME
@@ -53,10 +53,17 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Collector:
-    """For one ``home``; ``wanted`` are the folders that its releases need, as of now."""
+    """For one ``home``; ``wanted`` are the folders that its releases need, as of now.
+    ``user``: by whose mark, where it is not the home's own.
+    """
 
     home: Path
     wanted: Callable[[], set[Path]]
+    user: str = ""
+
+    @property
+    def _user(self) -> str:
+        return self.user or user_of(self.home)
 
     def collect(self, roots: Iterable[Path], *, dry_run: bool) -> tuple[Garbage, ...]:
         """What lies in the stores under ``roots`` and the home, is not wanted, and is not
@@ -73,7 +80,7 @@ class Collector:
         for path in unwanted:
             if not held(path):
                 with suppress(OSError):
-                    mark_of(_shown(path), user_of(self.home)).unlink(missing_ok=True)
+                    mark_of(_shown(path), self._user).unlink(missing_ok=True)
         return gone
 
     def _removed(self, path: Path) -> bool:
@@ -93,7 +100,7 @@ class Collector:
         """``shown``: its name while it is a model's folder. ``tell`` hears what alone
         keeps it.
         """
-        mine = mark_of(shown, user_of(self.home))
+        mine = mark_of(shown, self._user)
         marks = set(shown.parent.glob(mark_of(shown, "*").name))
         alone = not marks - {mine} and (bool(marks) or path.is_relative_to(self.home))
         if not alone or held(path):

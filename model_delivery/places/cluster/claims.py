@@ -4,15 +4,25 @@ user made it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from model_delivery.base import Finding, Refused, Size
 from model_delivery.places.cluster.client import Client, Forbidden, Status
+from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import Object, label
-from model_delivery.values import Change, Resource
+from model_delivery.targets.kubernetes.kinds import CLAIM
+from model_delivery.values import Change, Ref, Resource
 
 CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 CLASS = "storageClassName"
 DEFAULT = "storageclass.kubernetes.io/is-default-class"
 ANOTHER = "name another claim in storage.claim"
+
+
+def on_one_node(look: Look, names: Collection[str]) -> list[str]:
+    """Of the claims, those that one node at a time can mount."""
+    there = [look.client.get(Ref(CLAIM, name)) for name in names]
+    return [live["metadata"]["name"] for live in there if live and "ReadWriteMany" not in live["spec"]["accessModes"]]
 
 
 def settle(client: Client, resource: Resource, live: Object | None) -> Change | None:

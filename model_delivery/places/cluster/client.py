@@ -5,6 +5,7 @@ bounded, credentials are read again when refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
 from model_delivery.base import Finding, Permanent, Refused, Retryable
+from model_delivery.diagnosis.pods import quota_fix
 from model_delivery.values import Ref
 
 PATIENCE = 60.0
@@ -27,6 +29,9 @@ SLOW_DOWN = 429
 RETRIED = stamina.RetryingCaller(attempts=None, timeout=PATIENCE, wait_initial=0.1, wait_max=5)
 MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+FIRST_SECONDS = 3.0  # for one that has never answered this process
+ANSWERED = set[str]()
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # its retries are told by our finding alone
 Query = Mapping[str, Any] | None
 
 
@@ -62,12 +67,13 @@ class Broken(Exception):
 @dataclass
 class _Busy(Broken):
     """``sent``: the request may have been carried out. ``after``: the seconds that the
-    server asked us to wait.
+    server asked us to wait. ``unmet``: nothing that could answer was reached.
     """
 
     why: str
     sent: bool
     after: float = 0.0
+    unmet: bool = False
 
 
 class Client:
@@ -96,14 +102,22 @@ class Client:
         """
 
         def again(error: Exception) -> bool | float:
-            return isinstance(error, _Busy) and not (once and error.sent) and (error.after or True)
+            if not isinstance(error, _Busy) or (once and error.sent):
+                return False
+            first = error.unmet and self.url not in ANSWERED
+            return not (first and time.monotonic() - began > FIRST_SECONDS) and (error.after or True)
 
+        began = time.monotonic()
         try:
             answer = RETRIED(again, self._send, method, path, query, body, media)
         except _Busy as busy:
             if once and busy.sent:
                 raise Doubt from None
-            server, why = f"the API server at {self.url}", f"tried for {PATIENCE:.0f} s: {busy.why}"
+            server = f"the API server at {self.url}"
+            why = f"tried for {time.monotonic() - began:.0f} s: {busy.why}"
+            if busy.unmet and self.url not in ANSWERED:
+                fix = "see whether it is up, or correct the server in the kubeconfig (target.context)"
+                raise Permanent(Finding("cluster.not-reached", f"{server} cannot be reached", why, fix)) from None
             if "failed calling webhook" in busy.why:
                 raise Retryable(
                     Finding(
@@ -185,7 +199,9 @@ class Client:
                     timeout=urllib3.Timeout(connect=CONNECT, read=stream or READ),
                 )
             except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT)) from None
+                unmet = isinstance(error, (*NEVER_SENT, urllib3.exceptions.SSLError))
+                raise _Busy(_short(error), sent=not isinstance(error, NEVER_SENT), unmet=unmet) from None
+            ANSWERED.add(self.url)
             if answer.status < 300:
                 return answer
             if answer.status != 401:
@@ -256,14 +272,21 @@ def _forbidden(message: str) -> Finding:
             "cluster.over-quota",
             "the namespace's quota is used up",
             message,
-            "ask for a higher quota, or for less in the spec",
+            quota_fix(message),
         )
+    if "because it is being terminated" in message:
+        return _ending(message)
     return Finding(
         "cluster.not-admitted",
         "the cluster's rules refuse an object",
         message,
         "change what the message names, or ask whoever sets the rule",
     )
+
+
+def _ending(why: str) -> Finding:
+    what, fix = "the namespace is being deleted", "wait until it has gone, make it again, then run again"
+    return Finding("cluster.namespace-ending", what, why, fix)
 
 
 def _contexts() -> str:

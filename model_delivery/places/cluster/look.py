@@ -123,7 +123,7 @@ class Look:
             "EndpointSlice": tuple(self._known[ENDPOINT_SLICE]),
             "Node": self.nodes() if any(map(pods.unscheduled, listed)) else (),
         }
-        self.price = sum(at >= began for at in self.client.asked)
+        self.price = sum(at >= began for at in tuple(self.client.asked))
         return World(delivery, objects, now, beside)
 
     @property

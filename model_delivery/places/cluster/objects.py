@@ -78,9 +78,10 @@ def _lease(spec: Mapping[str, Any], text: str) -> Object:
     return {"metadata": {"annotations": {CONTENT: text}}, "spec": lease}
 
 
-def label(live: Object, name: str) -> str | None:
+def label(live: Mapping[str, Any], name: str) -> str | None:
     """A label of ours; none where an object is not ours."""
-    return (live["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
+    found: str | None = (live["metadata"].get("labels") or {}).get(f"model-delivery/{name}")
+    return found
 
 
 def managers(live: Object) -> list[Object]:

@@ -51,6 +51,6 @@ class Pace:
         that is dear itself counts as half of them: it must come some day.
         """
         now = time.monotonic()
-        spent = [at for at in self.client.asked if at >= max(self._began, now - 60)]
+        spent = [at for at in tuple(self.client.asked) if at >= max(self._began, now - 60)]
         over = len(spent) + min(cost, limit // 2) - limit
         return spent[over - 1] + 60.0 - now if over > 0 else 0.0

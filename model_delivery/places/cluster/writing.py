@@ -39,7 +39,7 @@ def apply(
     """Over what is ``live``. ``take_over``: values that another field manager holds are
     taken from it.
     """
-    ref, client, body, manager = resource.ref, look.client, binding.bound(resource, look), MANAGER
+    ref, client, body, manager = resource.ref, look.client, binding.bound(resource, look, live), MANAGER
     if live and resource.spec.get("bind", {}).get("bare") and label(live, "delivery") is None:
         body["metadata"]["labels"] = dict(resource.spec["metadata"]["labels"])
         manager = MANAGER if is_taken(live, MANAGER) else f"{MANAGER}/{resource.delivery}"

@@ -4,6 +4,7 @@ answers.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,9 @@ from typing import Any, ClassVar
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text, document, manifest
 from model_delivery.diagnosis import pods
-from model_delivery.targets.kubernetes import adoption
-from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
+from model_delivery.targets.kubernetes import adoption, steps
+from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
 from model_delivery.targets.kubernetes.release import (
-    CONFIG,
     MOUNT,
     AdoptedPayload,
     ClusterPayload,
@@ -23,11 +23,7 @@ from model_delivery.targets.kubernetes.release import (
     common,
     devices,
     in_cluster,
-    labelled,
-    mount_secrets,
     pods_of,
-    pull_secrets,
-    schedule,
 )
 from model_delivery.targets.protocol import (
     Adoption,
@@ -42,10 +38,9 @@ from model_delivery.targets.protocol import (
     not_yet,
 )
 from model_delivery.values import (
+    Absent,
     Current,
     Desired,
-    Failed,
-    InProgress,
     Kind,
     Lock,
     Observed,
@@ -56,12 +51,10 @@ from model_delivery.values import (
     StepState,
     Storage,
     World,
-    digest,
 )
 
 NEW = "new"
-FETCH = "fetch"
-NEAR_MODELS = (FETCH, "verify")  # steps that work in the models' claim
+DOCKER, OLD_DOCKER = ".dockerconfigjson", ".dockercfg"
 ALWAYS = ("", "apps", "batch", "discovery.k8s.io", "coordination.k8s.io")  # the groups that every target needs
 
 
@@ -115,55 +108,15 @@ class InCluster(Target):
         return (Resource(Ref(CLAIM, claim_name(name, storage)), "storage", name, made),)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
-        """Near the data: a ConfigMap with its input, and the Job that runs it. The fetch
-        Job's second container pulls the serving image, which proves its pull secret.
-        """
-        payload = run.payload
-        if not isinstance(payload, ClusterPayload):
-            what, why = f"the {run.name} step has no release", "it needs its pod's settings"
-            raise Refused(Finding("step.no-release", what, why, "this is a fault of Model Delivery"))
-        pulled = payload.image if run.name == FETCH else None
-        identity = [run.input, run.stage, run.attempt, run.try_, run.runner.image, pulled]
-        name = f"{run.delivery}-{run.name}-{digest(identity)}"
-        given, job = manifest("step.yaml", "ConfigMap"), manifest("step.yaml", "Job")
-        given["data"]["input.json"] = run.input
-        template = job["spec"]["template"]
-        template["metadata"]["labels"] = {"model-delivery/delivery": run.delivery, "model-delivery/role": "step"}
-        pod = template["spec"]
-        step, image = pod["containers"]
-        step |= {"image": run.runner.image, "resources": dict(run.runner.resources)}
-        step["args"][0] = run.name
-        pod["volumes"][0]["configMap"]["name"] = name
-        image["image"] = pulled
-        if pulled is None:
-            pod["containers"].remove(image)
-        bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
-        where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
-        schedule(pod, where)
-        template["metadata"] |= {"annotations": where["annotations"]} if where["annotations"] else {}
-        pulls = run.runner.image_pull_secrets
-        if run.name in NEAR_MODELS:
-            pod["volumes"].append({"name": "models", "persistentVolumeClaim": {"claimName": payload.claim}})
-            step["volumeMounts"].append({"name": "models", "mountPath": MOUNT})
-            bind = {"hub": CONFIG, "near": payload.devices}
-            pulls = (*payload.pod["image_pull_secrets"], *pulls)
-        pull_secrets(pod, pulls)
-        mount_secrets(pod, _named_in(json.loads(run.input)))
-        made = {Ref(CONFIG_MAP, name): given, Ref(JOB, name): job}
-        return tuple(Resource(ref, "step", run.delivery, spec | {"bind": bind}) for ref, spec in made.items())
+        return steps.resources(run)
 
     def step_state(self, ref: Ref, world: World) -> StepState:
-        seen = world.objects.get(ref)
-        if seen is None:
-            what, why = f"the Job {ref.name} is gone", "somebody deleted it while it was waited for"
-            return Failed(Finding("step.job-gone", what, why, "run again"), retryable=True)
-        own = labelled(world, "batch.kubernetes.io/job-name", ref.name)
-        return pods.step(own, world.beside, ref.name, finished=bool(seen.status["finished"]))
+        return steps.state(ref, world)
 
     def readiness(self, release: Release, world: World) -> Readiness:
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
-        return self.ready(release, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+        return self.ready(release, world, seen) if seen else Absent(f"the {ref.kind} is not there")
 
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """By the release's main object, as it is seen, and its pods."""
@@ -192,7 +145,7 @@ class InCluster(Target):
             return Current("")
         ref = self.route(want.delivery)
         seen = world.objects.get(ref)
-        return self.moved(want, world, seen) if seen else InProgress(f"the {ref.kind} is not there yet")
+        return self.moved(want, world, seen) if seen else Absent(f"the {ref.kind} is not there")
 
     def directs(self, want: Desired) -> bool:
         """Is there anything that the route must know?"""
@@ -251,7 +204,17 @@ class InCluster(Target):
     def _namespace(self, place: Site) -> Iterator[Finding]:
         """A namespaced role may not see it: then what is in it will tell."""
         name = self.key.namespace
-        if is_absent(place, f"/api/v1/namespaces/{name}"):
+        try:
+            seen = place.look_up(f"/api/v1/namespaces/{name}")
+        except Permanent:
+            return
+        if seen is not None and seen.get("status", {}).get("phase") == "Terminating":
+            what, fix = (
+                f"the namespace {name} is being deleted",
+                "wait until it has gone, make it again, then run again",
+            )
+            yield Finding("cluster.namespace-ending", what, self.where, fix)
+        if seen is None:
             yield Finding(
                 "cluster.no-namespace",
                 f"there is no namespace {name}",
@@ -267,7 +230,15 @@ class InCluster(Target):
             except Refused as refused:
                 yield from (replace(finding, what=f"{field}: {finding.what}") for finding in refused.findings)
         for name in (*asked.serving.pod.image_pull_secrets, *asked.runner.image_pull_secrets):
-            if place.look_up(SECRET.path(self.key.namespace, name)) is None:
+            there = place.look_up(SECRET.path(self.key.namespace, name))
+            if there is not None and not _has_logins(there):
+                yield Finding(
+                    "secret.no-logins",
+                    f"the pull secret {name} holds no logins",
+                    f"its {DOCKER} is missing, empty or no JSON",
+                    "kubectl create secret docker-registry …",
+                )
+            if there is None:
                 yield Finding(
                     "secret.no-pull-secret",
                     f"the pull secret {name} is not there",
@@ -313,13 +284,13 @@ class InCluster(Target):
         return self.read(next(seen for ref, seen in there.items() if ref.kind == self.kinds[0]), there.get)
 
 
-def _named_in(given: Any) -> Iterator[SecretRef]:
-    """Every reference to a Kubernetes Secret in a step's input."""
-    if isinstance(given, dict) and set(given) == {"kube"}:
-        yield KubeSecret.model_validate(given)
-    elif isinstance(given, dict | list):
-        for value in given.values() if isinstance(given, dict) else given:
-            yield from _named_in(value)
+def _has_logins(pull_secret: Mapping[str, Any]) -> bool:
+    data = pull_secret.get("data") or {}
+    try:
+        logins = json.loads(base64.b64decode(data.get(DOCKER) or data.get(OLD_DOCKER) or ""))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(logins, dict) and bool(logins)
 
 
 def wanted_rules() -> list[tuple[str, str, str]]:

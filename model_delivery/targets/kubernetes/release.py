@@ -25,6 +25,7 @@ PORT = 8000
 DRAIN = 60
 MARGIN_SECONDS = 60  # a deadline of somebody else's comes this much after ours
 API_KEY, READY_TIMEOUT = "VLLM_API_KEY", "VLLM_ENGINE_READY_TIMEOUT_S"
+IDENTITY = ("runAsUser", "runAsGroup", "fsGroup")  # of a pod's securityContext
 PULL_SECONDS, NODE_SECONDS, IMPORT_SECONDS = 600, 600, 300
 LOAD_BYTES_PER_SECOND = 100e6
 PASSED = {

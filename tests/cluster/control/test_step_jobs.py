@@ -5,6 +5,7 @@ authority of the machine that delivers.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -14,12 +15,12 @@ from typing import Any, Literal
 import pytest
 from huggingface_hub import close_session
 
-from model_delivery.base import Finding, Interrupted
+from model_delivery.base import Finding, Interrupted, Refused, Trouble
 from model_delivery.flows.deliver import deliver
 from model_delivery.places.guarded import observed
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Ref
-from tests.cluster.control.lab import ENGINE, RUNNER, Lab, delivering_lab
+from tests.cluster.control.lab import ENGINE, NAME, RUNNER, Lab, delivering_lab
 from tests.fetch.test_transfer import Proxy
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode, played_node
@@ -50,7 +51,8 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
         deliver.fn(spec)
 
     def succeeded() -> dict[str, Any] | None:
-        (job,) = json.loads(lab.cluster.kubectl("get", "job", "-n", lab.namespace, "-o", "json"))["items"]
+        listed = json.loads(lab.cluster.kubectl("get", "job", "-n", lab.namespace, "-o", "json"))["items"]
+        (job,) = [found for found in listed if not found["metadata"]["name"].endswith("-image")]
         return dict(job) if job["status"].get("succeeded") == 1 else None
 
     return until(succeeded, 30, "the Job did not succeed")
@@ -58,7 +60,7 @@ def fetched(lab: Lab, spec: DeliverySpec, monkeypatch: pytest.MonkeyPatch) -> di
 
 def environment(job: dict[str, Any]) -> dict[str, str]:
     step = next(one for one in job["spec"]["template"]["spec"]["containers"] if one["name"] == "step")
-    return {one["name"]: one["value"] for one in step["env"]}
+    return {one["name"]: one["value"] for one in step["env"] if "value" in one}
 
 
 def test_the_fetch_runs_where_the_device_is_whatever_keeps_others_away(
@@ -117,3 +119,119 @@ def test_the_environments_proxy_is_used_by_the_job(lab: Lab, monkeypatch: pytest
         thread.join()
     assert said["http_proxy"] == f"http://127.0.0.1:{server.server_port}"
     assert any(path.endswith(".safetensors") for path in seen), "the bytes came through it"
+
+
+RANGE = "openshift.io/sa.scc.uid-range"
+
+
+def kept_out(namespace: str) -> dict[str, Any]:
+    """A rule of the cluster: in ``namespace`` no pod names a user or a group."""
+    names = ("runAsUser", "runAsGroup", "fsGroup")
+    expression = " && ".join(f"!object.spec.?securityContext.{name}.hasValue()" for name in names)
+    pods = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    rule = {"expression": expression, "message": "unable to validate against any security context constraint"}
+    return {"matchConstraints": {"resourceRules": [pods], "namespaceSelector": here}, "validations": [rule]}
+
+
+@pytest.fixture
+def ranged(lab: Lab, cluster: Cluster) -> Iterator[None]:
+    """The lab's namespace gives its pods their users, as OpenShift's do, and refuses
+    others.
+    """
+    cluster.kubectl("annotate", "namespace", lab.namespace, f"{RANGE}=1000800000/10000")
+    name, api = f"users-{lab.namespace}", {"apiVersion": "admissionregistration.k8s.io/v1"}
+    bound = {"policyName": name, "validationActions": ["Deny"]}
+    rules = {"ValidatingAdmissionPolicy": kept_out(lab.namespace), "ValidatingAdmissionPolicyBinding": bound}
+    for kind, spec in rules.items():
+        cluster.apply({**api, "kind": kind, "metadata": {"name": name}, "spec": spec})
+    pod = {"securityContext": {"fsGroup": 1}, "containers": [{"name": "x", "image": "x"}]}
+    probe = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": pod}
+    path = f"/api/v1/namespaces/{lab.namespace}/pods?dryRun=All"
+    until(lambda: cluster.client.post(path, json=probe).is_client_error, 30, "such a pod is not refused")
+    yield
+    for kind in rules:
+        cluster.kubectl("delete", kind, name)
+
+
+def test_a_namespace_that_gives_its_pods_their_users_is_delivered_to(lab: Lab, ranged: None) -> None:
+    spec = lab.spec(gates=SMOKE_ONLY)
+    done = deliver.fn(spec)
+    assert done["result"] == "promoted"
+    assert deliver.fn(spec)["result"] == "unchanged"
+
+
+def test_elsewhere_the_fetch_writes_as_the_user_that_earlier_ones_did(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their folders are theirs alone to write."""
+    pod = fetched(lab, lab.spec(gates=SMOKE_ONLY), monkeypatch)["spec"]["template"]["spec"]
+    assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
+
+
+FORGER = """
+import hashlib, json, os, sys
+if "smoke" in sys.orig_argv and sys.orig_argv[-1] == "-":
+    text = json.dumps({"checks": [], "answer": "forged"})
+    said = {"result": text, "length": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    print(json.dumps(said), flush=True)
+    os._exit(3)
+"""
+
+
+def test_a_result_in_the_log_of_a_step_that_ended_badly_does_not_count(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FORGER)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(Trouble, match=r"ended with exit code 3 all the same \[step\.bad-exit\]"):
+        deliver.fn(lab.spec(gates=SMOKE_ONLY))
+
+
+@pytest.fixture
+def other(lab: Lab, cluster: Cluster) -> Iterator[PlayedNode]:
+    with played_node(cluster, "other", allocatable={"nvidia.com/gpu": "8"}) as node:
+        node.entrypoints |= {ENGINE: lab.node.entrypoints[ENGINE], RUNNER: lab.node.entrypoints[RUNNER]}
+        yield node
+
+
+def nodes(lab: Lab) -> dict[str, str | None]:
+    """Of the pods, by what their names begin with."""
+    listed = lab.cluster.listed(f"/api/v1/namespaces/{lab.namespace}/pods")
+    return {pod["metadata"]["name"].rpartition("-")[0]: pod["spec"].get("nodeName") for pod in listed}
+
+
+def test_what_mounts_a_claim_of_one_node_goes_where_a_pod_has_it(lab: Lab, cluster: Cluster, other: PlayedNode) -> None:
+    """Though the spec would rather have it elsewhere."""
+    here = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [lab.node.name]}]}
+    there = {"matchExpressions": [{**here["matchExpressions"][0], "values": [other.name]}]}
+    rule = "preferredDuringSchedulingIgnoredDuringExecution"
+
+    def liked(term: dict[str, Any]) -> dict[str, Any]:
+        return {"pod": {"affinity": {"nodeAffinity": {rule: [{"weight": 100, "preference": term}]}}}}
+
+    seen: dict[str, str | None] = {}
+    first = deliver.fn(lab.spec(gates=SMOKE_ONLY, serving=liked(here)))["release"]
+    assert any(first in name and node == lab.node.name for name, node in nodes(lab).items())
+    spec = lab.spec(gates=SMOKE_ONLY, serving=liked(there))
+    with observed(lambda *_: seen.update(nodes(lab))):
+        second = deliver.fn(spec)
+    assert second["result"] == "promoted"
+    held = {name: node for name, node in (seen | nodes(lab)).items() if "-smoke-" not in name}
+    assert any(second["release"] in name for name in held)
+    assert any("-fetch-" in name for name in held)
+    assert set(held.values()) == {lab.node.name}, held
+    assert deliver.fn(spec)["result"] == "unchanged"
+
+
+def test_devices_on_another_node_are_no_room_for_a_claim_of_one_node(lab: Lab, other: PlayedNode) -> None:
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 8}}}
+    first = deliver.fn(lab.spec(gates=SMOKE_ONLY, serving=gpus))["release"]
+    with (
+        played_node(lab.cluster, "third", allocatable={"nvidia.com/gpu": "8"}),
+        pytest.raises(Refused, match=rf"0 of 8 free on other, where the pod {NAME}-{first}-\S+ has the claim") as full,
+    ):
+        deliver.fn(lab.spec(gates=SMOKE_ONLY, serving=gpus))
+    assert "recreate" in str(full.value)

@@ -5,6 +5,7 @@ what stands.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import replace
 
 from model_delivery.base import BadInput, Finding, Refused
@@ -15,7 +16,7 @@ from model_delivery.run.book import Book
 from model_delivery.run.frozen import releases
 from model_delivery.run.record import Record, alone
 from model_delivery.targets import standing
-from model_delivery.values import ABSENT, RECORD_REF, Current, World
+from model_delivery.values import ABSENT, RECORD_REF, Current, ReleaseId, World
 
 
 def read(place: Place, name: str) -> Book:
@@ -46,21 +47,21 @@ def rebuilt(book: Book, replicas: int) -> Record:
     if book.version != ABSENT:
         return book.record
     world = book.world()
-    must_know(book, world)
+    must_know(book.delivery, world, book.supposed)
     return _rebuilt(book, world, replicas)
 
 
-def must_know(book: Book, world: World) -> None:
-    """Refused where a release of ``book`` runs, and all books of it are gone."""
-    known = releases(world).keys() | book.supposed.keys()
+def must_know(delivery: str, world: World, supposed: Iterable[ReleaseId] = ()) -> None:
+    """Refused where a release of ``delivery`` runs, and all books of it are gone."""
+    known = {*releases(world), *supposed}
     for ref, seen in world.objects.items():
         running = ref.kind.demand(seen.resource.spec) if ref.kind.demand else {}
         release = seen.resource.release
         lost = sorted({release} - known if release else running.keys() - known)
         if running and lost and seen.resource.role in ("release", "route"):
-            what = f"the books of {book.delivery} are gone, and {ref} still runs"
+            what = f"the books of {delivery} are gone, and {ref} still runs"
             why = f"nothing says what release {lost[0]} was made with"
-            fix = f"`deliver up` with the spec that made it; or end it: `deliver down {book.delivery}`"
+            fix = f"`deliver up` with the spec that made it; or end it: `deliver down {delivery}`"
             raise Refused(Finding("record.books-gone", what, why, fix))
 
 

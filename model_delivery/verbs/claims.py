@@ -11,16 +11,17 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 
-from model_delivery.base import Finding, Permanent, SystemClock
+from model_delivery.base import BadInput, Finding, Permanent, SystemClock
 from model_delivery.models.manifest import folder_name
 from model_delivery.models.store.garbage import Garbage
 from model_delivery.places.cluster.place import Cluster
-from model_delivery.run.frozen import load
+from model_delivery.run.frozen import releases
 from model_delivery.run.lease import Lease
-from model_delivery.run.restore import read
+from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import Session, opened
 from model_delivery.run.stepping import run_step
 from model_delivery.steps.gc import STEP, GcInput, Item
+from model_delivery.targets import TargetKey
 from model_delivery.targets.kubernetes.release import MOUNT, ClusterPayload
 from model_delivery.values import ReleaseId
 
@@ -44,8 +45,8 @@ def collect(context: str | None, namespace: str, *, dry_run: bool) -> tuple[Garb
 @contextmanager
 def _held(place: Cluster, name: str, request: str) -> Iterator[Session | None]:
     """None: there is no record, but its first run may be making one."""
-    if name in place.deliveries():
-        with opened(place, name, read(place, name).record.target, request=request, when_busy="refuse") as session:
+    if key := _key(place, name):
+        with opened(place, name, key, request=request, when_busy="refuse") as session:
             yield session
         return
     lease = Lease(place, name, request, SystemClock())
@@ -54,16 +55,25 @@ def _held(place: Cluster, name: str, request: str) -> Iterator[Session | None]:
         yield None
 
 
+def _key(place: Cluster, name: str) -> TargetKey | None:
+    try:
+        return read(place, name).record.target
+    except BadInput:
+        return None
+
+
 def _users(place: Cluster) -> dict[str, list[tuple[str, ReleaseId, str]]]:
-    """By claim: the delivery, the release and the folder of each release that is stored,
-    whatever became of its record.
+    """By claim: the delivery, the release and the folder of each release that is known,
+    whatever became of its record. Refused where one runs of which nothing is.
     """
     users = defaultdict[str, list[tuple[str, ReleaseId, str]]](list)
-    for delivery, release, stored in place.releases():
-        frozen = load(release, stored)
-        if isinstance(frozen.payload, ClusterPayload):
-            folders = {folder_name(frozen.lock.snapshot), frozen.payload.by_hand}
-            users[frozen.payload.claim] += [(delivery, release, folder) for folder in folders if folder]
+    for delivery in place.deliveries():
+        world = place.world(delivery)
+        must_know(delivery, world)
+        for release, frozen in releases(world).items():
+            if isinstance(frozen.payload, ClusterPayload):
+                folders = {folder_name(frozen.lock.snapshot), frozen.payload.by_hand}
+                users[frozen.payload.claim] += [(delivery, release, folder) for folder in folders if folder]
     return users
 
 

@@ -109,7 +109,7 @@ def _changes(book: Book) -> Told:
     now, no room.
     """
     try:
-        must_know(book, book.world())
+        must_know(book.delivery, book.world())
         return told(book.changes(book.desired()))
     except Trouble as trouble:
         return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings), ()

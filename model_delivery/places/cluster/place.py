@@ -19,7 +19,7 @@ from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import MANAGER, Object, from_object, label, object_ref, owner
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.targets.kubernetes.kinds import CLAIM, CONFIG_MAP, JOB, SECRET
+from model_delivery.targets.kubernetes.kinds import CLAIM, JOB, SECRET
 from model_delivery.values import (
     ABSENT,
     ANY,
@@ -123,12 +123,6 @@ class Cluster:
         """The deliveries that there are, and those whose first run fetches."""
         jobs = self._look.listed(JOB, {"labelSelector": "model-delivery/delivery"})
         return tuple(sorted({*self.deliveries(), *(str(label(job, "delivery")) for job in jobs)}))
-
-    def releases(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Of the whole namespace: delivery, release and what is stored of it."""
-        for live in self._look.listed(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Release"}):
-            seen = from_object(live, CONFIG_MAP).resource
-            yield seen.delivery, seen.ref.name, dict(seen.spec)
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         def over() -> bool:

@@ -57,7 +57,7 @@ def test_a_changed_spec_is_delivered_beside_what_serves_without_books(lab: Lab, 
     _, release, _ = served(lab)
     lose(lab, *lost)
     changed = lab.spec(gates=SMOKE_ONLY)
-    assert plan(lab.place, changed).result == "new"
+    assert plan(lab.place, changed).result == "new release"
     assert deliver.fn(changed)["result"] == "promoted"
     assert (lab.record.previous, status(lab.place, NAME).changes) == (release, ())
 

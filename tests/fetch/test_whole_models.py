@@ -20,7 +20,6 @@ from model_delivery.spec import parse_spec
 from model_delivery.steps import verify
 from model_delivery.steps.fetch import run as fetch
 from model_delivery.values import Snapshot
-from model_delivery.verbs.plan import render
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs import files_of
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
@@ -391,12 +390,3 @@ def test_a_json_of_gigabytes_is_refused_unread(folder: Path) -> None:
     with (folder / "trace.json").open("wb") as sparse:
         sparse.truncate(3 << 30)
     assert "trace.json is too large" in refused(folder)
-
-
-def test_what_is_rendered_trusts_the_allowed_code() -> None:
-    asked = {"apiVersion": "model-delivery/v1", "name": "m", "target": {"kind": "deployment"}}
-    model = {"source": "huggingface", "repo": REPO}
-    for allow in ([], ["remote-code"]):
-        made, _ = render(parse_spec({**asked, "model": {**model, "allow": allow}}), offline=True)
-        (pods,) = (each["spec"]["template"]["spec"] for each in made if each["kind"] == "Deployment")
-        assert ("--trust-remote-code" in pods["containers"][0]["args"]) == bool(allow)

@@ -12,6 +12,7 @@ import pytest
 
 from model_delivery.base import Refused
 from model_delivery.places.cluster.objects import from_object, to_object
+from model_delivery.spec import parse_spec
 from model_delivery.targets import StepRun
 from model_delivery.targets.deployment import Deployment, DeploymentKey
 from model_delivery.values import (
@@ -33,6 +34,7 @@ from model_delivery.values import (
     World,
     digest,
 )
+from model_delivery.verbs.plan import render
 from tests.parts.asked import asked
 from tests.parts.kinds import BY_NAME
 
@@ -311,3 +313,12 @@ def test_where_pods_may_run_reaches_every_step_unless_the_runner_says_otherwise(
     assert meta["annotations"] == {"sidecar.istio.io/inject": "false"}
     other, _ = pod(Runner(image="r:1", pod=Where(node_selector={"pool": "cpu"})))
     assert (other["nodeSelector"], "tolerations" in other) == ({"pool": "cpu"}, False)
+
+
+def test_what_is_rendered_trusts_the_allowed_code() -> None:
+    asked = {"apiVersion": "model-delivery/v1", "name": "m", "target": {"kind": "deployment"}}
+    model = {"source": "huggingface", "repo": "org/model"}
+    for allow in ([], ["remote-code"]):
+        made, _ = render(parse_spec({**asked, "model": {**model, "allow": allow}}), offline=True)
+        (pods,) = (each["spec"]["template"]["spec"] for each in made if each["kind"] == "Deployment")
+        assert ("--trust-remote-code" in pods["containers"][0]["args"]) == bool(allow)

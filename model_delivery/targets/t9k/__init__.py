@@ -24,9 +24,6 @@ from model_delivery.targets.kubernetes.adoption import (
 from model_delivery.targets.kubernetes.cluster import ClusterKey, ClusterTarget, InCluster, absent_kinds
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.kubernetes.release import (
-    CONFIG,
-    MARGIN_SECONDS,
-    READY_TIMEOUT,
     AdoptedPayload,
     ClusterPayload,
     Origin,
@@ -34,20 +31,15 @@ from model_delivery.targets.kubernetes.release import (
     claim_name,
     common,
     devices,
-    environment,
-    furnish,
     in_cluster,
     limits_of,
-    literal,
-    mount_config,
     owned_route,
     pod_labels,
     pods_of,
     scale,
-    startup_seconds,
-    verbatim,
 )
 from model_delivery.targets.protocol import Adoption, Asked, Get, Site, Target
+from model_delivery.targets.t9k.runtime import FILE, runtime_of
 from model_delivery.values import (
     Address,
     Capabilities,
@@ -82,9 +74,8 @@ def _demand(body: Mapping[str, Any]) -> Demand:
 ML_SERVICE = Kind("MLService", *API, "mlservices", foreground=True, optional=True, eventful=True, demand=_demand)
 ML_SERVICE_RUNTIME = Kind("MLServiceRuntime", *API, "mlserviceruntimes", steady=True, optional=True)
 NOTEBOOK = Kind("Notebook", *API, "notebooks", optional=True)
-FILE, ENGINE = "t9k.yaml", "user-container"
+ENGINE = "user-container"
 MOUNT = "/var/lib/t9k/model"  # where T9k mounts a claim, unless it is told where
-DEADLINE = "serving.knative.dev/progress-deadline"
 WAITING = ("", "PredictorNotReady")  # the reasons of a service that is simply not ready yet
 SCHEMA = ("properties", "spec", "properties", "releases", "items", "properties", "predictor", "properties")
 
@@ -190,7 +181,7 @@ class T9k(InCluster):
         """
         name, serving = asked.name, asked.serving
         config = None if serving.chat_template is None else f"{name}-{digest(serving.chat_template)}"
-        runtime, limits = _runtime(asked, lock, config), limits_of(serving)
+        runtime, limits = runtime_of(asked, lock, config), limits_of(serving)
         predictor = manifest(FILE, "MLService")["spec"]["releases"][0]["predictor"]
         predictor["model"]["runtime"] = f"{name}-{digest(runtime['spec'])}"
         predictor["model"]["parameters"]["MODEL_NAME"] = serving.model_names[0]
@@ -356,39 +347,6 @@ def _shares(want: Desired) -> dict[str, int]:
     """By the entries' names, in the releases' order: the default's, the canary's."""
     weighed = [release for release in want.releases if release.id in want.shares]
     return {_entry(want.delivery, release)["name"]: want.shares[release.id] for release in weighed}
-
-
-def _runtime(asked: Asked, lock: Lock, config: str | None) -> Object:
-    serving, made = asked.serving, manifest(FILE, "MLServiceRuntime")
-    template = made["spec"]["template"]
-    pod, (engine,) = template["spec"], template["spec"]["containers"]
-    engine["image"] = lock.image
-    if len(serving.model_names) > 1:
-        engine["args"] = [engine["args"][0], "--served-model-name", "{{.MODEL_NAME}}", *serving.model_names[1:]]
-    engine["args"] += [f"--chat-template={CONFIG}/chat_template.jinja"] if config else []
-    engine["args"] += [verbatim(literal(word)) for word in serving.args]
-    env, seconds = environment(serving), startup_seconds(serving, lock)
-    if serving.startup_timeout is not None:
-        env = [{"name": READY_TIMEOUT, "value": str(seconds)}, *env]
-    engine |= {"env": env} if env else {}
-    limits = limits_of(serving)
-    engine["resources"] = {"limits": limits} if limits else {}
-    if config is not None:
-        mount_config(pod, engine, config)
-    furnish(pod, engine, serving, "dshm")
-    template["metadata"]["annotations"] = {DEADLINE: f"{seconds + MARGIN_SECONDS}s"} | serving.pod.annotations
-    _no_template({"serving.env": env, "serving.pod": serving.pod.model_dump(mode="json")})
-    return made
-
-
-def _no_template(fields: Mapping[str, Any]) -> None:
-    why = (
-        "T9k fills Go templates in a runtime's arguments; whether it does so here is not documented, "
-        "so {{ can be neither kept nor escaped"
-    )
-    fix = "leave it out, or put it into serving.args"
-    if held := [field for field, value in fields.items() if "{{" in str(value)]:
-        raise Refused(*(Finding("t9k.template", f"{field} holds {{{{", why, fix) for field in held))
 
 
 def _row(release: str, status: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,6 +26,7 @@ from model_delivery.targets.kubernetes.adoption import (
     relative,
 )
 from model_delivery.targets.kubernetes.cluster import ClusterTarget, absent_kinds
+from model_delivery.targets.kubernetes.gateway import known
 from model_delivery.targets.kubernetes.release import (
     AdoptedPayload,
     ClusterPayload,
@@ -75,6 +76,7 @@ INFERENCE_SERVICE = Kind(
     bare=True,
     demand=_demand,
 )
+LLM_SERVICE = Kind("LLMInferenceService", GROUP, "v1alpha1", "llminferenceservices")  # of KServe 0.16 and newer
 SERVING_RUNTIME = Kind("ServingRuntime", GROUP, "v1alpha1", "servingruntimes", steady=True, optional=True)
 MADE = Kind("Deployment", "apps", "v1", "deployments", foreground=True)
 FILE, STOP = "kserve.yaml", "serving.kserve.io/stop"
@@ -189,6 +191,13 @@ class KServe(Routed):
                 f"the cluster has no {kind.plural} of {kind.api}",
                 self.where,
                 "install KServe, or use target: {kind: deployment, …}",
+            )
+        if known(place, LLM_SERVICE.path(self.key.namespace, asked.name)):
+            yield Finding(
+                "kserve.same-name",
+                f"there is an LLMInferenceService {asked.name} in namespace {self.key.namespace}",
+                "clients of two services of one name cannot be told apart",
+                "choose another name",
             )
         if not asked.name[0].isalpha() or len(asked.name) > LONGEST_NAME:
             yield Finding(

@@ -92,6 +92,9 @@ def test_what_a_cluster_lacks_is_named() -> None:
     assert codes(spec("t9k"), bare) == ["t9k.not-installed"]
     assert codes(spec("kserve"), bare) == ["kserve.not-installed", "kserve.not-installed"]
     assert codes(spec("kserve", name="9m"), Site()) == ["kserve.name"]
+    same = "/apis/serving.kserve.io/v1alpha1/namespaces/ns/llminferenceservices/m"
+    assert codes(spec("kserve"), Site({"/api/v1/namespaces/ns": {}, **THERE, same: {}})) == ["kserve.same-name"]
+    assert codes(spec("kserve"), Site(closed=(same,))) == []
     assert codes(spec("deployment", {"gateway": "other/g"}), bare) == ["gateway.not-there"]
     gateway = "/apis/gateway.networking.k8s.io/v1/namespaces/other/gateways/g"
     assert codes(spec("deployment", {"gateway": "other/g"}), Site(closed=(gateway,))) == []

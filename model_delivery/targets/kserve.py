@@ -192,7 +192,7 @@ class KServe(Routed):
                 self.where,
                 "install KServe, or use target: {kind: deployment, …}",
             )
-        if known(place, LLM_SERVICE.path(self.key.namespace, asked.name)):
+        if known(place, LLM_SERVICE.path(self.key.namespace, asked.name)) is not None:
             yield Finding(
                 "kserve.same-name",
                 f"there is an LLMInferenceService {asked.name} in namespace {self.key.namespace}",

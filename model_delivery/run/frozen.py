@@ -19,6 +19,7 @@ from model_delivery.targets import AnyPayload
 from model_delivery.values import RELEASE, Address, Lock, Release, ReleaseId, Resource, Storage, World
 
 COPY = "model-delivery/release-"  # the annotation, and the release's id
+MOST = 200_000  # characters: an object's annotations have 256 KiB together
 LARGEST = 8 << 20  # bytes of one that is read
 
 
@@ -79,9 +80,12 @@ def releases(world: World) -> dict[ReleaseId, Frozen]:
 
 
 def copied(frozen: Frozen) -> str:
-    """As the release's own object keeps it; empty where it keeps none."""
+    """As the release's own object keeps it; empty where it keeps none, or cannot hold
+    it.
+    """
     text = json.dumps(frozen.dump(), sort_keys=True) if frozen.mirrored else ""
-    return b64encode(zlib.compress(text.encode(), 9)).decode() if text else ""
+    packed = b64encode(zlib.compress(text.encode(), 9)).decode() if text else ""
+    return packed if len(packed) < MOST else ""
 
 
 def with_copy(resource: Resource, release: Release) -> Resource:

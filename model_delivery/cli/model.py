@@ -87,7 +87,8 @@ def gc(dry_run: bool, context: str | None, namespace: str | None) -> Answer:
     else:
         from model_delivery.verbs import models
 
-        items = models.collect(default_home(), dry_run=dry_run)
+        with progress_lines():
+            items = models.collect(default_home(), dry_run=dry_run)
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")
     return Answer(items, lines)

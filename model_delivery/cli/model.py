@@ -75,7 +75,6 @@ def gc(dry_run: bool, context: str | None, namespace: str | None) -> Answer:
     """Remove models that no release needs any more, and what dead fetches left. What a
     rollback could want stays.
 
-
     On this host, or with --namespace on the claims of its deliveries.
     """
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")

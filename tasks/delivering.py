@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
-from model_delivery.base.home import default_home, proven
+from model_delivery.base.home import default_home, disk_full, proven
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
@@ -125,6 +125,8 @@ def rolling_back(name: str, request: str | None, where: Location | None = None) 
 
 
 def broken(error: Exception) -> Finding:
+    if full := disk_full(error):
+        return full
     what, why = "the run broke, and its release was withdrawn", f"{type(error).__name__}: {error}"[:300]
     return Finding("release.broke", what, why, "this is a fault of Model Delivery: report it")
 

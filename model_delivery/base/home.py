@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
 
 from model_delivery.base.findings import BadInput, Finding, Permanent, Refused
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_home() -> Path:
@@ -34,6 +37,15 @@ def usable_home() -> Path:
 def no_state_folder(home: Path, why: str) -> Finding:
     what = f"the state folder {home} cannot be used"
     return Finding("host.no-state-folder", what, why, "make it writable, or name another in MODEL_DELIVERY_HOME")
+
+
+def disk_full(error: Exception) -> Finding | None:
+    """What it is where a disk is full, whatever met it: no fault of ours."""
+    if not (isinstance(error, OSError) and error.errno in FULL):
+        return None
+    why = ": ".join(map(str, filter(None, (error.strerror, error.filename))))
+    fix = "make room (for the state folder, and where temporary files lie), then run again: it goes on where it was"
+    return Finding("host.disk-full", "the disk is full", why, fix)
 
 
 def proven(path: Path, home: Path) -> Path:

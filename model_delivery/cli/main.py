@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, private_folder, scrub, trouble
-from model_delivery.base.home import no_state_folder
+from model_delivery.base.home import disk_full, no_state_folder
 from model_delivery.cli import deployments, loadtest, model, release, service
 from model_delivery.cli.printing import bad_news
 
@@ -75,15 +75,11 @@ def unexpected(error: Exception) -> Finding:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         what, why = "a path is too long", f"{error.strerror}: {str(error.filename)[:300]}"
         return Finding("cli.path-too-long", what, why, "use a shorter one: a name has 255 bytes at most")
+    if full := disk_full(error):
+        return full
     folders = [Path(tempfile.gettempdir())]
     with suppress(Trouble):
         folders.insert(0, home := default_home())
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why, fix = (
-                f"{error.strerror}: {error.filename or home}",
-                "make room, then run again: it goes on where it was",
-            )
-            return Finding("host.disk-full", "the disk is full", why, fix)
         if isinstance(error, OSError) and error.filename and Path(str(error.filename)).absolute().is_relative_to(home):
             return no_state_folder(home, f"{error.strerror}: {error.filename}")
     text = scrub("".join(traceback.format_exception(error)))

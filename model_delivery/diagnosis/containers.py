@@ -12,6 +12,7 @@ from model_delivery.base import Finding
 from model_delivery.diagnosis.engine_log import diagnose
 from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.diagnosis.images import PULLING, unpulled
+from model_delivery.diagnosis.machine_signs import WRONG_PLATFORM
 from model_delivery.values import ENGINES, Failed, InProgress
 
 Object = Mapping[str, Any]
@@ -40,12 +41,7 @@ UNSTARTED = (  # the first that is found counts
         "the image would run as root, or says by no number as whom",
         "name one in serving.pod.security_context (runAsUser; of a step: runner.pod.security_context)",
     ),
-    Sign(
-        "image.wrong-platform",
-        r"exec format error",
-        "the image is not made for the node's processor",
-        "name an image of the node's architecture, or select other nodes in serving.pod.node_selector",
-    ),
+    WRONG_PLATFORM,
 )
 SECRET = re.compile(r'secret "|configmap "|non-existent (?:secret|config)|couldn\'t find key', re.IGNORECASE)
 

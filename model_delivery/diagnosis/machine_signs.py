@@ -6,6 +6,12 @@ from signal import SIGBUS, SIGILL, SIGINT, SIGKILL, SIGTERM
 
 from model_delivery.diagnosis.engine_signs import Sign
 
+WRONG_PLATFORM = Sign(
+    "image.wrong-platform",
+    r"exec format error",
+    "the image is not made for the node's processor",
+    "name an image of the node's architecture, or select other nodes in serving.pod.node_selector",
+)
 LESS = "--gpu-memory-utilization"
 # Looked for in every line, warnings too: what follows from these misleads.
 TELLING = (
@@ -209,7 +215,7 @@ SYSTEM = (
         "raise it: open files (ulimit -n), or processes (pids) of the container",
     ),
 )
-SIGNS = (*MEMORY, *GPU, *SYSTEM)
+SIGNS = (*MEMORY, *GPU, *SYSTEM, WRONG_PLATFORM)
 # Looked for when no real exception is there: these say that, not why.
 LAST = (
     Sign(

@@ -19,6 +19,7 @@ from model_delivery.values import Ended, Failed, InProgress, Started, StepState
 Object = Mapping[str, Any]
 Beside = Mapping[str, Sequence[Object]]  # events (warnings) and, where they may be seen, nodes, by their kind
 Pending = InProgress | Failed
+OVERDUE = "DeadlineExceeded"
 REJECTED = 5  # pods one after the other that their node refused
 OWN_LIMIT = re.compile(
     r"exceeds? (?:the |its )?(?:local|total)|exceeds its local ephemeral|usage exceeds|exceeds the limit"
@@ -121,6 +122,8 @@ def step(pods: Sequence[Object], beside: Beside, name: str, *, finished: bool) -
         return Failed(gone, retryable=not OWN_LIMIT.search(gone.why))
     if _rejected(pod):
         return Failed(_rejection(pod), retryable=True)
+    if (late := _overdue(pod)) is not None:
+        return Failed(late)
     states = {status["name"]: status["state"] for status in _statuses(pod)}
     for container, state in states.items():
         if state.get("terminated", {}).get("reason") == OOM:
@@ -154,6 +157,8 @@ def _pod(pod: Object, beside: Beside) -> Pending:
     status = pod["status"]
     if (gone := _evicted(pod)) is not None:
         return Failed(gone) if OWN_LIMIT.search(gone.why) else InProgress(f"{gone.what}: {gone.why}")
+    if (late := _overdue(pod)) is not None:
+        return InProgress(f"{late.what}: {late.why}; another is made", late.fix)
     scheduled = condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return unscheduled(pod, scheduled, beside)
@@ -190,7 +195,7 @@ def _rejected(pod: Object) -> bool:
     """
     status = pod["status"]
     ran = any(container["state"].get("terminated") for container in _statuses(pod))
-    refused = status.get("reason") not in (None, "", "DeadlineExceeded")
+    refused = status.get("reason") not in (None, "", OVERDUE)
     return status.get("phase") == "Failed" and refused and not ran and _evicted(pod) is None
 
 
@@ -227,6 +232,16 @@ def _evicted(pod: Object) -> Finding | None:
         f"the pod {pod['metadata']['name']} was evicted",
         status.get("message") or disrupted.get("message") or disrupted.get("reason", ""),
         "raise the limit that the message names, or make room on the node; another pod is started in its place",
+    )
+
+
+def _overdue(pod: Object) -> Finding | None:
+    status = pod["status"]
+    if status.get("reason") != OVERDUE:
+        return None
+    fix = "see who sets its activeDeadlineSeconds: nothing of the spec does"
+    return Finding(
+        "pod.overdue", f"the pod {pod['metadata']['name']} was ended at its deadline", status.get("message", ""), fix
     )
 
 

@@ -40,6 +40,7 @@ from model_delivery.base import (
     scrub,
     sink,
 )
+from model_delivery.base.home import disk_full
 from model_delivery.steps import Step
 
 MARK = "MODEL_DELIVERY_MARK"
@@ -83,6 +84,8 @@ def outcome(name: str, text: str, out: TextIO, mark: str = "") -> int:
         kind = next(k for k, v in KINDS.items() if isinstance(trouble, v))
         return _failed(tell, kind, trouble)
     except Exception as error:  # the last frame of a child process: whatever it is must reach the parent as a finding
+        if full := disk_full(error):
+            return _failed(tell, "permanent", Permanent(full))
         sys.stderr.write(json.dumps(scrub(traceback.format_exc())) + "\n")  # one line, whatever the error quotes
         what, why = f"the {name} step broke", f"{type(error).__name__}: {error}"
         fix = "this is a fault of Model Delivery: report it with the step's log"
@@ -130,7 +133,7 @@ def _heard(line: bytes) -> str | Trouble | None:
         match json.loads(line):
             case {"progress": progress}:
                 report(Progress(**progress))
-            case {"findings": findings, "kind": kind}:
+            case {"findings": [_, *_] as findings, "kind": kind}:
                 return KINDS[kind](*map(Finding.from_json, findings))
             case {"result": str(text)} as news if news | _sealed(text) == news:
                 return text

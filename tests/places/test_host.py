@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,16 @@ def test_the_log_of_an_engine_outlives_it_and_of_several_the_newest_counts(host:
     assert [log.name for log in logs] == ["r1-1.log", "r1-2.log"]
     logs[1].write_text("of the second\n")
     assert list(host.engine_log(NAME, "r1")) == [b"of the second"]
+
+
+@pytest.mark.root
+def test_engines_that_do_not_listen_yet_have_a_port_each() -> None:
+    code = (
+        "from model_delivery.places.host.binding import bind\n"
+        "given = []\n"
+        "for _ in range(4): given.append(bind({'cpus': 0, 'gpus': 0, 'memory': 0}, given))\n"
+        "print(*sorted(one['port'] for one in given))"
+    )
+    few = 'ip link set lo up; echo 50000 50003 > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"'
+    words = ["unshare", "--net", "sh", "-ec", few, "sh", sys.executable, "-c", code]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "50000 50001 50002 50003\n"

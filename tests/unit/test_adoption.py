@@ -13,6 +13,7 @@ from model_delivery.base import Refused
 from model_delivery.places.cluster.objects import from_object
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.targets import Adoption
+from model_delivery.targets.kubernetes.release import AdoptedPayload
 from model_delivery.values import Desired, Lock, Ref, Release, Snapshot
 from tests.parts.kinds import BY_NAME
 from tests.parts.t9k.template import filled
@@ -261,6 +262,13 @@ def test_what_cannot_come_under_a_spec_is_refused_by_name(case: str) -> None:
         )
     assert "s3cret" not in refused.value.text
     assert "hf_1" not in refused.value.text
+
+
+def test_a_device_may_be_counted_in_any_form_that_the_api_writes() -> None:
+    made = deployment({"args": WORDS, "resources": {"limits": {"example.com/device": "1k", "nvidia.com/gpu": "2"}}})
+    payload = adopting(spec("deployment", model_names=["llama", "llama-chat"]), "by-hand", made).payload
+    assert isinstance(payload, AdoptedPayload)
+    assert payload.devices == {"example.com/device": 1000, "nvidia.com/gpu": 2}
 
 
 @pytest.mark.parametrize("replicas", [0, 2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -146,3 +147,22 @@ def test_a_stranger_on_the_port_of_a_dead_delivery_is_told_by_status_and_list(ho
             assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
         assert f"something else listens on 127.0.0.1:{port}" in deliver(home, "status", "small").stdout
     assert deliver(home, "down", "small").returncode == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("pages", [12, 45])
+def test_a_disk_that_is_full_is_told_so_and_room_lets_it_go_on(home: Path, model: Path, pages: int) -> None:
+    file = spec(home.parent, model, free_port())
+    home.mkdir()
+    size = ("-o", f"size={4096 * pages}")
+    subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", str(home)], check=True)
+    try:
+        full = deliver(home, "up", str(file))
+        assert (full.returncode, "[host.disk-full]" in full.stderr) == (1, True), full.stderr
+        assert "fault" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", str(home)], check=True)
+        again = deliver(home, "up", str(file))
+        assert (again.returncode, "promoted" in again.stdout) == (0, True), again.stderr
+    finally:
+        deliver(home, "down", "small")
+        subprocess.run(["umount", "-l", str(home)], check=True)

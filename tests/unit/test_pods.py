@@ -277,6 +277,22 @@ def test_a_step_starts_ends_or_cannot() -> None:
     assert "runner.resources" in killed.finding.fix
 
 
+def test_a_pod_that_is_ended_at_a_deadline_of_somebodys_is_told_so() -> None:
+    ended = {"name": "step", "state": {"terminated": {"exitCode": 137, "reason": "Error"}}}
+    said: dict[str, Any] = {
+        "phase": "Failed",
+        "reason": "DeadlineExceeded",
+        "message": "longer than the specified deadline",
+    }
+    late = {"metadata": {"name": "j-x"}, "spec": {}, "status": {**said, "containerStatuses": [ended]}}
+    of_step = pods.step([late], {"Event": (), "Node": ()}, "j", finished=True)
+    assert isinstance(of_step, Failed)
+    assert "activeDeadlineSeconds" in of_step.finding.fix
+    of_engine = judged(pod(ended={"reason": "Error", "exitCode": 137}, **said))
+    assert isinstance(of_engine, InProgress), "its Deployment makes another"
+    assert "longer than the specified deadline" in of_engine.why
+
+
 def test_a_fetch_is_read_while_the_image_is_pulled_beside_it_and_both_must_end() -> None:
     jobs = {name: Ref(JOB, name) for name in ("m-fetch-1", "m-fetch-1-image")}
 

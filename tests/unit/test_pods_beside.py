@@ -105,6 +105,14 @@ def test_a_container_that_cannot_be_started(message: str, code: str) -> None:
         assert message in finding.why
 
 
+def test_an_image_for_another_processor_is_named_where_only_the_log_says_so() -> None:
+    ended = {"reason": "Error", "exitCode": 255}
+    log = "exec /usr/local/bin/vllm: exec format error"
+    finding = told(judged(pod(waiting=("CrashLoopBackOff", ""), ended=ended, log=log, restarts=1)))
+    assert finding.code == "image.wrong-platform"
+    assert "serving.pod.node_selector" in finding.fix
+
+
 @pytest.mark.parametrize("code", [0, 137, 143])
 @pytest.mark.parametrize(("probe", "fix"), [("startup", "serving.startup_timeout"), ("liveness", "deliver logs")])
 def test_an_engine_that_the_kubelet_ends_because_a_probe_fails(code: int, probe: str, fix: str) -> None:

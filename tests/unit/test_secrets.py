@@ -16,8 +16,21 @@ from urllib.parse import quote
 
 import pytest
 
-from model_delivery.base import EnvSecret, FileSecret, Finding, Progress, Refused, Secret, bearer, read_secret, scrub
+from model_delivery.base import (
+    EnvSecret,
+    FileSecret,
+    Finding,
+    KubeSecret,
+    Progress,
+    Refused,
+    Secret,
+    bearer,
+    read_secret,
+    scrub,
+)
+from model_delivery.places.cluster.place import Cluster
 from tests.parts.ports import free_port
+from tests.parts.raw_server import RawServer, answer
 from tests.unit.test_cli import deliver, spec
 
 KEY = "sk-TOPSECRET-0123456789"
@@ -176,3 +189,24 @@ def test_a_secret_that_never_ends_is_refused(tmp_path: Path) -> None:
     for file in ("/dev/zero", str(tmp_path / "fifo")):
         with pytest.raises(Refused, match="no regular file"):
             read_secret(FileSecret(file=file))
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "empty"), (None, "empty"), (b" \n", "empty"), (b"\xff\xfe", "not-readable"), (b"sk-1\n", "padded"), ("sk-1\u00a0".encode(), "padded")],
+)  # fmt: skip
+def test_a_key_of_a_cluster_is_refused_that_an_engine_would_read_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, code: str
+) -> None:
+    data = {"key": None if content is None else base64.b64encode(content).decode()}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "api"}, "data": data}
+    with RawServer(
+        {"/api/v1/namespaces/ns/secrets/api": answer(secret, "200 OK", "Content-Type: application/json")}
+    ) as api:
+        named = {"clusters": {"server": api.url}, "users": {}, "contexts": {"cluster": "c", "user": "c"}}
+        config = {kind: [{"name": "c", kind[:-1]: what}] for kind, what in named.items()}
+        file = tmp_path / "kubeconfig"
+        file.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "c", **config}))
+        monkeypatch.setenv("KUBECONFIG", str(file))
+        with pytest.raises(Refused, match=f"secret.{code}"):
+            Cluster("c", "ns").secret(KubeSecret.model_validate({"kube": {"name": "api", "key": "key"}}))

@@ -109,6 +109,12 @@ def forger() -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.parametrize("findings", [[], {}, None, [{}], [1]])
+def test_a_failure_that_says_nothing_is_no_ending(findings: object) -> None:
+    with pytest.raises(Retryable, match="ended without a result"):
+        read("smoke", [json.dumps({"findings": findings, "kind": "permanent"}).encode()])
+
+
 @pytest.mark.parametrize("text", ["asked", "broken"])
 def test_a_step_in_a_pod_marks_its_lines_and_tells_nobody_its_mark(tmp_path: Path, text: str) -> None:
     given = tmp_path / "input.json"

@@ -4,7 +4,6 @@ noted, and the hash follows the unbroken start.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model_delivery.base import Finding, Permanent, Trouble, read_file, sync
+from model_delivery.base.home import FULL
 from model_delivery.models.verify import blob
 from model_delivery.values import File
 
@@ -24,7 +24,6 @@ BUFFER = 1 << 20
 FICLONE = 0x40049409
 FROM = "from "
 IN_PLACE = "found in place"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 PART, NOTES = ".part", ".chunks"

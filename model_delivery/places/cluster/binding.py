@@ -15,6 +15,7 @@ from typing import Any
 
 from model_delivery.base import Finding, NoRoom, Refused
 from model_delivery.diagnosis import holding
+from model_delivery.diagnosis.scheduling import number
 from model_delivery.models.sources import ENDPOINTS
 from model_delivery.places.cluster import claims
 from model_delivery.places.cluster.client import Client, Forbidden, Status
@@ -246,4 +247,4 @@ def _fits(
 
 
 def _allocatable(node: Object, device: str) -> int:
-    return int(node["status"].get("allocatable", {}).get(device, 0))
+    return int(number(node["status"].get("allocatable", {}).get(device, 0)))

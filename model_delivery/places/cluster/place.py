@@ -185,9 +185,9 @@ class Cluster:
                 )
             )
         where = f"key {key} of the Secret {name} in namespace {self.client.namespace}"
-        content, lines = base64.b64decode(data[key]), key == LOGINS
+        content, lines = base64.b64decode(data[key] or ""), key == LOGINS
         found = secret(content, where, "put the secret there", lines=lines)
-        if not lines and content.strip() != content:
+        if not lines and found.reveal().encode() != content:
             why = "a blank or the end of a line stands around it: an engine would get it so, who asks it would not"
             fix = f"write it without: printf %s KEY | kubectl create secret … --from-file={quote(key)}=/dev/stdin"
             raise Refused(Finding("secret.padded", f"{where} cannot be used", why, fix))

@@ -8,8 +8,8 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ LISTENS = "0A"  # in /proc/net/tcp
 
 
 def bind(
-    needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]], leaving: Iterable[Mapping[str, Any]] = ()
+    needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]], leaving: Collection[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
     """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes),
     apart from what is ``taken``; what is ``leaving`` still has its memory.
@@ -30,7 +30,10 @@ def bind(
     """
     others = list(taken)
     missing = []
-    bound: dict[str, Any] = {"port": free_port(), "memory": needs["memory"]}
+    bound: dict[str, Any] = {
+        "port": free_port({other.get("port") for other in (*others, *leaving)}),
+        "memory": needs["memory"],
+    }
     for what, have in (("cpus", sorted(os.sched_getaffinity(0))), ("gpus", gpus() if needs["gpus"] else [])):
         free = [n for n in have if all(n not in other.get(what, ()) for other in others)]
         if len(free) < needs[what]:
@@ -50,10 +53,14 @@ def bind(
     return bound
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(given: Collection[int | None] = ()) -> int:
+    """Not one that was ``given`` to an engine, which may not listen there yet."""
+    with ExitStack() as held:
+        while True:
+            probe = held.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            if (port := int(probe.getsockname()[1])) not in given:
+                return port
 
 
 def gpus() -> list[int]:

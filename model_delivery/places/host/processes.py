@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_delivery.base import Count, Finding, Permanent, Port, Progress, Retryable, private_folder, read_file, report
 from model_delivery.base.durable import unfollowing
+from model_delivery.base.home import disk_full
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
@@ -157,14 +158,7 @@ class ProcessFolder:
             if error == launcher.BUSY:
                 continue
             if error:
-                raise Permanent(
-                    Finding(
-                        "host.no-program",
-                        f"{program} cannot be started",
-                        error,
-                        "is it installed, and may it be executed?",
-                    )
-                )
+                raise Permanent(_unstarted(program, error))
             if self.state.get("token") == token and self.exit_code() != -signal.SIGKILL:
                 return
         raise Permanent(
@@ -235,6 +229,14 @@ class ProcessFolder:
                 "it may hang in the kernel (see dmesg), or be another user's",
             )
         )
+
+
+def _unstarted(program: str, error: str) -> Finding:
+    """By what its launcher says."""
+    said = re.search(r"\[Errno (\d+)\] (.*)", error)
+    full = disk_full(OSError(int(said[1]), said[2])) if said else None
+    fix = "is it installed, and may it be executed?"
+    return full or Finding("host.no-program", f"{program} cannot be started", error, fix)
 
 
 def wait(folders: Iterable[ProcessFolder], timeout: float) -> None:

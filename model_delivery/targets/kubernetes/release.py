@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused, SecretRef
+from model_delivery.diagnosis.scheduling import number
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
 from model_delivery.targets.protocol import Asked
@@ -227,7 +228,7 @@ def devices(containers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     for container in containers:
         for name, count in (container.get("resources", {}).get("limits") or {}).items():
             if "/" in name:
-                asked[name] = asked.get(name, 0) + int(count)
+                asked[name] = asked.get(name, 0) + int(number(count))
     return asked
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
-from model_delivery.base.scrubbing import scrub
+from model_delivery.base.scrubbing import plain
 
 UNKNOWN = "unknown.older-version"
 
@@ -35,11 +35,11 @@ class Finding:
 
     def __post_init__(self) -> None:
         for part in ("what", "why", "fix"):
-            object.__setattr__(self, part, scrub(str(getattr(self, part))))
-        object.__setattr__(self, "evidence", tuple(scrub(str(line)) for line in self.evidence))
+            object.__setattr__(self, part, plain(str(getattr(self, part))))
+        object.__setattr__(self, "evidence", tuple(plain(str(line)) for line in self.evidence))
 
     def __str__(self) -> str:
-        text = self.what + (f": {self.why}" if self.why else "")
+        text = (self.what + (f": {self.why}" if self.why else "")).replace("\n", "\n    ")
         shown = "".join(f"\n    {line}" for line in self.evidence)
         return f"{text} [{self.code}]{shown}" + (f"\n  fix: {self.fix}" if self.fix else "")
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from model_delivery.base.scrubbing import scrub
+from model_delivery.base.scrubbing import plain
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Progress:
     eta: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "note", scrub(self.note))
+        for part in ("step", "note"):
+            object.__setattr__(self, part, " ".join(plain(getattr(self, part)).splitlines()))
 
     def line(self) -> str:
         """``fetch: 43 % of 2.8 GB, 410 MB/s, 4 s left``."""

@@ -40,6 +40,12 @@ def scrub(text: str) -> str:
     return text
 
 
+def plain(text: str) -> str:
+    """Scrubbed, and without what steers a terminal; its lines stay."""
+    text = scrub(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
 def _in_base64(secret: bytes) -> Iterator[str]:
     """The characters that are the secret's alone, for each place where it can begin: so
     that it is known within ``user:secret`` too.

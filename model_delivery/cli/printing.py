@@ -17,6 +17,7 @@ import click
 from model_delivery.base import Progress, Trouble, scrub, sink
 from model_delivery.base.findings import together
 from model_delivery.base.home import unwritable
+from model_delivery.base.scrubbing import plain
 from model_delivery.verbs.where import find
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def show(lines: Iterable[str | Table], *, err: bool = False) -> None:
 
             Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(line)
         else:
-            click.echo(scrub(line), err=err)
+            click.echo(plain(line), err=err)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
@@ -115,7 +116,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        grid.add_row(*("" if cell is None else plain(str(cell)) for cell in row))
     return grid
 
 
@@ -124,7 +125,8 @@ def bad_news(trouble: Trouble, value: Mapping[str, Any] | None = None) -> int:
 
     Returns the exit code.
     """
-    show((f"{click.style('✗', fg='red')} {finding}" for finding in together(trouble.findings)), err=True)
+    for finding in together(trouble.findings):
+        click.echo(f"{click.style('✗', fg='red')} {finding}", err=True)
     if any(word.partition("=")[0] == "--json" for word in sys.argv[1:]):  # --json=1 is a wrong argument
         first, *others = [finding.to_json() for finding in trouble.findings]
         emit({**(value or {}), "error": first, "exit_code": trouble.exit_code, "others": others})

@@ -58,6 +58,16 @@ def test_a_model_is_fetched_into_a_folder_and_verified_offline(hub: HuggingFaceH
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "there"]
 
 
+def test_a_hub_cannot_steer_a_terminal_or_forge_a_line_by_the_names_of_its_files(
+    hub: HuggingFaceHub, tmp_path: Path
+) -> None:
+    hub.files["evil\x1b]0;owned\x07\x9b2J\n✗ forged.npy"] = b""
+    said = deliver("fetch", f"huggingface:{REPO}@main", tmp_path / "there", "--include", "*", code=3)
+    assert "source.pickle" in said
+    assert [c for c in said if not c.isprintable() and c != "\n"] == []
+    assert not any(line.startswith("✗ forged") for line in said.splitlines())
+
+
 def test_a_second_fetch_moves_nothing(hub: HuggingFaceHub, tmp_path: Path) -> None:
     deliver("fetch", f"huggingface:{REPO}", tmp_path / "there")
     assert told("fetch", f"huggingface:{REPO}", tmp_path / "there")["fetched_bytes"] == 0

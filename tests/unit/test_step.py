@@ -109,6 +109,13 @@ def forger() -> Iterator[str]:
     thread.join()
 
 
+def test_progress_is_one_line_that_steers_no_terminal() -> None:
+    heard: list[str] = []
+    with sink(lambda news: heard.append(news.line())), pytest.raises(Retryable):
+        read("smoke", [json.dumps({"progress": {"step": "a\x1b[2J", "note": "b\n✗ forged\r\x9b2J"}}).encode()])
+    assert heard == ["a [2J: b ✗ forged  2J"]
+
+
 @pytest.mark.parametrize("findings", [[], {}, None, [{}], [1]])
 def test_a_failure_that_says_nothing_is_no_ending(findings: object) -> None:
     with pytest.raises(Retryable, match="ended without a result"):

@@ -292,7 +292,9 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         main = session.world().objects.get(session.target.main(session.delivery, session.release(candidate.release)))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
-        what, still = f"the release was refused at stage {stage.phase}", "the previous release, if any, still serves"
+        old, kept = session.record.serving, {running.id for running in stage.desired.releases}
+        still = f"release {old} {'still serves' if old in kept else 'is started again'}" if old else "nothing serves"
+        what = f"the release was refused at stage {stage.phase}"
         raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
 
 

@@ -8,6 +8,8 @@ import difflib
 import json
 import re
 import time
+from contextlib import suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +181,15 @@ def _first_model(given: LoadInput) -> str:
         raise Permanent(Finding("load.no-model", what, why, fix)) from None
 
 
+def _listed(given: LoadInput) -> list[str]:
+    """The models that the server lists; none where it lists none that could be shown."""
+    answer = ask(given.url, "/v1/models", headers=bearer(given.api_key))
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        names = [str(entry["id"]) for entry in json.loads(answer.body)["data"]]
+        return [name for name in names if name == printable(name)]
+    return []
+
+
 def _must_answer(given: LoadInput) -> None:
     """One token, before a test of minutes. Permanent where a server is silent; what else
     it may say, the test counts.
@@ -188,6 +199,10 @@ def _must_answer(given: LoadInput) -> None:
     if profile(given.profile).endpoint == "completions":
         asked, path = {"model": given.model, "max_tokens": 1, "prompt": "1"}, "/v1/completions"
     answer = ask(given.url, path, asked, headers=bearer(given.api_key), seconds=seconds)
+    if answer.status == HTTPStatus.NOT_FOUND and (listed := _listed(given)) and given.model not in listed:
+        near = difflib.get_close_matches(given.model, listed, 1)
+        why = f"did you mean {near[0]}?" if near else f"it lists: {', '.join(listed[:5])}"
+        raise BadInput(Finding("load.unknown-model", f"{given.url} has no model {given.model}", why, "correct --model"))
     if (answer.error or "").startswith("timeout"):
         what, why = f"{given.url} does not answer", f"one token was asked of {path}: nothing came in {seconds:g} s"
         raise Permanent(Finding("load.silent", what, why, "look at the server: it takes connections and is silent"))

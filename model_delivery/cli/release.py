@@ -28,12 +28,14 @@ from model_delivery.cli.printing import (
 from model_delivery.places.opening import Location
 from model_delivery.run.record import Ended, dump_ended
 from model_delivery.spec import load_spec
+from model_delivery.values import StageKind
 from model_delivery.verbs import adopt as adopting
 from model_delivery.verbs import history as histories
 from model_delivery.verbs import plan as plans
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where
 
+STOPS = "what serves stops first, and clients are refused until the new release serves: recreate, or no room for both"
 FIGURES = ("ttft_p95", "itl_p95", "output_tokens_per_second", "error_rate")
 
 
@@ -78,6 +80,7 @@ def plan(file: Path) -> Answer:
     added = planned.args[: len(planned.args) - len(spec.serving.args)]
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
+    lines += [STOPS] if StageKind.STOP in planned.stages else []
     lines += [f"  {change}" for change in planned.changes] or ["no changes"]
     return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
 

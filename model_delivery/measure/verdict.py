@@ -42,7 +42,10 @@ class Reason:
     @property
     def fix(self) -> str:
         """What may be done where it is not passed."""
-        return FIXES.get(self.code) or f"load it less, give it more room, or set gates.throughput.slo.{self.name}"
+        return (
+            FIXES.get(self.code)
+            or f"load it less, give it more room, or change the bound {self.name} (gates.throughput.slo, --slo)"
+        )
 
 
 @dataclass(frozen=True)

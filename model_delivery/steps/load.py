@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 FOLDER = packaged("loadtests")
 DEFAULT_USERS = 16
 DRAIN_SECONDS = 120
+DRAINS = "waiting for the last answers"
 LOOK_SECONDS = 1.0
 LONGER = 10.0
 
@@ -91,7 +92,7 @@ def profile(named: str | dict[str, Any], *lasting: Duration) -> Profile:
         files = {path.stem: path for path in sorted((FOLDER / "profiles").glob("*.yaml"))}
         if named not in files:
             known = ", ".join(files)
-            why, fix = f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile"
+            why, fix = f"known: {known}; or a FILE.yaml of that form", "correct gates.throughput.profile, or --profile"
             raise BadInput(Finding("load.no-profile", f"there is no load profile {named}", why, fix))
         content = yaml.safe_load(files[named].read_text(encoding="utf-8"))
     try:
@@ -228,9 +229,14 @@ def _conduct(command: list[str], environ: dict[str, str], output: Path, plan: di
             pass_fds=(int(lock),) if lock else (),
         )
         try:
+            phase = ""
             while child.poll() is None and (spent := time.monotonic() - start) <= length + DRAIN_SECONDS:
-                phase = "warm-up" if spent < plan["warmup"] else "measuring" if spent < length else "draining"
-                report(Progress("throughput", phase, done=round(min(spent, length), 1), total=length, unit="s"))
+                before, phase = (
+                    phase,
+                    "warm-up" if spent < plan["warmup"] else "measuring" if spent < length else DRAINS,
+                )
+                if (before, phase) != (DRAINS, DRAINS):
+                    report(Progress("throughput", phase, done=round(min(spent, length), 1), total=length, unit="s"))
                 with suppress(subprocess.TimeoutExpired):
                     child.wait(LOOK_SECONDS)
                 watch.look()

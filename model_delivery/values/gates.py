@@ -59,6 +59,8 @@ class ThroughputGate(Part):
 
     @model_validator(mode="after")
     def _one_load(self) -> ThroughputGate:
+        if self.duration.seconds <= 0:
+            raise ValueError("duration must be more than 0s: nothing would be asked")
         if self.users is not None and self.rate is not None:
             raise ValueError("users and rate exclude each other: users is a closed loop, rate an open one")
         if self.max_regression is not None and self.repeats < 2:

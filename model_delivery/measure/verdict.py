@@ -42,10 +42,8 @@ class Reason:
     @property
     def fix(self) -> str:
         """What may be done where it is not passed."""
-        return (
-            FIXES.get(self.code)
-            or f"load it less, give it more room, or change the bound {self.name} (gates.throughput.slo, --slo)"
-        )
+        bound = f"change the bound {self.name} (gates.throughput.slo, --slo)"
+        return FIXES.get(self.code) or f"load it less, give it more room, or {bound}"
 
 
 @dataclass(frozen=True)

@@ -231,10 +231,8 @@ def _conduct(command: list[str], environ: dict[str, str], output: Path, plan: di
         try:
             phase = ""
             while child.poll() is None and (spent := time.monotonic() - start) <= length + DRAIN_SECONDS:
-                before, phase = (
-                    phase,
-                    "warm-up" if spent < plan["warmup"] else "measuring" if spent < length else DRAINS,
-                )
+                loads = "warm-up" if spent < plan["warmup"] else "measuring"
+                before, phase = phase, loads if spent < length else DRAINS
                 if (before, phase) != (DRAINS, DRAINS):
                     report(Progress("throughput", phase, done=round(min(spent, length), 1), total=length, unit="s"))
                 with suppress(subprocess.TimeoutExpired):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts.ports import free_port
+from tests.parts.timing_engine import TimingServer
 from tests.unit.test_cli import DELIVER, deliver, environment, home, spec
 
 __all__ = ["home"]
@@ -82,3 +83,28 @@ def test_a_model_without_a_tokenizer_is_refused_unless_the_spec_names_one(
     assert (done.returncode, "the model has no tokenizer" in done.stderr) == (3, True), done.stderr
     file.write_text(file.read_text() + "serving: {args: [--tokenizer, org/other]}\n")
     assert deliver(home, "plan", str(file)).returncode == 0
+
+
+def test_a_model_that_a_server_does_not_list_is_told_with_the_nearest(home: Path, model: Path) -> None:
+    with TimingServer(model, names=("mine",)) as server:
+        done = deliver(home, "loadtest", server.url, "--model", "mime", "--duration", "1s", "--warmup", "0s")
+    assert (done.returncode, "has no model mime: did you mean mine?" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_plan_says_that_what_serves_stops_first(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    assert deliver(home, "up", str(file)).returncode == 0
+    told = file.read_text().replace("rollout: {", "rollout: {strategy: recreate, ")
+    file.write_text(told + "serving: {args: [--label, second]}\n")
+    assert "what serves stops first, and clients are refused" in deliver(home, "plan", str(file)).stdout
+    file.write_text(file.read_text().replace("gates: {", "gates: {smoke: {expect: what no model says}, "))
+    done = deliver(home, "up", str(file))
+    assert (done.returncode, "is started again" in done.stderr) == (4, True), done.stderr
+    assert deliver(home, "down", "small").returncode == 0
+
+
+def test_a_load_of_no_time_is_refused_with_the_spec(home: Path, model: Path) -> None:
+    file = spec(home.parent, model, free_port())
+    file.write_text(file.read_text().replace("duration: 500ms", "duration: 0s"))
+    done = deliver(home, "plan", str(file))
+    assert (done.returncode, "duration must be more than 0s" in done.stderr) == (2, True), done.stderr

@@ -16,6 +16,7 @@ from model_delivery.run import rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.record import Candidate, Outcome
+from model_delivery.run.resolve import must_have_tokenizer
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.spec import DeliverySpec
@@ -75,6 +76,7 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
         name = book.record.serving if book.record.serving in same else next(iter(same))
         return name, same[name]
     served = spec.served(lock.snapshot)
+    must_have_tokenizer(lock.snapshot, served.serving.args)
     payload = book.target.payload(served, lock)
     frozen = Frozen(
         payload=payload,

@@ -28,12 +28,10 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     """
     target = spec.target
     engine = load_engine(target.engine) if target.engine else None
-    snapshot = resolve_model(spec.model, last)
-    _has_tokenizer(snapshot, spec.serving.args)
-    return Lock(snapshot=snapshot, engine=engine, image=_pinned(spec))
+    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=_pinned(spec))
 
 
-def _has_tokenizer(snapshot: Snapshot, args: Sequence[str]) -> None:
+def must_have_tokenizer(snapshot: Snapshot, args: Sequence[str]) -> None:
     """Refused where an engine would only die of it."""
     names = [file.path.rpartition("/")[2] for file in snapshot.files]
     if any(fnmatch(name, pattern) for name in names for pattern in TOKENIZERS):

@@ -53,7 +53,8 @@ def rebuilt(book: Book, replicas: int) -> Record:
 
 def must_know(delivery: str, world: World, supposed: Iterable[ReleaseId] = ()) -> None:
     """Refused where a release of ``delivery`` runs, and all books of it are gone."""
-    known = {*releases(world), *supposed}
+    found = releases(world)
+    known = {*found, *supposed, *(frozen.payload.called for frozen in found.values())}
     for ref, seen in world.objects.items():
         running = ref.kind.demand(seen.resource.spec) if ref.kind.demand else {}
         release = seen.resource.release

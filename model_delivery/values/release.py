@@ -48,6 +48,11 @@ class Payload(Part):
         return None
 
     @property
+    def called(self) -> str | None:
+        """In an object that holds several releases, where it is not called by its id."""
+        return None
+
+    @property
     def uid(self) -> str | None:
         """Of the object that was adopted."""
         return None

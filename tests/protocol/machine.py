@@ -64,7 +64,7 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str)
 @cache
 def lock() -> Lock:
     snapshot = Snapshot(
-        source="local", key="k", commit="c" * 40, files=(File(path="config.json", size=1, sha256="0" * 64),)
+        source="local", key="k", commit="c" * 40, files=(File(path="tokenizer.json", size=1, sha256="0" * 64),)
     )
     return Lock(snapshot=snapshot, engine=Engine(name="e", command=("x",)))
 

@@ -51,7 +51,7 @@ def bound(resource: Resource, look: Look, live: Object | None = None) -> Object:
         _bind_pod(body["spec"]["template"]["spec"], needs, look)
     elif resource.ref.kind == HTTP_ROUTE:
         _bind_route(body["spec"], look)
-    else:
+    elif not needs.get("adopted"):  # which comes back as it was
         _join(body, resource.delivery, live, look)
     _unfix(body, live, look.client)
     return body

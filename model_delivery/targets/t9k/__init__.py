@@ -141,6 +141,10 @@ class T9kAdopted(AdoptedPayload):
     adopts = ML_SERVICE
     adopted: T9kOrigin
 
+    @property
+    def called(self) -> str | None:
+        return self.adopted.entry
+
     def entry(self, delivery: str, release: Release) -> Object:
         predictor = copy.deepcopy(self.live)
         scale(predictor, release.replicas)

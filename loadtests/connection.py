@@ -19,7 +19,8 @@ from typing import Any
 import gevent.socket
 from gevent.hub import Waiter, get_hub
 
-from model_delivery.measure.reader import LIMIT, NOT_HTTP, Parser, Stream, clock, printable
+from model_delivery.measure.reader import LIMIT, NOT_HTTP, Parser, Stream, clock
+from model_delivery.measure.words import printable
 
 READ = 65536
 CONNECT_SECONDS = 30.0

@@ -31,7 +31,8 @@ from model_delivery.loadtests.recorder import SECOND, Recorder
 from model_delivery.measure.asking import address, ask
 from model_delivery.measure.metrics import TALLY, Tally
 from model_delivery.measure.profile import Profile
-from model_delivery.measure.reader import Stream, clock, printable
+from model_delivery.measure.reader import Stream, clock
+from model_delivery.measure.words import printable
 
 LAG_EVERY = 0.01
 DRAIN_SECONDS = 60

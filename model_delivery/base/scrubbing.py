@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 SHORTEST = 4  # characters: of a shorter one every text would be full
 LONGEST = 1024  # of a longer one (a file of logins) only whole texts in the usual escapes are known
+BEYOND, PIECE = 1 << 13, 1 << 12  # characters that are read beyond a cut; of them may be a piece of a secret
 _known: tuple[str, ...] = ()
 _escaped: dict[str, re.Pattern[str]] = {}
 
@@ -44,6 +45,17 @@ def plain(text: str) -> str:
     """Scrubbed, and without what steers a terminal; its lines stay."""
     text = scrub(text)
     return text if text.isprintable() else "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+def short(text: str, most: int) -> str:
+    """Its first ``most`` characters, its last where that is negative, scrubbed before
+    they are cut: nobody knows a secret by a piece of it.
+    """
+    room = abs(most) + BEYOND
+    told = scrub(text[:room] if most > 0 else text[-room:])
+    if len(text) > room:
+        told = told[:-PIECE] if most > 0 else told[PIECE:]
+    return told[:most] if most > 0 else told[most:]
 
 
 def _in_base64(secret: bytes) -> Iterator[str]:

@@ -20,7 +20,7 @@ from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permane
 from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
 from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.reader import printable
+from model_delivery.measure.words import printable
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, profile, run
 from model_delivery.values import Slo

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import click
 
-from model_delivery.base import Finding, Interrupted, Permanent, Trouble, default_home, private_folder, scrub, trouble
+from model_delivery.base import (
+    Finding,
+    Interrupted,
+    Permanent,
+    Trouble,
+    default_home,
+    private_folder,
+    scrub,
+    short,
+    trouble,
+)
 from model_delivery.base.home import disk_full, no_state_folder
 from model_delivery.cli import deployments, loadtest, model, release, service
 from model_delivery.cli.printing import bad_news
@@ -73,7 +83,7 @@ def unexpected(error: Exception) -> Finding:
     written: into a file that nobody could foresee.
     """
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        what, why = "a path is too long", f"{error.strerror}: {str(error.filename)[:300]}"
+        what, why = "a path is too long", f"{error.strerror}: {short(str(error.filename), 300)}"
         return Finding("cli.path-too-long", what, why, "use a shorter one: a name has 255 bytes at most")
     if full := disk_full(error):
         return full
@@ -92,7 +102,7 @@ def unexpected(error: Exception) -> Finding:
                 log.write(text)
             fix, evidence = f"{fix} with {file}", ()
             break
-    why = f"{type(error).__name__}: {str(error)[:300]}"
+    why = f"{type(error).__name__}: {short(str(error), 300)}"
     return Finding("cli.fault", "Model Delivery broke", why, fix, evidence)
 
 

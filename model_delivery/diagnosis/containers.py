@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, short
 from model_delivery.diagnosis.engine_log import diagnose
 from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.diagnosis.images import PULLING, unpulled
@@ -87,11 +87,11 @@ def _unmade(name: str, told: Object) -> Failed:
     evidence = (f"container {name}: {reason}",)
     for sign in UNSTARTED:
         if match := re.search(sign.pattern, message):
-            return Failed(Finding(sign.code, match.expand(sign.what), message[:400], sign.fix, evidence))
+            return Failed(Finding(sign.code, match.expand(sign.what), short(message, 400), sign.fix, evidence))
     fix = "make what the message names, or correct the spec (serving.env, serving.api_key, serving.pod)"
     what = f"the container {name} cannot be started"
     fix = fix if SECRET.search(message) else "see what the message names"
-    return Failed(Finding("pod.container-unmade", what, message[:400] or reason, fix, evidence))
+    return Failed(Finding("pod.container-unmade", what, short(message, 400) or reason, fix, evidence))
 
 
 def _oom_of(pod: Object, name: str) -> tuple[str, str, str]:
@@ -141,7 +141,7 @@ def _other_crashed(status: Object, ended: Object) -> InProgress | Failed:
     name, starts = status["name"], status.get("restartCount", 0)
     what = f"the container {name} ends again and again" if starts else f"the container {name} has ended"
     told = ended.get("message") or ended.get("reason") or "it says nothing"
-    why = f"exit code {ended.get('exitCode')}, {starts} restarts: {str(told)[-300:]}"
+    why = f"exit code {ended.get('exitCode')}, {starts} restarts: {short(str(told), -300)}"
     fix = f"read its log (kubectl logs, container {name}); it is none of the spec's own"
     if starts < STARTS:
         return InProgress(f"{what}: {why}", fix)

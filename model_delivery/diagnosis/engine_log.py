@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, scrub, short
 from model_delivery.diagnosis import machine_signs as machine
 from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL, Sign
 from model_delivery.diagnosis.log_lines import ANSI, EFFECT, Raised, causes, exceptions, read
@@ -65,7 +65,7 @@ def diagnose(log: str, exit_code: int | None, *seen: str) -> Failed:
     most 5), then ``seen``. Retryable: starting it again, as it stands, may help; a
     SIGKILL of unknown origin does not count.
     """
-    finding, retryable = _told(log, exit_code)
+    finding, retryable = _told(scrub(log), exit_code)
     finding = replace(finding, why=finding.why or _ended(exit_code), evidence=(*finding.evidence, *seen))
     return Failed(finding, retryable and exit_code != USAGE)
 
@@ -150,7 +150,7 @@ def _ended(exit_code: int | None) -> str:
 
 def last_line(text: str) -> str:
     """The last one that says anything, its end."""
-    return next((line[-160:] for line in reversed(ANSI.sub("", text).splitlines()) if line.strip()), "")
+    return next((short(line, -160) for line in reversed(ANSI.sub("", text).splitlines()) if line.strip()), "")
 
 
 def _evidence(texts: Iterable[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, short
 from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.values import Failed, InProgress
 
@@ -62,7 +62,7 @@ def unpulled(status: Mapping[str, Any], waiting: Mapping[str, str], messages: Se
     image, message = status["image"], waiting.get("message", "")
     words = " ".join([message, *messages])
     told = "rpc error" in message or "fail" in message or not messages
-    line = (message if told else messages[-1])[:400]
+    line = short(message if told else messages[-1], 400)
     if waiting["reason"] == NEVER:
         fix = "load the image on the nodes, or let it be pulled (imagePullPolicy)"
         return Failed(Finding("image.never-pulled", f"{image} is not on the node, and is never pulled", line, fix))

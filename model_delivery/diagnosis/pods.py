@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, short
 from model_delivery.diagnosis.containers import OOM, STEP, UNMADE, judged, oom
 from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
@@ -201,7 +201,7 @@ def _rejected(pod: Object) -> bool:
 
 def _rejection(pod: Object) -> Finding:
     status, node = pod["status"], pod["spec"].get("nodeName", "its node")
-    why = f"{status['reason']}: {status.get('message', '')}"[:400]
+    why = short(f"{status['reason']}: {status.get('message', '')}", 400)
     if NODE_GONE.search(why):
         return Finding("pod.node-gone", f"the pod was ended with {node}", why, "see the node")
     return Finding("pod.rejected", f"{node} refuses the pod that the scheduler sent there", why, "see the node")
@@ -291,7 +291,7 @@ def _last_event(beside: Beside, name: str) -> str:
         return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
     last = max(events_of(beside["Event"], name), key=when, default=None)
-    return "" if last is None else f"{last.get('reason')}: {last.get('message', '')}"[:400]
+    return "" if last is None else short(f"{last.get('reason')}: {last.get('message', '')}", 400)
 
 
 def _statuses(pod: Object) -> tuple[Object, ...]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, short
 from model_delivery.diagnosis.holding import REMEDY, held
 from model_delivery.values import Failed, InProgress
 
@@ -51,11 +51,13 @@ def unscheduled(pod: Object, scheduled: Object, beside: Mapping[str, Sequence[Ob
 def _unbound(pod: Object, message: str, events: Sequence[Object]) -> InProgress:
     """Why its claim is not bound. The event that no class is set is a Normal one."""
     about = [event for event in events if event["involvedObject"]["kind"] == "PersistentVolumeClaim"]
-    failed = [event["message"] for event in about if event.get("reason") == "ProvisioningFailed"]
+    failed = [short(event["message"], 300) for event in about if event.get("reason") == "ProvisioningFailed"]
     if failed:
-        return InProgress(f"the claim cannot be bound: {failed[-1][:300]}", "correct storage.storage_class")
+        return InProgress(f"the claim cannot be bound: {failed[-1]}", "correct storage.storage_class")
     if classless := [event["message"] for event in about if NO_CLASS.search(event.get("message", ""))]:
-        return InProgress(f"the claim cannot be bound: {classless[-1][:300]}", "name one in storage.storage_class")
+        return InProgress(
+            f"the claim cannot be bound: {short(classless[-1], 300)}", "name one in storage.storage_class"
+        )
     volumes = (volume.get("persistentVolumeClaim") for volume in pod["spec"].get("volumes", ()))
     names = ", ".join(claim["claimName"] for claim in volumes if claim is not None)
     why = f"the claim {names} is not bound yet (does its class's provisioner run?): {message}"

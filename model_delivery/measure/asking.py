@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from model_delivery.measure.reader import LIMIT, Parser, Stream, clock, printable
+from model_delivery.measure.reader import LIMIT, Parser, Stream, clock
+from model_delivery.measure.words import printable
 
 READ = 65536
 LABEL = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?")

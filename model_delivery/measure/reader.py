@@ -14,24 +14,32 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import pairwise
 from typing import Any
 
-from model_delivery.base.scrubbing import scrub
+from model_delivery.measure.words import fault, message, printable, spoken
 
 clock = time.perf_counter_ns
 TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)":"((?:[^"\\]|\\.)*)"')
+PLAIN = rb'[^"\\\x00-\x1f\x80-\xff]*'
+UTF8 = (
+    rb"[\xc2-\xdf][\x80-\xbf]|"
+    rb"(?:\xe0[\xa0-\xbf]|[\xe1-\xef][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]|[\xf1-\xf3][\x80-\xbf]{2})[\x80-\xbf]"
+)
+STRING = PLAIN + rb'(?:(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|' + UTF8 + rb")" + PLAIN + rb")*"  # as JSON may write one
+ONE = re.compile(STRING).fullmatch
 NOT_LAST = b'"finish_reason":null'
 STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: .*)?")
 HEX = b"0123456789abcdefABCDEF"
 BOM = b"\xef\xbb\xbf"
-NO_TEXT = {"role", "name", "id", "type", "object"}
+FIELDS = {b"data", b"event", b"id", b"retry", b""}  # of server-sent events; a comment has no name
 CALLS = ("tool_calls", "function_call")
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 OK = 200
 LIMIT, LONGEST_HEAD, LONGEST_EVENT, KEPT = 16 << 20, 1 << 16, 1 << 20, 1 << 16
 MOST_TOKENS, MOST_SECONDS = 10**9, 3600
 GONE = "closed early"
-NOT_HTTP, NOT_JSON, TOO_LARGE = "not HTTP", "not JSON", "too large"
+NOT_HTTP, NOT_JSON, NOT_STREAM, TOO_LARGE = "not HTTP", "not JSON", "not a stream", "too large"
 
 
 @dataclass(slots=True)
@@ -40,9 +48,9 @@ class Stream:
     it should have started.
 
     ``times``: the arrival of every token event, ``first_text`` of the first that had
-    text. ``asked``: tokens that must come, 0 for any number. ``said``: what the server
-    says of its refusal; ``retry_after``: in how many s it wants to be asked again.
-    ``body``: of an answer that is no stream.
+    text. ``asked``: tokens that must come, 0 for any number. ``models``: whose answer it
+    is, as it says. ``said``: what the server says of its refusal; ``retry_after``: in how
+    many s it wants to be asked again. ``body``: of an answer that is no stream.
     """
 
     intended: int
@@ -59,6 +67,7 @@ class Stream:
     retry_after: float = 0
     coalesced: int = 0
     asked: int = 0
+    models: set[str] = field(default_factory=set)
     body: bytearray = field(default_factory=bytearray)
 
     @property
@@ -102,8 +111,8 @@ class Parser:
         self.fields: dict[bytes, bytes] = {}
         self.chunked = self.until_close = self.keep_alive = self.over = False
         self.told = self.after_return = self.between = False
-        self.prefix = self.suffix = b""
-        self.bare = 0
+        self.prefix = self.suffix = self.odd = b""
+        self.bare, self.varies = 0, ONE
 
     def feed(self, data: bytes, now: int) -> bool:
         """Take what arrived at ``now`` (ns of ``clock``); True when the answer is
@@ -135,14 +144,14 @@ class Parser:
 
     def _alike(self, data: bytes, now: int) -> bool:
         """Count ``data`` when it is exactly one chunk with one token event like those
-        before.
+        before, but for its text.
         """
         at = data.find(b"\r\n", 0, 9) + 2
         if not (
             data.startswith(self.prefix, at)
             and data.endswith(self.suffix)
             and int(data[: at - 2], 16) + at + 2 == len(data)
-            and data.find(b"\n\n", at) == len(data) - 4
+            and self.varies(data, at + len(self.prefix), len(data) - len(self.suffix))
         ):
             return False
         stream = self.stream
@@ -261,20 +270,23 @@ class Parser:
     def _event(self, event: bytes, now: int) -> None:
         stream, named = self.stream, False
         if event.startswith(b"data:") and b"\n" not in event:
-            text = event[5:].strip()
+            data = [text := event[5:].strip()]
         else:
             lines = event.removeprefix(BOM).split(b"\n")
+            self.odd = self.odd or next((line for line in lines if line.partition(b":")[0].strip() not in FIELDS), b"")
             data = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-            if not data:
-                return
-            text, named = b"\n".join(data), b"event: error" in lines or b"event:error" in lines
-        self.told = True
+            text, named = b"\n".join(data), any(re.fullmatch(rb"event:\s*error\s*", line) for line in lines)
+        self.told |= bool(data)
+        if self.odd and self.told and not stream.error:
+            stream.error, stream.said = NOT_STREAM, message(self.odd)
+        if not data:
+            return
         if text == b"[DONE]":
             stream.done, stream.end = True, now
             return
         try:
             said = json.loads(text)
-            error = said.get("error") or (said if named or said.get("object") == "error" else None)
+            error = said if named else fault(said)
             if error is None:
                 self._chunk(said, event, now)
         except Exception:  # noqa: BLE001 - JSON of anybody's making
@@ -287,6 +299,8 @@ class Parser:
 
     def _chunk(self, said: dict[str, Any], event: bytes, now: int) -> None:
         """Raises whatever comes of a chunk that is none."""
+        if model := said.get("model"):
+            self.stream.models.add(model)
         if usage := said.get("usage"):
             self.stream.usage = {key: _count(usage[key]) for key in COUNTS if usage.get(key) is not None}
         for choice in said.get("choices") or ():
@@ -322,6 +336,11 @@ class Parser:
             return
         start, end = texts[0].start(1), texts[-1].end(1)
         if NOT_LAST in line[end:] and b"role" not in line[:start] and b"\n" not in line:
+            if len(texts) > 1:
+                between = (line[one.end(1) : other.start(1)] for one, other in pairwise(texts))
+                self.varies = re.compile(STRING.join((b"", *map(re.escape, between), b""))).fullmatch
+            else:
+                self.varies = ONE
             self.prefix, self.suffix = line[:start], line[end:] + b"\n\n\r\n"
             self.bare = len(line) + 4 - sum(len(text[1]) for text in texts)
 
@@ -348,30 +367,9 @@ class Parser:
         if location := self.fields.get(b"location"):
             words = f"to {printable(location)}"
         elif stream.status == OK:
-            stream.error = stream.error or ("an error with status 200" if error else "not a stream")
+            stream.error = stream.error or ("an error with status 200" if error else NOT_STREAM)
             words = words if error else f"{printable(self.fields.get(b'content-type', b'no type'))}: {text}"
         stream.said = stream.said or words
-
-
-def printable(text: str | bytes | bytearray, most: int = 200) -> str:
-    """On one line, without a secret of ours and anything that steers a terminal or a
-    page.
-    """
-    if not isinstance(text, str):
-        text = text[: 4 * most].decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in scrub(text[: 4 * most])).split())[:most]
-
-
-def spoken(delta: dict[str, Any]) -> list[str]:
-    """Its texts of any kind, empty ones too: content, reasoning, a refusal."""
-    return [text for key, text in delta.items() if isinstance(text, str) and key not in NO_TEXT]
-
-
-def message(error: Any) -> str:
-    """The words of an error, in any of the forms that servers give it."""
-    if isinstance(error, dict):
-        error = next((error[key] for key in ("message", "detail", "error", "code") if error.get(key)), error)
-    return printable(error if isinstance(error, str) else json.dumps(error)) if error else ""
 
 
 def _count(value: Any) -> int:

@@ -19,9 +19,9 @@ from model_delivery.base import Part, read_file, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.reader import printable
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict
+from model_delivery.measure.words import printable
 from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, shown
 
 MARKS = {"✓": "yes", "✗": "no"}

@@ -9,7 +9,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base import Finding
+from model_delivery.base import Finding, short
 from model_delivery.models.native import code_needed, code_of
 from model_delivery.models.safetensors import check_header
 
@@ -37,7 +37,7 @@ def parsed(text: bytes, name: str) -> Any:
     try:
         return json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        why = f"{error}"[:200] if text.strip() else "it is empty"
+        why = short(str(error), 200) if text.strip() else "it is empty"
         return Finding("source.broken-config", f"{name} is not JSON", why, EXCLUDE_IT)
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 
-from model_delivery.base import Finding, Refused
+from model_delivery.base import Finding, Refused, short
 from model_delivery.values import File
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
@@ -190,4 +190,4 @@ def _held(listed: Sequence[str]) -> tuple[str, str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name)[1:-1][:100] for name in names[:5]) + (" …" if len(names) > 5 else "")
+    return ", ".join(short(repr(name)[1:-1], 100) for name in names[:5]) + (" …" if len(names) > 5 else "")

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from model_delivery.base import Finding, Progress, Refused, report
+from model_delivery.base import Finding, Progress, Refused, report, short
 from model_delivery.models.contents import EXCLUDE_IT, fault_in, parsed
 from model_delivery.models.safetensors import tensors_in
 from model_delivery.values import File
@@ -82,7 +82,9 @@ def unheld(folder: Path, names: Collection[str]) -> Iterator[Finding]:
                 and (gone := sorted(tensors - tensors_in(folder / shard)))
             ):
                 what = f"{index} names {len(gone)} tensors of {shard} that are not in it"
-                yield Finding("source.no-tensor", what, ", ".join(repr(name)[:100] for name in gone[:5]), NOT_WHOLE)
+                yield Finding(
+                    "source.no-tensor", what, ", ".join(short(repr(name), 100) for name in gone[:5]), NOT_WHOLE
+                )
 
 
 def _others(folder: str, main: str, shards: set[str], names: Iterable[str]) -> Iterator[str]:
@@ -107,7 +109,7 @@ def _absent(indexes: dict[str, set[str]], names: Collection[str], listed: Contai
         used = own or any(shard.endswith(SAFETENSORS) or shard in names for shard in shards)
         if gone := sorted(shards.difference(names)) if used else []:
             what = f"{index} names {len(gone)} of {len(shards)} files that are not there"
-            why = ", ".join(repr(name)[:100] for name in gone[:5])
+            why = ", ".join(short(repr(name), 100) for name in gone[:5])
             unwanted = "they are there and not wanted: correct model.include and model.exclude"
             fix = unwanted if all(name in listed for name in gone) else NOT_WHOLE
             yield Finding("source.no-shard", what, why, fix)

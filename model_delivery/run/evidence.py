@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from model_delivery.base import Trouble
+from model_delivery.base import Trouble, short
 from model_delivery.places import Place
 from model_delivery.run.record import Candidate, Ended, Record
 from model_delivery.values import REPORT, Ref, ReleaseId, Resource
@@ -81,7 +81,7 @@ def engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
     if place.keeps_files:
         return b""
     try:
-        return _engine_log(place, delivery, release)
+        return short(_engine_log(place, delivery, release).decode(errors="replace"), -65536).encode()
     except Trouble:  # whoever asks withdraws a release: that matters more
         return b""
 
@@ -91,8 +91,8 @@ def _engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
     pods = place.world(delivery).beside.get("Pod", ())
     logs = [str(pod["log"]) for pod in pods if pod.get("log") and pod["metadata"]["labels"].get(OBJECT) == name]
     if logs:
-        return logs[-1].encode()[-65536:]
-    return b"\n".join(deque(place.engine_log(delivery, release, follow=False), maxlen=1000))[-65536:]
+        return logs[-1].encode()
+    return b"\n".join(deque(place.engine_log(delivery, release, follow=False), maxlen=1000))
 
 
 def _ref(release: str, attempt: int) -> Ref:

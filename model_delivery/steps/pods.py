@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import Gauges, Pod
 from model_delivery.measure.profile import SLICES
-from model_delivery.measure.reader import printable
+from model_delivery.measure.words import printable
 
 RUNNING, WAITING, KV = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
 FINISHED, GENERATED = "vllm:request_success_total", "vllm:generation_tokens_total"

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from model_delivery.base import Part, Progress, SecretRef, bearer, report
+from model_delivery.base import Part, Progress, SecretRef, bearer, report, short
 from model_delivery.measure.asking import BaseAddress, ask
-from model_delivery.measure.reader import Stream, message, printable, spoken
+from model_delivery.measure.reader import Stream
 from model_delivery.measure.smoke import Check, SmokeReport
+from model_delivery.measure.words import fault, message, printable, spoken
 from model_delivery.steps import Step
 
 SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 5.0
@@ -91,9 +92,15 @@ class _Smoke:
         if why := answer.why():
             raise Wrong(f"{path} answers {why.removeprefix('status ')}")
         said = json.loads(answer.body)
-        if error := said.get("error"):
+        if error := fault(said) if name else said.get("error"):
             raise Wrong(f"{path} answers 200 with an error: {message(error)}")
+        self.must_be_ours({said["model"]} if said.get("model") else set())
         return dict(said)
+
+    def must_be_ours(self, models: set[str]) -> None:
+        """Old engines answer by their first name to any of theirs."""
+        if others := models.difference(self.given.model_names):
+            raise Wrong(f"the answer is of another model: {', '.join(map(str, others))}")
 
     def health(self) -> str:
         """The first to ask: an address may be led to a pod a moment after that is
@@ -130,7 +137,7 @@ class _Smoke:
             raise Wrong(f"text {self.answer!r}, finish reason {reason!r}{why}")
         counted(answer)
         only = f"only reasoning within max_tokens ({RAISE}): " if self.cut else "" if text else "only reasoning: "
-        return f"{only}{self.answer[:120]!r}, {reason}"
+        return f"{only}{short(self.answer, 120)!r}, {reason}"
 
     def completions(self, name: str) -> str:
         answer = self.read("/v1/completions", name)
@@ -153,6 +160,7 @@ class _Smoke:
             failure = None
         if failure:
             raise Wrong(answer.why() or f"the stream had {failure}")
+        self.must_be_ours(answer.models)
         return f"{len(answer.times)} pieces, {answer.reason}, {answer.tokens} tokens"
 
     def usage(self, name: str) -> str:
@@ -166,8 +174,8 @@ class _Smoke:
         expected = self.given.expect
         if expected.casefold() not in self.answer.casefold():
             why = f"; only reasoning within max_tokens: {RAISE}" if self.cut else ""
-            raise Wrong(f"{expected!r} is not in {self.answer[:200]!r}{why}")
-        return f"{expected!r} is in {self.answer[:120]!r}"
+            raise Wrong(f"{expected!r} is not in {short(self.answer, 200)!r}{why}")
+        return f"{expected!r} is in {short(self.answer, 120)!r}"
 
     def max_model_len(self, name: str) -> str:
         asked, length = self.given.max_model_len, self.listed().get(name, {}).get("max_model_len")
@@ -204,7 +212,8 @@ def run(given: SmokeInput) -> SmokeReport:
         report(Progress("smoke", f"{name}: {'ok' if passed else 'FAILED'}: {detail}"))
         checks.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
     return SmokeReport(
-        checks=tuple(checks), answer="\n".join(printable(line, 4000) for line in smoke.answer[:16000].splitlines())
+        checks=tuple(checks),
+        answer="\n".join(printable(line, 4000) for line in short(smoke.answer, 16000).splitlines()),
     )
 
 

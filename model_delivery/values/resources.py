@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from model_delivery.base import short
 from model_delivery.values.kind import RECORD, Kind
 
 Role = Literal["release", "route", "storage", "step", "record", "lease"]
@@ -47,7 +48,7 @@ def difference(old: Any, new: Any, where: str = "") -> Iterator[str]:
         for at, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from difference(one, other, f"{where}[{at}]")
     elif old != new:
-        yield f"{where}: {json.dumps(old)[:120]} → {json.dumps(new)[:120]}"
+        yield f"{where}: {short(json.dumps(old), 120)} → {short(json.dumps(new), 120)}"
 
 
 @dataclass(frozen=True, order=True)

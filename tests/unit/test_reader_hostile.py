@@ -215,3 +215,80 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 def test_an_address_of_ipv6_and_a_path_are_asked_as_they_are() -> None:
     head = address("https://[::1]:8443/v2/").head("/v1/models", 0, {})
     assert head.startswith("POST /v2/v1/models HTTP/1.1\r\nHost: [::1]:8443\r\n")
+
+
+def alike(text: bytes) -> bytes:
+    """A chunk that begins and ends as its neighbours do."""
+    said = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+    return chunk(said % text)
+
+
+TWICE = b'data: {"choices":[{"delta":{"reasoning":"%s","reasoning_content":"%s"},"finish_reason":null}]}\n\n'
+LATER = [*map(event, GOOD[1:]), END]
+
+
+@pytest.mark.parametrize(
+    ("piece", "kind"),
+    [
+        (alike(b'x"},"finish_reason":null}],"error":{"message":"died"},"z":[{"index":0,"delta":{"content":"x'), "error in the stream"),
+        (alike(b'x"},"finish_reason":"abort"},{"index":1,"delta":{"content":"x'), "error in the stream"),
+        *((alike(text), "not JSON") for text in (b'a"b', b"\xff", b"\xe0\x80\x80", b"\xf5\x80\x80\x80", b"\xe4\xb8", b"\\x", b"\\", b"\\u12", b"\t", b"\0")),
+    ],
+)  # fmt: skip
+def test_an_error_in_a_chunk_that_looks_like_its_neighbours_is_told(piece: bytes, kind: str) -> None:
+    assert read(CHUNKED, alike(b"a"), alike(b"b"), piece, alike(b"c"), *LATER).failure() == kind
+
+
+@pytest.mark.parametrize("text", ["", "a", "你好", "é😀", '\\"\\n\\u00e9', "\U0010ffff"])
+def test_any_text_of_a_chunk_that_looks_like_its_neighbours_is_a_token(text: str) -> None:
+    one = read(CHUNKED, alike(b"a"), alike(text.encode()), *LATER)
+    assert (one.failure(), one.times) == (None, [3, 4, 5])
+
+
+def test_reasoning_under_two_names_hides_no_error_between_them() -> None:
+    hides = (b"a", b'x"},"error":"died","delta":{"reasoning_content":"b')
+    for texts, kind in (((b"a", b"a"), None), ((b'"', b"a"), "not JSON"), (hides, "error in the stream")):
+        one = read(CHUNKED, chunk(TWICE % (b"x", b"x")), chunk(TWICE % texts), *LATER)
+        assert one.failure() == kind, texts
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "content_filter", "cancelled", "insufficient_system_resource"])
+def test_an_answer_that_was_broken_off_is_no_good_one(reason: str) -> None:
+    one = read(stream(GOOD[0], delta(reason), *GOOD[2:]))
+    assert one.why() == f"error in the stream: finish reason '{reason}'"
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "function_call", "eos_token", "stop_sequence"])
+def test_an_answer_that_came_to_an_end_is_a_good_one(reason: str) -> None:
+    assert read(stream(GOOD[0], delta(reason), *GOOD[2:])).failure() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"code": 500, "message": "EngineCore died", "type": "InternalServerError"}, "EngineCore died"),
+        ({"detail": "Internal error"}, "Internal error"),
+        ({"errors": [{"message": "x"}]}, '[{"message": "x"}]'),
+        ({"error": {"error": {"message": "deep"}}}, "deep"),
+        ({"status": "failed"}, '{"status": "failed"}'),
+        ({"choices": [], "message": "died", "code": 500}, "died"),
+        ({"choices": [{"index": 0, "delta": {}, "error": {"message": "upstream"}}]}, "upstream"),
+        ({"object": "error"}, '{"object": "error"}'),
+    ],
+)
+def test_an_error_of_any_form_amid_a_stream_is_told(said: Any, words: str) -> None:
+    assert read(stream(GOOD[0], said, *GOOD[1:])).why() == f"error in the stream: {words}"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_no_event_amid_a_stream_is_told(first: bool) -> None:
+    for text in (b"Traceback (most recent call last):\n  boom\n\n", b'{"error": "died"}\n\n', b"<html>\n\n"):
+        pieces = [chunk(text), event(GOOD[0])] if first else [event(GOOD[0]), chunk(text)]
+        one = read(CHUNKED, *pieces, *LATER)
+        assert one.failure() == "not a stream"
+        assert text.split()[0].decode() in one.said
+
+
+@pytest.mark.parametrize("between", [b": ping\n\n", b"id: 7\n\n", b"retry: 5\n\n", b"event: ping\n\n", b"\n\n"])
+def test_a_comment_and_the_other_fields_of_an_event_harm_nothing(between: bytes) -> None:
+    assert read(CHUNKED, event(GOOD[0]), chunk(between), *LATER).failure() is None

@@ -27,8 +27,11 @@ from model_delivery.base import (
     bearer,
     read_secret,
     scrub,
+    short,
 )
+from model_delivery.diagnosis.engine_log import diagnose, last_line
 from model_delivery.places.cluster.place import Cluster
+from model_delivery.places.host.processes import tail
 from tests.parts.ports import free_port
 from tests.parts.raw_server import RawServer, answer
 from tests.unit.test_cli import deliver, spec
@@ -210,3 +213,35 @@ def test_a_key_of_a_cluster_is_refused_that_an_engine_would_read_otherwise(
         monkeypatch.setenv("KUBECONFIG", str(file))
         with pytest.raises(Refused, match=f"secret.{code}"):
             Cluster("c", "ns").secret(KubeSecret.model_validate({"kube": {"name": "api", "key": "key"}}))
+
+
+LONG = "sk-" + "A1b2" * 16
+
+
+@pytest.mark.parametrize("before", range(120, 330, 7))
+def test_no_piece_of_a_key_is_left_where_a_log_is_cut(before: int) -> None:
+    Secret(LONG)
+    last = f"ValueError: {'x' * before} api_key={LONG}"
+    for log in (last, f"Traceback (most recent call last):\n{last}", "x" * (1990 - before) + f" {last} failed"):
+        found = diagnose(log, 1).finding
+        assert "sk-A" not in f"{found}"
+        assert "A1b2" not in f"{found} {last_line(f'{LONG} {log[:before]}')}"
+
+
+@pytest.mark.parametrize("most", [100, 300, 16000])
+@pytest.mark.parametrize("more", ["", "y" * 30_000, LONG * 1000])
+def test_no_piece_of_a_key_is_left_where_any_text_is_cut(most: int, more: str) -> None:
+    Secret(LONG)
+    for at in range(most - len(LONG) - 5, most + 5, 3):
+        for written in (LONG, json.dumps(LONG.replace("-", "\\u002d"))):
+            assert not re.search(r"A1|b2", short("x" * at + written + more, most))
+            assert not re.search(r"A1|b2", short(more + written + "x" * at, -most))
+
+
+def test_no_piece_of_a_key_is_left_where_the_tail_of_a_log_begins(tmp_path: Path) -> None:
+    Secret(LONG)
+    log = tmp_path / "log"
+    for at in range(65530, 65530 + 5000, 29):
+        log.write_text(f"before {LONG} {'y' * at}")
+        assert not re.search(r"A1|b2", tail(log))
+        assert len(tail(log)) > 65000

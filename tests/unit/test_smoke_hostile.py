@@ -139,3 +139,58 @@ def test_what_a_server_says_steers_no_terminal_and_forges_no_row() -> None:
 def test_the_step_ends_with_its_findings_where_its_input_is_no_address() -> None:
     with pytest.raises(ValueError, match="not an address"):
         SmokeInput(url="foo", model_names=("m",), prompt="x", expect="x", max_tokens=1)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "content_filter"])
+def test_an_answer_that_was_broken_off_passes_no_check(reason: str) -> None:
+    found = failed(
+        smoked(
+            {
+                CHAT: whole({"content": "Paris"}, reason),
+                COMPLETIONS: answer({"choices": [{"text": "Paris", "finish_reason": reason}], "usage": USAGE}),
+                f"stream {CHAT}": stream(delta(reason, content="Paris"), usage(6), b"[DONE]"),
+                f"stream {COMPLETIONS}": stream(piece("Paris", reason), usage(6), b"[DONE]"),
+            }
+        )
+    )
+    assert {"chat", "chat stream", "completions", "completions stream", "usage", "known answer"} <= set(found)
+    assert f"finish reason '{reason}'" in found["chat"]
+
+
+def of(model: Any) -> dict[str, bytes | Iterable[bytes | float]]:
+    """A sound server whose answers say that they are ``model``'s."""
+    named, text_ = {"model": model, "usage": USAGE}, {"text": "Paris", "finish_reason": "stop"}
+    first = {"model": model, **delta(content="Par")}
+    return {
+        CHAT: answer({**named, "choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]}),
+        COMPLETIONS: answer({**named, "choices": [text_]}),
+        f"stream {CHAT}": stream(first, {"model": "m", **delta("stop", content="is")}, usage(6), b"[DONE]"),
+        f"stream {COMPLETIONS}": stream({"model": model, **piece("Paris", "stop")}, usage(6), b"[DONE]"),
+    }
+
+
+@pytest.mark.parametrize("model", ["another-model", "m2", 5, ["m"]])
+def test_answers_of_another_model_pass_no_check(model: Any) -> None:
+    found = failed(smoked(of(model)))
+    assert {"chat", "chat stream", "completions", "completions stream", "usage"} <= set(found)
+    if isinstance(model, str):
+        assert {found["chat"], found["completions stream"]} == {f"the answer is of another model: {model}"}
+
+
+@pytest.mark.parametrize("model", ["m", None, ""])
+def test_an_answer_may_say_whose_it_is_or_not(model: Any) -> None:
+    assert failed(smoked(of(model))) == {}
+
+
+@pytest.mark.parametrize("said", [f"Paris. {'x' * 80} {{}}", f"Paris. {'x' * 15_950} {{}}", "Paris. {}" * 300])
+def test_no_piece_of_a_key_is_left_where_an_answer_is_cut(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("K", key := "sk-" + "A1b2" * 16)
+    text_ = said.replace("{}", key)
+    refusal = answer(f"<html>{' ' * 740}\n {key} {'&' * 100} {key * 3000}".encode(), "500 Broken")
+    answers = SOUND | {CHAT: whole({"content": text_}), COMPLETIONS: refusal}
+    with RawServer(answers) as server:
+        facts = {"url": server.url, "model_names": ("m",), "prompt": "x", "expect": "Paris", "max_tokens": 16}
+        report = run(SmokeInput.model_validate(facts | {"api_key": {"env": "K"}}))
+    assert "sk-A" not in report.model_dump_json()
+    assert "A1b2" not in report.model_dump_json()
+    assert "chat" not in failed(report)

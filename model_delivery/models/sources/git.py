@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret, short
 from model_delivery.models.sources.http import (
     NAME_A_TOKEN,
     NotGiven,
@@ -188,7 +188,7 @@ class GitModel(RemoteModel):
                 "make room, or set TMPDIR to where there is, and run again",
             )
             return Permanent(Finding("source.no-room", what, f"{gettempdir()} or the model's disk is full", fix))
-        why = f"{address}: {message.splitlines()[-1][:200] if message else 'git failed'}"
+        why = f"{address}: {short(message.splitlines()[-1], 200) if message else 'git failed'}"
         if NOT_ALLOWED.search(message):
             return NotGiven(Finding("source.not-allowed", f"{repo} may not be read", why, NAME_A_TOKEN))
         if NO_SUCH.search(message):

@@ -19,7 +19,7 @@ import urllib3
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable
+from model_delivery.base import Finding, Permanent, Refused, Retryable, short
 from model_delivery.diagnosis.pods import quota_fix
 from model_delivery.values import Ref
 
@@ -247,7 +247,7 @@ def _trouble(answer: urllib3.BaseHTTPResponse) -> Exception:
     try:
         words = answer.json()
     except ValueError:
-        words = {"message": answer.data.decode(errors="replace")[:300]}
+        words = {"message": short(answer.data.decode(errors="replace"), 300)}
     words = words if isinstance(words, dict) else {}
     message = str(words.get("message") or f"status {code}")
     if code == SLOW_DOWN or code >= 500:
@@ -298,4 +298,4 @@ def _contexts() -> str:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+    return short(f"{type(error).__name__}: {error}", 200)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from model_delivery.base import short
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label, owner
@@ -262,7 +263,7 @@ class Look:
             lines = list(self.log(pod, query | {"tailLines": TAIL_LINES}))
         except (Broken, Status, Forbidden):
             lines = []
-        return {**pod, "log": b"\n".join(lines)[-65536:].decode(errors="replace")}
+        return {**pod, "log": short(b"\n".join(lines).decode(errors="replace"), -65536)}
 
     def changes(self, delivery: str, seconds: float) -> bool:
         """Wait for ``seconds``, or until something of ours is in another state than at

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret
+from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret, short
 from model_delivery.base.durable import replace_file
 from model_delivery.models.manifest import MANIFEST, model_folder
 from model_delivery.places.host import binding
@@ -171,7 +171,7 @@ class Host(StateFolder):
         except OSError as error:  # a folder in a file's place: of this delivery alone
             raise Permanent(unreadable(Path(error.filename or path), str(error.strerror))) from None
         except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-            raise Permanent(unreadable(path, f"{type(error).__name__}: {error}"[:200])) from None
+            raise Permanent(unreadable(path, short(f"{type(error).__name__}: {error}", 200))) from None
 
     def _stored(self, path: Path) -> Observed | None:
         """The object in a file; its status is what it was bound to. Of a damaged one that

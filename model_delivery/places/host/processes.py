@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model_delivery.base import Count, Finding, Permanent, Port, Progress, Retryable, private_folder, read_file, report
 from model_delivery.base.durable import unfollowing
 from model_delivery.base.home import disk_full
+from model_delivery.base.scrubbing import PIECE, scrub
 from model_delivery.places.host import launcher
 
 TAIL = 64 * 1024
@@ -344,6 +345,6 @@ def unreadable(path: Path, why: str) -> Finding:
 def tail(log: Path) -> str:
     """The last 64 KiB of a log; empty when there is none."""
     with suppress(OSError), open(log, "rb", opener=unfollowing) as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        return file.read().decode(errors="replace")
+        start = file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL - PIECE))
+        return scrub(file.read().decode(errors="replace"))[PIECE if start else 0 :]
     return ""

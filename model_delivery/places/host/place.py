@@ -102,7 +102,26 @@ class Host(StateFolder):
         return self._seen(self._object(delivery, ref))
 
     def deliveries(self) -> tuple[str, ...]:
-        return tuple(sorted(path.parts[-3] for path in self.home.glob("deliveries/*/objects/Record")))
+        """Those with a record, or with an engine that somebody has taken the record
+        from.
+        """
+        found = (
+            path for what in ("Record", "Engine/*.json") for path in self.home.glob(f"deliveries/*/objects/{what}")
+        )
+        return tuple(sorted({path.relative_to(self.home).parts[1] for path in found}))
+
+    def named(self) -> tuple[str, ...]:
+        """Whoever has a folder, though its books may be gone."""
+        return tuple(sorted(path.name for path in self.home.glob("deliveries/*") if path.is_dir()))
+
+    def started(self, delivery: str) -> set[str]:
+        """The releases of which an engine runs, as its process alone says."""
+        engines = self.processes(delivery, f"{ENGINE}-")
+        return {engine.path.name.removeprefix(f"{ENGINE}-") for engine in engines if engine.alive}
+
+    def has_run(self, delivery: str) -> bool:
+        """Not where a first run ended before it began a release."""
+        return any((self.folder(delivery) / what).exists() for what in ("processes", "slots", "logs"))
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         stored = self._stored(self._object(delivery, ref))

@@ -146,3 +146,17 @@ def test_the_log_of_an_engine_outlives_it_and_of_several_the_newest_counts(host:
     assert [log.name for log in logs] == ["r1-1.log", "r1-2.log"]
     logs[1].write_text("of the second\n")
     assert list(host.engine_log(NAME, "r1")) == [b"of the second"]
+
+
+def test_the_log_of_each_start_is_a_new_one_though_older_ones_were_removed(host: Host, payload: dict[str, Any]) -> None:
+    host.logs(NAME).mkdir(parents=True)
+    for number in (2, 7, 10):
+        (host.logs(NAME) / f"r1-{number}.log").write_text("an older failure\n")
+    (host.logs(NAME) / f"r1-{'9' * 200}.log").write_text("no log of ours\n")
+    host.put(engine(payload))
+    status = ready(host, "r1")
+    assert status["log"].endswith("r1-11.log")
+    assert "an older failure" not in status["log_tail"]
+    host.delete(NAME, Ref(ENGINE, "r1"), grace=1)
+    os.utime(host.logs(NAME) / "r1-2.log")
+    assert b"an older failure" not in list(host.engine_log(NAME, "r1"))

@@ -14,7 +14,8 @@ from typing import Any
 
 from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret
 from model_delivery.base.durable import replace_file
-from model_delivery.models.manifest import MANIFEST, model_folder
+from model_delivery.models.manifest import model_folder, read_manifest
+from model_delivery.models.verify import misfit
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS, ROLES
@@ -129,7 +130,7 @@ class Host(StateFolder):
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         ref = Ref(ENGINE, release)
-        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.lstat().st_mtime)
+        logs = [log for _, log in sorted(self.engine_logs(delivery, release).items())]
         logs = [log for log in logs if log.is_file() and not log.is_symlink()]
         if not logs:
             raise BadInput(
@@ -150,7 +151,9 @@ class Host(StateFolder):
     secret = staticmethod(read_secret)
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
-        return (model_folder(Path(root or self.home), snapshot) / MANIFEST).exists()
+        folder = model_folder(Path(root or self.home), snapshot)
+        manifest = read_manifest(folder)
+        return manifest is not None and not any(misfit(folder / e.path, e.path, e.size, "") for e in manifest.files)
 
     def listener(self, port: int) -> str:
         if not binding.listening("127.0.0.1", port):

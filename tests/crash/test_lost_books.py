@@ -4,24 +4,32 @@ engine needs them.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from model_delivery.base import Refused
 from model_delivery.models.manifest import MANIFEST, WORK
+from model_delivery.spec import DeliverySpec
+from model_delivery.targets.process import ENGINE
 from model_delivery.values import LEASE, Ref, Resource
 from model_delivery.verbs.models import collect
 from model_delivery.verbs.status import down, status
 from tests.crash.lab import NAME, Lab
 
 
-def delivered(lab: Lab) -> Path:
+def delivered(lab: Lab, spec: DeliverySpec | None = None) -> Path:
     """The folder of the weights."""
-    done = lab.deliver(lab.untested())
+    done = lab.deliver(spec or lab.untested())
     assert done.code == 0, done.said
     (manifest,) = lab.home.rglob(MANIFEST)
     return manifest.parent
+
+
+def sizes(weights: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in weights.iterdir() if path.name != MANIFEST}
 
 
 def take(lab: Lab, *names: str) -> None:
@@ -72,3 +80,45 @@ def test_gc_is_not_stopped_by_a_run_that_ended_before_it_began_a_release(lab: La
     (weights.parent / ("0" * 40) / WORK).mkdir(parents=True)
     assert [item.path.name for item in collect(lab.home, dry_run=False)] == ["0" * 40]
     assert weights.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("engine", "lost"), [("live", "all of them"), ("dead", "all of them"), ("dead", "a file"), ("live", "the manifest")]
+)
+def test_lost_weights_come_back_before_an_engine_needs_them(lab: Lab, engine: str, lost: str) -> None:
+    spec = lab.untested()
+    weights = delivered(lab, spec)
+    there = sizes(weights)
+    serving = str(lab.record.serving)
+    process = psutil.Process(lab.host.world(NAME).objects[Ref(ENGINE, serving)].status["pid"])
+    match lost:
+        case "all of them":
+            shutil.rmtree(weights)
+        case "a file":
+            max(weights.iterdir(), key=lambda path: path.stat().st_size).unlink()
+        case "the manifest":
+            (weights / MANIFEST).unlink()
+    if engine == "dead":
+        process.kill()
+        while lab.host.process(NAME, Ref(ENGINE, serving)).alive:
+            lab.host.hint(NAME, 0.1)
+    again = lab.deliver(spec)
+    assert (again.code, again.said.get("result")) == (0, "healed"), again.said
+    assert sizes(weights) == there
+    assert (weights / MANIFEST).exists()
+    done = [ref.partition("/")[0] for when, verb, ref in again.events if (when, verb) == ("after", "put")]
+    assert done.index("Step") < (done.index("Engine") if engine == "dead" else len(done))
+    lab.converged(serving)
+    assert lab.deliver(spec).said["result"] == "unchanged"
+
+
+def test_lost_weights_that_cannot_come_back_are_told_and_what_serves_goes_on(lab: Lab) -> None:
+    spec = lab.untested()
+    shutil.rmtree(delivered(lab, spec))
+    gone = lab.model.rename(lab.model.with_name("elsewhere"))
+    try:
+        assert lab.deliver(spec).code != 0
+        assert lab.answers()["data"]
+    finally:
+        gone.rename(lab.model)
+    assert lab.deliver(spec).said["result"] == "healed"

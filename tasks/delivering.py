@@ -25,10 +25,9 @@ from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.restore import read
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session, current, opened
+from model_delivery.run.stepping import fetch as fetch_weights
 from model_delivery.run.stepping import run_step
 from model_delivery.spec import DeliverySpec
-from model_delivery.steps.fetch import STEP as FETCH
-from model_delivery.steps.fetch import FetchInput
 from model_delivery.steps.load import STEP as LOAD
 from model_delivery.steps.load import LoadInput
 from model_delivery.steps.smoke import STEP as SMOKE
@@ -195,8 +194,7 @@ def fetch() -> None:
     if frozen.payload.by_hand is not None:
         verify_weights(session, candidate.release, frozen)
         return
-    root = session.target.root(frozen.storage) or str(default_home())
-    run_step(session, FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), "fetch")
+    fetch_weights(session, candidate.release, "fetch")
 
 
 @step("release")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from model_delivery.base import Finding, Permanent, Refused
+from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import frozen as releases
 from model_delivery.run import record as records
@@ -104,6 +104,18 @@ class Book:
         wanted = self.record.desired if wanted is None else wanted
         running = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
         return Desired(self.delivery, running, dict(wanted.traffic), self.record.address)
+
+    def lost_weights(self) -> tuple[ReleaseId, ...]:
+        """The releases that shall run whose weights were fetched, and are gone."""
+        shall = dict.fromkeys((self.record.serving, *(name for name, _ in self.record.desired.releases)))
+        return tuple(name for name in shall if name is not None and self._lost(name))
+
+    def _lost(self, release: ReleaseId) -> bool:
+        with suppress(Trouble):  # whoever needs a release that is not known is told
+            frozen = self.frozen(release)
+            there = self.place.has_model(frozen.lock.snapshot, frozen.storage.path)
+            return frozen.payload.by_hand is None and there is False
+        return False
 
     def changes(self, want: Desired) -> tuple[Change, ...]:
         """What putting ``want`` in place would change. NoRoom where the place cannot hold

@@ -146,7 +146,7 @@ def planned(
         book = book.supposing(record, {})
         changes = book.changes(book.desired())
         acts = changes if found.record.replicas == replicas else found.changes(found.desired())
-        broken = any(change.action != "unchanged" for change in acts)
+        broken = any(change.action != "unchanged" for change in acts) or book.lost_weights()
         return Planned(Answer.HEALED if calm and broken else answer, release, frozen, gone, None, changes)
     leaving = book.record.beside_serving
     address = book.target.address(spec.name)

@@ -8,6 +8,7 @@ undone, by the next one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
@@ -18,6 +19,7 @@ from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
+from model_delivery.run.stepping import fetch
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import RELEASE, Current, Failed, Lock, Ref, ReleaseId, Rollout, Stage, StageKind, Strategy
 
@@ -44,6 +46,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     release, frozen = identify(session, spec, lock, session.clock.now())
     _restore(session, replicas, {release: frozen})
     _restore_release(session, release, frozen)
+    fetched = _bring_back(session)
     finish_ending(session)
     answer = rules.answer(session.record, release, frozen.unchanged, session.request, scheduled=scheduled)
     if answer is Answer.REPORTED:
@@ -69,7 +72,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         return Admission(answer, release)
     if answer is Answer.UNCHANGED:
         _wait_serving(session)
-        return Admission(Answer.HEALED if done.changes else answer, release)
+        return Admission(Answer.HEALED if done.changes or fetched else answer, release)
     address = session.target.address(session.delivery)
     proposal = rules.proposed(session.record, release, session.request, spec.rollout, spec.gates, address)
     leaving = session.record.beside_serving
@@ -103,6 +106,17 @@ def _restore_release(session: Session, release: ReleaseId, frozen: Frozen) -> No
             session.freeze(name, known[name])
 
 
+def _bring_back(session: Session) -> bool:
+    """Weights that somebody removed, before an engine is started again that needs
+    them.
+    """
+    lost = session.lost_weights()
+    for name in lost:
+        report(Progress("fetch", f"the weights of {name}, which shall run, are gone: fetched again"))
+        fetch(session, name, f"heal {session.request}")
+    return bool(lost)
+
+
 def finish_ending(session: Session) -> None:
     """A run that was killed while it withdrew its candidate: finish that first."""
     candidate = session.record.candidate
@@ -115,6 +129,8 @@ def look_after(session: Session) -> None:
     """Rule 2, where resolve failed: what serves is healed; a candidate is neither
     finished nor removed.
     """
+    with suppress(Trouble):  # the source may be what did not answer
+        _bring_back(session)
     finish_ending(session)
     if session.record.candidate is None:
         session.converge()
@@ -229,6 +245,8 @@ def collect(session: Session, rollout: Rollout) -> None:
 
 def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> Admission:
     """Rule 7: the goal is fixed before the first write, and a rerun goes on to it."""
+    if to == session.record.serving:
+        _bring_back(session)
     finish_ending(session)
     before = session.record.answered(session.request)
     if before is not None:

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import Finding, GateFailed, Permanent, Retryable, Trouble, problems
+from model_delivery.base import Finding, GateFailed, Permanent, Retryable, Trouble, default_home, problems
+from model_delivery.models.store.commit import Fetched
 from model_delivery.run.session import Session
 from model_delivery.steps import Step
+from model_delivery.steps.fetch import STEP as FETCH
+from model_delivery.steps.fetch import FetchInput
 from model_delivery.steps.run import read
 from model_delivery.targets import StepRun
 from model_delivery.values import Ended, Failed, InProgress, Ref, ReleaseId, Started, StepState
@@ -51,6 +54,15 @@ def run_step(session: Session, step: Step[Any, O], given: BaseModel, stage: str,
             if not left or (isinstance(trouble, Retryable) and number >= TRIES):
                 raise
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def fetch(session: Session, release: ReleaseId, stage: str) -> Fetched:
+    """The weights of ``release``, verified, in the folder of their commit."""
+    frozen = session.frozen(release)
+    root = session.target.root(frozen.storage) or str(default_home())
+    return run_step(
+        session, FETCH, FetchInput(model=frozen.model, snapshot=frozen.lock.snapshot, root=root), stage, release
+    )
 
 
 def _output(step: Step[Any, O], text: str) -> O:

@@ -175,6 +175,10 @@ class Process(Target):
         status = seen.status
         if not status["alive"]:
             return diagnose(status["log_tail"], status["exit_code"], f"log: {status['log']}")
+        if status["stranger"]:
+            what, why = "the engine's port is another's", f"{status['stranger']} listens on {HOST}:{status['port']}"
+            fix = "end what listens there, and run again: an engine that is started gets a free port"
+            return Failed(Finding("host.engine-port-taken", what, why, fix, (f"log: {status['log']}",)))
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
         return InProgress(last_line(status["log_tail"]) or "the engine is starting")
@@ -190,7 +194,9 @@ class Process(Target):
             fix = "run again; its log says more"
             return Failed(Finding("place.router-ended", "the router ended", why, fix, evidence))
         if router.status["shared"]:
-            why = f"another process listens on {HOST}:{want.address.port} too, and gets a part of the requests"
+            why = (
+                f"{router.status['shared']} listens on {HOST}:{want.address.port} too, and gets a part of the requests"
+            )
             return Failed(Finding("place.port-shared", "the service's port is shared", why, SHARED))
         slots = [(ref.name, seen.status) for ref, seen in world.objects.items() if ref.kind == SLOT]
         late = [name for name, status in slots if status["written"] != status["address"]]

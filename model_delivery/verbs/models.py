@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_delivery.base import BadInput, Finding
+from model_delivery.base import BadInput, Finding, Refused
 from model_delivery.base.home import unwritable
 from model_delivery.models.manifest import MANIFEST, WORK, Manifest, model_folder, read_manifest
 from model_delivery.models.sources.spec import ModelSpec
@@ -17,7 +17,11 @@ from model_delivery.models.store.garbage import Garbage
 from model_delivery.models.verify import names_in, verify
 from model_delivery.places.host.place import Host
 from model_delivery.run.frozen import releases
+from model_delivery.run.record import load
 from model_delivery.run.resolve import resolve_model
+from model_delivery.run.rules import live
+from model_delivery.targets.process import ENGINE
+from model_delivery.values import RECORD_REF
 
 
 def fetch(model: ModelSpec, folder: Path) -> Fetched:
@@ -57,11 +61,37 @@ def collect(home: Path, *, dry_run: bool) -> tuple[Garbage, ...]:
     host = Host(home)
 
     def known() -> list[tuple[Path, Path]]:
-        kept = (release for name in host.deliveries() for release in releases(host.world(name)).values())
-        roots = ((Path(release.storage.path or home), release.lock.snapshot) for release in kept)
-        return [(root, model_folder(root, snapshot)) for root, snapshot in roots]
+        return [each for name in host.named() for each in _needed(host, name)]
 
     def wanted() -> set[Path]:
         return {folder for _, folder in known()}
 
     return garbage.Collector(home, wanted).collect((root for root, _ in known()), dry_run=dry_run)
+
+
+def _needed(host: Host, name: str) -> list[tuple[Path, Path]]:
+    """The store's root and the folder of each model that a release of ``name`` needs, or
+    an engine was started with. Refused where it has some of which nothing is known.
+    """
+    world = host.world(name)
+    books, home, objects = releases(world), host.home, world.objects
+    needed = {
+        r: (Path(f.storage.path or home), model_folder(Path(f.storage.path or home), f.lock.snapshot))
+        for r, f in books.items()
+    }
+    engines = [seen.resource for ref, seen in objects.items() if ref.kind == ENGINE]
+    for engine in engines:
+        root, model = engine.spec.get("store") or home, engine.spec.get("model")
+        if isinstance(root, str | Path) and isinstance(model, str):
+            needed.setdefault(engine.ref.name, (Path(root), Path(root, model)))
+    record = objects.get(RECORD_REF)
+    used = live(load(record.resource.spec), 0) if record else set()
+    lost = sorted({*used, *host.started(name), *(engine.ref.name for engine in engines)} - needed.keys())
+    if lost or not (record or needed or not host.has_run(name)):
+        what, folder = f"the books of {name} are gone", host.folder(name)
+        why = f"nothing says what model its {f'release {lost[0]}' if lost else 'releases'} need, and nothing is removed"
+        fix = (
+            f"put back {folder / 'objects'}, or `deliver up` with its spec; else end what runs, and move {folder} away"
+        )
+        raise Refused(Finding("record.books-gone", what, why, fix))
+    return list(needed.values())

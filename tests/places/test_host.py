@@ -161,3 +161,17 @@ def test_engines_that_do_not_listen_yet_have_a_port_each() -> None:
     few = 'ip link set lo up; echo 50000 50003 > /proc/sys/net/ipv4/ip_local_port_range; exec "$@"'
     words = ["unshare", "--net", "sh", "-ec", few, "sh", sys.executable, "-c", code]
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "50000 50001 50002 50003\n"
+
+
+def test_the_log_of_each_start_is_a_new_one_though_older_ones_were_removed(host: Host, payload: dict[str, Any]) -> None:
+    host.logs(NAME).mkdir(parents=True)
+    for number in (2, 7, 10):
+        (host.logs(NAME) / f"r1-{number}.log").write_text("an older failure\n")
+    (host.logs(NAME) / f"r1-{'9' * 200}.log").write_text("no log of ours\n")
+    host.put(engine(payload))
+    status = ready(host, "r1")
+    assert status["log"].endswith("r1-11.log")
+    assert "an older failure" not in status["log_tail"]
+    host.delete(NAME, Ref(ENGINE, "r1"), grace=1)
+    os.utime(host.logs(NAME) / "r1-2.log")
+    assert b"an older failure" not in list(host.engine_log(NAME, "r1"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,8 +23,8 @@ from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.place import Host
 from model_delivery.places.host.processes import locked
 from model_delivery.run.converge import converge
-from model_delivery.targets.process import ENGINE, ROUTER, SLOT, STEP, Process, ProcessKey
-from model_delivery.values import LEASE, RECORD_REF, Address, Current, Desired, Failed, Ref, Resource
+from model_delivery.targets.process import ENGINE, ROUTER, SLOT, STEP, Process, ProcessKey, ProcessPayload
+from model_delivery.values import LEASE, RECORD_REF, Address, Current, Desired, Failed, Ref, Release, Resource
 from tests.parts.ports import free_port
 from tests.places.conftest import NAME, engine, ready
 
@@ -302,7 +303,6 @@ PLANTED = (
     "processes/Engine-r1",
     "processes/Engine-r1/lock",
     "logs",
-    "logs/r1-2.log",
 )
 
 
@@ -312,7 +312,7 @@ def test_a_link_in_the_state_folders_own_path_is_named_and_what_it_leads_to_stay
 ) -> None:
     host.put(Resource(RECORD_REF, "record", NAME, {"a": 1}))
     link, victim = host.home / "deliveries" / NAME / where, tmp_path / "victim"
-    if where.endswith(("lock", "log")):
+    if where.endswith("lock"):
         victim.write_text("mine")
     else:
         for inner in ("Engine-r1", "Engine/r1.json", "objects/Engine/r1.json", "r1.json"):
@@ -346,16 +346,16 @@ def test_of_a_file_that_is_written_beside_a_state_no_link_is_followed(
     assert (tmp_path / "victim").read_text() == "mine"
 
 
-def test_a_pipe_in_the_place_of_a_lock_a_slot_or_a_log_is_not_waited_for(host: Host, payload: dict[str, Any]) -> None:
-    converge(host, NAME, (engine(payload), *slots("r1")))
-    ready(host, "r1")
-    slot = next(host.slots(NAME).iterdir())
-    slot.unlink()
-    os.mkfifo(slot)
-    with pytest.raises(Permanent, match=f"{slot} cannot be read"):
-        host.world(NAME)
-    slot.unlink()
-    converge(host, NAME, ())
+def test_a_log_that_is_a_link_is_not_written_through(host: Host, payload: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    host.logs(NAME).mkdir(parents=True)
+    (host.logs(NAME) / "r1-2.log").symlink_to(tmp_path / "victim")
+    host.put(engine(payload))
+    assert ready(host, "r1")["log"].endswith("r1-3.log")
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_a_pipe_in_the_place_of_a_lock_or_a_log_is_not_waited_for(host: Host) -> None:
     lock = host.process(NAME, E1).path / "lock"
     lock.parent.mkdir(parents=True)
     os.mkfifo(lock)
@@ -363,3 +363,94 @@ def test_a_pipe_in_the_place_of_a_lock_a_slot_or_a_log_is_not_waited_for(host: H
     os.mkfifo(host.home / "pipe")
     with pytest.raises(OSError, match="pipe"), locked(host.home / "pipe"):
         pass
+    step = Ref(STEP, "smoke-1")
+    host.put(Resource(step, "step", NAME, {"step": "smoke", "input": "{}"}))
+    list(host.log(NAME, step))
+    output = host.process(NAME, step).path / "output.jsonl"
+    output.unlink()
+    os.mkfifo(output)
+    assert host.world(NAME).objects[step].status["finished"] is False
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a link": lambda path: path.symlink_to("/etc/hostname"),
+    "a broken link": lambda path: path.symlink_to("/nowhere"),
+    "an empty folder": Path.mkdir,
+    "another address": lambda path: path.write_text("127.0.0.1:1"),
+    "no text": lambda path: path.write_bytes(b"\xff"),
+    "nothing": lambda _: None,
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_whatever_is_in_a_slots_place_the_slot_is_put_again_and_ended(
+    host: Host, payload: dict[str, Any], what: str
+) -> None:
+    wanted = (engine(payload), *slots("r1"))
+    converge(host, NAME, wanted)
+    pid, slot = ready(host, "r1")["pid"], host.slots(NAME) / "03"
+    address = slot.read_text()
+    for end in (False, True):
+        slot.unlink()
+        SPOILT[what](slot)
+        assert host.world(NAME).objects[Ref(SLOT, "03")].status["written"] != address
+        if end:
+            converge(host, NAME, ())
+            assert not host.world(NAME).objects
+            assert not os.path.lexists(slot) or what == "an empty folder"
+        else:
+            assert [change.ref.name for change in converge(host, NAME, wanted).changes] == ["03"]
+            assert slot.read_text() == address
+            assert not slot.is_symlink()
+            assert ready(host, "r1")["pid"] == pid
+
+
+def test_a_slot_that_is_a_folder_with_something_in_it_is_named_and_stays(host: Host, payload: dict[str, Any]) -> None:
+    slot, wanted = host.slots(NAME) / "03", (engine(payload), *slots("r1"))
+    (slot / "mine").mkdir(parents=True)
+    with pytest.raises(Permanent, match=f"{slot} is a folder that holds something"):
+        converge(host, NAME, wanted)
+    converge(host, NAME, ())
+    assert not host.world(NAME).objects
+    assert (slot / "mine").is_dir()
+
+
+def test_who_listens_on_an_engines_port_is_told_and_gets_no_traffic(host: Host, payload: dict[str, Any]) -> None:
+    payload["engine"]["command"] = ["/bin/sleep", "1000"]
+    made = ProcessPayload.model_validate(payload)
+    release = Release("r1", made, 1)
+    host.put(engine(made.content()))
+    port = host.world(NAME).objects[E1].status["port"]
+    with foreign(port) as (_, asked):
+        converge(host, NAME, (engine(made.content()), *slots("r1")))
+        world = host.world(NAME)
+        state = Process(ProcessKey()).readiness(release, world)
+        assert not world.objects[E1].status["healthy"]
+        assert {path.read_text() for path in host.slots(NAME).iterdir()} == {""}
+    assert isinstance(state, Failed)
+    assert state.finding.code == "host.engine-port-taken"
+    assert f"process {os.getpid()} (" in state.finding.why
+    assert not any(asked)
+    converge(host, NAME, (engine(made.content()), *slots("r1")))
+    assert {path.read_text() for path in host.slots(NAME).iterdir()} == {f"127.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize(
+    "wrapped", [[], ["/bin/sh", "-c", '"$@"; true', "sh"]], ids=["itself", "a child of its session"]
+)
+def test_an_engine_that_listens_itself_is_healthy_beside_another_address(
+    host: Host, payload: dict[str, Any], wrapped: list[str]
+) -> None:
+    payload["engine"]["command"] = [*wrapped, *payload["engine"]["command"]]
+    host.put(engine(payload))
+    port = ready(host, "r1")["port"]
+    with socket.create_server(("127.0.0.2", port)):
+        assert ready(host, "r1")["healthy"]
+
+
+def test_of_a_router_that_ended_only_its_last_start_is_told(host: Host) -> None:
+    host.logs(NAME).mkdir(parents=True)
+    (host.logs(NAME) / "router.log").write_text("an older failure\n")
+    host.put(router(free_port()))
+    assert "an older failure" not in host.world(NAME).objects[ROUTE].status["log_tail"]

@@ -89,9 +89,14 @@ class Collector:
         with suppress(OSError):  # another's gc was faster, or it belongs to another user
             if path != doomed:
                 path.rename(doomed)
-            if path != doomed and (path in self.wanted() or not self._may_go(doomed, path)):
-                doomed.rename(path)
-                return False
+                stays = True
+                try:
+                    stays = path in self.wanted() or not self._may_go(doomed, path)
+                finally:
+                    if stays:
+                        doomed.rename(path)
+                if stays:
+                    return False
             shutil.rmtree(doomed)
             return True
         return False

@@ -8,8 +8,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import psutil
 
 from model_delivery.base import Finding, NoRoom
 
+LOOPBACK = IPv4Address("127.0.0.1")
 LISTENS = "0A"  # in /proc/net/tcp
 
 
@@ -83,19 +86,44 @@ def listening(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def shared(port: int, pid: int) -> bool:
-    """Does anybody but the process ``pid`` listen there too? (The kernel deals clients
-    out to all who share a port.)
+def stranger(port: int, ours: Iterable[int]) -> str:
+    """Who else than the processes ``ours`` may answer at 127.0.0.1:``port``; empty:
+    nobody. (The kernel deals clients out to all who share a port.)
     """
-    inodes = set()
+    sockets = _listeners(port)
+    for pid in ours if sockets else ():
+        if not sockets:
+            return ""
+        own = _sockets(pid)
+        sockets = {name: user for name, user in sockets.items() if name not in own}
+    found = (process for process in psutil.process_iter(["name"]) if sockets.keys() & _sockets(process.pid))
+    named = ", ".join(f"process {process.pid} ({process.info['name']})" for process in found)
+    return named or ", ".join(sorted(f"a process of user {user}" for user in set(sockets.values())))
+
+
+def _listeners(port: int) -> dict[str, str]:
+    """The sockets, as a process's descriptors name them, each with its user."""
+    found = dict[str, str]()
     for file in ("tcp", "tcp6"):
         with suppress(OSError):
             for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{file}").read_text().splitlines()[1:]):
-                if state == LISTENS and int(local.rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{rest[5]}]")
+                address, _, number = local.rpartition(":")
+                if state == LISTENS and int(number, 16) == port and _is_local(address):
+                    found[f"socket:[{rest[5]}]"] = rest[3]
+    return found
+
+
+def _is_local(address: str) -> bool:
+    words = (int(address[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(address), 8))
+    ip = ip_address(b"".join(words))
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_unspecified or ip == LOOPBACK
+
+
+def _sockets(pid: int) -> set[str]:
+    found = set[str]()
     with suppress(OSError):
         for number in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                inodes.discard(str(number.readlink()))
-        return bool(inodes)
-    return False
+                found.add(str(number.readlink()))
+    return found

@@ -5,6 +5,7 @@ resource.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -39,6 +40,11 @@ class StateFolder:
 
     def logs(self, delivery: str) -> Path:
         return proven(self.folder(delivery) / "logs", self.home)
+
+    def engine_logs(self, delivery: str, release: str) -> dict[int, Path]:
+        """Of each of its starts, by the start's number."""
+        paths = ((re.fullmatch(rf"{release}-(\d{{1,9}})\.log", p.name), p) for p in self.logs(delivery).glob("*.log"))
+        return {int(found[1]): path for found, path in paths if found}
 
     def slots(self, delivery: str) -> Path:
         return proven(self.folder(delivery) / "slots", self.home)
@@ -132,12 +138,13 @@ class Process(Handler):
     def status(self, bound: Bound) -> Bound:
         state = self.folder.state
         binding = {"log": "", **state.get("binding", {})}
+        since = binding.pop("since", 0)
         return {
             **binding,
             "alive": self.folder.running,
             "pid": state.get("pid"),
             "exit_code": self.folder.exit_code(),
-            "log_tail": tail(Path(binding["log"] or os.devnull)),
+            "log_tail": tail(Path(binding["log"] or os.devnull), since),
         }
 
     def stop(self, grace: float | None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from model_delivery.base import Finding, Permanent, SecretRef, private_folder, read_file, read_secret, replace_file
+from model_delivery.base.durable import unfollowing
 from model_delivery.base.process import lives
 from model_delivery.places.host import binding
 from model_delivery.places.host.asking import Answer, ask
@@ -62,12 +63,17 @@ class EngineProcess(Process):
         model, environment = Path(spec["store"] or home, spec["model"]), environment_folder(engine, home)
         argv = engine.argv(environment, model, spec["names"], bound["port"], args)
         name = self.resource.ref.name
-        number = len(list(self.logs.glob(f"{name}-*.log"))) + 1
+        number = max(self.host.engine_logs(self.resource.delivery, name), default=0) + 1
         return Run(argv, environ, self.logs / f"{name}-{number}.log", bound)
 
     def status(self, bound: Bound) -> Bound:
+        """``stranger``: who else has its port. What is not its own is not healthy: it
+        would be given the key.
+        """
         seen = super().status(bound)
-        return {**seen, "healthy": bool(seen["alive"] and self.spec) and self._healthy(seen["port"])}
+        healthy = bool(seen["alive"] and self.spec) and self._healthy(seen["port"])
+        stranger = self.folder.stranger(seen["port"]) if seen["alive"] else ""
+        return {**seen, "healthy": healthy and not stranger, "stranger": stranger}
 
     def _healthy(self, port: int) -> bool:
         answer = ask(HOST, port, self.spec["engine"]["ready"]["health"])
@@ -110,7 +116,7 @@ class Router(Process):
         running = {f"{HOST}:{engine.binding.get('port')}" for engine in engines}
         for slot in slots.glob("[0-9][0-9]"):
             if _address_in(slot) not in running:
-                replace_file(slot, "")
+                _write(slot, "")
         super().act(bound)
 
     def run(self, bound: Bound) -> Run:
@@ -124,7 +130,7 @@ class Router(Process):
 
     def status(self, bound: Bound) -> Bound:
         """``healthy``: it answers; ``code``: with what, and ``served_by`` which address,
-        just now; ``shared``: does somebody else listen on the same port?
+        just now; ``shared``: who else listens on the same port.
         """
         seen = super().status(bound)
         answer = self._asked() if seen["alive"] and self.spec else None
@@ -133,7 +139,7 @@ class Router(Process):
             "healthy": answer is not None,
             "code": answer and answer.status,
             "served_by": answer and answer.headers.get(SERVED_BY),
-            "shared": answer is not None and binding.shared(self.spec["port"], seen["pid"]),
+            "shared": self.folder.stranger(self.spec["port"]) if answer else "",
         }
 
     def _asked(self) -> Answer | None:
@@ -187,10 +193,21 @@ def _configuration(host: str, port: int, slots: str) -> str:
 
 
 def _address_in(slot: Path) -> str | None:
-    """None where it is no file: it is put again."""
-    with suppress(FileNotFoundError):
+    """None where it is no file, or none that can be read: it is put again."""
+    with suppress(OSError):
         return read_file(slot).decode(errors="replace")
     return None
+
+
+def _write(slot: Path, address: str) -> None:
+    """Whatever is there instead; but a folder with something in it stays."""
+    with suppress(OSError):
+        slot.rmdir()
+    try:
+        replace_file(slot, address)
+    except IsADirectoryError:
+        what, fix = f"{slot} is a folder that holds something", "move it away, and run again: the slot is made again"
+        raise Permanent(Finding("host.folder", what, "a slot is a file with an address", fix)) from None
 
 
 class Slot(Handler):
@@ -207,13 +224,17 @@ class Slot(Handler):
         return bool(written == address)
 
     def act(self, bound: Bound) -> None:
-        replace_file(self._file, self._address if self._address and self._engine.running else "")
+        """Not that of an engine that does not run, or whose port another has."""
+        engine, address = self._engine, self._address
+        safe = engine.running and not engine.stranger(engine.binding.get("port", 0))
+        _write(self._file, address if address and safe else "")
 
     def status(self, bound: Bound) -> Bound:
         return {"written": _address_in(self._file), "address": self._address}
 
     def stop(self, grace: float | None) -> None:
-        self._file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, IsADirectoryError):
+            self._file.unlink()
 
     @property
     def _address(self) -> str | None:
@@ -251,7 +272,7 @@ class Step(Process):
     @property
     def _finished(self) -> bool:
         """Is its last line whole, and one that ends it? It may be of any length."""
-        with suppress(OSError, ValueError), self.log.open("rb") as file:
+        with suppress(OSError, ValueError), open(self.log, "rb", opener=unfollowing) as file:
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             start = text.rfind(b"\n", 0, -1) + 1
             return text[-1:] == b"\n" and text[start : start + 11].startswith((b'{"result"', b'{"findings"'))

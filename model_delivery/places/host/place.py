@@ -14,7 +14,8 @@ from typing import Any
 
 from model_delivery.base import BadInput, Finding, Permanent, proven, read_secret, short
 from model_delivery.base.durable import replace_file
-from model_delivery.models.manifest import MANIFEST, model_folder
+from model_delivery.models.manifest import model_folder, read_manifest
+from model_delivery.models.verify import misfit
 from model_delivery.places.host import binding
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS, ROLES
@@ -102,7 +103,26 @@ class Host(StateFolder):
         return self._seen(self._object(delivery, ref))
 
     def deliveries(self) -> tuple[str, ...]:
-        return tuple(sorted(path.parts[-3] for path in self.home.glob("deliveries/*/objects/Record")))
+        """Those with a record, or with an engine that somebody has taken the record
+        from.
+        """
+        found = (
+            path for what in ("Record", "Engine/*.json") for path in self.home.glob(f"deliveries/*/objects/{what}")
+        )
+        return tuple(sorted({path.relative_to(self.home).parts[1] for path in found}))
+
+    def named(self) -> tuple[str, ...]:
+        """Whoever has a folder, though its books may be gone."""
+        return tuple(sorted(path.name for path in self.home.glob("deliveries/*") if path.is_dir()))
+
+    def started(self, delivery: str) -> set[str]:
+        """The releases of which an engine runs, as its process alone says."""
+        engines = self.processes(delivery, f"{ENGINE}-")
+        return {engine.path.name.removeprefix(f"{ENGINE}-") for engine in engines if engine.alive}
+
+    def has_run(self, delivery: str) -> bool:
+        """Not where a first run ended before it began a release."""
+        return any((self.folder(delivery) / what).exists() for what in ("processes", "slots", "logs"))
 
     def log(self, delivery: str, ref: Ref, *, follow: bool = True) -> Iterator[bytes]:
         stored = self._stored(self._object(delivery, ref))
@@ -110,7 +130,7 @@ class Host(StateFolder):
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         ref = Ref(ENGINE, release)
-        logs = sorted(self.logs(delivery).glob(f"{release}-*.log"), key=lambda path: path.lstat().st_mtime)
+        logs = [log for _, log in sorted(self.engine_logs(delivery, release).items())]
         logs = [log for log in logs if log.is_file() and not log.is_symlink()]
         if not logs:
             raise BadInput(
@@ -131,7 +151,9 @@ class Host(StateFolder):
     secret = staticmethod(read_secret)
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
-        return (model_folder(Path(root or self.home), snapshot) / MANIFEST).exists()
+        folder = model_folder(Path(root or self.home), snapshot)
+        manifest = read_manifest(folder)
+        return manifest is not None and not any(misfit(folder / e.path, e.path, e.size, "") for e in manifest.files)
 
     def listener(self, port: int) -> str:
         if not binding.listening("127.0.0.1", port):

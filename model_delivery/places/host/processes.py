@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from model_delivery.base import Count, Finding, Permanent, Port, Progress, Retry
 from model_delivery.base.durable import unfollowing
 from model_delivery.base.home import disk_full
 from model_delivery.base.scrubbing import PIECE, scrub
-from model_delivery.places.host import launcher
+from model_delivery.places.host import binding, launcher
 
 TAIL = 64 * 1024
 GONE = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
@@ -55,6 +56,7 @@ class _Binding(BaseModel):
     gpus: list[Count] = []
     memory: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     log: str = ""
+    since: Count = 0
 
 
 class _State(BaseModel):
@@ -124,6 +126,10 @@ class ProcessFolder:
                 if _holds(pid, lock) or (_in_session(pid, state) and (leads or self._is_ours(pid))):
                     yield process
 
+    def stranger(self, port: int) -> str:
+        """Who else may answer on its port; empty: nobody."""
+        return binding.stranger(port, chain([self.state.get("pid", 0)], (process.pid for process in self.members())))
+
     def _is_ours(self, pid: int) -> bool:
         """Of a session whose leader is gone: does it work in the folder, or have the
         launcher's word?
@@ -172,6 +178,7 @@ class ProcessFolder:
         )
 
     def _launch(self, run: Run, token: str) -> str:
+        since = run.log.lstat().st_size if os.path.lexists(run.log) else 0
         read, write = os.pipe()
         job = {
             "lock": str(self.path / "lock"),
@@ -180,7 +187,7 @@ class ProcessFolder:
             "argv": run.argv,
             "cpus": run.binding.get("cpus"),
             "token": token,
-            "binding": {**run.binding, "log": str(run.log)},
+            "binding": {**run.binding, "log": str(run.log), "since": since},
             "error_fd": write,
         }
         child = self.children[self.path] = subprocess.Popen(
@@ -342,9 +349,11 @@ def unreadable(path: Path, why: str) -> Finding:
     return Finding("host.unreadable-file", f"{path} cannot be read", why, fix)
 
 
-def tail(log: Path) -> str:
-    """The last 64 KiB of a log; empty when there is none."""
+def tail(log: Path, since: int = 0) -> str:
+    """The last 64 KiB of a log, of what was written ``since``; empty when there is
+    none.
+    """
     with suppress(OSError), open(log, "rb", opener=unfollowing) as file:
-        start = file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL - PIECE))
-        return scrub(file.read().decode(errors="replace"))[PIECE if start else 0 :]
+        start = file.seek(max(since, file.seek(0, os.SEEK_END) - TAIL - PIECE))
+        return scrub(file.read().decode(errors="replace"))[PIECE if start > since else 0 :]
     return ""

@@ -115,7 +115,7 @@ ARGUMENTS = (
     ),
     Sign(
         "engine.remote-code",
-        r"contains custom code|requires you to execute the .* file in that repo|[Pp]ass.*trust_remote_code=True.* to allow",
+        r"contains custom code|requires you to execute the .* in that repo|[Pp]ass.*trust_remote_code=True.* to allow",
         "the model wants to run code of its own",
         "use a model that needs none; or, after you have read that code, model.allow: [remote-code] and "
         "--trust-remote-code in serving.args",

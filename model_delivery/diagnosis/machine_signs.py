@@ -8,7 +8,7 @@ from model_delivery.diagnosis.engine_signs import Sign
 
 LESS = "--gpu-memory-utilization"
 NO_CUDA = r"infer device type|No CUDA GPUs|no CUDA-capable|cudaGetDeviceCount|0 devices|libcuda\.so|NVML"
-# Looked for in warnings too, where what failed is what they explain: it alone would mislead.
+# Looked for in warnings too, where they explain what failed: that alone would mislead.
 TELLING = (
     Sign(
         "engine.old-driver",

@@ -115,7 +115,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        grid.add_row(*("" if cell is None else scrub(str(cell)) for cell in row))
     return grid
 
 

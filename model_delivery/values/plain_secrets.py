@@ -1,4 +1,6 @@
-"""Where an object of somebody's, or a new spec, holds what looks like a secret; never what it is."""
+"""Where an object of somebody's, or a new spec, holds what looks like a secret; never
+what it is.
+"""
 
 from __future__ import annotations
 

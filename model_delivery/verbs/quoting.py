@@ -49,19 +49,19 @@ class _Unquoted:
     def world(self, delivery: str) -> World:
         seen = self._place.world(delivery)
         objects = {ref: _silent(one) for ref, one in seen.objects.items()}
-        return replace(seen, objects=objects, beside=_without(seen.beside))
+        return replace(seen, objects=objects, beside=hushed(seen.beside))
 
 
 def _silent(seen: Observed) -> Observed:
-    return replace(seen, status=_without(seen.status))
+    return replace(seen, status=hushed(seen.status))
 
 
-def _without(told: Any) -> Any:
+def hushed(told: Any) -> Any:
     """A container's last words are its log's, too."""
     if isinstance(told, Mapping):
-        hushed = {key: _without(value) for key, value in told.items()}
-        hushed |= {key: "" for key in LOGS if isinstance(told.get(key), str)}
+        quiet = {key: hushed(value) for key, value in told.items()}
+        quiet |= {key: "" for key in LOGS if isinstance(told.get(key), str)}
         if isinstance(told.get("terminated"), Mapping):
-            hushed["terminated"] = {**told["terminated"], "message": ""}
-        return hushed
-    return type(told)(map(_without, told)) if isinstance(told, list | tuple) else told
+            quiet["terminated"] = {**told["terminated"], "message": ""}
+        return quiet
+    return type(told)(map(hushed, told)) if isinstance(told, list | tuple) else told

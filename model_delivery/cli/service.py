@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from model_delivery.base import Finding, Permanent, Trouble, default_home
+from model_delivery.base import Finding, Permanent, Trouble, default_home, scrub
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
@@ -92,7 +92,7 @@ def logs(where: Where, release: str | None, follow: bool, as_json: bool) -> None
         if as_json:
             emit({"line": text})
         else:
-            click.echo(text)
+            click.echo(scrub(text))
 
 
 @click.command()

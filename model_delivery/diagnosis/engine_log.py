@@ -17,7 +17,8 @@ from model_delivery.values import Failed
 USAGE = 2  # the exit code for arguments that are refused
 EVIDENCE_LINES = 5
 EVIDENCE_WIDTH = 300
-SIGNS = (*ARGUMENTS, *MODEL, *machine.SIGNS)  # the first that fits counts
+SIGNS = (*machine.TELLING, *ARGUMENTS, *MODEL, *machine.SIGNS)  # the first that fits counts
+REFUSED = re.compile(r": error: (?:unrecognized arguments|argument )")  # the parser's last words
 FLAG = re.compile(r"--[a-z0-9][a-z0-9-]+")
 WORD = re.compile(r"[\w.-]+")
 NAMES = {name: number for number in signal.valid_signals() if (name := signal.strsignal(number))}
@@ -77,9 +78,13 @@ def _told(log: str, exit_code: int | None) -> tuple[Finding, bool]:
     lines = list(read(log))
     raised = causes(lines)
     own = [line.text for line in lines if not line.quiet]
-    real = [one.message for one in raised] or [text for text in own if not EFFECT.search(text)]
+    refused = [text for text in own if REFUSED.search(text)]
+    real = refused or [one.message for one in raised] or [text for text in own if not EFFECT.search(text)]
     every = [line.text for line in lines]
-    if found := _find(every, machine.TELLING) or next(filter(None, (_find([text], SIGNS) for text in real)), None):
+    found = next(filter(None, (_find([text], SIGNS) for text in real)), None)
+    failed = found.match.string if found else "\n".join(one.message for one in raised[:1])
+    reasons = [sign for sign in machine.TELLING if sign.explains and re.search(sign.explains, failed)]
+    if found := _find(every, reasons) or found:
         return found.told(log), found.sign.retryable
     if told := _by_signal(own, raised, exit_code):
         return told

@@ -13,7 +13,8 @@ class Sign:
     of a group ``said`` the nearest word of the group ``known`` is proposed.
 
     A remedy uses what the text says; where that says nothing, it proposes nothing.
-    ``retryable``: starting again, as it stands, may help.
+    ``retryable``: starting again, as it stands, may help. ``explains``: the failures that
+    these words, in a warning, are the reason of.
     """
 
     code: str
@@ -21,6 +22,7 @@ class Sign:
     what: str
     fix: str
     retryable: bool = False
+    explains: str = ""
 
 
 ARGUMENTS = (
@@ -101,19 +103,19 @@ ARGUMENTS = (
     ),
     Sign(
         "engine.dtype",
-        r"does not support (\w+)\. Reason: (.*?)\.? (?:Please use|Use) (\w+)",
+        r"does not support (b?float\d+)\. Reason: (.*?)\.? (?:Please use|Use) (b?float\d+)",
         r"the model does not run in \1: \2",
         r"set --dtype \3",
     ),
     Sign(
         "engine.dtype",
-        r"([^:]*does not support b?float\d+.*|[^:]*not support\w* .*dtype.*)",
+        r"(?i)^(?!.*(?:kv|cache|scale))(?:[\w.]+: )?(.*does not support (?:torch\.)?(b?float(?:16|32))\b.*)",
         r"it refuses the dtype: \1",
-        "change --dtype to what that line allows",
+        r"set another --dtype than \2",
     ),
     Sign(
         "engine.remote-code",
-        r"trust_remote_code=True|contains custom code|--trust-remote-code",
+        r"contains custom code|requires you to execute the .* in that repo|[Pp]ass.*trust_remote_code=True.* to allow",
         "the model wants to run code of its own",
         "use a model that needs none; or, after you have read that code, model.allow: [remote-code] and "
         "--trust-remote-code in serving.args",
@@ -134,8 +136,14 @@ MODEL = (
     ),
     Sign(
         "engine.broken-json",
-        r"expected value at line 1 column 1|JSONDecodeError|is not a valid JSON file",
-        "a JSON file of the model, its tokenizer.json most likely, is not JSON",
+        r"file at ('[^']*') is not a valid JSON file",
+        r"the file \1 is not JSON",
+        "it may be a git-LFS pointer or a web page: look at its first line, then fetch the real file",
+    ),
+    Sign(
+        "engine.broken-json",
+        r"^Exception: expected value at line 1 column 1",  # as only `tokenizers` says it
+        "the model's tokenizer.json is not JSON",
         "it may be a git-LFS pointer or a web page: look at its first line, then fetch the real file",
     ),
     Sign(
@@ -158,13 +166,21 @@ MODEL = (
     ),
     Sign(
         "engine.no-tokenizer",
-        r"Couldn't instantiate the backend tokenizer|Can't load tokenizer",
+        r"Couldn't instantiate the backend tokenizer",
+        "the model's tokenizer is missing or incomplete, or a package that reads it",
+        "tokenizer* and *.model must be among model.include; if they are there, use an image that has sentencepiece "
+        "and tiktoken (on a host: add them to the engine's uv.lock)",
+    ),
+    Sign(
+        "engine.no-tokenizer",
+        r"Can't load tokenizer",
         "the model's tokenizer is missing or incomplete",
         "tokenizer* and *.model must be among model.include",
     ),
     Sign(
         "engine.no-configuration",
-        r"Invalid repository ID or local directory|contains a recognized configuration file",
+        r"Invalid repository ID or local directory|contains a recognized configuration file"
+        r"|[Nn]o supported config format found",
         "the model has no configuration",
         "config.json must be among model.include",
     ),
@@ -177,14 +193,13 @@ MODEL = (
     ),
     Sign(
         "engine.no-model",
-        r"HFValidationError: Repo id must be",
-        "the model's folder does not exist",
-        "fetch the model again",
+        r"HFValidationError: Repo id must be(?:.*?'namespace/repo_name': ('[^']*'))?",
+        r"a folder does not exist: \1",
+        "if it is the model's, fetch the model again; else correct the argument that names it",
     ),
     Sign(
         "engine.unknown-architecture",
-        r"does not recognize this architecture|[Nn]o supported config format"
-        r"|[Aa]rchitectures \[.*\] (?:are|is) not supported",
+        r"does not recognize this architecture|[Aa]rchitectures \[.*\] (?:are|is) not supported",
         "it does not know the model's architecture",
         "use a newer engine, or another model",
     ),

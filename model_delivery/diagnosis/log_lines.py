@@ -20,6 +20,7 @@ PREFIX = re.compile(
     r"(?: +[|+] )?"  # within an exception group
 )
 QUIET = ("DEBUG", "INFO", "WARNING", "D", "I", "W")
+WARNED = re.compile(r"\S+:\d+: \w*Warning: ")  # as Python writes one
 DEPTHS = (("Worker", "VllmWorker", "RayWorker", "multiproc_executor"), ("EngineCore", "core"))  # what depends on what
 TRACEBACK = re.compile(r"\s*(?:[╭─]+ ?)?Traceback \(most recent call last\)")
 DURING = "During handling of the above exception"
@@ -81,8 +82,9 @@ def read(log: str) -> Iterator[Line]:
         if found is not None and (text := raw[found.end() : WIDTH].partition(" [type=")[0].rstrip()):
             if usage := text.startswith("usage: ") or (usage and text[0].isspace()):
                 continue
+            level = found["level"] or found["server"] or found["native"]
             depth = 2 if found["rank"] else _depth(found["who"] or found["file"] or "")
-            yield Line(depth, text, (found["level"] or found["server"] or found["native"]) in QUIET)
+            yield Line(depth, text, level in QUIET or WARNED.match(text) is not None)
 
 
 def _depth(who: str) -> int:

@@ -13,32 +13,43 @@ WRONG_PLATFORM = Sign(
     "name an image of the node's architecture, or select other nodes in serving.pod.node_selector",
 )
 LESS = "--gpu-memory-utilization"
-# Looked for in every line, warnings too: what follows from these misleads.
+NO_CUDA = r"infer device type|No CUDA GPUs|no CUDA-capable|cudaGetDeviceCount|0 devices|libcuda\.so|NVML"
+# Looked for in warnings too, where they explain what failed: that alone would mislead.
 TELLING = (
     Sign(
         "engine.old-driver",
         r"driver on your system is too old(?: \(found version (\d+)\))?|driver version is insufficient",
         "the machine's NVIDIA driver is too old for this engine",
         "update the driver, or use an engine that was built for an older CUDA",
+        explains=NO_CUDA,
     ),
     Sign(
         "engine.driver",
-        r"Error (80[234]): ([\w /]+)|(Driver/library version mismatch|Driver Not Loaded|Found no NVIDIA driver.*)",
-        r"the machine's NVIDIA driver does not serve CUDA: \2\3",
-        "update or restart the driver until nvidia-smi works there; with 804 the image's CUDA is newer than the driver "
-        "allows on this GPU: an image for an older CUDA helps too",
+        r"Error 804: ([\w /]+)",
+        r"the machine's NVIDIA driver does not serve CUDA: \1",
+        "update the driver, or use an image for an older CUDA: the image's is newer than the driver allows on this GPU",
+        explains=NO_CUDA,
+    ),
+    Sign(
+        "engine.driver",
+        r"Error 80[23]: ([\w /]+)|(Driver/library version mismatch|Driver Not Loaded|Found no NVIDIA driver.*)",
+        r"the machine's NVIDIA driver does not serve CUDA: \1\2",
+        "update or restart the driver until nvidia-smi works there",
+        explains=NO_CUDA,
     ),
     Sign(
         "engine.shared-memory",
         r"/dev/shm/.*No space left on device|No space left on device.*/dev/shm/",  # noqa: S108
         "shared memory is too small",
         "give /dev/shm more room: serving.pod.shm in a cluster (a container: --shm-size or --ipc=host)",
+        explains=r"NCCL|[Ss]hared memory|No space left",
     ),
     Sign(
         "engine.no-user",
         r"getpwuid\(\): uid not found: (\d+)",
         r"it runs as user \1, who has no name there",
         "set USER in serving.env to any name (and HOME to a folder that it may write)",
+        explains=r"[Uu]sername|getuser|in subprocess",
     ),
     Sign(
         "engine.service-links",
@@ -101,14 +112,14 @@ MEMORY = (
     ),
     Sign(
         "engine.out-of-memory",
-        r"^MemoryError|Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc"
+        r"^MemoryError|^(?!.*mlock).*Cannot allocate memory|DefaultCPUAllocator: (?:can't|not enough)|std::bad_alloc"
         r"|due to the node running low on memory",
         "the machine ran out of memory",
         "free memory, ask for more in serving.resources.limits.memory, or use a smaller model",
     ),
     Sign(
         "engine.shared-memory",
-        r"(\d+ MiB) required, (\d+ MiB) free",
+        r"(?i)(?:shared memory|/dev/shm).*?(\d+ MiB) required, (\d+ MiB) free",
         r"shared memory is too small: it needs \1, \2 are free",
         "give /dev/shm more room (a volume of medium Memory)",
     ),
@@ -164,7 +175,7 @@ SYSTEM = (
     Sign(
         "engine.inner-port-taken",
         r"(?i)port: (\d+).*EADDRINUSE|address (?:already )?in use \(addr='\w+://[^']*:(\d+)'\)|"
-        r"EADDRINUSE.*?:(\d+)|call to bind failed",
+        r"EADDRINUSE.*?:(\d+)|call to bind failed.*in use",
         r"a port (\1\2\3) over which its processes talk is taken",
         "see what listens on it (`ss -ltnp`), end that, or run again",
         retryable=True,
@@ -184,33 +195,48 @@ SYSTEM = (
     ),
     Sign(
         "engine.not-writable",
-        r"(?:Permission denied|Read-only file system)(: '[^']*')?",
-        r"it has no right to a file or folder\1",
-        "a cache: name a folder that it may write in serving.env (HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR); "
-        "a file of the model: let its user read it",
+        r"(?:Permission denied|Read-only file system): '((?:[^']*/)?(?:\.(?:cache|triton|config|local|nv|flashinfer)"
+        r"|torchinductor_)[^']*|/\.[^']*)'",
+        r"it may not write where it caches: \1",
+        "name a folder that it may write in serving.env (HOME, VLLM_CACHE_ROOT, TRITON_CACHE_DIR)",
+    ),
+    Sign(
+        "engine.no-right",
+        r"Permission denied: '([^']+)'",
+        r"its user has no right to \1",
+        r"let the user that it runs as use \1",
     ),
     Sign(
         "engine.no-compiler",
         r"(?i)(could not find nvcc|CUDA_HOME (?:environment variable )?is not set|failed to find C compiler"
-        r"|nvcc: (?:command )?not found|No such file or directory: '[^']*(?:nvcc|gcc|ninja)')",
+        r"|nvcc: (?:command )?not found|No such file or directory: '(?:[^']*/)?(?:nvcc|gcc|ninja)')",
         r"it wants to compile, and has no compiler: \1",
         "use an image that has CUDA's toolkit (nvcc) and gcc",
     ),
     Sign(
         "engine.missing-package",
-        r"Please install ([\w.-]+)|No module named '([\w.-]+)'|requires the (\w+) (?:library|package) but",
+        # a part of a package, or of the model's own code, is no package
+        r"ImportError: .*?[Pp]lease install (?!(?:the|an?|it|them|newer|latest)\b)([\w.-]+)"
+        r"|No module named '(?!_|transformers_modules|(?:configuration|modeling|tokenization|processing)_)([\w-]+)'"
+        r"|requires the (\w+) (?:library|package) but",
         r"it lacks the Python package \1\2\3",
         "use an image that has it (on a host: add it to the engine's uv.lock)",
     ),
     Sign(
         "engine.missing-library",
-        r"(lib[\w.+-]+): cannot open shared object file|(undefined symbol: \w+)",
-        r"it lacks a library: \1\2",
-        "use the image as it was built: what was added to it does not fit the rest",
+        r"(lib[\w.+-]+): cannot open shared object file",
+        r"it lacks the library \1",
+        "use an image that has it (on a host: install what has it)",
+    ),
+    Sign(
+        "engine.missing-library",
+        r"(undefined symbol: \w+)",
+        r"a part of it does not fit the rest: \1",
+        "use the image as it was built (on a host: packages that were built for one another)",
     ),
     Sign(
         "engine.limit",
-        r"(Too many open files|can't start new thread|pthread_create.*failed)",
+        r"(Too many open files|can't start new thread|pthread_create.*failed(?!.*permitted))",
         r"a limit of the system was reached: \1",
         "raise it: open files (ulimit -n), or processes (pids) of the container",
     ),

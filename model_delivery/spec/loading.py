@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -21,6 +21,7 @@ from model_delivery.base import BadInput, Finding, SecretRef, plainly, read_file
 from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml
+from model_delivery.targets.protocol import NAMED
 
 SPEC_FIX = "correct the spec; docs/spec.schema.json lists every field"
 NOT_YET = {
@@ -74,10 +75,15 @@ def _check(given: Mapping[str, Any], marks: Marks) -> DeliverySpec:
             mark, where = marks.where(location)
             findings.setdefault(finding.what, (mark, replace(finding, what=where + finding.what)))
         raise BadInput(*(finding for _, finding in sorted(findings.values(), key=lambda pair: pair[0]))) from None
-    faults = [(marks.where(at)[1], ".".join(map(str, at)), why) for at, why in spec.faults()]
-    if faults:
-        raise BadInput(*(Finding("spec.wrong-value", f"{w}{field}: {why}", "", SPEC_FIX) for w, field, why in faults))
+    wrong = [Finding("spec.wrong-value", what, "", SPEC_FIX) for what in _placed(spec.faults(), marks)]
+    wrong += (Finding("spec.plain-secret", what, "", SPEC_FIX) for what in _placed(spec.secrets(), marks))
+    if wrong:
+        raise BadInput(*wrong)
     return spec
+
+
+def _placed(faults: Iterable[tuple[tuple[Key, ...], str]], marks: Marks) -> Iterator[str]:
+    yield from (f"{marks.where(at)[1]}{'.'.join(map(str, at))}: {why}" for at, why in faults)
 
 
 def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Finding]:
@@ -95,11 +101,7 @@ def _fault(problem: Any, given: Mapping[str, Any]) -> tuple[tuple[Key, ...], Fin
         what = f"{field}: {context['discriminator']} is missing"
         return location, Finding("spec.missing-field", what, "", SPEC_FIX)
     if kind in NO_MAPPING and set(get_args(SecretRef)) & set(_classes_at(problem["loc"])):
-        what = (
-            f"{field}: name where the secret is, never the secret itself: "
-            "{env: NAME}, {file: PATH} or {kube: {name: …, key: …}}"
-        )
-        return location, Finding("spec.plain-secret", what, "", SPEC_FIX)
+        return location, Finding("spec.plain-secret", f"{field}: {NAMED}", "", SPEC_FIX)
     return location, Finding("spec.wrong-value", f"{field}: {_wrong(problem, location, given)}", "", SPEC_FIX)
 
 

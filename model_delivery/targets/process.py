@@ -93,6 +93,10 @@ class ProcessPayload(Payload):
     memory: Annotated[int, Field(ge=0, lt=1 << 63)]
 
     @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        return tuple(self.secret_env.values())
+
+    @property
     def startup_seconds(self) -> float:
         return Duration(self.engine["ready"]["timeout"]).seconds
 

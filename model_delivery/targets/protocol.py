@@ -42,7 +42,9 @@ from model_delivery.values import (
     means,
     option,
 )
+from model_delivery.values.plain_secrets import of_settings, of_words, plain_secrets
 
+NAMED = "name where the secret is, never the secret itself: {env: NAME}, {file: PATH} or {kube: {name: …, key: …}}"
 Get = Callable[[Ref], Observed | None]
 UpAt = Callable[[], Address | None]
 
@@ -81,6 +83,15 @@ class Asked(Part):
         trusts = any(means(option(arg), (TRUST,)) for arg in self.serving.args)
         if trusts and "remote-code" not in self.model.allow:
             yield ("serving", "args"), f"{TRUST} runs the model's own code, which model.allow: [remote-code] must allow"
+
+    def secrets(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Where a new spec holds a secret itself, and how it is named instead."""
+        yield from ((("serving", "env", name), NAMED) for name in of_settings(self.serving.env))
+        if of_words(self.serving.args):
+            yield ("serving", "args"), "a secret in an argument is shown; name it in serving.env"
+        for name, pod in (("serving", self.serving.pod), ("runner", self.runner.pod)):
+            if pod and any(plain_secrets(pod.model_dump())):
+                yield (name, "pod"), "a secret in a pod's template is shown; name it in serving.env"
 
     def served(self, snapshot: Snapshot) -> Self:
         """With the engine's arguments that ``snapshot`` and the model's permissions need;

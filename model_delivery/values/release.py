@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_delivery.base import Part, Port, SecretRef
+from model_delivery.base import KubeKey, KubeSecret, Part, Port, SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 
@@ -39,6 +39,11 @@ class Payload(Part):
         def startup_seconds(self) -> float:
             """How long the engine may take to become ready."""
             raise NotImplementedError
+
+    @property
+    def secrets(self) -> tuple[SecretRef, ...]:
+        """Those that its engine is given."""
+        return (*([self.api_key] if self.api_key else []), *_keys(self.content()))
 
     @property
     def by_hand(self) -> str | None:
@@ -119,3 +124,14 @@ class Capabilities:
 
     dark_first: bool
     weights: Literal["none", "percent", "slots"]
+
+
+def _keys(thing: Any) -> Iterator[SecretRef]:
+    """Of the Secrets that a manifest's variables are read from."""
+    if isinstance(thing, Mapping):
+        if isinstance(ref := thing.get("secretKeyRef"), Mapping) and ref.get("name") and ref.get("key"):
+            yield KubeSecret(kube=KubeKey(name=ref["name"], key=ref["key"]))
+        thing = list(thing.values())
+    if isinstance(thing, list | tuple):
+        for one in thing:
+            yield from _keys(one)

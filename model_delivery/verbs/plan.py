@@ -14,6 +14,7 @@ from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Desired, Lock, Release, Snapshot, digest
+from model_delivery.verbs.quoting import unknown_secret, unquoted
 from model_delivery.verbs.status import told
 
 
@@ -44,6 +45,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
     """Resolve and compare."""
     preflight(spec, place, spec.target.key().target())
     book = read_or_new(place, spec.name, spec.target.key())
+    book = unquoted(book) if unknown_secret(book) else book
     with from_cluster(place.secret):
         lock = resolve_lock(spec, last_snapshot(spec.model, book.releases().values()))
     result = planned(book, spec, lock, now=SystemClock().now())

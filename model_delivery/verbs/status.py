@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from model_delivery.base import Finding, Permanent, Refused, Trouble
@@ -18,6 +18,7 @@ from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
 from model_delivery.values import Change, Current, Failed, InProgress, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
+from model_delivery.verbs.quoting import unknown_secret, unquoted
 
 Told = tuple[tuple[str, ...], tuple[str, ...]]
 UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
@@ -69,9 +70,13 @@ class Status:
 def status(place: Place, name: str) -> Status:
     """What serves, what is being tried, what runs, and what a converge would change."""
     book = read(place, name)
+    if unknown := unknown_secret(book):
+        book = unquoted(book)
     record, candidate, world = book.record, book.record.candidate, book.world()
     changes, harmless = ((), ()) if candidate else _changes(book)
     running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
+    if unknown:
+        running = tuple(_unquoted(row, unknown) for row in running)
     state = next((row.state for row in running if row.release == record.serving), DOWN)
     return Status(
         name=name,
@@ -89,6 +94,10 @@ def status(place: Place, name: str) -> Status:
         harmless=harmless,
         astray=_astray(book, world),
     )
+
+
+def _unquoted(row: Running, why: str) -> Running:
+    return row if row.state == UP else replace(row, detail=f"{row.detail} (its log is not quoted: {why})")
 
 
 def _astray(book: Book, world: World) -> str:
@@ -167,9 +176,11 @@ def logs(place: Place, name: str, release: str | None = None, *, follow: bool = 
     """Lines of the engine's log: of ``release``, else the candidate's, else what serves,
     else the last that was tried. Permanent where it has none.
     """
-    record = read(place, name).record
+    book = read(place, name)
+    record = book.record
     last = record.ended[-1].release if record.ended else ""
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
+    unknown_secret(book, chosen)
     lines = place.engine_log(name, chosen, follow=follow)
     first = next(lines, None)
     if first is None:

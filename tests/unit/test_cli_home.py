@@ -166,3 +166,34 @@ def test_a_disk_that_is_full_is_told_so_and_room_lets_it_go_on(home: Path, model
     finally:
         deliver(home, "down", "small")
         subprocess.run(["umount", "-l", str(home)], check=True)
+
+
+def test_a_secret_in_an_engines_log_is_shown_by_no_verb_and_without_the_secret_no_log_is(
+    home: Path, model: Path
+) -> None:
+    token, env = "tok-Q7Q7Q7Q7Q7Q7", "serving: {env: {MY_TOKEN: {env: MY_TOKEN}}}\n"
+    file = spec(home.parent, model, free_port(), env)
+    up = deliver(home, "up", str(file), MY_TOKEN=token)
+    assert up.returncode == 0, up.stderr
+    try:
+        (state,) = home.glob("deliveries/small/processes/Engine-*/state.json")
+        told = json.loads(state.read_text())
+        engine = psutil.Process(told["pid"])
+        engine.kill()
+        engine.wait(10)
+        with Path(told["binding"]["log"]).open("a") as log:
+            log.write(f"ValueError: 401 with token {token}\n")
+        for verb in (("status", "small"), ("list",)):
+            for json_too in ((), ("--json",)):
+                known = deliver(home, *verb, *json_too, MY_TOKEN=token)
+                unknown = deliver(home, *verb, *json_too)
+                assert (known.returncode, unknown.returncode) == (0, 0), known.stderr + unknown.stderr
+                assert token not in known.stdout + unknown.stdout
+                assert "401" not in unknown.stdout
+        assert "401 with token ***" in deliver(home, "status", "small", MY_TOKEN=token).stdout
+        assert "not quoted: the environment variable MY_TOKEN" in deliver(home, "status", "small", "--json").stdout
+        assert "401 with token ***" in deliver(home, "logs", "small", MY_TOKEN=token).stdout
+        planned = deliver(home, "plan", str(file), "--json", MY_TOKEN=token).stdout
+        assert "401 with token ***" in planned
+    finally:
+        assert deliver(home, "down", "small").returncode == 0

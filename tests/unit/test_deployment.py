@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model_delivery.base import Refused
+from model_delivery.base import KubeSecret, Refused
 from model_delivery.places.cluster.objects import from_object, to_object
 from model_delivery.spec import parse_spec
 from model_delivery.targets import StepRun
@@ -104,6 +104,14 @@ def test_what_a_pod_is_asked_for() -> None:
     assert {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "api", "key": "k"}}} in engine(made)["env"]
     assert made["ConfigMap/m-r1"]["data"] == {"chat_template.jinja": "{{ x }}"}
     assert "--chat-template" in engine(made)["args"]
+
+
+def test_the_secrets_of_an_engine_are_known_whatever_they_are_for() -> None:
+    api, hub = ({"kube": {"name": name, "key": "k"}} for name in ("api", "hub"))
+    refs = release(PLAIN, "r1", api_key=api, env={"HF_TOKEN": hub}).payload.secrets
+    assert {ref.model_dump_json() for ref in refs} == {
+        KubeSecret.model_validate(ref).model_dump_json() for ref in (api, hub)
+    }
 
 
 def test_a_payload_that_is_composed_again_is_the_same_and_is_not_touched() -> None:

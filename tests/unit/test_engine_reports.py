@@ -107,7 +107,14 @@ def test_an_exception_without_a_remedy_is_quoted_whatever_it_is_called_and_whoev
         ("KeyError: \"Reasoning parser 'deepseek-r1' not found. Available parsers: deepseek_r1, qwen3\"", "unknown-parser", "did you mean deepseek_r1?"),
         ("ImportError: Please install bitsandbytes>=0.46.1 via `pip install bitsandbytes>=0.46.1`", "missing-package", "an image that has it"),
         ("ModuleNotFoundError: No module named 'flash_attn'", "missing-package", "an image that has it"),
-        ("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory", "missing-library", "as it was built"),
+        ("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory", "missing-library", "an image that has it"),
+        ("ImportError: /x/flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2", "missing-library", "as it was built"),
+        ("PermissionError: [Errno 13] Permission denied: '/dev/nvidia0'", "no-right", "use /dev/nvidia0"),
+        ("ValueError: No supported config format found in /m", "no-configuration", "config.json"),
+        ("OSError: It looks like the config file at '/m/config.json' is not a valid JSON file.", "broken-json", "first line"),
+        ("ValueError: Couldn't instantiate the backend tokenizer from one of: \n(1) a file\nYou need to have sentencepiece or tiktoken installed", "no-tokenizer", "sentencepiece"),
+        ("RuntimeError: 512 MiB required, 300 MiB free in /dev/shm", "failed", "read its log"),
+        ("RuntimeError: /dev/shm: 512 MiB required, 300 MiB free", "shared-memory", "of medium Memory"),
         ("RuntimeError: Could not find nvcc and default cuda_home='/usr/local/cuda' doesn't exist", "no-compiler", "nvcc"),
         ("RuntimeError: Failed to find C compiler. Please specify via CC environment variable", "no-compiler", "gcc"),
         ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "no-cache-memory", "--gpu-memory-utilization"),
@@ -135,6 +142,61 @@ def test_a_reported_failure_has_a_name_and_a_remedy_made_of_what_the_text_says(s
         assert found.code == f"engine.{code}"
         assert fix in found.fix
         assert found.evidence
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "PermissionError: [Errno 13] Permission denied",
+        "ModuleNotFoundError: No module named 'transformers_modules.v1'",
+        "ModuleNotFoundError: No module named 'vllm._C'",
+        "ModuleNotFoundError: No module named '_lzma'",
+        "RuntimeError: Please install the latest driver",
+        "json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        "NotImplementedError: FlashAttention does not support kv_cache dtype fp8_e5m2 on this device",
+        "ValueError: the KV cache does not support bfloat16 here",
+        "RuntimeError: workspace allocation failed: 512 MiB required, 300 MiB free on GPU 0",
+        "ValueError: The argument is to be used along with --trust-remote-code only",
+        "ValueError: `trust_remote_code=True` and a GGUF file exclude each other",
+        "OSError: [Errno 12] Cannot allocate memory: mlock",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/models/my-gcc'",
+        "RuntimeError: call to bind failed: Cannot assign requested address",
+        "RuntimeError: pthread_create failed: Operation not permitted",
+    ],
+)
+def test_where_the_text_says_no_remedy_it_is_quoted_and_none_is_made_up(said: str) -> None:
+    found = diagnose(f"{TRACE}\n{FRAME}\n{said}\n", 1).finding
+    assert (found.code, found.what) == ("engine.failed", f"the engine failed: {said}")
+    assert found.fix == "read its log above that line"
+
+
+DRIVER = "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040)"
+TOO_LONG = "ValueError: User-specified max_model_len (9999) is greater than the derived max_model_len (max_position_embeddings=2048 or x)"
+
+
+@pytest.mark.parametrize("warning", [DRIVER, "CUDA initialization: Found no NVIDIA driver on your system.", "/dev/shm/x: No space left on device"])  # fmt: skip  # noqa: S108
+@pytest.mark.parametrize(
+    "before", ["WARNING 11-27 10:00:00 [cuda.py:1] ", "/x/torch/cuda/__init__.py:129: UserWarning: "]
+)
+@pytest.mark.parametrize(
+    ("last", "exit_code", "code"),
+    [
+        ("vllm serve: error: unrecognized arguments: --max-modl-len", 2, "unknown-argument"),
+        (f"{TRACE}\n{FRAME}\nImportError: survived\nvllm serve: error: argument --x: no", 2, "refused-argument"),
+        (TOO_LONG, 1, "max-model-len"),
+        ("KeyError: 'rope'", 1, "failed"),
+        ("", -9, "killed"),
+    ],
+)
+def test_a_warning_is_not_told_for_a_failure_of_another_cause(
+    warning: str, before: str, last: str, exit_code: int, code: str
+) -> None:
+    assert diagnose(f"{before}{warning}\n{last}", exit_code).finding.code == f"engine.{code}"
+
+
+def test_a_warning_is_told_where_it_is_why_it_failed() -> None:
+    log = f"WARNING 11-27 10:00:00 [cuda.py:1] {DRIVER}\n{TRACE}\n{FRAME}\nRuntimeError: No CUDA GPUs are available"
+    assert diagnose(log, 1).finding.code == "engine.old-driver"
 
 
 def test_a_usage_that_names_every_argument_is_not_what_failed() -> None:

@@ -24,6 +24,7 @@ from model_delivery.values import (
     StepState,
     World,
 )
+from model_delivery.verbs.quoting import hushed
 
 LOGS = Path(__file__).parent / "engine-logs"
 NAME = "m-r1"
@@ -189,6 +190,13 @@ def test_a_passing_fault_may_pass_and_exit_0_is_a_failure() -> None:
     ended = judged(pod(ended={"reason": "Completed", "exitCode": 0}, log="bye"))
     assert isinstance(ended, Failed)
     assert "exit code 0, which for a server is a failure" in ended.finding.why
+
+
+def test_of_a_pod_whose_secrets_are_not_known_no_word_of_its_log_is_quoted() -> None:
+    ended = {"exitCode": 1, "reason": "Error", "message": "ValueError: 401 with tok-Q7Q7Q7"}
+    for log in ("", "ValueError: 401 with tok-Q7Q7Q7"):
+        assert "tok-Q7Q7Q7" in str(judged(pod(ended=ended, restarts=4, log=log)))
+        assert "tok-Q7Q7Q7" not in str(judged(hushed(pod(ended=ended, restarts=4, log=log))))
 
 
 def test_still_loading_says_what_it_does() -> None:

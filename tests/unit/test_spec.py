@@ -132,6 +132,47 @@ def test_a_secret_written_into_a_spec_is_never_repeated(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "serving",
+    [
+        "args: ['--hf-tok=hf_T0PSECRETabc']",
+        "args: [--hf-t, T0PSECRET]",
+        "args: [--hf_to=T0PSECRET]",
+        "args: [--other, hf_T0PSECRETabc]",
+        """args: [--x, '{"api_key": "T0PSECRET"}']""",
+        "env: {HF_TOKEN: hf_T0PSECRETabc}",
+        "env: {MY_PASSWORD: T0PSECRET}",
+        "env: {AWS_SECRET_ACCESS_KEY: T0/PSECRET}",
+        "env: {SETTING: sk-T0PSECRETabc}",
+        "env: {HTTPS_PROXY: 'http://user:T0PSECRET@proxy:3128'}",
+        "pod: {annotations: {note: hf_T0PSECRETabc}}",
+    ],
+)
+def test_a_plain_secret_in_a_new_spec_is_refused_and_never_repeated(tmp_path: Path, serving: str) -> None:
+    message = told(tmp_path, f"{GOOD}serving: {{{serving}}}\n")
+    assert "FILE:5:" in message
+    assert "serving." in message
+    assert "secret" in message
+    assert "PSECRET" not in message
+
+
+def test_the_code_of_a_plain_secret_is_its_own() -> None:
+    given = {**yaml.safe_load(GOOD), "serving": {"env": {"HF_TOKEN": "hf_T0PSECRETabc"}}}
+    with pytest.raises(BadInput) as caught:
+        parse_spec(given)
+    assert [finding.code for finding in caught.value.findings] == ["spec.plain-secret"]
+    assert DeliverySpec.model_validate(given).serving.env  # what is stored is read as it is
+
+
+def test_what_only_sounds_like_a_secret_is_taken(tmp_path: Path) -> None:
+    args = (
+        "[--long-prefill-token-threshold, '100', --max-num-batched-tokens, '8192', --tokenizer=/m, --ssl-keyfile, /x]"
+    )
+    env = "{TOKENIZERS_PARALLELISM: 'false', HTTPS_PROXY: 'http://proxy:3128', HF_TOKEN: {env: HF_TOKEN}}"
+    (tmp_path / "spec.yaml").write_text(f"{GOOD}serving: {{args: {args}, env: {env}}}\n")
+    assert load_spec(tmp_path / "spec.yaml").serving.args
+
+
 def test_an_unknown_kind_is_told_with_those_that_there_are(tmp_path: Path) -> None:
     message = told(tmp_path, GOOD.replace("kind: process", "kind: proces"))
     assert "FILE:4:10: target.kind: must be one of" in message

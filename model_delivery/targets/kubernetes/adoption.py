@@ -14,10 +14,10 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused
-from model_delivery.targets.kubernetes.plain_secrets import masked, plain_secrets, spoken_secrets
 from model_delivery.targets.kubernetes.release import API_KEY, claim_name
 from model_delivery.targets.protocol import Asked, Get
 from model_delivery.values import ENGINES, Observed, Ref, Replicas, difference, is_model_name
+from model_delivery.values.plain_secrets import masked, plain_secrets, spoken_secrets
 
 PARAMETER = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 NAMES = ("--served-model-name", "--model_name")

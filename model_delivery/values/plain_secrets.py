@@ -1,4 +1,6 @@
-"""Where an object of somebody's holds what looks like a secret; never what it is."""
+"""Where an object of somebody's, or a new spec, holds what looks like a secret; never
+what it is.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from model_delivery.values.serving import means, option
+
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 WORDS = re.compile(r"[a-z]+")
 SECRET = re.compile(
     r"(token|secrets?|passwords?|passwd|passphrase|pwd|keys?|credentials?|creds?|bearer|jwt|auth|authorization|^pat"
     r"|(?<!by)pass)$"
 )
-ABOUT_ONE = re.compile("file|path|dir|name|type|mode|limit|count|size|length|ttl|timeout|seconds|url|header")
+ABOUT_ONE = re.compile(
+    "file|path|dir|name|type|mode|limit|count|size|length|ttl|timeout|seconds|url|header|threshold|id"
+)
 NO_SECRET = re.compile(r"|\$.*|true|false|yes|no|on|off|null|none|\d|(/[\w.-]+)+/?", re.IGNORECASE | re.DOTALL)
 TOKEN = re.compile(
     r"\bhf_(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{5,}|\b(sk|pk|nvapi|glpat|xox[abprs])-[\w-]{8,}|\bgh[pousr]_\w{16,}"
@@ -53,6 +59,19 @@ def is_secret(name: str, value: Any) -> bool:
     words = WORDS.findall(CAMEL.sub("_", name).lower())
     named = any(map(SECRET.search, words)) and not ABOUT_ONE.fullmatch(words[-1])
     return bool(named and isinstance(value, str | int) and not NO_SECRET.fullmatch(str(value)))
+
+
+def of_settings(env: Mapping[str, Any]) -> Iterator[str]:
+    """The names of those that are secret, by name or form."""
+    for name, value in env.items():
+        if is_secret(name, value) or (isinstance(value, str) and TOKEN.search(value)):
+            yield name
+
+
+def of_words(words: Sequence[str]) -> bool:
+    """Does an engine's argument hold one? Also by the beginning of an option's name."""
+    named = any(means(option(word), ("--hf-token",)) for word in words)
+    return named or any(TOKEN.search(word) for word in words) or any(spoken_secrets(words, ""))
 
 
 def masked(text: str) -> str:

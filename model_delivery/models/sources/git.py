@@ -22,6 +22,7 @@ from model_delivery.models.sources.http import (
     NAME_A_TOKEN,
     NotGiven,
     authorities,
+    body,
     content,
     http_trouble,
     request,
@@ -150,7 +151,7 @@ class GitModel(RemoteModel):
         plain = {"Accept": LFS_JSON, "Content-Type": LFS_JSON}
         try:
             with request("POST", where, 30.0, plain, json.dumps(wish).encode()) as answer:
-                said = answer.read(LARGEST_ANSWER)
+                said = body(answer, LARGEST_ANSWER)
         except (HTTPError, OSError) as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
@@ -219,10 +220,10 @@ def _basic(token: Secret) -> str:
     return "Basic " + base64.b64encode(f"token:{token.reveal()}".encode()).decode()
 
 
-def _action(body: bytes, file: File, url: str) -> Remote:
+def _action(said: bytes, file: File, url: str) -> Remote:
     """The address out of a batch answer (git-lfs docs/api/batch.md)."""
     try:
-        (item,) = json.loads(body)["objects"]
+        (item,) = json.loads(said)["objects"]
         if error := item.get("error"):
             what = f"git-LFS does not have {file.path}"
             why = f"{url} says: {error.get('message', '')} ({error.get('code', '')})"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlencode
 
-from model_delivery.base import Finding, Trouble, bearer
+from model_delivery.base import Finding, Trouble, bearer, within
 from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble, trusted
 from model_delivery.models.sources.spec import Remote, Revision
 from model_delivery.values import File, Snapshot
@@ -53,7 +53,7 @@ class ModelScopeModel(HubModel):
             for session in (hub.legacy._session, hub.legacy._read_session):  # noqa: SLF001 - they trust certifi's store alone
                 _trust(session)
             hub.legacy._session.hooks["response"].append(_answers(time.monotonic() + LONGEST_LIST))  # noqa: SLF001 - reads without end
-            entries = hub.list_repo_files(self.repo, "model", revision=self.revision)
+            entries = within(LONGEST_LIST, lambda: hub.list_repo_files(self.repo, "model", revision=self.revision))
         except (HubError, requests.RequestException, HTTPError, OSError) as error:
             raise self._trouble(error) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:

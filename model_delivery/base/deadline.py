@@ -16,9 +16,14 @@ T = TypeVar("T")
 stopped: ContextVar[Event] = ContextVar("stopped")
 
 
+class Stopped(Exception):
+    """What this is for has failed elsewhere."""
+
+
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What ``call`` gives. TimeoutError when that takes longer, or ``stopped`` is set:
-    its thread is left behind then, and ends with the process at the latest.
+    """What ``call`` gives. TimeoutError when that takes longer, Stopped when
+    ``stopped`` is set: its thread is left behind then, and ends with the process at
+    the latest.
     """
     given, until = Future[T](), time.monotonic() + seconds
 
@@ -30,7 +35,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     Thread(target=copy_context().run, args=(run,), daemon=True).start()
     while not wait([given], 0.2).done:
-        stop = stopped.get(None)
-        if time.monotonic() > until or (stop and stop.is_set()):
+        if (stop := stopped.get(None)) and stop.is_set():
+            raise Stopped
+        if time.monotonic() > until:
             raise TimeoutError(f"no answer within {seconds:.0f} s")
     return given.result()

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Refused, Retryable, Trouble, problems, within
+from model_delivery.base import BadInput, Finding, Permanent, Refused, Retryable, Stopped, Trouble, problems, within
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
@@ -139,7 +139,7 @@ def body(answer: BaseHTTPResponse, most: int) -> bytes:
 
     try:
         return within(LONGEST_READ, read)
-    except TimeoutError:
+    except (TimeoutError, Stopped):
         with suppress(OSError, ValueError), socket.socket(fileno=os.dup(answer.fileno())) as line:
             line.shutdown(socket.SHUT_RDWR)  # who reads holds a lock that a close waits for
         raise

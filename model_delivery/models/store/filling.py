@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from model_delivery.base import Progress, Refused, Retryable, Trouble, report, stopped
+from model_delivery.base import Progress, Refused, Retryable, Stopped, Trouble, report, stopped
 from model_delivery.models.contents import fault_in
 from model_delivery.models.manifest import Entry
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import Part, chunks_in, size_of
-from model_delivery.models.store.transfer import STREAMS, LeftToAnother, Link, Patience, Stopped, unlisted
+from model_delivery.models.store.transfer import STREAMS, LeftToAnother, Link, Patience, unlisted
 from model_delivery.models.store.workspace import Workspace
 from model_delivery.values import Snapshot
 

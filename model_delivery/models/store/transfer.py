@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 import tenacity
 
-from model_delivery.base import Finding, Permanent, Retryable, Trouble
+from model_delivery.base import Finding, Permanent, Retryable, Stopped, Trouble
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, request
 from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
@@ -46,10 +46,6 @@ class Patience:
 
 class NoRanges(Exception):
     """The server sends whole files only."""
-
-
-class Stopped(Exception):
-    """Another stream has failed."""
 
 
 class LeftToAnother(Exception):

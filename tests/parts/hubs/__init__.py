@@ -30,8 +30,8 @@ class Hub:
     was asked for); ``trickling``: a byte every 50 ms after its middle; ``missing``: 404;
     ``whole_only``: Range is ignored; ``lying_size``: the list is wrong;
     ``dripping``: the head never ends of an answer to a path that holds this (``stuck``
-    says that it was asked for); ``chunking``: it comes in chunks, and the first one's
-    size never ends.
+    says that it was asked for), ``dripping_body``: the body;
+    ``chunking``: it comes in chunks, and the first one's size never ends.
     """
 
     files: dict[str, bytes]
@@ -48,6 +48,7 @@ class Hub:
     whole_only: bool = False
     lying_size: str = ""
     dripping: str = ""
+    dripping_body: str = ""
     chunking: str = ""
     token: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -94,8 +95,9 @@ class HubHandler(BaseHTTPRequestHandler):
             self.refuse(hub.status, hub.error_code)
         elif hub.dripping and hub.dripping in self.path:
             self.drip(b"HTTP/1.1 200 OK\r\nX: ")
-            return True
-        return busy
+        elif hub.dripping_body and hub.dripping_body in self.path:
+            self.drip(b"HTTP/1.1 200 OK\r\n\r\n")
+        return busy or self.close_connection
 
     def drip(self, head: bytes) -> None:
         self.wfile.write(head)

@@ -88,7 +88,7 @@ class HubHandler(BaseHTTPRequestHandler):
         hub = self.hub
         with hub.lock:
             hub.asked.append((self.path, self.headers.get("Range", "")))
-            hub.tokens.add(self.headers.get("Authorization") or self.headers.get("Cookie", ""))
+            hub.tokens.add(self.headers.get("Authorization", "") or self.headers.get("Cookie", ""))
             busy = hub.status != 200 and hub.busy_times != 0
             hub.busy_times -= busy
         if busy:

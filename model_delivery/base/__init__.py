@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from model_delivery.base.clock import Clock, SystemClock
+from model_delivery.base.deadline import Stopped, stopped, within
 from model_delivery.base.durable import private_folder, read_file, replace_file, sync
 from model_delivery.base.findings import (
     BadInput,

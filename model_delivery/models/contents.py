@@ -5,6 +5,7 @@ cut safetensors file are not; and code is the spec's to allow.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from model_delivery.models.native import code_needed, code_of
 from model_delivery.models.safetensors import check_header
 
 POINTER = b"version https://git-lfs"
-PAGES = (b"<!doctype html", b"<html")
+PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<error>")
+OF_MARKUP = (".xml", ".svg", ".html", ".htm")
+BEFORE = re.compile(rb"(?:\xef\xbb\xbf|\s|<!--.*?-->)*", re.DOTALL)
+OBJECTS = ("config.json", "params.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
 EXCLUDE_IT = "the file is broken at its source: use another revision, or exclude it in model.exclude"
 
 
@@ -23,11 +27,13 @@ def fault_in(path: Path, name: str, names: Container[str], allow: Sequence[str])
     ``names``); None when nothing is.
     """
     with path.open("rb") as file:
-        head = file.read(1024)
+        raw = file.read(4096)
+    head = BEFORE.sub(b"", raw, count=1)
     if head.startswith(POINTER):
         fix = "run `git lfs pull` in that folder, or use a repository that holds the file itself"
         return Finding("source.lfs-pointer", f"{name} is a git-LFS pointer", "the real file was never fetched", fix)
-    if head.lstrip().lower().startswith(PAGES):
+    answered = name.endswith((".model", ".tiktoken")) and raw.startswith(b"{")
+    if answered or (head.lower().startswith(PAGES) and not name.endswith(OF_MARKUP)):
         return Finding("source.web-page", f"{name} is a web page", "a server's page was saved as the file", EXCLUDE_IT)
     return _fault_in_json(path, name, names, allow) if name.endswith(".json") else check_header(path, name)
 
@@ -47,9 +53,12 @@ def _fault_in_json(path: Path, name: str, names: Container[str], allow: Sequence
         return config
     if fault := _code(config, name, names, allow):
         return fault
-    if not isinstance(config, dict) and name in ("config.json", "params.json"):
+    if not isinstance(config, dict) and name.endswith(OBJECTS):
         why = f"it is a {type(config).__name__}"
         return Finding("source.broken-config", f"{name} is no JSON object", why, EXCLUDE_IT)
+    if name == "config.json" and not (config.get("model_type") or config.get("architectures")):
+        why = "it has neither model_type nor architectures"
+        return Finding("source.broken-config", f"{name} says no model", why, EXCLUDE_IT)
     return None
 
 

@@ -134,11 +134,15 @@ def _folded(name: str) -> str:
 
 
 def _bad_names(names: Iterable[str]) -> Iterator[Finding]:
-    folded: dict[str, str] = {}
+    names, folded = list(names), dict[str, str]()
+    folders = {_folded(name[:at]): name for name in names for at, each in enumerate(name) if each == "/"}
     for name in names:
         if why := name_fault(name):
             fix = "the repository is not one to trust"
             yield Finding("source.wrong-path", f"the file name {name!r} is refused", why, fix)
+        if inner := folders.get(_folded(name)):
+            what, why = f"{name} would be a file and a folder", f"{inner} is listed too"
+            yield Finding("source.same-name", what, why, "exclude one in model.exclude")
         other = folded.setdefault(_folded(name), name)
         if other != name:
             what, why = f"{name} and {other} differ only in case", "some file systems hold only one of them"

@@ -40,6 +40,8 @@ def check_header(path: Path, name: str) -> Finding | None:
     ends = [0, *(end for _, end in spans)]
     if any(begin != before or end < begin for before, (begin, end) in zip(ends, spans, strict=False)):
         return Finding("source.broken-weights", broken, "its tensors overlap, or leave a gap", AGAIN)
+    if not ends[-1]:
+        return Finding("source.broken-weights", f"{name} holds no tensor", "there is nothing in it to load", AGAIN)
     expected = 8 + length + ends[-1]
     if expected == size:
         return None

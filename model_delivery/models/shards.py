@@ -36,8 +36,9 @@ def one_set(files: Sequence[File], listed: Container[str], read: Callable[[File]
         main = next((index for index in here if posixpath.basename(index) == MAIN), here[0] if len(here) == 1 else None)
         if main is not None:
             left |= set(_others(folder, main, indexes[main], names))
+    left |= set(_unindexed(name for name in names if posixpath.dirname(name) not in beside))
     faults = [*_absent({index: shards for index, shards in indexes.items() if index not in left}, names, listed)]
-    faults += _gaps([name for name in names if posixpath.dirname(name) not in beside])
+    faults += _gaps([name for name in names if posixpath.dirname(name) not in beside and name not in left])
     if faults:
         raise Refused(*faults)
     if left:
@@ -95,6 +96,18 @@ def _others(folder: str, main: str, shards: set[str], names: Iterable[str]) -> I
             continue
         if name.endswith(f"{SAFETENSORS}{INDEX}") or (name.endswith(SAFETENSORS) and _set(name) not in sets):
             yield name
+
+
+def _unindexed(names: Iterable[str]) -> Iterator[str]:
+    """Where no index speaks an engine loads one file, or else one numbered set: the
+    others.
+    """
+    sets = defaultdict[str, dict[str, list[str]]](dict)
+    for name in sorted(name for name in names if name.endswith(SAFETENSORS)):
+        sets[NUMBERED.sub(r"\1\4", name)].setdefault(_set(name), []).append(name)
+    for whole, there in sets.items():
+        main = whole if whole in there else next(iter(there))
+        yield from (name for each, shards in there.items() if each != main for name in shards)
 
 
 def _set(name: str) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from model_delivery.base import Permanent, Refused, Retryable
+from model_delivery.models.manifest import model_folder
+from model_delivery.models.sources import git as sources_git
+from model_delivery.models.sources import http
 from model_delivery.models.sources.git import GitModel
+from model_delivery.models.store.commit import fetch as fetch_into
+from model_delivery.models.store.transfer import Patience
+from model_delivery.run.resolve import resolve_model
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.git_lfs import GitServer, git, running_git
@@ -94,6 +105,48 @@ def test_a_branch_or_a_repository_that_is_not_there_is_named(hub: GitServer, roo
 def test_a_remote_that_cannot_be_reached_can_be_tried_again(hub: GitServer, root: Path) -> None:
     with pytest.raises(Retryable, match="cannot be reached"):
         given(root, model(hub, repo=f"http://127.0.0.1:{free_port()}/x.git"))
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "git", "ssh"])
+def test_a_remote_that_says_nothing_is_given_up(root: Path, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setattr(sources_git, "STALL", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        remote = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/org/x.git"
+        with pytest.raises(Retryable, match=r"cannot be reached.*git fetch: TimeoutError"):
+            given(root, GitModel.model_validate({"source": "git", "repo": remote}))
+        assert remote.encode() not in b"".join(read_quietly(each) for each in Path("/proc").glob("[0-9]*/cmdline"))
+
+
+def test_a_remote_whose_head_drips_is_given_up(hub: GitServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources_git, "STALL", 2.0)
+    hub.dripping = "/info/refs"
+    with pytest.raises(Retryable, match="cannot be reached"):
+        given(root, model(hub))
+
+
+def test_an_interrupt_ends_git_too(hub: GitServer, tmp_path: Path) -> None:
+    hub.dripping = "/info/refs"
+    command = [str(Path(sys.executable).with_name("deliver")), "fetch", f"git:{hub.remote}@main", str(tmp_path / "to")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as fetching:
+        assert hub.stuck.wait(60)
+        fetching.send_signal(signal.SIGINT)
+        assert fetching.wait(10) == 5
+    running = (read_quietly(each) for each in Path("/proc").glob("[0-9]*/cmdline"))
+    assert hub.remote.encode() not in b"".join(running)
+
+
+def test_an_answer_of_lfs_that_drips_is_given_up(hub: GitServer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LONGEST_READ", 1.0)
+    snapshot = resolve_model(model(hub))
+    hub.dripping_body = "/objects/batch"
+    with pytest.raises(Retryable, match="cannot be reached"):
+        fetch_into(model(hub), snapshot, model_folder(root, snapshot), Patience(tries=1))
+
+
+def read_quietly(path: Path) -> bytes:
+    with suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 @pytest.mark.parametrize("repo", ["--upload-pack=touch {marker}", "ext::sh -c 'touch {marker}'"])

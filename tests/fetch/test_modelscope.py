@@ -94,3 +94,15 @@ def test_the_token_is_sent_and_never_shown(
     fetch(given(root, model(token={"env": "MY_TOKEN"})))
     assert hub.tokens == {"Bearer ms-secret-of-the-tests"}
     assert [path for path in tmp_path.rglob("*") if path.is_file() and b"ms-secret" in path.read_bytes()] == []
+
+
+def test_the_token_does_not_follow_the_list_to_another_port_of_the_same_host(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "ms-secret-of-the-tests")
+    with running_modelscope(tiny_model(tmp_path / "elsewhere")) as other:
+        hub.status, hub.busy_times = 302, -1
+        hub.headers["Location"] = f"{other.url}/api/v1/models/org/model/repo/files?Revision=master&Recursive=True"
+        assert model(token={"env": "MY_TOKEN"}).resolve().files
+    assert hub.tokens == {"Bearer ms-secret-of-the-tests"}
+    assert other.tokens == {""}

@@ -4,7 +4,9 @@ private authority.
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from huggingface_hub import close_session
 
 from model_delivery.base import Permanent, Refused, Retryable
 from model_delivery.models.manifest import WORK, model_folder
-from model_delivery.models.sources import http
+from model_delivery.models.sources import http, huggingface, modelscope
 from model_delivery.models.sources.huggingface import HuggingFaceModel
 from model_delivery.models.sources.modelscope import ModelScopeModel
 from model_delivery.models.store.commit import Fetched
@@ -44,9 +46,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HuggingFace
         yield made
 
 
-def fetch_impatiently(root: Path) -> Fetched:
+def fetch_impatiently(root: Path, patience: Patience = IMPATIENT) -> Fetched:
     snapshot = resolve_model(MODEL)
-    return fetch_into(MODEL, snapshot, model_folder(root, snapshot), IMPATIENT)
+    return fetch_into(MODEL, snapshot, model_folder(root, snapshot), patience)
 
 
 @pytest.mark.parametrize("fault", ["stalled", "trickling"])
@@ -60,6 +62,56 @@ def test_a_hub_that_stops_giving_is_given_up_and_what_came_is_kept(hub: HuggingF
     done = fetch(given(root, MODEL))
     whole(done, hub.files)
     assert hub.sent < done.bytes
+
+
+def test_a_hub_whose_head_drips_is_given_up(hub: HuggingFaceHub, root: Path) -> None:
+    hub.dripping = f"resolve/{hub.commit}/{WEIGHTS}"
+    with pytest.raises(Retryable, match=r"model\.safetensors broke off"):
+        fetch_impatiently(root)
+    hub.dripping = ""
+    whole(fetch(given(root, MODEL)), hub.files)
+
+
+@pytest.mark.parametrize("dripping", ["/revision/", "/tree/"])
+def test_a_list_whose_head_drips_is_given_up(
+    hub: HuggingFaceHub, monkeypatch: pytest.MonkeyPatch, dripping: str
+) -> None:
+    monkeypatch.setattr(huggingface, "LONGEST_LIST", 1.0)
+    hub.dripping = dripping
+    with pytest.raises(Retryable, match="cannot be reached"):
+        resolve_model(MODEL)
+
+
+def test_modelscopes_list_whose_head_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelscope, "LONGEST_LIST", 1.0)
+    with running_modelscope(tiny_model(tmp_path / "other")) as other:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", other.url)
+        other.dripping = "/"
+        with pytest.raises(Retryable, match="cannot be reached"):
+            resolve_model(ModelScopeModel(source="modelscope", repo=REPO))
+
+
+@pytest.mark.parametrize("dripping", ["/resolve/", "/revision/"])
+def test_a_fetch_that_waits_for_a_dripping_head_ends_at_an_interrupt(
+    hub: HuggingFaceHub, tmp_path: Path, dripping: str
+) -> None:
+    hub.dripping = dripping
+    command = [
+        str(Path(sys.executable).with_name("deliver")),
+        "fetch",
+        f"huggingface:{REPO}@main",
+        str(tmp_path / "fetched"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as fetching:
+        assert hub.stuck.wait(60)
+        fetching.send_signal(signal.SIGINT)
+        assert fetching.wait(10) == 5
+
+
+def test_a_chunk_whose_size_drips_is_given_up(hub: HuggingFaceHub, root: Path) -> None:
+    hub.chunking = WEIGHTS
+    with pytest.raises(Retryable, match=r"model\.safetensors broke off"):
+        fetch_impatiently(root, Patience(stall=1, tries=1))
 
 
 def test_a_server_without_ranges_gives_whole_files(hub: HuggingFaceHub, root: Path) -> None:

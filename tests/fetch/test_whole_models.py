@@ -122,6 +122,63 @@ def test_shards_without_an_index_are_counted_by_their_names(folder: Path) -> Non
     assert "2 of 3 files model-*-of-00003.safetensors are there: " in refused(folder)
 
 
+def test_shards_beside_a_whole_file_are_left_out_and_said(folder: Path) -> None:
+    put(folder, {f"model-0000{n}-of-00002.safetensors": weights("w") for n in (1, 2)})
+    heard: list[Progress] = []
+    with sink(heard.append):
+        assert names(folder) == ["config.json", WEIGHTS, "tokenizer.json"]
+    assert "left out, a second set of weights: model-00001-of-00002" in heard[0].note
+
+
+def test_of_two_numbered_sets_one_is_taken_and_the_other_is_said(folder: Path) -> None:
+    put(
+        folder,
+        {f"model-0000{n}-of-0000{total}.safetensors": weights("w") for total in (1, 2) for n in range(1, total + 1)},
+    )
+    put(folder, {WEIGHTS: None})
+    assert names(folder) == ["config.json", "model-00001-of-00001.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "told"),
+    [
+        (WEIGHTS, struct.pack("<Q", 2) + b"{}", "holds no tensor"),
+        (WEIGHTS, weights(), "holds no tensor"),
+        ("config.json", b"{}", "says no model"),
+        ("tokenizer.json", b"[]", "is no JSON object"),
+        ("tokenizer_config.json", b'"x"', "is no JSON object"),
+        ("tokenizer.model", b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is a web page"),
+        ("tokenizer.model", b'{"error": "not found"}', "is a web page"),
+        ("tokenizer.model", b"\xef\xbb\xbf" + POINTER.encode(), "is a git-LFS pointer"),
+        ("vocab.txt", b"<!-- error -->\n<!-- x --><HTML>404</html>", "is a web page"),
+    ],
+)
+def test_what_holds_no_model_is_refused_by_name(folder: Path, name: str, body: bytes, told: str) -> None:
+    assert f"{name} {told}" in refused(put(folder, {name: body}))
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("tokenizer.model", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02"),
+        ("config.json", b'{"architectures": ["X"]}'),
+        ("config.json", b'{"model_type": "x"}'),
+        ("modules.json", b"[]"),
+        ("openvino.xml", b"<?xml version='1.0'?><net/>"),
+        ("README.md", b"<!-- a note --># Model"),
+    ],
+)
+def test_what_real_models_hold_is_kept(folder: Path, name: str, body: bytes) -> None:
+    assert name in names(put(folder, {name: body}), include=["*"])
+
+
+def test_a_name_that_is_a_file_and_a_folder_is_refused_before_a_byte_moves(hub: HuggingFaceHub, root: Path) -> None:
+    hub.files |= {"tokenizer": b"x", "Tokenizer/a.json": b"{}"}
+    with pytest.raises(Refused, match=r"tokenizer would be a file and a folder: Tokenizer/a\.json is listed too"):
+        given(root, of_the_hub())
+    assert hub.sent == 0
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": {"w": 1}}', "{", ""])
 def test_an_index_that_is_none_is_refused_by_name(folder: Path, text: str) -> None:
     assert f"{INDEX} is " in refused(put(folder, {INDEX: text}))
@@ -304,7 +361,7 @@ def test_code_of_the_models_own_is_refused_wherever_it_is_named(folder: Path, na
         ("config.json", {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", **CODE}),
         ("config.json", {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **CODE}),
         ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["t.T", None]}}),
-        ("config.json", {"auto_map": {}}),
+        ("config.json", {"model_type": "llama", "auto_map": {}}),
         ("config.json", NATIVE | {"language_config": NATIVE | CODE, "vision_config": {"model_type": "llama", **CODE}}),
     ],
 )

@@ -9,19 +9,23 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
-from typing import ClassVar, Literal
+from tempfile import TemporaryDirectory, TemporaryFile, gettempdir
+from typing import BinaryIO, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret, short
+from model_delivery.base import Finding, Permanent, Refused, Retryable, Secret, short, within
 from model_delivery.models.sources.http import (
     NAME_A_TOKEN,
     NotGiven,
     authorities,
+    body,
     content,
     http_trouble,
     request,
@@ -42,7 +46,8 @@ LFS_JSON = "application/vnd.git-lfs+json"
 OF_ANOTHER_REPOSITORY = [
     f"GIT_{name}" for name in ("DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES")
 ]
-FETCH = ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options"]
+STALL, LONGEST = 60.0, 3600.0
+FETCH = ["fetch", "--progress", "--depth=1", "--no-tags", "--no-recurse-submodules", "--end-of-options"]
 NO_SUCH = re.compile("not found|couldn't find remote ref|does not exist|does not appear to be a git repository")
 NOT_ALLOWED = re.compile("Authentication failed|could not read Username|Permission denied|returned error: 40[13]")
 UNREACHABLE = re.compile(
@@ -109,7 +114,8 @@ class GitModel(RemoteModel):
         for the branch.
         """
         secret = self.secret
-        self._git(None, "init", "--quiet", "--bare", str(bare))
+        bare.mkdir(parents=True, exist_ok=True)
+        self._git(bare, "init", "--quiet", "--bare")
         try:
             self._git(bare, *FETCH, self.repo, revision, token=secret)
         except NotGiven:
@@ -150,15 +156,16 @@ class GitModel(RemoteModel):
         plain = {"Accept": LFS_JSON, "Content-Type": LFS_JSON}
         try:
             with request("POST", where, 30.0, plain, json.dumps(wish).encode()) as answer:
-                said = answer.read(LARGEST_ANSWER)
+                said = body(answer, LARGEST_ANSWER)
         except (HTTPError, OSError) as error:
             raise unreachable(at.netloc, url, error) from error
         if answer.status != 200:
             raise http_trouble(answer.status, f"{url} was asked for {file.path}", answer.headers.get("Retry-After", ""))
         return _action(said, file, url)
 
-    def _git(self, bare: Path | None, *args: str, token: Secret | None = None, out: int = subprocess.PIPE) -> bytes:
-        """Run git without a terminal.
+    def _git(self, bare: Path, *args: str, token: Secret | None = None, out: int = subprocess.PIPE) -> bytes:
+        """Run git without a terminal; given up when nothing comes for a minute, or no end
+        in an hour.
 
         The token goes by the environment, where no list of processes shows it.
         """
@@ -168,17 +175,33 @@ class GitModel(RemoteModel):
             environ.setdefault("GIT_SSL_CAINFO", bundle)
         if token and urlsplit(self.repo).scheme in ("http", "https"):
             environ |= _credential(self.repo, token)
-        command = ["git", *(["--git-dir", str(bare)] if bare else []), *args]
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, env=environ, check=False
-            )
-        except FileNotFoundError:
-            finding = Finding("source.no-git", "git is not installed", f"{self.name} needs it", "install git")
-            raise Permanent(finding) from None
-        if done.returncode == 0:
-            return done.stdout or b""
-        raise self._trouble(done.stderr.decode(errors="replace").strip())
+        command = ["git", "--git-dir", str(bare), *args]
+        with TemporaryFile() as said, TemporaryFile() as given:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=given if out == subprocess.PIPE else out,
+                    stderr=said,
+                    env=environ,
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                finding = Finding("source.no-git", "git is not installed", f"{self.name} needs it", "install git")
+                raise Permanent(finding) from None
+            try:
+                within(LONGEST, lambda: _follow(process, lambda: _size(said, bare.parent)))
+            except TimeoutError as error:
+                raise unreachable(self.repo, f"git {args[0]}", error) from error
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            said.seek(max(0, said.seek(0, os.SEEK_END) - LARGEST_ANSWER))
+            given.seek(0)
+            if process.returncode == 0:
+                return given.read()
+            raise self._trouble(said.read().decode(errors="replace").strip())
 
     def _trouble(self, message: str) -> Retryable | Permanent:
         repo, address = self.repo, f"{self.repo}@{self.revision}"
@@ -197,6 +220,28 @@ class GitModel(RemoteModel):
         if UNREACHABLE.search(message):
             return unreachable(repo, why)
         return NotGiven(Finding("source.git-failed", f"git cannot read {repo}", why, "try `git ls-remote` on it"))
+
+
+def _follow(process: subprocess.Popen[bytes], size: Callable[[], int]) -> None:
+    """Until it ends. TimeoutError when ``size`` stays as it is for ``STALL`` seconds."""
+    seen, since = -1, time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+            return
+        if (now := size()) != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > STALL:
+            raise TimeoutError("nothing came")
+
+
+def _size(said: BinaryIO, folder: Path) -> int:
+    """What git has said and written."""
+    total = os.fstat(said.fileno()).st_size
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size
+    return total
 
 
 def _credential(repo: str, token: Secret) -> dict[str, str]:
@@ -219,10 +264,10 @@ def _basic(token: Secret) -> str:
     return "Basic " + base64.b64encode(f"token:{token.reveal()}".encode()).decode()
 
 
-def _action(body: bytes, file: File, url: str) -> Remote:
+def _action(said: bytes, file: File, url: str) -> Remote:
     """The address out of a batch answer (git-lfs docs/api/batch.md)."""
     try:
-        (item,) = json.loads(body)["objects"]
+        (item,) = json.loads(said)["objects"]
         if error := item.get("error"):
             what = f"git-LFS does not have {file.path}"
             why = f"{url} says: {error.get('message', '')} ({error.get('code', '')})"

@@ -7,10 +7,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import ssl
 import time
 import urllib.request
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Refused, Retryable, Trouble, problems
+from model_delivery.base import BadInput, Finding, Permanent, Refused, Retryable, Stopped, Trouble, problems, within
 from model_delivery.models.sources.spec import Local, Remote, RemoteModel, address_fault, origin
 from model_delivery.values import File
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 120.0
 LONGEST_READ = 60.0
-LONGEST_LIST = 300.0
+LONGEST_LIST = 90.0
 MOST_FILES = 50_000
 MOST_LISTED = 16 << 20
 NAME_A_TOKEN = "name a token that may read it in model.token"  # noqa: S105 - advice, no token
@@ -110,21 +112,37 @@ def content(where: Remote | Local, file: File) -> bytes:
 
     if isinstance(where, Local):
         return where.path.read_bytes()
-    asked, data, until = where.url.partition("?")[0], bytearray(), time.monotonic() + LONGEST_READ
+    asked = where.url.partition("?")[0]
     try:
         with request("GET", where, 30.0) as answer:
             if answer.status != 200:
                 raise http_trouble(answer.status, asked, answer.headers.get("Retry-After", ""))
-            while len(data) <= file.size and time.monotonic() < until and (chunk := answer.read1(1 << 20)):
-                data += chunk
+            data = body(answer, file.size)
     except (HTTPError, OSError) as error:
         raise unreachable(urlsplit(where.url).netloc, asked, error) from error
-    if time.monotonic() >= until:
-        raise unreachable(urlsplit(where.url).netloc, f"{asked} did not end in {LONGEST_READ:.0f} s")
     if len(data) != file.size or file.sha256 not in (None, hashlib.sha256(data).hexdigest()):
         fix = "run again; if it stays so, the source or what lies between is broken"
         raise Permanent(Finding("fetch.sum-differs", f"{file.path} is not what was listed", asked, fix))
-    return bytes(data)
+    return data
+
+
+def body(answer: BaseHTTPResponse, most: int) -> bytes:
+    """Its bytes, and at most a piece more than ``most``. TimeoutError when they take
+    longer than a minute.
+    """
+
+    def read() -> bytes:
+        data = bytearray()
+        while len(data) <= most and (piece := answer.read1(1 << 20)):
+            data += piece
+        return bytes(data)
+
+    try:
+        return within(LONGEST_READ, read)
+    except (TimeoutError, Stopped):
+        with suppress(OSError, ValueError), socket.socket(fileno=os.dup(answer.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)  # who reads holds a lock that a close waits for
+        raise
 
 
 def bounded(pieces: Iterable[bytes], until: float) -> bytes:
@@ -205,6 +223,7 @@ def request(
     """Ask ``where``, with its headers and the ``plain`` ones, which hold no secret.
 
     A redirect to another scheme, host or port loses all of ``where``'s headers.
+    TimeoutError where the answer's head takes more than ``read_timeout`` seconds in all.
     """
     import urllib3
 
@@ -214,7 +233,12 @@ def request(
     )
     asked = pool(where.url, read_timeout)
     try:
-        return asked.request(method, where.url, headers=headers, body=body, retries=redirects, preload_content=False)
+        return within(
+            read_timeout,
+            lambda: asked.request(
+                method, where.url, headers=headers, body=body, retries=redirects, preload_content=False
+            ),
+        )
     except ValueError as error:  # a redirect to what is no address
         raise urllib3.exceptions.LocationParseError(str(error)) from error
 

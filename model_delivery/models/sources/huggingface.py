@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 from urllib.parse import quote
 
-from model_delivery.base import Finding, Permanent, Trouble, bearer
+from model_delivery.base import Finding, Permanent, Trouble, bearer, within
 from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble
 from model_delivery.models.sources.spec import Remote, Revision, origin
 from model_delivery.values import File, Snapshot
 
 if TYPE_CHECKING:
     import httpx2
+    from huggingface_hub import HfApi
 
 
 class HuggingFaceModel(HubModel):
@@ -42,19 +43,13 @@ class HuggingFaceModel(HubModel):
         bytes that arrive.
         """
         import httpx2
-        from huggingface_hub import HfApi, RepoFile, errors
+        from huggingface_hub import HfApi, errors
 
         secret = self.secret
         api = HfApi(endpoint=self.endpoint, token=secret.reveal() if secret else False)
         try:
             with _watched():
-                commit = api.model_info(self.repo, revision=self.revision).sha
-                tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
-                listed = self.listed(
-                    {"path": f.path, "size": f.size, **({"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})}
-                    for f in tree
-                    if isinstance(f, RepoFile)
-                )
+                commit, listed = within(LONGEST_LIST, lambda: self._listed(api))
         except (errors.HfHubHTTPError, ValueError, httpx2.HTTPError, OSError) as error:
             raise self._trouble(error) from error
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -63,6 +58,17 @@ class HuggingFaceModel(HubModel):
             what = f"{self.endpoint} did not say which commit {self.revision} is"
             raise Permanent(Finding("source.no-commit", what, "its answer has no sha", "is it a Hugging Face hub?"))
         return self.snapshot(self.chosen(listed, commit, Path()), commit)
+
+    def _listed(self, api: HfApi) -> tuple[str | None, list[File]]:
+        from huggingface_hub import RepoFile
+
+        commit = api.model_info(self.repo, revision=self.revision).sha
+        tree = api.list_repo_tree(self.repo, revision=commit, recursive=True)
+        return commit, self.listed(
+            {"path": f.path, "size": f.size, **({"sha256": f.lfs.sha256} if f.lfs else {"git_sha1": f.blob_id})}
+            for f in tree
+            if isinstance(f, RepoFile)
+        )
 
     def locate(self, commit: str, file: File, scratch: Path) -> Remote:
         return Remote(f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}", bearer(self.token))

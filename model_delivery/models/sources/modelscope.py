@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import urlencode
 
-from model_delivery.base import Finding, Trouble, bearer
+from model_delivery.base import Finding, Trouble, bearer, within
 from model_delivery.models.sources.http import LONGEST_LIST, HubModel, NotGiven, bounded, http_trouble, trusted
-from model_delivery.models.sources.spec import Remote, Revision
+from model_delivery.models.sources.spec import Remote, Revision, origin
 from model_delivery.values import File, Snapshot
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class ModelScopeModel(HubModel):
             api = HubApi(endpoint=self.endpoint, token=secret.reveal() if secret else None)
             hub = api._api  # noqa: SLF001 - the public call leaves the hashes out
             for session in (hub.legacy._session, hub.legacy._read_session):  # noqa: SLF001 - they trust certifi's store alone
-                _trust(session)
+                _trust(session, self.endpoint)
             hub.legacy._session.hooks["response"].append(_answers(time.monotonic() + LONGEST_LIST))  # noqa: SLF001 - reads without end
-            entries = hub.list_repo_files(self.repo, "model", revision=self.revision)
+            entries = within(LONGEST_LIST, lambda: hub.list_repo_files(self.repo, "model", revision=self.revision))
         except (HubError, requests.RequestException, HTTPError, OSError) as error:
             raise self._trouble(error) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -84,11 +84,24 @@ class ModelScopeModel(HubModel):
         return http_trouble(status, asked, str(getattr(error, "retry_after", None) or ""))
 
 
-def _trust(session: requests.Session) -> None:
-    """By ``trusted``, through a proxy too; the library's own adapter stays."""
+def _trust(session: requests.Session, home: str) -> None:
+    """By ``trusted``, through a proxy too; the library's own adapter stays. No secret
+    goes elsewhere than to ``home``: a cookie knows no port.
+    """
+    for each in session.adapters.values():
+        each.send = partial(_sent, each.send, origin(home))  # type: ignore[method-assign]
     adapter: Any = session.get_adapter("https://")
     adapter.poolmanager.connection_pool_kw["ssl_context"] = trusted()
     adapter.proxy_manager_for = partial(adapter.proxy_manager_for, ssl_context=trusted())
+
+
+def _sent(
+    send: Callable[..., requests.Response], home: object, request: requests.PreparedRequest, **how: Any
+) -> requests.Response:
+    if origin(request.url or "") != home:
+        for name in ("Authorization", "Cookie"):
+            request.headers.pop(name, None)
+    return send(request, **how)
 
 
 def _answers(until: float) -> Callable[..., None]:

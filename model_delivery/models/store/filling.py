@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from model_delivery.base import Progress, Refused, Retryable, Trouble, report
+from model_delivery.base import Progress, Refused, Retryable, Stopped, Trouble, report, stopped
 from model_delivery.models.contents import fault_in
 from model_delivery.models.manifest import Entry
 from model_delivery.models.store.origin import Origin
 from model_delivery.models.store.part import Part, chunks_in, size_of
-from model_delivery.models.store.transfer import STREAMS, LeftToAnother, Link, Patience, Stopped, unlisted
+from model_delivery.models.store.transfer import STREAMS, LeftToAnother, Link, Patience, unlisted
 from model_delivery.models.store.workspace import Workspace
 from model_delivery.values import Snapshot
 
@@ -52,6 +52,7 @@ class Filling:
                 try:
                     while not self._ended(streams):
                         self._say()
+                        self.link.give_up()
                 finally:
                     self.link.halt()
             self._say()
@@ -89,6 +90,7 @@ class Filling:
                 yield part, range(row[0], row[-1] + 1)
 
     def _stream(self) -> None:
+        stopped.set(self.stop)
         while not self.stop.is_set():
             with self.lock:
                 part, row = next(self.rows, (None, range(0)))

@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 
 import tenacity
 
-from model_delivery.base import Finding, Permanent, Retryable, Trouble
+from model_delivery.base import Finding, Permanent, Retryable, Stopped, Trouble
 from model_delivery.models.sources.http import Busy, NotGiven, http_trouble, request
 from model_delivery.models.sources.spec import Local, Remote
 from model_delivery.models.store.origin import Origin
@@ -48,10 +48,6 @@ class NoRanges(Exception):
     """The server sends whole files only."""
 
 
-class Stopped(Exception):
-    """Another stream has failed."""
-
-
 class LeftToAnother(Exception):
     """Another stream brings the whole file."""
 
@@ -66,7 +62,7 @@ class Link:
     count: Callable[[int], None]
     stop: threading.Event
     direct: dict[tuple[str, str], Remote] = field(default_factory=dict)
-    open: set[socket.socket] = field(default_factory=set)
+    open: dict[socket.socket, _Watch] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fill(self, part: Part, row: range, origin: Origin) -> None:
@@ -90,10 +86,17 @@ class Link:
     def halt(self) -> None:
         """End all streams now, those too that wait for a byte or for their next try."""
         self.stop.set()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """The connections that have long shown nothing: ``_Watch`` hears nothing of a
+        chunk's head that trickles.
+        """
         with self.lock:
-            for twin in self.open:
-                with suppress(OSError):
-                    twin.shutdown(socket.SHUT_RDWR)
+            for twin, watch in self.open.items():
+                if self.stop.is_set() or time.monotonic() - watch.since > 2 * watch.stall:
+                    with suppress(OSError):
+                        twin.shutdown(socket.SHUT_RDWR)
 
     def _patiently(self, part: Part, at: int, end: int, origin: Origin, *, whole: bool = False) -> int:
         tries = tenacity.Retrying(
@@ -116,12 +119,12 @@ class Link:
         return self.direct.get((origin.name, part.file.path)) or origin.locate(part.file)
 
     @contextmanager
-    def _asked(self, where: Remote, headers: Mapping[str, str]) -> Iterator[BaseHTTPResponse]:
-        with request("GET", where, self.patience.stall, headers) as answer, self._halting(answer):
+    def _asked(self, where: Remote, headers: Mapping[str, str], watch: _Watch) -> Iterator[BaseHTTPResponse]:
+        with request("GET", where, self.patience.stall, headers) as answer, self._halting(answer, watch):
             yield answer
 
     @contextmanager
-    def _halting(self, answer: BaseHTTPResponse) -> Iterator[None]:
+    def _halting(self, answer: BaseHTTPResponse, watch: _Watch) -> Iterator[None]:
         """``halt`` ends its connection, by a descriptor of its own: the answer's may be
         closed, and its number another file's.
         """
@@ -130,12 +133,12 @@ class Link:
             return
         with socket.socket(fileno=os.dup(answer.fileno())) as twin:
             with self.lock:
-                self.open.add(twin)
+                self.open[twin] = watch
             try:
                 yield
             finally:
                 with self.lock:
-                    self.open.discard(twin)
+                    self.open.pop(twin, None)
 
     def _get(self, part: Part, at: int, end: int, origin: Origin, whole: bool) -> int:
         """One request; returns how far it came. A connection that breaks after 64 KiB is
@@ -152,7 +155,7 @@ class Link:
             headers["Range"] = f"bytes={at}-{end - 1}"
         start, watch = at, _Watch(self.patience.stall)
         try:
-            with self._asked(where, headers) as answer:
+            with self._asked(where, headers, watch) as answer:
                 self._accept(answer, part, origin, where, ranged=ranged, at=at)
                 while not self.stop.is_set() and (data := answer.read1(BUFFER)):
                     at = self._take(part, at, data, end, origin)

@@ -28,7 +28,10 @@ class Hub:
     ``flipped``: one bit differs; ``truncated``: cut at the file's middle, once;
     ``stalled``: nothing comes after its middle until ``go_on`` (``stuck`` says that it
     was asked for); ``trickling``: a byte every 50 ms after its middle; ``missing``: 404;
-    ``whole_only``: Range is ignored; ``lying_size``: the list is wrong.
+    ``whole_only``: Range is ignored; ``lying_size``: the list is wrong;
+    ``dripping``: the head never ends of an answer to a path that holds this (``stuck``
+    says that it was asked for), ``dripping_body``: the body;
+    ``chunking``: it comes in chunks, and the first one's size never ends.
     """
 
     files: dict[str, bytes]
@@ -44,6 +47,9 @@ class Hub:
     missing: str = ""
     whole_only: bool = False
     lying_size: str = ""
+    dripping: str = ""
+    dripping_body: str = ""
+    chunking: str = ""
     token: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -82,18 +88,32 @@ class HubHandler(BaseHTTPRequestHandler):
         hub = self.hub
         with hub.lock:
             hub.asked.append((self.path, self.headers.get("Range", "")))
-            hub.tokens.add(self.headers.get("Authorization", ""))
+            hub.tokens.add(self.headers.get("Authorization", "") or self.headers.get("Cookie", ""))
             busy = hub.status != 200 and hub.busy_times != 0
             hub.busy_times -= busy
         if busy:
             self.refuse(hub.status, hub.error_code)
-        return busy
+        elif hub.dripping and hub.dripping in self.path:
+            self.drip(b"HTTP/1.1 200 OK\r\nX: ")
+        elif hub.dripping_body and hub.dripping_body in self.path:
+            self.drip(b"HTTP/1.1 200 OK\r\n\r\n")
+        return busy or self.close_connection
+
+    def drip(self, head: bytes) -> None:
+        self.wfile.write(head)
+        self.hub.stuck.set()
+        while not self.hub.go_on.wait(0.2):
+            self.wfile.write(b"a")
+        self.close_connection = True
 
     def send(self, name: str) -> None:
         hub = self.hub
         self.tally = hub.tally
         if name not in hub.files or name == hub.missing:
             self.refuse(404, "EntryNotFound")
+            return
+        if name == hub.chunking:
+            self.drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0")
             return
         body = bytearray(hub.files[name])
         if name == hub.flipped:

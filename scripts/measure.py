@@ -15,8 +15,8 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-AREAS = {("model_delivery",): 565_000, ("loadtests",): 21_000, ("flows", "tasks"): 25_000}
-LIMIT = 610_000
+AREAS = {("model_delivery",): 590_000, ("loadtests",): 21_000, ("flows", "tasks"): 25_000}
+LIMIT = 635_000
 FILE_LIMIT = 400
 IDLE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 

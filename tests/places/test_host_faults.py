@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.place import Host
 from model_delivery.places.host.processes import locked
 from model_delivery.run.converge import converge
-from model_delivery.targets.process import ENGINE, ROUTER, SLOT, STEP, Process, ProcessKey, ProcessPayload
-from model_delivery.values import LEASE, RECORD_REF, Address, Current, Desired, Failed, Ref, Release, Resource
+from model_delivery.targets.process import ENGINE, ROUTER, SLOT, STEP, Process, ProcessKey
+from model_delivery.values import LEASE, RECORD_REF, Address, Current, Desired, Failed, Ref, Resource
 from tests.parts.ports import free_port
 from tests.places.conftest import NAME, engine, ready
 
@@ -370,43 +369,3 @@ def test_a_pipe_in_the_place_of_a_lock_or_a_log_is_not_waited_for(host: Host) ->
     output.unlink()
     os.mkfifo(output)
     assert host.world(NAME).objects[step].status["finished"] is False
-
-
-def test_who_listens_on_an_engines_port_is_told_and_gets_no_traffic(host: Host, payload: dict[str, Any]) -> None:
-    payload["engine"]["command"] = ["/bin/sleep", "1000"]
-    made = ProcessPayload.model_validate(payload)
-    release = Release("r1", made, 1)
-    host.put(engine(made.content()))
-    port = host.world(NAME).objects[E1].status["port"]
-    with foreign(port) as (_, asked):
-        converge(host, NAME, (engine(made.content()), *slots("r1")))
-        world = host.world(NAME)
-        state = Process(ProcessKey()).readiness(release, world)
-        assert not world.objects[E1].status["healthy"]
-        assert {path.read_text() for path in host.slots(NAME).iterdir()} == {""}
-    assert isinstance(state, Failed)
-    assert state.finding.code == "host.engine-port-taken"
-    assert f"process {os.getpid()} (" in state.finding.why
-    assert not any(asked)
-    converge(host, NAME, (engine(made.content()), *slots("r1")))
-    assert {path.read_text() for path in host.slots(NAME).iterdir()} == {f"127.0.0.1:{port}"}
-
-
-@pytest.mark.parametrize(
-    "wrapped", [[], ["/bin/sh", "-c", '"$@"; true', "sh"]], ids=["itself", "a child of its session"]
-)
-def test_an_engine_that_listens_itself_is_healthy_beside_another_address(
-    host: Host, payload: dict[str, Any], wrapped: list[str]
-) -> None:
-    payload["engine"]["command"] = [*wrapped, *payload["engine"]["command"]]
-    host.put(engine(payload))
-    port = ready(host, "r1")["port"]
-    with socket.create_server(("127.0.0.2", port)):
-        assert ready(host, "r1")["healthy"]
-
-
-def test_of_a_router_that_ended_only_its_last_start_is_told(host: Host) -> None:
-    host.logs(NAME).mkdir(parents=True)
-    (host.logs(NAME) / "router.log").write_text("an older failure\n")
-    host.put(router(free_port()))
-    assert "an older failure" not in host.world(NAME).objects[ROUTE].status["log_tail"]

@@ -174,7 +174,7 @@ def test_pickles_and_remote_code_are_refused_unless_named(hub: Hub, root: Path) 
     with pytest.raises(Refused, match=r"pytorch_model\.bin is refused.*pickle"):
         fetch(given(root, model(include=["*"])))
     assert fetch(given(root, model(include=["*"], allow=["pickle"]))).files == 4
-    hub.files |= {"config.json": b'{"auto_map": {"AutoModel": "x.Y"}}', "x.py": b"class Y: ..."}
+    hub.files |= {"config.json": b'{"model_type": "x", "auto_map": {"AutoModel": "x.Y"}}', "x.py": b"class Y: ..."}
     with pytest.raises(Refused, match="auto_map"):
         fetch(given(root))
     whole(fetch(given(root, model(include=["*"], allow=["remote-code", "pickle"]))), hub)

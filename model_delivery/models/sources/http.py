@@ -206,7 +206,7 @@ def authorities() -> str | None:
 
 def trusted() -> ssl.SSLContext:
     """Whom libraries with a store of their own shall trust: the machine's store, or the
-    environment's file, and where the machine has none theirs.
+    environment's files, and where the machine has none theirs.
     """
     import certifi
 
@@ -214,6 +214,9 @@ def trusted() -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=bundle or certifi.where())
     if bundle is None:
         context.load_default_certs()
+    if other := os.environ.get("REQUESTS_CA_BUNDLE"):
+        with suppress(OSError):
+            context.load_verify_locations(*((None, other) if Path(other).is_dir() else (other,)))
     return context
 
 

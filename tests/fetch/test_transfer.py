@@ -197,6 +197,8 @@ def certificate(tmp_path: Path) -> Path:
 def test_a_private_authority_is_honoured_by_modelscopes_library_too(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Path, variable: str
 ) -> None:
+    for other in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(other, raising=False)
     model = ModelScopeModel.model_validate({"source": "modelscope", "repo": REPO})
     with running_modelscope(tiny_model(tmp_path / "hub"), certificate) as hub:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)

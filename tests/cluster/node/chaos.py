@@ -1,8 +1,8 @@
 """An operator's hands on a cluster while deliveries run: edits, deletes, scales, cordons,
 labels, a quota, in an order that a seed gives.
 
-``MODEL_DELIVERY_ACTS`` says how many (``scripts/test`` plays 6 during 2 deliveries; by
-name 60 during 20: ``MODEL_DELIVERY_ACTS=60``); every act is printed as it is done.
+``MODEL_DELIVERY_ACTS`` says how many (6 during 2 deliveries; the whole story has
+60 during 20). Run by its name alone; every act is printed as it is done.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def environment_folder(engine: Engine, home: Path) -> Path:
     """
     if engine.environment is None:
         return engine.location
-    return proven(home / "engines" / f"{engine.name}-{engine.environment.key}", home)
+    return proven(home / "engines" / f"{engine.name}-{engine.environment.key}", home / "engines")
 
 
 def is_made(engine: Engine, home: Path) -> bool:

@@ -78,15 +78,14 @@ def gc(dry_run: bool, context: str | None, namespace: str | None) -> Answer:
     On this host, or with --namespace on the claims of its deliveries.
     """
     verb, end = ("would remove", "would be freed") if dry_run else ("removed", "freed")
-    if context or namespace:
-        from model_delivery.verbs import claims
+    with progress_lines():
+        if context or namespace:
+            from model_delivery.verbs import claims
 
-        with progress_lines():
             items = claims.collect(context, namespace or "default", dry_run=dry_run)
-    else:
-        from model_delivery.verbs import models
+        else:
+            from model_delivery.verbs import models
 
-        with progress_lines():
             items = models.collect(default_home(), dry_run=dry_run)
     lines = [f"{verb} {item.path}: {item.bytes:,} bytes, {item.why}" for item in items]
     lines.append(f"{sum(item.bytes for item in items):,} bytes {end}" if items else "nothing to remove")

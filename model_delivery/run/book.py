@@ -95,7 +95,9 @@ class Book:
 
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
         frozen = self.frozen(release)
-        return Release(release, frozen.payload, replicas or self.record.replicas, releases.copied(frozen))
+        made = Release(release, frozen.payload, replicas or self.record.replicas)
+        kept = self.target.keeper(self.delivery, made) is not None
+        return replace(made, copy=releases.copied(frozen)) if kept else made
 
     def desired(self, wanted: Wanted | None = None) -> Desired:
         """The record's ``desired`` (or ``wanted``) with the payloads that its releases

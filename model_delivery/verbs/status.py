@@ -73,7 +73,7 @@ def status(place: Place, name: str) -> Status:
     if unknown := unknown_secret(book):
         book = unquoted(book)
     record, candidate, world = book.record, book.record.candidate, book.world()
-    changes, harmless = ((), ()) if candidate else _changes(book)
+    changes, harmless = ((), ()) if candidate else _changes(book, world)
     running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
     if unknown:
         running = tuple(_unquoted(row, unknown) for row in running)
@@ -113,12 +113,12 @@ def _astray(book: Book, world: World) -> str:
     return ""
 
 
-def _changes(book: Book) -> Told:
+def _changes(book: Book, world: World) -> Told:
     """What a converge would change, or why it could not: a port that somebody else has by
     now, no room.
     """
     try:
-        must_know(book.delivery, book.world())
+        must_know(book.delivery, world)
         return told(book.changes(book.desired()))
     except Trouble as trouble:
         return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings), ()

@@ -30,7 +30,6 @@ PASSED_ON = (*ENDPOINTS, *PROXIES, *map(str.lower, PROXIES))
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 HOSTNAME = "kubernetes.io/hostname"
-RANGE, OPENSHIFT = "openshift.io/sa.scc.uid-range", "/apis/security.openshift.io/v1"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 OURS_BY = "model-delivery/delivery"
 OURS = 1000  # the user and group that the manifests name
@@ -53,7 +52,7 @@ def bound(resource: Resource, look: Look, live: Object | None = None) -> Object:
         _bind_route(body["spec"], look)
     elif not needs.get("adopted"):  # which comes back as it was
         _join(body, resource.delivery, live, look)
-    _unfix(body, live, look.client)
+    _unfix(body, live, look)
     return body
 
 
@@ -64,26 +63,12 @@ def pod_of(manifest: Object) -> Object:
     return pod
 
 
-def _unfix(body: Object, live: Object | None, client: Client) -> None:
+def _unfix(body: Object, live: Object | None, look: Look) -> None:
     """What runs as the manifests' user already goes on so."""
     context, there = (pod_of(manifest or {}).get("securityContext") or {} for manifest in (body, live))
     fixed = [name for name in IDENTITY if context.get(name) == OURS and there.get(name) != OURS]
-    if fixed and _gives_users(client):
+    if fixed and look.gives_users:
         pod_of(body)["securityContext"] = {name: value for name, value in context.items() if name not in fixed}
-
-
-def _gives_users(client: Client) -> bool:
-    """OpenShift's namespaces have a range of users and groups each, and refuse others.
-    Who may not see a namespace may see that it is one of OpenShift's.
-    """
-    try:
-        try:
-            seen = client.call("GET", f"/api/v1/namespaces/{client.namespace}")
-        except Forbidden:
-            return bool(client.call("GET", OPENSHIFT))
-    except (Status, Forbidden):
-        return False
-    return RANGE in (seen["metadata"].get("annotations") or {})
 
 
 def _bind_route(spec: Object, look: Look) -> None:

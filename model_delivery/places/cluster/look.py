@@ -36,7 +36,8 @@ USUAL = ("Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "Succe
 TELLING = ("FailedBinding", "Killing", "Pulling")
 TAIL_LINES = 400
 SILENCE = 60.0
-BOOKS = ("Record", "Release")
+RANGE, OPENSHIFT = "openshift.io/sa.scc.uid-range", "/apis/security.openshift.io/v1"
+BOOKS = "Record,Release"  # not reports: they are large
 
 
 class Look:
@@ -104,6 +105,20 @@ class Look:
         schemas = told.get("components", {}).get("schemas", {})
         routes = [schema for name, schema in schemas.items() if name.endswith(".HTTPRoute")]
         return not routes or '"timeouts": {' in json.dumps(routes)
+
+    @cached_property
+    def gives_users(self) -> bool:
+        """OpenShift's namespaces have a range of users and groups each, and refuse
+        others. Who may not see a namespace may see that it is one of OpenShift's.
+        """
+        try:
+            try:
+                seen = self.client.call("GET", f"/api/v1/namespaces/{self.client.namespace}")
+            except Forbidden:
+                return bool(self.client.call("GET", OPENSHIFT))
+        except (Status, Forbidden):
+            return False
+        return RANGE in (seen["metadata"].get("annotations") or {})
 
     def world(self, delivery: str, *, fresh: bool = True) -> World:
         """``fresh``: nothing of it is known from a look before."""
@@ -185,12 +200,11 @@ class Look:
 
     def deliveries(self) -> tuple[str, ...]:
         """By their books, and by what runs: books may be gone."""
+        books = self.maybe(CONFIG_MAP, {"labelSelector": f"model-delivery/kind in ({BOOKS})"})
         labelled = {"labelSelector": "model-delivery/delivery"}
-        found = [
-            live for kind in self.kinds if kind == CONFIG_MAP or kind.demand for live in self.maybe(kind, labelled)
-        ]
-        books = [live for live in found if live["kind"] != CONFIG_MAP.name or label(live, "kind") in BOOKS]
-        return tuple(sorted({str(label(live, "delivery")) for live in books if not is_made_by_controller(live)}))
+        running = [live for kind in self.kinds if kind.demand for live in self.maybe(kind, labelled)]
+        own = (*books, *(live for live in running if not is_made_by_controller(live)))
+        return tuple(sorted({str(label(live, "delivery")) for live in own}))
 
     def adopted(self, delivery: str) -> dict[str, Object]:
         """By release, what was somebody's and is a release of ours since."""

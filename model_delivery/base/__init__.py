@@ -21,7 +21,19 @@ from model_delivery.base.findings import (
 )
 from model_delivery.base.home import default_home, packaged, proven
 from model_delivery.base.manifests import Object, document, manifest
-from model_delivery.base.part import NAME, Count, DnsLabel, Moment, Part, Port, Text, base_url, plainly, problems
+from model_delivery.base.part import (
+    NAME,
+    Count,
+    DnsLabel,
+    Moment,
+    Part,
+    Port,
+    Text,
+    base_url,
+    did_you_mean,
+    plainly,
+    problems,
+)
 from model_delivery.base.progress import Progress, report, sink
 from model_delivery.base.scrubbing import scrub, short
 from model_delivery.base.secrets import (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -34,6 +35,7 @@ PLAINLY = {
     "list_type": "must be a list",
     "dict_type": MAPPING,
     "model_type": MAPPING,
+    "model_attributes_type": MAPPING,
     "int_type": WHOLE,
     "int_parsing": WHOLE,
     "int_from_float": WHOLE,
@@ -58,6 +60,12 @@ def base_url(told: Any) -> str | None:
     """
     seen = URL.fullmatch(told) if isinstance(told, str) and len(told) < 2048 else None
     return told.rstrip("/") if seen and int((seen[2] or ":1")[1:]) < 65536 else None
+
+
+def did_you_mean(text: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest of what is known, as a question; empty where none is near."""
+    near = difflib.get_close_matches(text, list(known), 1, cutoff)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def problems(error: ValidationError) -> list[str]:

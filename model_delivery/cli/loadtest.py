@@ -4,7 +4,6 @@ verdict where bounds are given.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, problems
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, did_you_mean, problems
 from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
 from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import LoadReport
@@ -157,8 +156,8 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
         return LoadInput(url=url, slo=slo, **facts | {"model": more["model"] or ""})
     except ValidationError as error:
         unknown = [str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "extra_forbidden"]
-        near = difflib.get_close_matches("".join(unknown[:1]), Slo.model_fields, 1)
-        fix = f"did you mean {near[0]}? " if near else ""
+        near = did_you_mean("".join(unknown[:1]), Slo.model_fields)
+        fix = f"{near} " if near else ""
         fix += f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
         raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None
 
@@ -200,8 +199,7 @@ def _must_answer(given: LoadInput) -> None:
         asked, path = {"model": given.model, "max_tokens": 1, "prompt": "1"}, "/v1/completions"
     answer = ask(given.url, path, asked, headers=bearer(given.api_key), seconds=seconds)
     if answer.status == HTTPStatus.NOT_FOUND and (listed := _listed(given)) and given.model not in listed:
-        near = difflib.get_close_matches(given.model, listed, 1)
-        why = f"did you mean {near[0]}?" if near else f"it lists: {', '.join(listed[:5])}"
+        why = did_you_mean(given.model, listed) or f"it lists: {', '.join(listed[:5])}"
         raise BadInput(Finding("load.unknown-model", f"{given.url} has no model {given.model}", why, "correct --model"))
     if (answer.error or "").startswith("timeout"):
         what, why = f"{given.url} does not answer", f"one token was asked of {path}: nothing came in {seconds:g} s"

@@ -4,11 +4,11 @@ what stands.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from model_delivery.base import BadInput, Finding, Refused
+from model_delivery.base import NAME, BadInput, Finding, Refused, did_you_mean
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.run import rules
@@ -23,16 +23,15 @@ def read(place: Place, name: str) -> Book:
     """The book of a delivery that exists, or of whose objects some stand. BadInput with
     the nearest name when there is none.
     """
-    known = place.deliveries()
-    seen = place.get(name, RECORD_REF) if name in known else None
+    seen = place.get(name, RECORD_REF) if re.fullmatch(NAME, name) else None
     if seen is not None:
         record = records.load(seen.resource.spec)
         return Book(place, record.target.target(), name, record, seen.version)
+    known = place.deliveries()
     world = place.world(name) if name in known else None
     key = standing(world, *place.location) if world else None
     if world is None or key is None:
-        near = difflib.get_close_matches(name, known, 1)
-        why = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'none'}"
+        why = did_you_mean(name, known) or f"known here: {', '.join(known) or 'none'}"
         fix = f"see `deliver list`; {place.elsewhere}"
         raise BadInput(Finding("record.no-such-delivery", f"no delivery is called {name}", why, fix))
     book = Book(place, key.target(), name, Record(key))

@@ -6,7 +6,6 @@ name.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import BadInput, Finding, SecretRef, plainly, read_file
+from model_delivery.base import BadInput, Finding, SecretRef, did_you_mean, plainly, read_file
 from model_delivery.models.sources import SOURCES
 from model_delivery.spec.model import DeliverySpec
 from model_delivery.spec.positions import Key, Marks, read_yaml
@@ -120,8 +119,6 @@ def _wrong(problem: Any, location: tuple[Key, ...], given: Any) -> str:
             return 'must be text: put it in quotes, "…"'
         case "tuple_type":
             return "must be a list, such as [a, b]"
-        case kind if kind in NO_MAPPING:
-            return "must be a mapping of fields"
     return plainly(problem)
 
 
@@ -143,16 +140,16 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
 
 
 def _did_you_mean(text: str, names: str) -> str:
-    near = difflib.get_close_matches(text, re.findall(r"'([^']*)'", names), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = did_you_mean(text, re.findall(r"'([^']*)'", names))
+    return f"; {near}" if near else ""
 
 
 def _nearest(name: str, loc: tuple[Key, ...]) -> str:
     if name.lower() in NOT_YET:
         return f"; {NOT_YET[name.lower()]} is not there yet"
     fields = sorted({f.alias or field for model in _classes_at(loc) for field, f in model.model_fields.items()})
-    near = difflib.get_close_matches(name, fields, 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+    near = did_you_mean(name, fields, 0.5)
+    return f"; {near}" if near else f"; known here: {', '.join(fields)}"
 
 
 def _classes_at(loc: tuple[Key, ...]) -> list[type[BaseModel]]:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -13,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from model_delivery.base import Duration, Part, Size
+from model_delivery.base import Duration, Part, Size, did_you_mean
 from model_delivery.base.home import packaged
 
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
@@ -128,8 +127,7 @@ class Engine(Part):
 def _only(known: Sequence[str], texts: Iterable[str]) -> None:
     for found in PLACEHOLDER.findall(" ".join(texts)):
         if found not in known:
-            near = difflib.get_close_matches(found, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {' '.join(known)}"
+            hint = did_you_mean(found, known) or f"known: {' '.join(known)}"
             raise ValueError(f"{found} is no placeholder; {hint}")
 
 

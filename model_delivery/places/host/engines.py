@@ -4,7 +4,6 @@ environment is made.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -19,7 +18,18 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 import uv
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, problems, proven, read_file, report
+from model_delivery.base import (
+    BadInput,
+    Finding,
+    Permanent,
+    Progress,
+    Retryable,
+    did_you_mean,
+    problems,
+    proven,
+    read_file,
+    report,
+)
 from model_delivery.base.home import packaged
 from model_delivery.places.host.processes import locked
 from model_delivery.values import Engine, Environment, old_vllm
@@ -77,8 +87,7 @@ def _text(file: Path) -> str:
 
 def _no_engine(name: str, file: Path) -> Finding:
     known = sorted(path.parent.name for path in packaged("engines").glob("*/engine.toml"))
-    near = difflib.get_close_matches(name, known, 1)
-    why = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}; or a folder with an engine.toml"
+    why = did_you_mean(name, known) or f"known: {', '.join(known)}; or a folder with an engine.toml"
     return Finding(
         "engine.not-found",
         f"target.engine: there is no engine {name}",

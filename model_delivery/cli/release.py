@@ -12,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from model_delivery.base import BadInput, Finding
+from model_delivery.base import BadInput, Finding, short
 from model_delivery.cli.printing import (
     FILE,
     OUTPUT,
@@ -27,6 +27,7 @@ from model_delivery.cli.printing import (
 )
 from model_delivery.places.opening import Location
 from model_delivery.run.record import Ended, dump_ended
+from model_delivery.run.rules import OTHER_GATES
 from model_delivery.spec import load_spec
 from model_delivery.values import StageKind
 from model_delivery.verbs import adopt as adopting
@@ -80,6 +81,7 @@ def plan(file: Path) -> Answer:
     added = planned.args[: len(planned.args) - len(spec.serving.args)]
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
+    lines += [OTHER_GATES] if planned.other_gates else []
     lines += [STOPS] if StageKind.STOP in planned.stages else []
     lines += [f"  {change}" for change in planned.changes] or ["no changes"]
     return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
@@ -171,14 +173,16 @@ def history(where: Where, reports: Path | None) -> Answer:
     ended = histories.history(where.place, where.name)
     files = histories.save_reports(where.place, where.name, reports) if reports else ()
     show((f"wrote {file}" for file in files), err=True)
-    columns = ("when", "release", "try", "outcome", "commit", "args", "figures (ms, tok/s)")
+    columns = ("when", "release", "try", "outcome", "why", "commit", "args", "figures (ms, tok/s)")
     return Answer([dump_ended(e) for e in ended], [table(columns, map(_row, ended))])
 
 
 def _row(ended: Ended) -> tuple[object, ...]:
     at = datetime.fromtimestamp(ended.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     figures = ", ".join(f"{key} {value:,.4g}" for key, value in ended.figures.items() if key in FIGURES)
-    return at, ended.release, ended.attempt or "", ended.outcome, ended.commit[:12], " ".join(ended.args), figures
+    why = short(ended.message.partition("\n")[0], 120) if ended.exit_code else ""
+    args = " ".join(ended.args)
+    return at, ended.release, ended.attempt or "", ended.outcome, why, ended.commit[:12], args, figures
 
 
 def _run(flow: Any, *args: Any, **options: Any) -> Answer:

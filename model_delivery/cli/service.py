@@ -43,7 +43,7 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
     if now.held:
         yield "held after a rollback: scheduled runs change nothing until a `deliver up` by hand, or another spec"
     if now.running:
-        yield table(("release", "traffic", "state", "", "pid", "cpus", "gpus"), map(_row, now.running))
+        yield table(("release", "traffic", "state", "", "pid", "on CPUs", "on GPUs"), map(_row, now.running))
     yield from (f"differs: {change} (run the delivery again)" for change in now.changes)
     yield from (f"others: {line}" for line in now.harmless)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from model_delivery.base import Finding, short
 from model_delivery.diagnosis.containers import OOM, STEP, UNMADE, judged, oom
-from model_delivery.diagnosis.engine_log import last_line
 from model_delivery.diagnosis.engine_signs import Sign
 from model_delivery.diagnosis.holding import REMEDY, held
 from model_delivery.diagnosis.scheduling import unscheduled
+from model_delivery.diagnosis.starting import starting
 from model_delivery.values import Ended, Failed, InProgress, Started, StepState
 
 Object = Mapping[str, Any]
@@ -178,7 +178,7 @@ def _pod(pod: Object, beside: Beside) -> Pending:
         why = _last_event(beside, name)
         fix = next((fix for pattern, fix in SETTING_UP if re.search(pattern, why)), "")
         return InProgress(why or "the pod is being set up (volumes, image)", fix)
-    return InProgress(last_line(str(pod.get("log", ""))) or "the engine is starting")
+    return starting(str(pod.get("log", "")))
 
 
 def _elsewhere(pod: Object, message: str, beside: Beside) -> Pending:

@@ -71,6 +71,8 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
             report(Progress("plan", "the candidate goes on by the rollout that it began with, not the spec's"))
         return Admission(answer, release)
     if answer is Answer.UNCHANGED:
+        if rules.other_gates(session.record, spec.gates):
+            report(Progress("gates", rules.OTHER_GATES))
         _wait_serving(session)
         return Admission(Answer.HEALED if done.changes or fetched else answer, release)
     address = session.target.address(session.delivery)

@@ -49,7 +49,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Ended:
     """How an attempt ended; ``figures`` are metric names with their values, ``at``
-    seconds since the epoch.
+    seconds since the epoch; ``gates``: a digest of those that judged it, empty where
+    none did.
     """
 
     __pydantic_config__ = STRICT
@@ -65,6 +66,7 @@ class Ended:
     message: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
     report: str | None = None
+    gates: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from model_delivery.run.record import Candidate, Ended, Outcome, Record, Wanted, alone
-from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy
+from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
 NO_GATES = Gates(smoke=None, throughput=None)
+OTHER_GATES = "the gates are not those that what serves has passed: the next release is judged by them, not this one"
 
 
 class Answer(StrEnum):
@@ -207,6 +208,12 @@ def restored(record: Record, release: ReleaseId, replicas: int, address: Address
     return replace(record, serving=release, desired=alone(release, replicas), address=address, replicas=replicas)
 
 
+def other_gates(record: Record, gates: Gates) -> bool:
+    """Were those that what serves has passed others than ``gates``?"""
+    passed = (e.gates for e in reversed(record.ended) if e.release == record.serving and e.exit_code == 0 and e.gates)
+    return next(passed, None) not in (None, digest(gates.model_dump(mode="json")))
+
+
 def live(record: Record, keep: int) -> set[ReleaseId]:
     """Releases that somebody may yet want: what runs, what was before, and the last
     ``keep`` that were promoted.
@@ -244,4 +251,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         message=message,
         figures=c.figures,
         report=c.report,
+        gates=digest(c.gates.model_dump(mode="json")) if c.kind == "deliver" else "",
     )

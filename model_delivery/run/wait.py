@@ -10,6 +10,7 @@ from model_delivery.places import Place
 from model_delivery.values import Failed, InProgress, World
 
 R = TypeVar("R")
+NEWS_SECONDS = 15.0  # between two lines that say the same
 
 
 def until(
@@ -31,7 +32,7 @@ def until(
     """
     start = clock.monotonic()
     began = start if since is None else since
-    before = ""
+    before, told = "", 0.0
     while True:
         state = judge(place.world(delivery))
         spent, age = clock.monotonic() - start, clock.monotonic() - began
@@ -41,11 +42,12 @@ def until(
         if not isinstance(state, InProgress):
             report(Progress(what, f"{reached} after {age:.1f} s"))
             return state
-        if state.why != before:
+        if state.why != before or spent - told >= NEWS_SECONDS:
             report(Progress(what, state.why, done=round(spent, 1), total=timeout, unit="s"))
-        before = state.why
+            before, told = state.why, spent
         if spent >= timeout:
             fix = state.fix or "raise serving.startup_timeout, or read the log with `deliver logs`"
             late = f"{what} is not ready after {timeout:.0f} s"
-            raise Permanent(Finding("rollout.not-ready-in-time", late, f"last seen: {state.why}", fix))
+            evidence = (f"its log ends with: {state.last}",) if state.last else ()
+            raise Permanent(Finding("rollout.not-ready-in-time", late, f"last seen: {state.why}", fix, evidence))
         place.hint(delivery, max(0.01, timeout - spent))

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from model_delivery.base import Count, Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
 from model_delivery.diagnosis.engine_log import diagnose, last_line
+from model_delivery.diagnosis.starting import starting
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
@@ -185,7 +186,7 @@ class Process(Target):
             return Failed(Finding("host.engine-port-taken", what, why, fix, (f"log: {status['log']}",)))
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
-        return InProgress(last_line(status["log_tail"]) or "the engine is starting")
+        return starting(status["log_tail"])
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:

@@ -16,10 +16,13 @@ class Current:
 
 @dataclass(frozen=True)
 class InProgress:
-    """It may yet come. ``fix``: what helps where it does not, if ``why`` tells."""
+    """It may yet come. ``fix``: what helps where it does not, if ``why`` tells. ``last``:
+    the last line of its log.
+    """
 
     why: str
     fix: str = ""
+    last: str = ""
 
 
 @dataclass(frozen=True)

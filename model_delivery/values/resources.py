@@ -93,8 +93,16 @@ class Change:
     harmless: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        return self._told(self.action)
+
+    @property
+    def proposal(self) -> str:
+        """The line of a dry run."""
+        return self._told(self.action if self.action in ("unchanged", "absent") else f"would be {self.action}")
+
+    def _told(self, action: str) -> str:
         told = (*(self.diff if self.action == "updated" else ()), *self.stays)
-        return f"{self.ref} {self.action}" + (f" ({'; '.join(told)})" if told else "")
+        return f"{self.ref} {action}" + (f" ({'; '.join(told)})" if told else "")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.plan import planned
 from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.run.rules import other_gates
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Desired, Lock, Release, Snapshot, digest
 from model_delivery.verbs.quoting import unknown_secret, unquoted
@@ -23,7 +24,8 @@ class Plan:
     """What a delivery of the spec would come to; ``changes`` are lines for people, empty
     when nothing would change and nobody added anything; ``harmless``: what was added and
     is known to do no harm; ``down``: why what serves now is down, empty where it is not;
-    ``args``: of the engine, with those that the model needs before the spec's.
+    ``args``: of the engine, with those that the model needs before the spec's;
+    ``other_gates``: the release stays, and its gates were others than the spec's.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Plan:
     harmless: tuple[str, ...]
     down: str
     args: tuple[str, ...]
+    other_gates: bool
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -65,6 +68,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         harmless=harmless,
         down=book.serving_down(),
         args=result.frozen.args,
+        other_gates=result.release == book.record.serving and other_gates(book.record, spec.gates),
     )
 
 

@@ -168,7 +168,7 @@ def _stages(book: Book) -> tuple[str, ...]:
 
 def told(changes: Collection[Change]) -> Told:
     """Lines for people: what differs, and what others have put there without harm."""
-    differs = (str(change) for change in changes if change.action != "unchanged" or change.stays)
+    differs = (change.proposal for change in changes if change.action != "unchanged" or change.stays)
     return tuple(differs), tuple(f"{change.ref}: {text}" for change in changes for text in change.harmless)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +100,18 @@ class Lab:
         from model_delivery.flows.rollback import rollback
 
         return self.run(lambda: rollback.fn(NAME, to), kill_at)
+
+    def written(self, spec: DeliverySpec) -> str:
+        """The file that holds it."""
+        file = self.home.parent / "spec.yaml"
+        file.write_text(json.dumps(spec.model_dump(mode="json")))
+        return str(file)
+
+    def says(self, *words: str) -> str:
+        """What `deliver` prints; it ends with 0."""
+        command = [str(Path(sys.executable).with_name("deliver")), *words]
+        environ = {"PATH": os.environ["PATH"], "MODEL_DELIVERY_HOME": str(self.home)}
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
 
     def run(
         self, act: Callable[[], Any], kill_at: int | None = None, meanwhile: Callable[[int], None] | None = None

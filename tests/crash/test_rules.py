@@ -10,7 +10,7 @@ import signal
 import time
 from typing import Any
 
-from model_delivery.spec import DeliverySpec
+from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.values import RECORD, Ref
 from tests.crash.lab import NAME, Lab, Result
 
@@ -118,6 +118,20 @@ def test_a_request_that_has_ended_reports_how_and_another_is_another_attempt(lab
         ("gate failed", 2, "twice"),
     ]
     lab.converged(serving)
+
+
+def test_history_names_the_gate_and_a_plan_that_other_gates_count_from_the_next_release_on(lab: Lab) -> None:
+    spec = lab.untested()
+    lab.deliver(spec)
+    content = spec.model_dump(mode="json")
+    gated = content | {"gates": {"smoke": {"expect": "Rome"}, "throughput": None}}
+    other = parse_spec(gated | {"serving": content["serving"] | {"args": ["--label", "other"]}})
+    assert lab.deliver(other).code == 4
+    assert "'Rome' is not in" in lab.says("history", NAME)
+    told = "the gates are not those that what serves has passed"
+    assert told not in lab.says("plan", lab.written(spec))
+    assert told in lab.says("plan", lab.written(parse_spec(gated)))
+    assert lab.deliver(parse_spec(gated)).said["result"] == "unchanged"
 
 
 def test_the_same_request_takes_over_from_a_run_that_still_lives(lab: Lab) -> None:

@@ -27,7 +27,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         if (here / "silent").exists() or (here / "busy").exists():
             time.sleep(60)
-        self.say("{}", 500 if (here / "broken").exists() else 200)
+        text = '{"choices": [{"text": ""}]}'
+        self.say("{}" if (here / "empty").exists() else text, 500 if (here / "broken").exists() else 200)
     def log_message(self, *_):
         pass
 
@@ -52,6 +53,7 @@ memory = "1Mi"
         ("none", 0, "small: unchanged"),
         ("silent", 1, "did not answer within 2 s"),
         ("broken", 1, "answered with status 500"),
+        ("empty", 1, "its answer has none: {}"),
         ("busy", 0, "small: unchanged"),
     ],
 )

@@ -43,7 +43,8 @@ def lab(request: pytest.FixtureRequest, node: Node, tmp_path_factory: pytest.Tem
         controller(node, request.param),
         running_lab(node, folder, tiny_model(folder / "model"), pushed, request.param) as made,
     ):
-        assert run("deliver", arguments(made, "serving")).code == 0
+        first = run("deliver", arguments(made, "serving"))
+        assert first.code == 0, first.said
         yield made
 
 

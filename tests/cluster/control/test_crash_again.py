@@ -19,9 +19,10 @@ from model_delivery.targets.kubernetes.kinds import HTTP_ROUTE
 from model_delivery.values import Ref
 from model_delivery.verbs.status import status
 from tests.cluster.control.lab import NAME, Lab, delivering_lab
-from tests.cluster.control.test_crash import converged, deliver, moments, served, spec
+from tests.cluster.control.test_crash import converged, deliver, jobs, moments, served, spec
 from tests.parts.cluster import Cluster
 from tests.parts.cluster.played import PlayedNode
+from tests.parts.cluster.waiting import until
 from tests.parts.gateway import StandIn
 from tests.parts.sampling import SEED
 
@@ -46,7 +47,7 @@ def settled(lab: Lab, serving: str) -> None:
     assert [ref.name for ref in world.objects if ref.kind.name == "Deployment"] == [f"{NAME}-{serving}"]
     backends = world.objects[Ref(HTTP_ROUTE, NAME)].resource.spec["spec"]["rules"][0]["backendRefs"]
     assert [(one["name"], one["weight"]) for one in backends] == [(f"{NAME}-{serving}", 100)]
-    assert not [ref for ref in world.objects if ref.kind.name == "Job"]
+    until(lambda: not jobs(lab), 30, "a step's Job that was deleted does not go")
     assert lab.place.get(NAME, REF) is None
     assert status(lab.place, NAME).changes == ()
 

@@ -2,7 +2,7 @@
 labels, a quota, in an order that a seed gives.
 
 ``MODEL_DELIVERY_ACTS`` says how many (6 during 2 deliveries; the whole story has
-60 during 20). Run by its name alone; every act is printed as it is done.
+60 during 20). Every act is printed as it is done.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Operator:
         print(f"    {said}", flush=True)
 
     def kubectl(self, *words: str) -> str:
-        with suppress(subprocess.CalledProcessError):  # it may be there already, or be gone meanwhile
+        with suppress(RuntimeError):  # it may be there already, or be gone meanwhile
             self.lab.node.kubectl(*words)
         return "kubectl " + " ".join(words)
 
@@ -114,7 +114,8 @@ def test_whatever_an_operator_does_the_next_run_converges(lab: Lab) -> None:
             if cordoned:
                 operator.calm()
             told, _ = run.communicate(timeout=300)
-        print(f"    up ended with {run.returncode}", flush=True)
+        why = next((line for line in told.splitlines() if line.startswith("✗")), "")
+        print(f"    up ended with {run.returncode} {why}", flush=True)
         assert run.returncode in ENDINGS, told
         assert "Traceback" not in told, told
         operator.calm()

@@ -119,8 +119,8 @@ def pod_ends(cluster: Any, namespace: str, ended: deque[float]) -> None:
             pod = json.loads(line)["object"]
             job = pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name", "-image")
             over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            if over and not job.endswith("-image") and job not in seen:  # a step's second Job is not waited for
-                seen.add(job)
+            if over and not job.endswith("-image") and pod["metadata"]["uid"] not in seen:  # a step's second Job is not waited for
+                seen.add(pod["metadata"]["uid"])
                 ended.append(time.monotonic())
 
 

@@ -117,10 +117,11 @@ def pod_ends(cluster: Any, namespace: str, ended: deque[float]) -> None:
     ):
         for line in answer.iter_lines():
             pod = json.loads(line)["object"]
-            job = pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name", "-image")
+            job, uid = pod["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name", ""), pod["metadata"]["uid"]
             over = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            if over and not job.endswith("-image") and pod["metadata"]["uid"] not in seen:  # a step's second Job is not waited for
-                seen.add(pod["metadata"]["uid"])
+            awaited = job and not job.endswith("-image")  # a step's second Job is not waited for
+            if over and awaited and uid not in seen:
+                seen.add(uid)
                 ended.append(time.monotonic())
 
 

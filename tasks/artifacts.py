@@ -7,17 +7,21 @@ A page that cannot be written is a warning in the run's log: it never ends a del
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from textwrap import indent
 from typing import Any
 
 import httpx
 
-from model_delivery.base import Progress, progress
+from model_delivery.base import Progress, Trouble, progress
+from model_delivery.base.findings import together
+from model_delivery.base.scrubbing import plain
 from model_delivery.run.protocol import Admission
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks.step import flow_run
@@ -45,6 +49,31 @@ def publish_picture(png: bytes, caption: str) -> None:
     _markdown("throughput", f"![{caption}](data:image/png;base64,{data})\n\n{caption}", caption)
 
 
+def publish_outcome(name: str, outcome: Mapping[str, Any]) -> None:
+    """What came of it, with the links."""
+    url, report = outcome["url"], outcome["report"]
+    rows = {
+        "result": outcome["result"],
+        "release": f"`{outcome['release']}`",
+        "endpoint": f"[{url}/v1]({url}/v1/models)" if url else "none: nothing serves",
+        "report": f"`{report}`; all of them: `deliver history {name} --reports DIR`" if report else "none",
+        "go back": f"`deliver rollback {name}`",
+    }
+    _markdown("outcome", _table(f"## {name}: {outcome['result']}", rows), "What came of it")
+
+
+def publish_trouble(name: str, trouble: Trouble) -> None:
+    """Why not, and what to type. A finding may quote anything: it stands as code, where a
+    page shows no picture and follows no link.
+    """
+    lines = [f"## {name}: exit code {trouble.exit_code}", ""]
+    for finding in together(trouble.findings):
+        lines += [f"`{finding.code}`", "", indent(plain(str(finding)), "    ", lambda _: True), ""]
+    words = ("status NAME", "logs NAME", "history NAME --reports DIR")
+    lines += ["To see more:", "", *(f"    deliver {word.replace('NAME', name)}" for word in words)]
+    _markdown("trouble", "\n".join(lines), "Why not, and what to do")
+
+
 def plan_table(
     spec: DeliverySpec, lock: Lock, admission: Admission, serving: ReleaseId | None, can: Capabilities
 ) -> str:
@@ -60,8 +89,11 @@ def plan_table(
         "target": spec.target.kind,
         "strategy": spec.rollout.strategy + first,
     }
-    table = [f"## {spec.name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    return "\n".join(table)
+    return _table(f"## {spec.name}", rows)
+
+
+def _table(title: str, rows: Mapping[str, str]) -> str:
+    return "\n".join([title, "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
 def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:
@@ -81,13 +113,15 @@ def publish_progress(percent: float, note: str, artifact: Any = None) -> Any:
 @contextmanager
 def progress_sink() -> Iterator[None]:
     """Inside a run: progress goes to the run's log (every 5 s, and what a step said last)
-    and to a progress artifact (once a second).
+    and to a progress artifact (once a second); a Trouble is logged without a traceback.
 
     A sink that listens already still hears everything.
     """
     if flow_run() is None:
         yield
         return
+    for logger in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(logger).addFilter(_in_words)
     outer, page = copy_context(), _Page()
 
     def hear(news: Progress) -> None:
@@ -100,6 +134,14 @@ def progress_sink() -> Iterator[None]:
         finally:
             page.flush()
     page.done()
+
+
+def _in_words(record: logging.LogRecord) -> bool:
+    """Of what ended a run or a task, the words alone."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, Trouble):
+        record.msg, record.args, record.exc_info, record.exc_text = plain(str(error)), (), None, None
+    return True
 
 
 @dataclass

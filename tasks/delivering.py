@@ -32,8 +32,9 @@ from model_delivery.steps.load import STEP as LOAD
 from model_delivery.steps.load import LoadInput
 from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
-from model_delivery.tasks import artifacts
-from model_delivery.tasks.step import run_id, step
+from model_delivery.tasks import artifacts, events
+from model_delivery.tasks.events import Event
+from model_delivery.tasks.step import in_order, run_id, step
 from model_delivery.values import FETCH as FETCHING
 from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
@@ -75,10 +76,12 @@ class Run:
             bad = error if isinstance(error, Trouble) else Permanent(broken(error))
             if any(finding.code in NOT_OURS for finding in bad.findings):
                 raise
+            candidate = self.session.record.candidate
             try:
                 protocol.refuse(self.session, bad)
             except Trouble as worse:
                 raise Permanent(*bad.findings, *worse.findings) from error
+            events.tell(Event.REFUSED, self.session.delivery, candidate.release if candidate else None, bad)
             raise
 
     def outcome(self, admission: Admission) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Run:
             what = f"request {ended.request} has ended before: {ended.outcome}"
             fix = "make a new request to try again"
             raise trouble(ended.exit_code, Finding("release.request-ended", what, ended.message, fix))
-        return {
+        outcome = {
             "name": session.delivery,
             "result": str(ended.outcome if ended else admission.answer),
             "release": session.record.serving,
@@ -99,6 +102,8 @@ class Run:
             "report": ended.report if ended else None,
             "request": session.request,
         }
+        artifacts.publish_outcome(session.delivery, outcome)
+        return outcome
 
 
 @contextmanager
@@ -108,7 +113,7 @@ def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = Fal
     """
     named, key = _request(request), spec.target.key()
     place = Location.of(key).open(take_over=take_over)
-    with artifacts.progress_sink():
+    with page(spec.name):
         preflight(spec, place, key.target())
         with opened(place, spec.name, key, request=named, when_busy=spec.concurrency) as session:
             yield Run(session)
@@ -119,8 +124,19 @@ def rolling_back(name: str, request: str | None, where: Location | None = None) 
     """A session of a delivery that exists already, on this host or ``where``."""
     place = (where or Location()).open()
     key = read(place, name).record.target
-    with artifacts.progress_sink(), opened(place, name, key, request=_request(request)) as session:
+    with page(name), opened(place, name, key, request=_request(request)) as session:
         yield Run(session)
+
+
+@contextmanager
+def page(name: str) -> Iterator[None]:
+    """What a run of the delivery ``name`` shows of its steps, and why it failed."""
+    with artifacts.progress_sink(), in_order():
+        try:
+            yield
+        except Trouble as trouble:
+            artifacts.publish_trouble(name, trouble)
+            raise
 
 
 def broken(error: Exception) -> Finding:
@@ -159,6 +175,8 @@ def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
     admission = protocol.admit(session, spec, lock, scheduled=scheduled)
     table = artifacts.plan_table(spec, lock, admission, session.record.serving, session.target.can)
     artifacts.publish_plan(table)
+    if admission.answer is Answer.NEW:
+        events.tell(Event.PROPOSED, session.delivery, admission.release)
     return admission
 
 
@@ -197,13 +215,13 @@ def fetch() -> None:
     fetch_weights(session, candidate.release, "fetch")
 
 
-@step("release")
+@step("release", per_stage=True)
 def release(stage: Stage, way: Route) -> None:
     """Make it so: the stage's releases and traffic."""
     protocol.enter(current(), stage, way.strategy)
 
 
-@step("ready")
+@step("ready", per_stage=True)
 def ready(stage: Stage) -> str:
     """The candidate's own endpoint, once it is ready and the traffic is where it shall
     be.
@@ -222,7 +240,7 @@ def ready(stage: Stage) -> str:
     return endpoint
 
 
-@step("smoke")
+@step("smoke", per_stage=True)
 def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
     """Does it answer, streamed and not, as the model that was meant?"""
     session = current()
@@ -242,7 +260,7 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
     return run_step(session, SMOKE, given, str(stage.phase))
 
 
-@step("throughput")
+@step("throughput", per_stage=True)
 def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadReport | None:
     """Locust against the candidate's own endpoint; not where the smoke test already said
     no.
@@ -263,7 +281,7 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
     return run_step(session, LOAD, given, str(stage.phase))
 
 
-@step("verdict")
+@step("verdict", per_stage=True)
 def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -> None:
     """Judge what was measured; GateFailed names every figure and bound that it broke, and
     where the evidence is.
@@ -296,7 +314,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
 
 
-@step("watch")
+@step("watch", per_stage=True)
 def watch(stage: Stage) -> None:
     """Look after the candidate while it has traffic; GateFailed when it does not stay
     ready.
@@ -307,7 +325,11 @@ def watch(stage: Stage) -> None:
 @step("promote")
 def promote() -> None:
     """From now on it is what serves."""
-    protocol.promote(current())
+    session = current()
+    candidate = session.candidate
+    protocol.promote(session)
+    event = Event.ROLLED_BACK if candidate.kind == "rollback" else Event.PROMOTED
+    events.tell(event, session.delivery, candidate.release)
 
 
 @step("collect")

@@ -184,9 +184,7 @@ def watch(session: Session, stage: Stage) -> None:
 
 def _watch_seconds(session: Session, stage: Stage) -> float:
     rollout = session.candidate.rollout
-    if stage.phase.kind == StageKind.PROMOTE:
-        return rollout.watch.seconds
-    return rollout.soak.seconds if stage.phase.kind == StageKind.CANARY else 0.0
+    return (rollout.watch if stage.phase.kind == StageKind.PROMOTE else rollout.soak).seconds
 
 
 def promote(session: Session) -> None:

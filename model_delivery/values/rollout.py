@@ -40,6 +40,11 @@ class Phase:
     def __str__(self) -> str:
         return self.kind.value if self.weight is None else f"{self.kind}-{self.weight}"
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        return self.kind.value if self.weight is None else f"{self.kind} {self.weight} %"
+
     @classmethod
     def read(cls, text: Any) -> Any:
         """``canary-10`` back into a phase; ValueError for what is none."""
@@ -63,6 +68,11 @@ class Stage:
     desired: Desired
     gates: tuple[Gate, ...] = ()
 
+    @property
+    def watched(self) -> bool:
+        """Is it looked after for a time, once it is in place and has passed?"""
+        return self.phase.kind in (StageKind.CANARY, StageKind.PROMOTE)
+
     def share(self, release: Release) -> int:
         """Percent of the traffic that ``release`` gets."""
         return self.desired.shares.get(release.id, 0)
@@ -70,7 +80,7 @@ class Stage:
     def words(self, release: Release) -> str:
         """For people: a gate that is met with all of the traffic is said so."""
         at_once = self.gates and self.desired.shares == {release.id: 100}
-        return f"{self.phase} (with all of the traffic at once)" if at_once else str(self.phase)
+        return f"{self.phase.words} (with all of the traffic at once)" if at_once else self.phase.words
 
 
 def stages(

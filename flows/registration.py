@@ -5,162 +5,176 @@ delivers it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-import httpx
 import stamina
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from model_delivery.base import BadInput, Finding, Refused, Retryable, problems
 from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
-
-if TYPE_CHECKING:
-    from model_delivery.spec import DeliverySpec
+from model_delivery.flows.server import one_try, server
+from model_delivery.spec import DeliverySpec
+from model_delivery.values.resources import difference
 
 ENTRYPOINT = "model_delivery.flows.deliver.deliver"
-ANSWER_SECONDS = 5.0
-CALL_SECONDS = 15.0  # a server whose database is locked answers 503 after 10
-SET_URL = "prefect config set PREFECT_API_URL"
-START = (
-    "start one with `prefect server start` and a worker with `prefect worker start --pool local --type process`, "
-    f"and name the server: `{SET_URL}={{}}`"
-)
+GROUP = "group:"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Registered:
-    """``older``: others on the server that an older version made, and that cannot run any
-    more. ``paused``: somebody paused the schedule in Prefect, and it stays so.
+class Wanted:
+    """How specs are registered: the work pool that runs them, tags, a description of the
+    service, and the group that they belong to (empty: none).
     """
 
-    id: str
-    older: tuple[str, ...]
+    pool: str = "local"
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What registering ``name`` comes to; ``differs``: lines for people, None where it is
+    new. ``paused``: somebody paused it, or its schedule, in Prefect, and it stays so.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    differs: tuple[str, ...] | None
     paused: bool = False
 
+    @property
+    def action(self) -> str:
+        return "new" if self.differs is None else "changed" if self.differs else "unchanged"
 
-def register(spec: DeliverySpec, pool: str, patience: float = 45.0) -> Registered:
-    """Make, or bring up to date, the deployment ``deliver/<spec.name>`` in the work pool
-    ``pool``.
 
-    Its parameter is the whole spec. Refused when no server answers within 5 s, or when
-    the pool cannot run it; Retryable when it has failed for ``patience`` seconds.
+@dataclass(frozen=True)
+class Registration:
+    """``gone``: deployments of the group that no spec is left of. ``older``: others on
+    the server that an older version made, and that cannot run any more.
     """
-    tries = stamina.RetryingCaller(attempts=None, timeout=patience, wait_initial=0.5, wait_max=5)
-    return tries.on(Retryable)(_register, spec, pool)
+
+    proposals: tuple[Proposal, ...]
+    gone: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
 
-def _register(spec: DeliverySpec, pool: str) -> Registered:
-    with _one_try(), server() as client:
-        _check_pool(client, pool, spec)
-        paused = _is_paused(client, spec.name)
+def propose(specs: Sequence[DeliverySpec], wanted: Wanted, patience: float = 45.0) -> Registration:
+    """What `register` would change. Refused when no server answers within 5 s, or when
+    the pool cannot run a spec; Retryable when it has failed for ``patience`` seconds.
+    """
+
+    def look(client: SyncPrefectClient) -> Registration:
+        for spec in specs:
+            _check_pool(client, wanted.pool, spec)
+        proposals = tuple(_proposal(client, spec, wanted) for spec in specs)
+        every = list(_every(client))
+        names = {proposal.name for proposal in proposals}
+        gone = {d.name for d in every if wanted.group and f"{GROUP}{wanted.group}" in d.tags and _ours(d)} - names
+        old = {f"{str(d.entrypoint).split('.')[-1]}/{d.name}" for d in every if d.entrypoint in older.ENTRYPOINTS}
+        return Registration(proposals, tuple(sorted(gone)), tuple(sorted(old)))
+
+    return _asked(look, patience)
+
+
+def register(proposal: Proposal, patience: float = 45.0) -> str:
+    """Make, or bring up to date, the deployment ``deliver/NAME``; returns its id. Its
+    parameter is the whole spec.
+    """
+
+    def put(client: SyncPrefectClient) -> str:
+        flow = client.create_flow(deliver)
+        schema = parameter_schema(deliver).model_dump_for_openapi()
         made = client.create_deployment(
-            flow_id=client.create_flow(deliver),
-            name=spec.name,
-            parameters={"spec": spec.model_dump(mode="json")},
-            parameter_openapi_schema=parameter_schema(deliver).model_dump_for_openapi(),
-            enforce_parameter_schema=True,
-            schedules=_schedules(spec, active=not paused),
-            work_pool_name=pool,
-            entrypoint=ENTRYPOINT,
-            pull_steps=[],
-            description=f"Delivers {spec.name}: made by `deliver register`; register again after the spec has changed.",
+            flow_id=flow, name=proposal.name, parameter_openapi_schema=schema, **proposal.fields
         )
-        return Registered(str(made), _older(client), paused and spec.schedule is not None)
+        return str(made)
+
+    return _asked(put, patience)
 
 
-def _is_paused(client: SyncPrefectClient, name: str) -> bool:
+def remove(name: str, patience: float = 45.0) -> None:
+    """The deployment ``deliver/NAME`` goes; the service that it delivered stays as it
+    is.
+    """
+
+    def delete(client: SyncPrefectClient) -> None:
+        if (found := _read(client, name)) is not None and _ours(found):
+            client.delete_deployment(found.id)
+
+    _asked(delete, patience)
+
+
+def _asked(question: Callable[[SyncPrefectClient], T], patience: float) -> T:
+    def once() -> T:
+        with one_try(), server() as client:
+            return question(client)
+
+    tries = stamina.RetryingCaller(attempts=None, timeout=patience, wait_initial=0.5, wait_max=5)
+    return tries.on(Retryable)(once)
+
+
+def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> Proposal:
+    before = _read(client, spec.name)
+    paused = before is not None and (before.paused or any(not schedule.active for schedule in before.schedules))
+    about = wanted.description or f"Delivers {spec.name}."
+    group = (f"{GROUP}{wanted.group}",) if wanted.group else ()
+    fields: dict[str, Any] = {
+        "parameters": {"spec": spec.model_dump(mode="json")},
+        "enforce_parameter_schema": True,
+        "schedules": _schedules(spec, active=not paused),
+        "work_pool_name": wanted.pool,
+        "entrypoint": ENTRYPOINT,
+        "pull_steps": [],
+        "paused": before is not None and before.paused,
+        "tags": ["model-delivery", *group, *wanted.tags],
+        "description": f"{about} Made by `deliver register`; register again after the spec has changed.",
+    }
+    if before is None:
+        return Proposal(spec.name, fields, None)
+    differs = tuple(difference(_shown(vars(before), before.schedules), _shown(fields, fields["schedules"])))
+    return Proposal(spec.name, fields, differs, paused and spec.schedule is not None)
+
+
+def _shown(fields: dict[str, Any], schedules: Sequence[Any]) -> dict[str, Any]:
+    """What people compare of a deployment."""
+    crons = [f"{s.schedule.cron} {s.schedule.timezone}" for s in schedules if isinstance(s.schedule, CronSchedule)]
+    return {
+        "spec": fields["parameters"].get("spec"),
+        "schedule": ", ".join(crons) or None,
+        "pool": fields["work_pool_name"],
+        "tags": sorted(fields["tags"]),
+        "description": fields["description"],
+        "entrypoint": fields["entrypoint"],
+    }
+
+
+def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
     try:
-        schedules = client.read_deployment_by_name(f"{deliver.name}/{name}").schedules
+        return client.read_deployment_by_name(f"{deliver.name}/{name}")
     except ObjectNotFound:
-        return False
-    return any(not schedule.active for schedule in schedules)
+        return None
 
 
-def _older(client: SyncPrefectClient) -> tuple[str, ...]:
-    names, seen = list[str](), 0
+def _ours(deployment: DeploymentResponse) -> bool:
+    return deployment.entrypoint == ENTRYPOINT
+
+
+def _every(client: SyncPrefectClient) -> Iterator[DeploymentResponse]:
+    seen = 0
     while page := client.read_deployments(offset=seen):
         seen += len(page)
-        names += [f"{d.entrypoint.split('.')[-1]}/{d.name}" for d in page if d.entrypoint in older.ENTRYPOINTS]
-    return tuple(sorted(names))
-
-
-@contextmanager
-def server() -> Iterator[SyncPrefectClient]:
-    """A client of the server that Prefect's settings name.
-
-    Refused, with what to start, when none is named or none answers within 5 s; Retryable
-    when a call to it fails within the block.
-    """
-    url, shown = _address()
-    try:
-        with _one_try(), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
-            client.hello().json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise _no_server(shown, error) from None
-    try:
-        with get_client(httpx_settings={"timeout": CALL_SECONDS}, sync_client=True) as client:
-            yield client
-    except httpx.HTTPError as error:
-        asked = getattr(error, "_request", None)
-        if asked is None or (asked.url.host, asked.url.port) != (url.host, url.port):
-            raise
-        what, why = f"the Prefect server at {shown} did not do what it was asked", _said(error)
-        fix = "read its log: something else may hold its database; then run again"
-        raise Retryable(Finding("prefect.failed", what, why, fix)) from None
-
-
-def _address() -> tuple[httpx.URL, str]:
-    """PREFECT_API_URL, and as it may be shown: without a password."""
-    url = PREFECT_API_URL.value()
-    if url is None:
-        why = "PREFECT_API_URL is set neither in the environment nor in the profile"
-        fix = START.format("http://127.0.0.1:4200/api")
-        raise Refused(Finding("prefect.no-address", "no Prefect server is named", why, fix))
-    try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL:
-        address = httpx.URL("")
-    if address.scheme not in ("http", "https") or not address.host:
-        what, why = "PREFECT_API_URL is no address of a Prefect server", "it has no http:// or https://, or no host"
-        raise Refused(Finding("prefect.no-address", what, why, f"{SET_URL}=http://HOST:4200/api"))
-    return address, str(address.copy_with(userinfo=b"")).rstrip("/")
-
-
-def _no_server(shown: str, error: Exception) -> Refused:
-    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-    if isinstance(error, ValueError) or status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED):
-        what, why = f"what answers at {shown} is no Prefect API", "the API's address ends in /api"
-        fix = f"{SET_URL}={shown.partition('/api')[0]}/api"
-        return Refused(Finding("prefect.no-api", what, why, fix))
-    if status is not None:
-        what, fix = f"the Prefect server at {shown} refused the call", "check PREFECT_API_URL and its key"
-        return Refused(Finding("prefect.refused", what, _said(error), fix))
-    what, why = f"no Prefect server answers at {shown}", _said(error)
-    http = "SSL" in why and shown.startswith("https")
-    fix = f"where it speaks plain http: {SET_URL}=http{shown[5:]}" if http else START.format(shown)
-    return Refused(Finding("prefect.no-answer", what, why, fix))
-
-
-def _said(error: Exception) -> str:
-    if isinstance(error, httpx.HTTPStatusError):
-        return f"status {error.response.status_code}: {error.response.text[:300]}"
-    return str(error) or type(error).__name__
-
-
-def _one_try() -> AbstractContextManager[object]:
-    """For each call: Prefect's client goes on for minutes."""
-    return temporary_settings(updates={PREFECT_CLIENT_MAX_RETRIES: 0})
+        yield from page
 
 
 def _check_pool(client: SyncPrefectClient, pool: str, spec: DeliverySpec) -> None:

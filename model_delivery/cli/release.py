@@ -195,7 +195,7 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
         if PREFECT_API_URL.value() is None:
             outcome = flow.fn(*args, **options)
         else:
-            from model_delivery.flows.registration import server
+            from model_delivery.flows.server import server
 
             with server():
                 outcome = flow(*args, **options)

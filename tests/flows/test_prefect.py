@@ -112,7 +112,7 @@ def closed_port() -> Iterator[int]:
 @pytest.mark.parametrize("fault", ["silent_port", "closed_port"])
 def test_a_server_that_is_down_is_named_within_ten_seconds(fault: str, request: pytest.FixtureRequest) -> None:
     from model_delivery.base import Permanent
-    from model_delivery.flows.registration import server
+    from model_delivery.flows.server import server
 
     url = f"http://127.0.0.1:{request.getfixturevalue(fault)}/api"
     began = time.monotonic()

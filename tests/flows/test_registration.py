@@ -4,19 +4,40 @@ run.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
 
 from model_delivery.base import Permanent, Refused, Retryable
-from model_delivery.flows.registration import register
+from model_delivery.flows import registration
+from model_delivery.flows.registration import Wanted
 from model_delivery.spec import DeliverySpec, parse_spec
 from tests.parts import prefect_server as parts
+from tests.unit.test_cli import deliver
+
+
+@dataclass(frozen=True)
+class Registered:
+    id: str
+    action: str
+    differs: tuple[str, ...]
+    paused: bool
+    older: tuple[str, ...]
+
+
+def register(spec: DeliverySpec, pool: str, patience: float = 45.0) -> Registered:
+    found = registration.propose([spec], Wanted(pool), patience)
+    (one,) = found.proposals
+    made = registration.register(one, patience)
+    return Registered(made, one.action, one.differs or (), one.paused, found.older)
 
 
 def spec(tmp_path: Path, **more: Any) -> DeliverySpec:
@@ -56,6 +77,13 @@ def test_registering_again_updates_the_one_deployment(server: parts.Server, work
         again = register(spec(tmp_path, concurrency="refuse"), parts.POOL)
         now = client.read_deployment_by_name("deliver/tiny")
         assert (again.id, now.schedules, now.parameters["spec"]["concurrency"]) == (first.id, [], "refuse")
+        assert (first.action, again.action) == ("new", "changed")
+        assert set(again.differs) == {
+            'schedule: "0 3 * * * Europe/Berlin" → null',
+            'spec.concurrency: "wait" → "refuse"',
+            *(line for line in again.differs if line.startswith("spec.schedule")),
+        }
+        assert register(spec(tmp_path, concurrency="refuse"), parts.POOL).action == "unchanged"
         assert len(client.read_deployments()) == len({deployment.name for deployment in client.read_deployments()})
 
 
@@ -156,3 +184,40 @@ def test_a_locked_database_of_prefects_is_a_finding_in_time(server: parts.Server
             locked.execute("ROLLBACK")
             locked.close()
         assert register(spec(tmp_path, name="locked"), parts.POOL).id
+
+
+def test_what_belongs_to_a_group_goes_when_no_file_is_given_for_it_and_nothing_else_does(
+    server: parts.Server, worker: int, tmp_path: Path
+) -> None:
+    assert worker
+    with parts.client_of(server) as client:
+        parts.wait_for_pool(client)
+        files = {name: tmp_path / f"{name}.yaml" for name in ("left", "gone", "other")}
+        for name, file in files.items():
+            file.write_text(json.dumps(spec(tmp_path, name=name).model_dump(mode="json")))
+        environ = {"PREFECT_API_URL": server.url, "PREFECT_HOME": str(server.home)}
+
+        def said(*words: str, code: int = 0) -> str:
+            done = deliver(tmp_path / "home", "register", *words, **environ)
+            assert done.returncode == code, done.stderr
+            return done.stdout + done.stderr
+
+        said(str(files["left"]), str(files["gone"]), "--group", "mine", "--tag", "team-a", "--description", "For chat.")
+        said(str(files["other"]), "--group", "theirs")
+        made = client.read_deployment_by_name("deliver/left")
+        assert set(made.tags) == {"model-delivery", "group:mine", "team-a"}
+        assert str(made.description).startswith("For chat.")
+        words = (str(files["left"]), "--group", "mine", "--remove", "--tag", "team-a", "--description", "For chat.")
+        for dry in (("--dry-run",), ()):
+            shown = said(*words, *dry)
+            assert "deliver/left: unchanged" in shown
+            assert "deliver/gone: removed" in shown
+            assert ("deliver/gone" in names(client)) == bool(dry)
+        assert {"deliver/left", "deliver/other"} <= names(client)
+        said(str(files["left"]), "--remove", code=2)
+        said(str(files["left"]), str(files["left"]), code=2)
+
+
+def names(client: SyncPrefectClient) -> set[str]:
+    found = client.read_deployments()
+    return {f"deliver/{one.name}" for one in found if one.entrypoint == registration.ENTRYPOINT}

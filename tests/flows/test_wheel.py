@@ -16,9 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from uv import find_uv_bin
 
 from model_delivery.flows.deliver import deliver
-from model_delivery.flows.registration import register
 from model_delivery.flows.rollback import rollback
-from tests.flows.test_registration import spec
+from tests.flows.test_registration import register, spec
 from tests.parts import prefect_server as parts
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,10 @@ from prefect import flow
 
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
+from model_delivery.tasks.cancelling import withdraw
 
 
-@flow(name="deliver", flow_run_name="{spec.name}", persist_result=False, log_prints=False)
+@flow(name="deliver", flow_run_name="{spec.name}", persist_result=False, log_prints=False, on_cancellation=[withdraw])
 def deliver(
     spec: DeliverySpec, request: str | None = None, scheduled: bool = False, take_over: bool = False
 ) -> dict[str, Any]:

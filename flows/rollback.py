@@ -8,9 +8,10 @@ from prefect import flow
 
 from model_delivery.places.opening import Location
 from model_delivery.tasks import delivering as do
+from model_delivery.tasks.cancelling import withdraw
 
 
-@flow(name="rollback", flow_run_name="{name}", persist_result=False, log_prints=False)
+@flow(name="rollback", flow_run_name="{name}", persist_result=False, log_prints=False, on_cancellation=[withdraw])
 def rollback(
     name: str, to: str | None = None, request: str | None = None, where: Location | None = None
 ) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from model_delivery.base import Finding, GateFailed, Progress, Refused, Trouble, report
+from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
@@ -224,6 +224,19 @@ def refuse(session: Session, trouble: Trouble) -> None:
     if log:
         there = evidence.files(session.place, session.delivery, tried)
         evidence.keep(session.place, session.delivery, tried.release, tried.attempt, {**there, "engine.log": log})
+
+
+def cancel(session: Session) -> bool:
+    """End the candidate of the session's own request, with its steps; is there one?"""
+    candidate = session.record.candidate
+    if candidate is None or candidate.request != session.request:
+        return False
+    sweep(session)
+    if candidate.ending is None:
+        withdraw(session, Outcome.CANCELLED, Interrupted.exit_code, "it was cancelled")
+    else:
+        finish_ending(session)
+    return True
 
 
 def collect(session: Session, rollout: Rollout) -> None:

@@ -32,6 +32,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
     REPLACED = "replaced"
     ROLLED_BACK = "rolled back"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)

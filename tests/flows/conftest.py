@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[parts.Server]:
 
 
 @pytest.fixture(scope="session")
-def worker(server: parts.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    home = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of the worker's runs."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def worker(server: parts.Server, home: Path) -> Iterator[int]:
     with parts.running_worker(server, {"MODEL_DELIVERY_HOME": str(home)}) as pid:
         yield pid

@@ -161,8 +161,7 @@ def test_a_cancel_ends_the_load_and_the_dark_release_and_what_serves_stays(lab: 
 def test_a_run_that_is_killed_is_crashed_and_the_next_one_ends_its_work(lab: Lab) -> None:
     run = lab.begin(lab.spec("120s"))
     until(lab.loading, 90, "the load test does not begin")
-    (process,) = [one for one in psutil.process_iter() if run_of(one) == str(run.id)]
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process_of(run).pid, signal.SIGKILL)
     gone = parts.wait_for(lab.client, run, 60)
     assert gone.state is not None
     assert gone.state.name == "Crashed"
@@ -172,6 +171,13 @@ def test_a_run_that_is_killed_is_crashed_and_the_next_one_ends_its_work(lab: Lab
     outcomes = [ended.outcome for ended in lab.record.ended]
     assert outcomes == ["replaced", "promoted"]
     assert [one.release for one in status(lab.place, NAME).running] == [lab.record.serving]
+
+
+def process_of(run: FlowRun) -> psutil.Process:
+    """The run's own: its steps inherit its environment."""
+    found = {process.pid: process for process in psutil.process_iter() if run_of(process) == str(run.id)}
+    (first,) = [process for process in found.values() if process.ppid() not in found and process.ppid() != 1]
+    return first
 
 
 def run_of(process: psutil.Process) -> str | None:

@@ -103,7 +103,7 @@ class Run:
             "request": session.request,
         }
         artifacts.publish_outcome(session.delivery, outcome)
-        return outcome
+        return artifacts.completed(outcome)
 
 
 @contextmanager

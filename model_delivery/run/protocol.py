@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
+from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
-from model_delivery.run.record import Ended, Outcome, Record
+from model_delivery.run.record import Candidate, Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
@@ -195,13 +195,15 @@ def promote(session: Session) -> None:
     _write_history(session, rules.promoted(session.record, now, facts, left), candidate.rollout)
 
 
-def withdraw(session: Session, outcome: Outcome, exit_code: int, message: str, *, by: str = "") -> None:
+def withdraw(
+    session: Session, outcome: Outcome, exit_code: int, message: str, *, by: str = "", hold: bool = False
+) -> None:
     """End the candidate: what serves keeps (or gets back) all of the traffic, the rest
     goes. What serves is not waited for where it was down before.
     """
     facts, now = session.frozen(session.candidate.release).facts, session.clock.now()
     down = session.serving_down()
-    session.write(rules.ending(session.record, outcome, exit_code, message, now, facts, by=by))
+    session.write(rules.ending(session.record, outcome, exit_code, message, now, facts, by=by, hold=hold))
     finish_ending(session)
     if down:
         report(Progress("withdraw", f"{session.record.serving} serves, and was down before: {down}"))
@@ -220,10 +222,20 @@ def refuse(session: Session, trouble: Trouble) -> None:
     if log and tried.report is None:
         where = evidence.where(session.delivery, tried.release, tried.attempt)
         session.write(rules.judged(session.record, tried.figures, where))
-    withdraw(session, REFUSALS.get(trouble.exit_code, Outcome.FAILED), trouble.exit_code, trouble.text)
+    outcome = REFUSALS.get(trouble.exit_code, Outcome.FAILED)
+    withdraw(session, outcome, trouble.exit_code, trouble.text, hold=_at_fault(tried, trouble))
     if log:
         there = evidence.files(session.place, session.delivery, tried)
         evidence.keep(session.place, session.delivery, tried.release, tried.attempt, {**there, "engine.log": log})
+
+
+def _at_fault(tried: Candidate, trouble: Trouble) -> bool:
+    """Is it the release itself that does not do, whenever it is tried? A gate said so, or
+    its engine ended by itself.
+    """
+    engine = any(finding.code.startswith("engine.") for finding in trouble.findings)
+    by_itself = isinstance(trouble, GateFailed) or (engine and not isinstance(trouble, Retryable))
+    return tried.kind == "deliver" and by_itself
 
 
 def cancel(session: Session) -> bool:

@@ -131,19 +131,29 @@ def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Re
 
 
 def ending(
-    record: Record, outcome: Outcome, exit_code: int, message: str, now: float, facts: Facts, *, by: str = ""
+    record: Record,
+    outcome: Outcome,
+    exit_code: int,
+    message: str,
+    now: float,
+    facts: Facts,
+    *,
+    by: str = "",
+    hold: bool = False,
 ) -> Record:
     """Withdraw, first: what serves keeps (or gets back) all of the traffic; the candidate
     says how it ends.
 
     ``by``: the request that ends it; where that is the candidate's own, it goes on with
-    another release.
+    another release. ``hold``: a scheduled run does not try the same again.
     """
     candidate = _candidate(record)
     ended = _ended(candidate, outcome, exit_code, message, now, facts)
     ended = replace(ended, request="") if ended.request == by else ended
     address = record.address if record.serving else None
-    return replace(_with(record, replace(candidate, ending=ended)), desired=record.only_serving, address=address)
+    held = facts.unchanged if hold else record.held
+    record = replace(record, desired=record.only_serving, address=address, held=held)
+    return _with(record, replace(candidate, ending=ended))
 
 
 def withdrawn(record: Record) -> Record:

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from model_delivery.base import Finding, Permanent, Refused, Trouble
+from model_delivery.base import Finding, Permanent, Refused, Trouble, short
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book
 from model_delivery.run.plan import route
+from model_delivery.run.record import Record
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
 from model_delivery.values import Change, Current, Failed, InProgress, ReleaseId, World
@@ -46,6 +47,7 @@ class Status:
     """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it
     lies in the past.
 
+    ``held``: why scheduled runs do not try the same again; empty: nothing is held.
     ``stages``: what a candidate has before it. ``harmless``: what others have put beside
     what is ours. ``astray``: why clients do not come to where they should; empty: they
     do.
@@ -61,7 +63,7 @@ class Status:
     stages: tuple[str, ...]
     running: tuple[Running, ...]
     standby_until: float | None
-    held: bool
+    held: str
     changes: tuple[str, ...]
     harmless: tuple[str, ...]
     astray: str = ""
@@ -89,11 +91,20 @@ def status(place: Place, name: str) -> Status:
         stages=_stages(book),
         running=running,
         standby_until=record.stop_after,
-        held=record.held is not None,
+        held=_why_held(record),
         changes=changes,
         harmless=harmless,
         astray=_astray(book, world),
     )
+
+
+def _why_held(record: Record) -> str:
+    """How that ended which scheduled runs do not try again; empty: nothing is held."""
+    if record.held is None or not record.ended:
+        return ""
+    last = record.ended[-1]
+    said = short(last.message.partition("\n")[0], 200) if last.exit_code else ""
+    return f"{last.outcome} {last.release}" + (f": {said}" if said else "")
 
 
 def _unquoted(row: Running, why: str) -> Running:

@@ -87,6 +87,21 @@ def test_what_a_rollback_left_is_held_until_it_is_asked_for_by_hand_or_changes(l
     assert lab.record.held is None
 
 
+def test_a_schedule_tries_what_a_gate_refused_only_again_when_it_changes_or_is_asked_for(lab: Lab) -> None:
+    serving = lab.deliver(lab.untested()).said["release"]
+    content = lab.untested().model_dump(mode="json")
+    bad = parse_spec(content | {"gates": {"smoke": {"expect": "Rome"}, "throughput": None}})
+    assert scheduled(lab, bad).code == 4
+    again = scheduled(lab, bad)
+    assert (again.code, again.said["result"], again.said["release"]) == (0, "held", serving)
+    assert not [event for event in again.events if event[2].startswith("Engine/")]
+    assert "held (gate failed " in lab.says("status", NAME)
+    assert lab.deliver(bad).code == 4, "asked for by hand"
+    assert scheduled(lab, bad).said["result"] == "held"
+    assert scheduled(lab, lab.untested()).said["result"] == "promoted"
+    assert "held" not in lab.says("status", NAME)
+
+
 def test_a_schedule_leaves_a_killed_rollback_to_its_rerun(lab: Lab) -> None:
     old = lab.deliver(lab.untested()).said["release"]
     spec = lab.untested()

@@ -123,6 +123,17 @@ def test_the_page_has_the_steps_in_the_order_of_the_dag_and_what_came_of_it(lab:
     assert str(lab.record.ended[-1].report) in outcome
 
 
+def test_a_scheduled_run_that_finds_nothing_to_do_says_so(lab: Lab) -> None:
+    spec = lab.spec()
+    lab.ended(spec)
+    before = lab.place.world(NAME).objects
+    again = lab.ended(spec)
+    assert again.state is not None
+    assert (again.state.name, again.state.message) == ("Completed", f"unchanged (release {lab.record.serving})")
+    assert [task.name for task in lab.tasks(again)] == ["resolve", "plan", "answers"]
+    assert lab.place.world(NAME).objects.keys() == before.keys()
+
+
 def test_a_refusal_shows_code_remedy_and_what_to_type_and_no_traceback(lab: Lab) -> None:
     lab.ended(lab.spec())
     refused = lab.ended(lab.spec(gates={"smoke": {"expect": "Rome"}, "throughput": None}))

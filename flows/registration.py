@@ -5,11 +5,10 @@ delivers it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import stamina
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.responses import DeploymentResponse
@@ -18,16 +17,15 @@ from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Refused, Retryable, problems
+from model_delivery.base import BadInput, Finding, Refused, problems
 from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
-from model_delivery.flows.server import one_try, server
+from model_delivery.flows.server import HEARTBEAT_SECONDS, TAG, asked
 from model_delivery.spec import DeliverySpec
 from model_delivery.values.resources import difference
 
 ENTRYPOINT = "model_delivery.flows.deliver.deliver"
 GROUP = "group:"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def propose(specs: Sequence[DeliverySpec], wanted: Wanted, patience: float = 45.
         old = {f"{str(d.entrypoint).split('.')[-1]}/{d.name}" for d in every if d.entrypoint in older.ENTRYPOINTS}
         return Registration(proposals, tuple(sorted(gone)), tuple(sorted(old)))
 
-    return _asked(look, patience)
+    return asked(look, patience)
 
 
 def register(proposal: Proposal, patience: float = 45.0) -> str:
@@ -100,7 +98,7 @@ def register(proposal: Proposal, patience: float = 45.0) -> str:
         )
         return str(made)
 
-    return _asked(put, patience)
+    return asked(put, patience)
 
 
 def remove(name: str, patience: float = 45.0) -> None:
@@ -112,16 +110,7 @@ def remove(name: str, patience: float = 45.0) -> None:
         if (found := _read(client, name)) is not None and _ours(found):
             client.delete_deployment(found.id)
 
-    _asked(delete, patience)
-
-
-def _asked(question: Callable[[SyncPrefectClient], T], patience: float) -> T:
-    def once() -> T:
-        with one_try(), server() as client:
-            return question(client)
-
-    tries = stamina.RetryingCaller(attempts=None, timeout=patience, wait_initial=0.5, wait_max=5)
-    return tries.on(Retryable)(once)
+    asked(delete, patience)
 
 
 def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> Proposal:
@@ -136,8 +125,9 @@ def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> 
         "work_pool_name": wanted.pool,
         "entrypoint": ENTRYPOINT,
         "pull_steps": [],
+        "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
         "paused": before is not None and before.paused,
-        "tags": ["model-delivery", *group, *wanted.tags],
+        "tags": [TAG, *group, *wanted.tags],
         "description": f"{about} Made by `deliver register`; register again after the spec has changed.",
     }
     if before is None:

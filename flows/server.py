@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http import HTTPStatus
+from typing import TypeVar
 
 import httpx
+import stamina
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from model_delivery.base import Finding, Refused, Retryable
 
+T = TypeVar("T")
+TAG = "model-delivery"
+HEARTBEAT_SECONDS = 30  # an automation takes a run for dead after 90 without one
 ANSWER_SECONDS = 5.0
 CALL_SECONDS = 15.0  # a server whose database is locked answers 503 after 10
 SET_URL = "prefect config set PREFECT_API_URL"
@@ -19,6 +24,17 @@ START = (
     "start one with `prefect server start` and a worker with `prefect worker start --pool local --type process`, "
     f"and name the server: `{SET_URL}={{}}`"
 )
+
+
+def asked(question: Callable[[SyncPrefectClient], T], patience: float) -> T:
+    """The answer of the server; what may pass is tried again for ``patience`` seconds."""
+
+    def once() -> T:
+        with one_try(), server() as client:
+            return question(client)
+
+    tries = stamina.RetryingCaller(attempts=None, timeout=patience, wait_initial=0.5, wait_max=5)
+    return tries.on(Retryable)(once)
 
 
 @contextmanager

@@ -183,8 +183,13 @@ def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
 @step("answers")
 def answers(admission: Admission) -> None:
     """What serves unchanged still gives tokens."""
+    session = current()
     if admission.answer in (Answer.UNCHANGED, Answer.HEALED):
-        must_answer(current())
+        try:
+            must_answer(session)
+        except Permanent as silent:
+            events.tell(Event.WEDGED, session.delivery, session.record.serving, silent)
+            raise
 
 
 @step("choose")

@@ -1,4 +1,4 @@
-"""Verbs about Prefect deployments: register."""
+"""Verbs about a Prefect server: register, automations."""
 
 from __future__ import annotations
 
@@ -77,4 +77,18 @@ def _lines(found: Registration, gone: tuple[str, ...]) -> Iterator[str]:
         yield "run `deliver register FILE` (or `prefect deploy --all`) again for each"
 
 
-VERBS = (register,)
+@click.command()
+@click.option("--notify", default="", metavar="TYPE/NAME", help="The notification block that is told of refusals.")
+@click.option("--dry-run", is_flag=True, help="Only say what would change.")
+@answers
+def automations(notify: str, *, dry_run: bool) -> Answer:
+    """Put the automations of manifests/prefect/automations.yaml on the Prefect server, or
+    bring them up to date.
+    """
+    from model_delivery.flows.automations import install
+
+    done = install(notify, dry_run=dry_run)
+    return Answer(done, [f"{one.name}: {one.action}" for one in done])
+
+
+VERBS = (register, automations)

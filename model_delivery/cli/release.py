@@ -189,15 +189,17 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
     """Call the flow: as a Prefect run where Prefect's settings name a server, else as a
     plain function.
     """
-    from prefect.settings import PREFECT_API_URL
+    from prefect import tags
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     with progress_lines():
         if PREFECT_API_URL.value() is None:
             outcome = flow.fn(*args, **options)
         else:
-            from model_delivery.flows.server import server
+            from model_delivery.flows.server import HEARTBEAT_SECONDS, TAG, server
 
-            with server():
+            alive = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS})
+            with server(), tags(TAG), alive:
                 outcome = flow(*args, **options)
     lines = [f"{outcome['name']}: {outcome['result']} (release {outcome['release']})"]
     labels = {"endpoint": outcome["url"], "report": outcome["report"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -28,6 +29,7 @@ ROUTINE = (
     "Downloading flow code",
 )
 WORTH_A_LINE = 0.05
+LOGS_COME = timedelta(seconds=3)  # Prefect sends a run's log every 2 s: what is younger is not in order yet
 
 
 def wait_for_pool(client: SyncPrefectClient, pool: str, alive: Callable[[], bool], timeout: float = 90.0) -> None:
@@ -47,31 +49,38 @@ def follow(client: SyncPrefectClient, run: UUID, say: Callable[[str], None], ali
 
     RuntimeError when its worker ended first.
     """
-    lines, ended, state_said = 0, set[UUID](), ""
+    lines, ended, state_said, news = 0, set[UUID](), "", list[tuple[datetime, str]]()
     while True:
         flow_run = client.read_flow_run(run)
         state = flow_run.state
         if state is not None and state.name != state_said:
             state_said = state.name or ""
-            say(f"the run is {state_said}")
+            news.append((state.timestamp, f"the run is {state_said}"))
         logs = client.read_logs(
             LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])), sort=LogSort.TIMESTAMP_ASC, offset=lines, limit=200
         )
         lines += len(logs)
-        for log in logs:
-            if log.level >= 20 and not log.message.startswith(ROUTINE):
-                say(f"  {log.message.splitlines()[0]}")
+        news += [
+            (log.timestamp, f"  {log.message.splitlines()[0]}")
+            for log in logs
+            if log.level >= 20 and not log.message.startswith(ROUTINE)
+        ]
         tasks = client.read_task_runs(
             task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run]}}),
             sort=TaskRunSort.END_TIME_DESC,
         )
-        for task in reversed(tasks):
+        for task in tasks:
             seconds = task.total_run_time.total_seconds()
             if task.state is not None and task.state.is_final() and task.id not in ended:
                 ended.add(task.id)
                 if seconds >= WORTH_A_LINE or not task.state.is_completed():
-                    say(f"  step {task.name.rsplit('-', 1)[0]}: {task.state.name} after {seconds:.1f} s")
-        if state is not None and state.is_final() and not logs:
+                    news.append((task.state.timestamp, f"  step {task.name}: {task.state.name} after {seconds:.1f} s"))
+        over = state is not None and state.is_final() and not logs
+        until = datetime.max.replace(tzinfo=UTC) if over else datetime.now(UTC) - LOGS_COME
+        for _, line in sorted(one for one in news if one[0] <= until):
+            say(line)
+        news = [one for one in news if one[0] > until]
+        if over and state is not None:
             return state
         if not alive():
             raise RuntimeError("the worker ended before the run did: see worker.log beside server.log")

@@ -106,9 +106,9 @@ def log_of(client: SyncPrefectClient, run: FlowRun, until: str = "", timeout: fl
 
 
 def tasks_of(client: SyncPrefectClient, run: FlowRun) -> dict[str, TaskRun]:
-    """By the task's name, without Prefect's suffix."""
+    """By the task run's name."""
     found = client.read_task_runs(task_run_filter=TaskRunFilter.model_validate({"flow_run_id": {"any_": [run.id]}}))
-    return {task.name.rsplit("-", 1)[0]: task for task in found}
+    return {task.name: task for task in found}
 
 
 def wait_for_pool(client: SyncPrefectClient, timeout: float = 60.0, name: str = POOL) -> None:

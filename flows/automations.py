@@ -78,7 +78,7 @@ def _same(there: Automation, wanted: AutomationCore) -> bool:
     """But for the ids that the server gives."""
 
     def shown(one: AutomationCore) -> dict[str, Any]:
-        content = one.model_dump(mode="json", include={"name", "description", "enabled", "trigger", "actions"})
+        content = one.model_dump(include={"name", "description", "enabled", "trigger", "actions"})
         content["trigger"].pop("id", None)
         return content
 

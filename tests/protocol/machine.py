@@ -208,7 +208,8 @@ class Runs:
                     if "broken" in session.frozen(candidate).args:
                         raise ZeroDivisionError("a fault of ours")
                     self.proven.add(candidate)
-                protocol.watch(session, stage)
+                if stage.watched:
+                    protocol.watch(session, stage)
             protocol.promote(session)
 
 

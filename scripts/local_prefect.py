@@ -86,16 +86,18 @@ def _session(process: psutil.Process) -> int:
         return 0
 
 
-def start_server(home: Path) -> tuple[psutil.Popen, Server]:
-    """Begin to start a server; ``wait_for_server`` says when it answers."""
+def start_server(home: Path, host: str = "127.0.0.1") -> tuple[psutil.Popen, Server]:
+    """Begin to start a server on this machine's address ``host``; ``wait_for_server``
+    says when it answers.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    base = f"http://127.0.0.1:{port}"
+    base = f"http://{host}:{port}"
     env = private_env(home) | {
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_UI_API_URL": f"{base}/api",
     }
-    process = start([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], env, home / "server.log")
+    process = start([PREFECT, "server", "start", "--host", host, "--port", str(port)], env, home / "server.log")
     client_env = private_env(home) | {"PREFECT_API_URL": f"{base}/api"}
     return process, Server(f"{base}/api", base, home, client_env)
 
@@ -132,9 +134,9 @@ def start_worker(
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[Server]:
+def running_server(home: Path, host: str = "127.0.0.1") -> Iterator[Server]:
     """A server that answers, for the length of the block."""
-    process, server = start_server(home)
+    process, server = start_server(home, host)
     try:
         wait_for_server(process, server)
         yield server

@@ -147,9 +147,11 @@ def progress_sink() -> Iterator[None]:
 
 
 def _in_words(record: logging.LogRecord) -> bool:
-    """Of what ended a run or a task, the words alone."""
+    """Of what ended a run or a task, the words alone; a fault of ours keeps its
+    traceback.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, Trouble):
+    if isinstance(error, Trouble) and (error.__cause__ is None or isinstance(error.__cause__, Trouble)):
         record.msg, record.args, record.exc_info, record.exc_text = plain(str(error)), (), None, None
     return True
 

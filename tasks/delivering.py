@@ -137,12 +137,18 @@ def page(name: str) -> Iterator[None]:
         except Trouble as trouble:
             artifacts.publish_trouble(name, trouble)
             raise
+        except Exception as error:
+            if run_id() is None:
+                raise
+            bad = Permanent(broken(error))
+            artifacts.publish_trouble(name, bad)
+            raise bad from error
 
 
 def broken(error: Exception) -> Finding:
     if full := disk_full(error):
         return full
-    what, why = "the run broke, and its release was withdrawn", f"{type(error).__name__}: {error}"[:300]
+    what, why = "the run broke, and what was on its way was withdrawn", f"{type(error).__name__}: {error}"[:300]
     return Finding("release.broke", what, why, "this is a fault of Model Delivery: report it")
 
 

@@ -286,7 +286,7 @@ def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:
     assert run is not None
     assert isinstance(run.outcome, ZeroDivisionError)
     assert (now.candidate, now.ended[-1].outcome) == (None, Outcome.FAILED)
-    assert "the run broke, and its release was withdrawn" in now.ended[-1].message
+    assert "the run broke, and what was on its way was withdrawn" in now.ended[-1].message
     assert runs.place.running() == {now.serving}
 
 

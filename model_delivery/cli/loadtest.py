@@ -121,7 +121,7 @@ def _answer(load: LoadReport, verdict: Verdict, page: Path, search: Capacity | N
         "report": str(page),
         "reasons": verdict.reasons,
     }
-    lines = [summary(load), f"validity: {load.validity.kind} {load.validity.why}".rstrip()]
+    lines = [summary(load), ": ".join(filter(None, ("validity", load.validity.kind, load.validity.why)))]
     lines += [reason.text for reason in verdict.reasons]
     if search is not None:
         tried = [{"rate": point.rate, "holds": point.holds, "why": point.why} for point in search.points]
@@ -157,8 +157,7 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
     except ValidationError as error:
         unknown = [str(problem["loc"][-1]) for problem in error.errors() if problem["type"] == "extra_forbidden"]
         near = did_you_mean("".join(unknown[:1]), Slo.model_fields)
-        fix = f"{near} " if near else ""
-        fix += f"{FIX}; bounds are {', '.join(Slo.model_fields)}"
+        fix = (f"{near} " if near else "") + FIX + (f"; bounds are {', '.join(Slo.model_fields)}" if unknown else "")
         raise BadInput(*(Finding("cli.bad-option", text, "", fix) for text in problems(error))) from None
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     except click.ClickException as error:
         sys.exit(bad_news(_usage(error)))
     except (KeyboardInterrupt, click.Abort):
-        fix = "run it again: it goes on where it was"
+        fix = "run it again: a delivery and a fetch go on where they were"
         sys.exit(bad_news(Interrupted(Finding("cli.interrupted", "interrupted", "stopped from outside", fix))))
     except Trouble as bad:
         sys.exit(bad_news(bad))

@@ -80,10 +80,16 @@ def plan(file: Path) -> Answer:
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
     added = planned.args[: len(planned.args) - len(spec.serving.args)]
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
-    lines += [f"stages: {' → '.join(planned.stages)}"] if planned.stages else []
+    lines += [f"tried before: {planned.tried}"] if planned.tried else []
+    gates = [name for name in ("smoke", "throughput") if getattr(spec.gates, name) is not None]
+    judged = f" (gates: {', '.join(gates) or 'none'})"
+    lines += [f"stages: {' → '.join(planned.stages)}{judged}"] if planned.stages else []
     lines += [OTHER_GATES] if planned.other_gates else []
     lines += [STOPS] if StageKind.STOP in planned.stages else []
-    lines += [f"  {change}" for change in planned.changes] or ["no changes"]
+    lines += [f"  {change}" for change in planned.changes] or ([] if planned.stages else ["no changes"])
+    if planned.leaves and StageKind.STOP not in planned.stages:
+        standby = spec.rollout.standby
+        lines.append(f"then {planned.leaves} " + (f"stays on standby for {standby}" if standby.seconds else "stops"))
     return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
 
 

@@ -36,6 +36,8 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
     if now.candidate:
         ahead = f": {' → '.join(now.stages)}" if now.stages else ""
         yield f"on its way: {now.candidate}, phase {now.phase}{ahead}"
+        if not now.at_work:
+            yield "no run is at work on it: `deliver up` of its spec goes on, of another one ends it"
     if now.standby_until:
         until = datetime.fromtimestamp(now.standby_until, tz=UTC)
         late = " (overdue: the next delivery ends it)" if until < datetime.now(tz=UTC) else ""

@@ -280,7 +280,7 @@ class LoadReport(Part):
         return value
 
     def share_good(self) -> str:
-        return f"{self.good} of {self.requests} requests good"
+        return f"{self.good} of {self.requests} requests answered in full"
 
     def error_kinds(self) -> str:
         words = {kind: f" ({said})" for kind, said in self.said.items()}

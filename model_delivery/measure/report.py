@@ -20,7 +20,7 @@ from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
-from model_delivery.measure.verdict import Reason, Verdict
+from model_delivery.measure.verdict import NOT_VALID, Reason, Verdict
 from model_delivery.measure.words import printable
 from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES, shown
 
@@ -63,7 +63,8 @@ class Report(Part):
 
     @property
     def result(self) -> str:
-        return "Passed" if self.passed else "Refused"
+        judged = all(reason.code != NOT_VALID for reason in self.reasons)
+        return "Passed" if self.passed else "Refused" if judged else "Not judged"
 
 
 @dataclass(frozen=True)

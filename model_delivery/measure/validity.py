@@ -4,6 +4,7 @@ figure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from model_delivery.measure.metrics import LoadReport, Validity
@@ -62,6 +63,8 @@ def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
     if load.good and load.requests < least * max(1, len(load.runs)):
         runs = f" in each of {len(load.runs)} runs" if len(load.runs) > 1 else ""
         why = f"{load.requests} requests, at least {least} are needed{runs} for the percentiles that are bounded"
+        longer = math.ceil(1.2 * load.seconds * least / load.requests)
+        why += f": measure for {longer} s" + (" each" if runs else "")
         yield Validity(kind="too short", why=why)
     if (itl := load.latencies.get("itl")) and itl.p50 < BURST_MS:
         why = f"half of all tokens came within {itl.p50:.3g} ms of the one before: something on the way collects them"

@@ -16,9 +16,10 @@ OUTCOMES = {
     "not resolved": "too noisy to tell, raise repeats: ",
     "no regression": "",
 }
+NOT_VALID = "gate.not-valid"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
-    "gate.not-valid": "put right what the reason names, then measure again",
+    NOT_VALID: "put right what the reason names, then measure again",
     "gate.regression": "see what the release changed; if it may cost that, raise gates.throughput.max_regression",
 }
 
@@ -79,7 +80,7 @@ def judge(
     reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
     if load and not load.validity.judges("error_rate"):
         text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"
-        reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
+        reasons.append(Reason("throughput", "validity", passed=False, text=text, code=NOT_VALID))
     elif load and slo:
         reasons += (_bound(load, figure, bound) for figure, bound in slo.bounds())
         if baseline and max_regression is not None:
@@ -112,7 +113,7 @@ def _bound(load: LoadReport, figure: Figure, bound: float) -> Reason:
     metric, value = figure.metric, load.value(figure)
     if not load.validity.judges(metric.key):
         text = f"{figure.title} cannot be judged, the stream is {load.validity.kind}: {load.validity.why}"
-        return Reason("throughput", figure.bound, passed=False, text=text, code="gate.not-valid")
+        return Reason("throughput", figure.bound, passed=False, text=text, code=NOT_VALID)
     if value is None:
         text, over = f"{figure.title} was not measured: no good request", True
     else:

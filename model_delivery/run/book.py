@@ -77,8 +77,10 @@ class Book:
         if release in known:
             return known[release]
         names = ", ".join(sorted(known)) or "none"
+        tried = next((e for e in reversed(self.record.ended) if e.release == release), None)
+        ended = f"it is in the history ({tried.outcome}), and nothing is kept of it; " if tried else ""
         fix = "see `deliver history`; one that was deleted comes back with `deliver up` of its spec"
-        raise Refused(Finding("release.unknown", f"release {release} is not known", f"known: {names}", fix))
+        raise Refused(Finding("release.unknown", f"release {release} is not known", f"{ended}known: {names}", fix))
 
     def serving_down(self) -> str:
         """Why what serves is down, though it shall run; empty where it is not."""

@@ -143,6 +143,12 @@ class Lease:
         return not (isinstance(expires, int | float) and now <= expires <= now + LONGEST)
 
 
+def held(place: Place, delivery: str) -> bool:
+    """Has a run the lease, whose process is not known to be dead?"""
+    seen = place.get(delivery, REF)
+    return seen is not None and seen.status.get("alive") is not False
+
+
 def _who(seen: Observed) -> str:
     spec = seen.resource.spec
     try:

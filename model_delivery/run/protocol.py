@@ -72,7 +72,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         return Admission(answer, release)
     if answer is Answer.UNCHANGED:
         if rules.other_gates(session.record, spec.gates):
-            report(Progress("gates", rules.OTHER_GATES))
+            report(Progress("plan", rules.OTHER_GATES))
         _wait_serving(session)
         return Admission(Answer.HEALED if done.changes or fetched else answer, release)
     address = session.target.address(session.delivery)

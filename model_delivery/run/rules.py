@@ -15,7 +15,7 @@ from model_delivery.run.record import Candidate, Ended, Outcome, Record, Wanted,
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
 NO_GATES = Gates(smoke=None, throughput=None)
-OTHER_GATES = "the gates are not those that what serves has passed: the next release is judged by them, not this one"
+OTHER_GATES = "the spec's gates are not those that what serves has passed: they judge the next release, not this one"
 
 
 class Answer(StrEnum):

@@ -69,7 +69,11 @@ def _check(given: Mapping[str, Any], marks: Marks) -> DeliverySpec:
         spec = DeliverySpec.model_validate(given)
     except ValidationError as error:
         findings: dict[str, tuple[tuple[int, int], Finding]] = {}
-        for problem in error.errors(include_url=False, include_input=False):
+        problems = error.errors(include_url=False, include_input=False)
+        texts = {problem["loc"][:-1] for problem in problems if problem["type"] == "string_type"}
+        for problem in problems:
+            if problem["type"] in NO_MAPPING and problem["loc"][:-1] in texts:
+                continue  # a number where a text, or where a secret is named, may stand
             location, finding = _fault(problem, given)
             mark, where = marks.where(location)
             findings.setdefault(finding.what, (mark, replace(finding, what=where + finding.what)))
@@ -131,7 +135,7 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
         ):
             here = here[key]  # type: ignore[index]
         elif at == len(loc) - 1 and not (
-            isinstance(key, str) and (key[:1].isupper() or key in ("str", "dict[str,any]"))
+            isinstance(key, str) and (key[:1].isupper() or key in ("str", "constrained-str", "dict[str,any]"))
         ):
             here = None
         else:
@@ -140,7 +144,8 @@ def _written(loc: tuple[Key, ...], given: Any) -> Iterator[Key]:
 
 
 def _did_you_mean(text: str, names: str) -> str:
-    near = did_you_mean(text, re.findall(r"'([^']*)'", names))
+    known = re.findall(r"'([^']*)'", names)
+    near = did_you_mean(text, known) if len(known) > 1 else ""
     return f"; {near}" if near else ""
 
 

@@ -155,7 +155,7 @@ def _test(given: LoadInput, asked: Profile, name: str) -> LoadReport:
     load = _report(asked, plan, whole, sum(each.seconds for each in runs), given.repeats)
     if load.requests == 0:
         why = f"no request started within {given.duration}"
-        fix = "raise the duration (gates.throughput.duration, --duration), or ask for shorter answers"
+        fix = "raise the duration (gates.throughput.duration, --duration), or ask for shorter answers (profile smoke)"
         nothing = Finding("load.nothing-asked", "the load test asked nothing", why, fix, tuple(load.errors))
         raise Permanent(nothing)
     load = load.model_copy(update={"server": watch.pods(), "runs": tuple(each.figures() for each in runs)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model_delivery.base import Finding, Refused, SystemClock, from_cluster
+from model_delivery.base import Finding, Refused, SystemClock, from_cluster, short
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
@@ -26,6 +26,8 @@ class Plan:
     is known to do no harm; ``down``: why what serves now is down, empty where it is not;
     ``args``: of the engine, with those that the model needs before the spec's;
     ``other_gates``: the release stays, and its gates were others than the spec's.
+    ``leaves``: what serves now and is replaced. ``tried``: how this release has ended
+    before, where it did not pass.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Plan:
     down: str
     args: tuple[str, ...]
     other_gates: bool
+    leaves: str | None
+    tried: str
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -68,8 +72,17 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         harmless=harmless,
         down=book.serving_down(),
         args=result.frozen.args,
+        leaves=book.record.serving if result.answer.delivers else None,
+        tried=_tried(book, result.release) if result.answer.delivers else "",
         other_gates=result.release == book.record.serving and other_gates(book.record, spec.gates),
     )
+
+
+def _tried(book: Book, release: str) -> str:
+    last = next((ended for ended in reversed(book.record.ended) if ended.release == release), None)
+    if last is None or not last.exit_code:
+        return ""
+    return f"{last.outcome}: {short(last.message.partition(chr(10))[0], 200)}"
 
 
 def _fetched(book: Book, spec: DeliverySpec, lock: Lock) -> bool:

@@ -13,6 +13,7 @@ from model_delivery.base import Finding, Permanent, Refused, Trouble, short
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book
+from model_delivery.run.lease import held
 from model_delivery.run.plan import route
 from model_delivery.run.record import Record
 from model_delivery.run.restore import must_know, read
@@ -50,7 +51,7 @@ class Status:
     ``held``: why scheduled runs do not try the same again; empty: nothing is held.
     ``stages``: what a candidate has before it. ``harmless``: what others have put beside
     what is ours. ``astray``: why clients do not come to where they should; empty: they
-    do.
+    do. ``at_work``: a run has the delivery's lease.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Status:
     changes: tuple[str, ...]
     harmless: tuple[str, ...]
     astray: str = ""
+    at_work: bool = False
 
 
 def status(place: Place, name: str) -> Status:
@@ -95,6 +97,7 @@ def status(place: Place, name: str) -> Status:
         changes=changes,
         harmless=harmless,
         astray=_astray(book, world),
+        at_work=held(place, name),
     )
 
 

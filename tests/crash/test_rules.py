@@ -143,7 +143,7 @@ def test_history_names_the_gate_and_a_plan_that_other_gates_count_from_the_next_
     other = parse_spec(gated | {"serving": content["serving"] | {"args": ["--label", "other"]}})
     assert lab.deliver(other).code == 4
     assert "'Rome' is not in" in lab.says("history", NAME)
-    told = "the gates are not those that what serves has passed"
+    told = "the spec's gates are not those that what serves has passed"
     assert told not in lab.says("plan", lab.written(spec))
     assert told in lab.says("plan", lab.written(parse_spec(gated)))
     assert lab.deliver(parse_spec(gated)).said["result"] == "unchanged"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,23 @@ def test_a_load_of_no_time_is_refused_with_the_spec(home: Path, model: Path) -> 
     file.write_text(file.read_text().replace("duration: 500ms", "duration: 0s"))
     done = deliver(home, "plan", str(file))
     assert (done.returncode, "duration must be more than 0s" in done.stderr) == (2, True), done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "model_delivery.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from model_delivery.cli.entry import main
+main()
+"""
+
+
+def test_an_interrupt_before_everything_is_imported_is_told_without_a_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == "✗ interrupted before anything was begun [cli.interrupted]\n"

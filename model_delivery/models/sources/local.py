@@ -59,8 +59,8 @@ class LocalModel(ModelSpec):
         by size, times and inode.
         """
         if not self.root.is_dir():
-            what, why = f"model.path {self.root} is no folder", "it does not exist, or is a file"
-            raise Refused(Finding("source.no-folder", what, why, "correct model.path"))
+            what, why = f"the model's path {self.root} is no folder", "it does not exist, or is a file"
+            raise Refused(Finding("source.no-folder", what, why, "correct the path"))
         try:
             files = self.chosen(self._files(), "", self.root)
             names = [file.path for file in files]

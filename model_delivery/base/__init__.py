@@ -25,6 +25,7 @@ from model_delivery.base.part import (
     NAME,
     Count,
     DnsLabel,
+    Host,
     Moment,
     Part,
     Port,
@@ -37,6 +38,7 @@ from model_delivery.base.part import (
 from model_delivery.base.progress import Progress, report, sink
 from model_delivery.base.scrubbing import scrub, short
 from model_delivery.base.secrets import (
+    UNSENDABLE,
     EnvSecret,
     FileSecret,
     KubeKey,

@@ -21,6 +21,7 @@ class Part(BaseModel):
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # seconds since the epoch, for 4,000 years
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, lt=1 << 16)]
 URL = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
 WHOLE, NUMBER, MAPPING = "must be a whole number", "must be a number", "must be a mapping of fields"

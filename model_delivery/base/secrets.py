@@ -115,6 +115,9 @@ def secret(content: bytes, where: str, fix: str, *, lines: bool = False) -> Secr
     return found
 
 
+UNSENDABLE = "the key cannot be sent"
+
+
 def bearer(ref: SecretRef | None) -> dict[str, str]:
     """The header of HTTP that carries it; none without a ``ref``. Refused where it cannot
     be one.
@@ -124,7 +127,7 @@ def bearer(ref: SecretRef | None) -> dict[str, str]:
     value = read_secret(ref).reveal()
     if not value.isascii():
         why = "it has other characters than ASCII's: no header can carry it"
-        raise Refused(Finding("secret.not-one-line", "the key cannot be sent", why, "use a key of ASCII characters"))
+        raise Refused(Finding("secret.not-one-line", UNSENDABLE, why, "use a key of ASCII characters"))
     return {"Authorization": f"Bearer {value}"}
 
 

@@ -78,7 +78,8 @@ def plan(file: Path) -> Answer:
     lines += [f"what serves now is down: {planned.down}"] if planned.down else []
     lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]
-    added = planned.args[: len(planned.args) - len(spec.serving.args)]
+    own = len(planned.args) - len(spec.serving.args)
+    added = planned.args[:own] if planned.args[own:] == tuple(spec.serving.args) else ()
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"tried before: {planned.tried}"] if planned.tried else []
     gates = [name for name in ("smoke", "throughput") if getattr(spec.gates, name) is not None]

@@ -83,6 +83,7 @@ class Stream:
             "no [DONE]": self.done,
             "zero tokens": self.first_text and self.tokens,
             "short of the asked length": self.tokens >= self.asked,
+            "usage beyond the asked length": not self.asked or self.tokens <= self.asked,
         }
         return self.refusal() or next((kind for kind, there in parts.items() if not there), None)
 

@@ -16,7 +16,7 @@ OUTCOMES = {
     "not resolved": "too noisy to tell, raise repeats: ",
     "no regression": "",
 }
-NOT_VALID = "gate.not-valid"
+NOT_VALID, ANSWER = "gate.not-valid", "known answer"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
     NOT_VALID: "put right what the reason names, then measure again",
@@ -43,6 +43,8 @@ class Reason:
     @property
     def fix(self) -> str:
         """What may be done where it is not passed."""
+        if self.gate == "smoke" and self.name != ANSWER:
+            return "read the engine's log, which may say why: `deliver logs`"
         bound = f"change the bound {self.name} (gates.throughput.slo, --slo)"
         return FIXES.get(self.code) or f"load it less, give it more room, or {bound}"
 

@@ -17,6 +17,7 @@ from model_delivery.models.safetensors import check_header
 POINTER = b"version https://git-lfs"
 PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<error>")
 OF_MARKUP = (".xml", ".svg", ".html", ".htm")
+TOKENS = ("merges.txt", "vocab.txt", ".model", ".tiktoken")
 BEFORE = re.compile(rb"(?:\xef\xbb\xbf|\s|<!--.*?-->)*", re.DOTALL)
 OBJECTS = ("config.json", "params.json", "tokenizer.json", "special_tokens_map.json", "vocab.json")
 EXCLUDE_IT = "the file is broken at its source: use another revision, or exclude it in model.exclude"
@@ -35,6 +36,8 @@ def fault_in(path: Path, name: str, names: Container[str], allow: Sequence[str])
     answered = name.endswith((".model", ".tiktoken")) and raw.startswith(b"{")
     if answered or (head.lower().startswith(PAGES) and not name.endswith(OF_MARKUP)):
         return Finding("source.web-page", f"{name} is a web page", "a server's page was saved as the file", EXCLUDE_IT)
+    if name.endswith(TOKENS) and not head:
+        return Finding("source.empty-file", f"{name} is empty", "a tokenizer reads it", EXCLUDE_IT)
     return _fault_in_json(path, name, names, allow) if name.endswith(".json") else check_header(path, name)
 
 

@@ -71,7 +71,7 @@ class Book:
         """Refused when it is not known (any more)."""
         if release in self.supposed:
             return self.supposed[release]
-        if seen := self.place.get(self.delivery, Ref(RELEASE, release)):
+        if (seen := self.place.get(self.delivery, Ref(RELEASE, release))) and seen.resource.spec:
             return releases.load(release, seen.resource.spec)
         known = self.releases()
         if release in known:

@@ -74,7 +74,7 @@ def releases(world: World) -> dict[ReleaseId, Frozen]:
     """Every release that the delivery still knows, by its own object or by a copy."""
     stored = dict[str, Mapping[str, Any]]()
     for ref, seen in world.objects.items():
-        if ref.kind == RELEASE:
+        if ref.kind == RELEASE and seen.resource.spec:  # a damaged one says nothing
             stored[ref.name] = seen.resource.spec
     return {name: load(name, spec) for name, spec in {**_copies(world), **stored}.items()}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from model_delivery.base import Finding, Refused, SecretRef, SystemClock
+from collections.abc import Iterator
+
+from model_delivery.base import UNSENDABLE, Finding, Refused, SecretRef, SystemClock, bearer, from_cluster
 from model_delivery.places import Place
 from model_delivery.run import record as records
 from model_delivery.spec import DeliverySpec
@@ -21,7 +23,7 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     """
     if gate := spec.gates.throughput:
         profile(gate.profile, gate.duration, gate.warmup)
-    findings = _of_target(spec, place, target)
+    findings = [*_of_target(spec, place, target), *_unsendable(spec, place)]
     if target.key.place == "cluster":
         from model_delivery.places.cluster.binding import exposed  # a host's verb does without Kubernetes' client
 
@@ -46,6 +48,15 @@ def _of_target(spec: DeliverySpec, place: Place, target: Target) -> list[Finding
             break
         SystemClock().sleep(seconds)
     return findings
+
+
+def _unsendable(spec: DeliverySpec, place: Place) -> Iterator[Finding]:
+    """A key that no header can carry; the target says what else is wrong with it."""
+    try:
+        with from_cluster(place.secret):
+            bearer(spec.serving.api_key)
+    except Refused as refused:
+        yield from (finding for finding in refused.findings if finding.what == UNSENDABLE)
 
 
 def secrets(spec: DeliverySpec) -> dict[str, SecretRef]:

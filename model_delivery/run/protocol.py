@@ -21,7 +21,19 @@ from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
 from model_delivery.run.stepping import fetch
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import RELEASE, Current, Failed, Lock, Ref, ReleaseId, Rollout, Stage, StageKind, Strategy
+from model_delivery.values import (
+    ABSENT,
+    RELEASE,
+    Current,
+    Failed,
+    Lock,
+    Ref,
+    ReleaseId,
+    Rollout,
+    Stage,
+    StageKind,
+    Strategy,
+)
 
 READY_SECONDS = 600.0
 REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
@@ -57,13 +69,13 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     candidate = session.record.candidate
     if candidate is not None and candidate.release != release:
         withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}", by=session.request)
-    session.write(rules.asked_by_hand(session.record, spec.runner))
+    _note(session, rules.asked_by_hand(session.record, spec.runner))
     done = session.converge()
     for change in done.beside:
         report(Progress("others", str(change)))
     collect(session, spec.rollout)
     if replicas != session.record.replicas:
-        session.write(rules.scaled(session.record, replicas))
+        _note(session, rules.scaled(session.record, replicas))
         session.converge()
     if answer is Answer.GOES_ON:
         session.write(rules.taken_over(session.record, session.request, spec.gates))
@@ -86,6 +98,16 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     return Admission(answer, release)
 
 
+def _note(session: Session, record: Record) -> None:
+    """Of a delivery that is not there yet nothing is stored before its first release is
+    proposed: it may be refused.
+    """
+    if session.version == ABSENT:
+        session.record = record
+    else:
+        session.write(record)
+
+
 def _restore(session: Session, replicas: int, meant: Mapping[ReleaseId, Frozen]) -> None:
     """A record that somebody deleted comes back, while one of its releases has all of the
     traffic.
@@ -104,7 +126,8 @@ def _restore_release(session: Session, release: ReleaseId, frozen: Frozen) -> No
     record = session.record
     wanted = {record.serving, record.previous, *(name for name, _ in record.desired.releases)}
     for name in known.keys() & wanted:
-        if session.place.get(session.delivery, Ref(RELEASE, name)) is None:
+        stored = session.place.get(session.delivery, Ref(RELEASE, name))
+        if stored is None or not stored.resource.spec:
             session.freeze(name, known[name])
 
 
@@ -262,7 +285,7 @@ def collect(session: Session, rollout: Rollout) -> None:
         session.converge()
         session.write(rules.standby_gone(session.record))
     live = rules.live(session.record, rollout.keep)
-    session.write(evidence.collected(session.place, session.delivery, session.record, live))
+    _note(session, evidence.collected(session.place, session.delivery, session.record, live))
     for ref, seen in sorted(session.world().objects.items()):
         if seen.resource.role == "step" or (ref.kind == RELEASE and ref.name not in live):
             session.place.delete(session.delivery, ref)

@@ -5,7 +5,7 @@ earlier tries ended.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -167,11 +167,25 @@ def load(stored: Mapping[str, Any]) -> Record:
     cannot read it.
     """
     try:
-        return _RECORD.validate_python(_upgraded(stored))
+        return _sound(_RECORD.validate_python(_upgraded(stored)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         why = problems(error)[0] if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        fix = "use the version of Model Delivery that wrote it, or a newer one"
+        where = "a file below objects/Record on a host, the ConfigMap NAME-record in a cluster"
+        fix = f"a newer Model Delivery may read it; where somebody damaged it, remove it ({where}): "
+        fix += "the next `deliver up` makes it again from what runs"
         raise Permanent(Finding("record.unreadable", "the delivery's record cannot be read", why, fix)) from None
+
+
+def _sound(record: Record) -> Record:
+    """Whatever somebody wrote into it: what serves, and nothing is on its way, is wanted
+    with all of the traffic.
+    """
+    serving, wanted = record.serving, record.desired
+    whole = ((serving, 100),)
+    if serving is None or record.candidate or (serving in dict(wanted.releases) and wanted.traffic == whole):
+        return record
+    others = tuple((name, count) for name, count in wanted.releases if name != serving)
+    return replace(record, desired=Wanted(((serving, record.replicas), *others), ((serving, 100),)))
 
 
 def _upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -159,8 +159,11 @@ class Session(Book):
 
 
 def _left(gone: set[Ref], world: World) -> InProgress | None:
-    left = sorted(map(str, gone & world.objects.keys()))
-    return InProgress(f"{', '.join(left)} ends") if left else None
+    left = sorted(gone & world.objects.keys())
+    held = sorted({name for ref in left for name in world.objects[ref].status.get("finalizers") or ()})
+    fix = "whoever set that finalizer removes it; see `kubectl get -o yaml`" if held else ""
+    by = f", and waits for {', '.join(held)}" if held else ""
+    return InProgress(f"{', '.join(map(str, left))} ends{by}", fix) if left else None
 
 
 def current() -> Session:

@@ -20,6 +20,7 @@ ABOUT_ONE = re.compile(
     "file|path|dir|name|type|mode|limit|count|size|length|ttl|timeout|seconds|url|header|threshold|id"
 )
 NO_SECRET = re.compile(r"|\$.*|true|false|yes|no|on|off|null|none|\d|(/[\w.-]+)+/?", re.IGNORECASE | re.DOTALL)
+DIGEST = re.compile(r"(?:sha\d+:)?[0-9a-f]{32,}")
 TOKEN = re.compile(
     r"\bhf_(?=[A-Za-z0-9]*[A-Z0-9])[A-Za-z0-9]{5,}|\b(sk|pk|nvapi|glpat|xox[abprs])-[\w-]{8,}|\bgh[pousr]_\w{16,}"
     r"|\bgithub_pat_\w{16,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}"
@@ -84,7 +85,8 @@ def _of_mapping(thing: Mapping[str, Any], where: str) -> Iterator[tuple[str, str
         return
     yield from spoken_secrets([*map(str, (*(thing.get("command") or ()), *(thing.get("args") or ())))], where)
     for key, value in thing.items():
-        if where.endswith("parameters") and is_secret(key, value):
+        named = where.endswith(("parameters", "annotations"))
+        if named and is_secret(key, value) and not DIGEST.fullmatch(str(value)):
             yield key, where
         else:
             yield from plain_secrets(value, f"{where}.{key}".lstrip("."))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_delivery.base import KubeKey, KubeSecret, Part, Port, SecretRef
+from model_delivery.base import Host, KubeKey, KubeSecret, Part, Port, SecretRef
 from model_delivery.values.engine import Engine
 from model_delivery.values.snapshot import Snapshot
 
@@ -92,7 +92,7 @@ class Release:
 class Address:
     """Where clients find the service, whatever release serves it."""
 
-    host: str
+    host: Host
     port: Port
 
     @property

@@ -103,6 +103,18 @@ def test_weights_with_a_gap_or_an_overlap_are_refused(folder: Path, spans: tuple
     assert "overlap, or leave a gap" in refused(folder)
 
 
+def test_a_tensor_whose_shape_does_not_fill_its_bytes_is_refused(folder: Path) -> None:
+    header = json.dumps({"w0": {"dtype": "F32", "shape": [400], "data_offsets": [0, 16]}}).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    assert "the shape of tensor w0 does not fill its bytes" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "tokenizer.model"])
+def test_an_empty_file_of_a_tokenizer_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b" \n")
+    assert f"{name} is empty" in refused(folder)
+
+
 def test_a_shard_that_is_there_and_not_wanted_is_told_so(folder: Path) -> None:
     assert "correct model.include and model.exclude" in refused(sharded(folder, THREE), exclude=["*00003-of*"])
 

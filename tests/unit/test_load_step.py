@@ -62,6 +62,7 @@ FAULTS = {
     "no-done": "no [DONE]",
     "empty": "zero tokens",
     "short": "short of the asked length",
+    "boast": "usage beyond the asked length",
     "cut": "closed early",
     "hang": "timeout after 1 s",
 }

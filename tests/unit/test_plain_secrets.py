@@ -41,6 +41,8 @@ LEAKS: dict[str, tuple[dict[str, Any] | list[dict[str, Any]], str]] = {
         "Authorization holds",
     ),
     "an annotation": (deployment({"args": WORDS}, annotations={"note": "hf_T0PSECRETvalue"}), "metadata.annotations.note holds"),
+    "an annotation's name": (
+        deployment({"args": WORDS}, annotations={"vault/token": "T0PSECRET", "checksum/secret": "0" * 64}), "token holds"),
     "a model's env": (isvc(**of_model(env=[{"name": "MY_TOKEN", "value": "T0PSECRET"}])), "MY_TOKEN holds"),
     "a runtime's words": (isvc(args=[*HF_ARGS, "--token=T0PSECRET"]), "--token holds"),
     "a parameter": (

@@ -96,7 +96,8 @@ class HubModel(RemoteModel):
         """Its answer is none of a hub's."""
         said = problems(error)[0] if isinstance(error, ValidationError) else type(error).__name__
         what, why = f"the list of {self.repo} cannot be read", f"{self.asked}: {said}"
-        return Refused(Finding("source.wrong-list", what, why, "is it the right hub?"))
+        fix = "what answers there is no hub, or leads to none: is it the right address?"
+        return Refused(Finding("source.wrong-list", what, why, fix))
 
     def unreachable(self, error: Exception) -> Retryable:
         settings = f"HTTPS_PROXY, SSL_CERT_FILE, REQUESTS_CA_BUNDLE and {self.endpoint_variable}"

@@ -74,6 +74,7 @@ class HuggingFaceModel(HubModel):
         return Remote(f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}", bearer(self.token))
 
     def _trouble(self, error: Exception) -> Trouble:
+        import httpx2
         from huggingface_hub import errors
 
         repo, asked = self.repo, self.asked
@@ -93,6 +94,8 @@ class HuggingFaceModel(HubModel):
                 return self.misnamed(str(error).splitlines()[0])
             case errors.HfHubHTTPError():
                 return http_trouble(error.response.status_code, asked, error.response.headers.get("Retry-After", ""))
+            case httpx2.TooManyRedirects() | ValueError():
+                return self.unreadable(error)
             case _:
                 return self.unreachable(error)
         return NotGiven(finding)

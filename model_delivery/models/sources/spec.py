@@ -22,7 +22,7 @@ from model_delivery.values import File, Snapshot, digest
 if TYPE_CHECKING:
     Remotes = str  # the names of the sources that can be a fallback: a Literal, once all rooms are known
 
-Revision = Annotated[str, StringConstraints(strict=True, max_length=4096, pattern=r"^[^\x00]*$")]
+Revision = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 Sum = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Permission = Literal["pickle", "remote-code"]
 INCLUDE = ("*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt", "*.tiktoken")

@@ -31,7 +31,7 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 FIRST_SECONDS = 3.0  # for one that has never answered this process
 ANSWERED = set[str]()
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # its retries are told by our finding alone
+logging.getLogger("stamina").propagate = False  # its retries are told by our finding alone
 Query = Mapping[str, Any] | None
 
 
@@ -147,6 +147,8 @@ class Client:
     def refusal(self, ref: Ref, status: Status) -> Permanent:
         """Of a request that should have succeeded."""
         what, why = f"the API server refuses {ref}", f"{status.code} {status.reason}: {status.message}"
+        if status.code == 422 and "ValidatingAdmissionPolicy" in status.message:
+            return Permanent(_not_admitted(status.message))
         if status.code == 422:
             return Permanent(
                 Finding("cluster.invalid", what, status.message, "correct the spec's field that the message names")
@@ -276,6 +278,10 @@ def _forbidden(message: str) -> Finding:
         )
     if "because it is being terminated" in message:
         return _ending(message)
+    return _not_admitted(message)
+
+
+def _not_admitted(message: str) -> Finding:
     return Finding(
         "cluster.not-admitted",
         "the cluster's rules refuse an object",

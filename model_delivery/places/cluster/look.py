@@ -14,7 +14,7 @@ from typing import Any
 from model_delivery.base import short
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
-from model_delivery.places.cluster.objects import Object, from_object, is_made_by_controller, label, owner
+from model_delivery.places.cluster.objects import Object, content, from_object, is_made_by_controller, label, owner
 from model_delivery.places.cluster.watching import Watches
 from model_delivery.targets import cluster_kinds
 from model_delivery.targets.kubernetes.kinds import (
@@ -330,8 +330,8 @@ def _adoptions(stored: Iterable[Object]) -> dict[str, Object]:
     """
     adopted = {}
     for release in stored:
-        content = json.loads(release["data"]["content"]) if label(release, "kind") == RELEASE.name else {}
-        if origin := content.get("payload", {}).get("adopted"):
+        payload = content(release).get("payload") if label(release, "kind") == RELEASE.name else None
+        if origin := (payload if isinstance(payload, dict) else {}).get("adopted"):
             adopted[str(label(release, "release"))] = origin
     return adopted
 

@@ -57,6 +57,9 @@ def to_object(resource: Resource, namespace: str) -> Object:
     return made
 
 
+FOREGROUND = ("foregroundDeletion", "orphan")  # the garbage collector's own
+
+
 def labels(resource: Resource) -> dict[str, str]:
     kind, release = resource.ref.kind, resource.release
     ours = {"delivery": resource.delivery, "role": resource.role, "kind": kind.stored and kind.name, "release": release}
@@ -116,7 +119,7 @@ def from_object(live: Object, kind: Kind) -> Observed:
         name, spec = name.removeprefix(f"{delivery}-report-"), live.get("binaryData") or {}
     elif kind.stored:
         name = str(release) if kind == RELEASE else kind.name.lower()
-        spec = json.loads(live["data"]["content"] if "data" in live else meta["annotations"][CONTENT])
+        spec = content(live)
     else:
         spec, status = shown(live), _status(live, kind)
     return Observed(Resource(Ref(kind, name), role, delivery, spec, release), str(meta["resourceVersion"]), status)
@@ -127,10 +130,21 @@ def _status(live: Object, kind: Kind) -> Object:
     seen = {**status, "generation": meta.get("generation", 0), "uid": meta.get("uid", "")}
     if "deletionTimestamp" in meta:
         seen["deleting"] = meta["deletionTimestamp"]
+        seen["finalizers"] = [name for name in meta.get("finalizers") or () if name not in FOREGROUND]
     if kind == JOB:
         true = {condition["type"] for condition in status.get("conditions", ()) if condition["status"] == "True"}
         seen["finished"] = bool(true & {"Complete", "Failed"})
     return seen
+
+
+def content(live: Object) -> Object:
+    """What we store in it; empty where somebody damaged that: who needs it says so."""
+    try:
+        text = live["data"]["content"] if "data" in live else live["metadata"]["annotations"][CONTENT]
+        found = json.loads(text)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def shown(live: Object) -> Object:

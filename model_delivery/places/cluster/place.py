@@ -227,7 +227,7 @@ class Cluster:
         if holder is None and writing.is_taken(live, MANAGER):  # an older version's, which left no mark
             holder = self._look.adopter(live["metadata"]["uid"], resource.delivery)
         if holder != resource.delivery and (holder or not writing.may_take(resource, live)):
-            raise writing.not_ours(ref, holder, self.client.namespace)
+            raise writing.not_ours(ref, live, self.client.namespace, resource.delivery)
 
     def _wait_gone(self, ref: Ref) -> None:
         """An object that is on its way out cannot be kept: it must be gone before it can

@@ -139,7 +139,13 @@ def may_take(resource: Resource, live: Object) -> bool:
     return bool(uid) and live["metadata"]["uid"] == uid and owner(live) in (None, resource.delivery)
 
 
-def not_ours(ref: Ref, holder: str | None, namespace: str) -> Refused:
+def not_ours(ref: Ref, live: Object, namespace: str, delivery: str) -> Refused:
+    holder = owner(live)
+    if holder is None and ref.name.startswith(delivery) and label(live, "role"):
+        what = f"{ref} has lost a label, by which it is known to be ours"
+        why = "the label model-delivery/delivery is gone, its others are there: a person, or a tool, removed it"
+        fix = f"kubectl -n {namespace} label {ref.kind.plural} {ref.name} model-delivery/delivery={delivery}"
+        return Refused(Finding("cluster.label-gone", what, why, f"put it back, where it is yours: {fix}"))
     fix = "give the delivery another name, or remove that object"
     fix += "" if holder else "; what serves there already comes under the spec with `deliver adopt`"
     return Refused(
@@ -173,7 +179,7 @@ def _take(client: Client, resource: Resource, live: Object, body: Object, manage
             return version
         live = client.get(ref) or live
         if not may_take(resource, live):
-            raise not_ours(ref, owner(live), client.namespace)
+            raise not_ours(ref, live, client.namespace, resource.delivery)
         if is_taken(live, manager):
             return str(live["metadata"]["resourceVersion"])
     raise _restless(ref)

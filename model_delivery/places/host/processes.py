@@ -345,7 +345,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def unreadable(path: Path, why: str) -> Finding:
-    fix = "put back a copy of the file; where none is kept, move the delivery's folder away and deliver again"
+    again = path.parent.name in ("Record", "Release")
+    way = "remove it" if again else "move the delivery's folder away"
+    fix = f"put back a copy of the file; where none is kept, {way}, and deliver again"
+    fix += ": it is made again from what runs" if again else ""
     return Finding("host.unreadable-file", f"{path} cannot be read", why, fix)
 
 

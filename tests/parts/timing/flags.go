@@ -28,7 +28,7 @@ type settings struct {
 }
 
 // faultKinds are the ways in which a stream can be wrong without a word from the HTTP status.
-var faultKinds = []string{"stream-error", "no-finish", "no-usage", "no-done", "short", "empty", "cut", "status", "hang"}
+var faultKinds = []string{"stream-error", "no-finish", "no-usage", "no-done", "short", "boast", "empty", "cut", "status", "hang"}
 
 // parse reads the arguments as vLLM's argparse would: an unknown one ends the process with code 2 and its words.
 func parse(args []string) settings {

@@ -29,7 +29,11 @@ func (g generation) due(k int) int64 {
 }
 
 func (g generation) usage() map[string]int {
-	return map[string]int{"prompt_tokens": g.prompt, "completion_tokens": len(g.tokens), "total_tokens": g.prompt + len(g.tokens)}
+	tokens := len(g.tokens)
+	if g.broken == "boast" {
+		tokens *= 100
+	}
+	return map[string]int{"prompt_tokens": g.prompt, "completion_tokens": tokens, "total_tokens": g.prompt + tokens}
 }
 
 // wait sleeps until the absolute moment at; false when the client or the server has gone before.

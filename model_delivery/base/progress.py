@@ -12,8 +12,8 @@ from model_delivery.base.scrubbing import plain
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of news. ``done`` and ``total`` are in ``unit`` ("B", "requests", ""; or
-    "s": of a wait, and its deadline); ``rate`` is unit/s, ``eta`` seconds.
+    """One line of news. ``done`` and ``total`` are in ``unit`` ("B", "requests", "s",
+    ""); ``rate`` is unit/s, ``eta`` seconds.
     """
 
     step: str
@@ -31,9 +31,7 @@ class Progress:
     def line(self) -> str:
         """``fetch: 43 % of 2.8 GB, 410 MB/s, 4 s left``."""
         parts = [self.note] if self.note else []
-        if self.done is not None and self.total and self.unit == "s":
-            parts.append(f"{self.done:.0f} of at most {_quantity(self.total, 's')}")
-        elif self.done is not None and self.total:
+        if self.done is not None and self.total:
             parts.append(f"{100 * self.done / self.total:.0f} % of {_quantity(self.total, self.unit)}")
         elif self.done is not None:
             parts.append(_quantity(self.done, self.unit))

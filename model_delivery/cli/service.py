@@ -43,7 +43,7 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
         late = " (overdue: the next delivery ends it)" if until < datetime.now(tz=UTC) else ""
         yield f"standby until {until.isoformat(timespec='seconds')}{late}"
     if now.held:
-        yield f"held ({now.held}): scheduled runs change nothing until a `deliver up` by hand, or another spec"
+        yield f"held ({now.why_held}): scheduled runs change nothing until a `deliver up` by hand, or another spec"
     if now.running:
         yield table(("release", "traffic", "state", "", "pid", "on CPUs", "on GPUs"), map(_row, now.running))
     yield from (f"differs: {change} (run the delivery again)" for change in now.changes)

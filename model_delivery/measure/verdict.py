@@ -82,7 +82,7 @@ def judge(
     reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
     if load and not load.validity.judges("error_rate"):
         text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"
-        reasons.append(Reason("throughput", "validity", passed=False, text=text, code=NOT_VALID))
+        reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
     elif load and slo:
         reasons += (_bound(load, figure, bound) for figure, bound in slo.bounds())
         if baseline and max_regression is not None:
@@ -115,7 +115,7 @@ def _bound(load: LoadReport, figure: Figure, bound: float) -> Reason:
     metric, value = figure.metric, load.value(figure)
     if not load.validity.judges(metric.key):
         text = f"{figure.title} cannot be judged, the stream is {load.validity.kind}: {load.validity.why}"
-        return Reason("throughput", figure.bound, passed=False, text=text, code=NOT_VALID)
+        return Reason("throughput", figure.bound, passed=False, text=text, code="gate.not-valid")
     if value is None:
         text, over = f"{figure.title} was not measured: no good request", True
     else:

@@ -43,7 +43,7 @@ def until(
             report(Progress(what, f"{reached} after {age:.1f} s"))
             return state
         if state.why != before or spent - told >= NEWS_SECONDS:
-            report(Progress(what, state.why, done=round(spent, 1), total=timeout, unit="s"))
+            report(Progress(what, f"{state.why}, {spent:.0f} of at most {timeout:.0f} s"))
             before, told = state.why, spent
         if spent >= timeout:
             fix = state.fix or "raise serving.startup_timeout, or read the log with `deliver logs`"

@@ -80,7 +80,7 @@ class Stage:
     def words(self, release: Release) -> str:
         """For people: a gate that is met with all of the traffic is said so."""
         at_once = self.gates and self.desired.shares == {release.id: 100}
-        return f"{self.phase.words} (with all of the traffic at once)" if at_once else self.phase.words
+        return f"{self.phase} (with all of the traffic at once)" if at_once else str(self.phase)
 
 
 def stages(

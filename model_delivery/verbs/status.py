@@ -48,7 +48,7 @@ class Status:
     """What a delivery is now. ``standby_until``: seconds since the epoch; overdue when it
     lies in the past.
 
-    ``held``: why scheduled runs do not try the same again; empty: nothing is held.
+    ``held``: scheduled runs do not try the same again; ``why_held``: how that ended.
     ``stages``: what a candidate has before it. ``harmless``: what others have put beside
     what is ours. ``astray``: why clients do not come to where they should; empty: they
     do. ``at_work``: a run has the delivery's lease.
@@ -64,11 +64,12 @@ class Status:
     stages: tuple[str, ...]
     running: tuple[Running, ...]
     standby_until: float | None
-    held: str
+    held: bool
     changes: tuple[str, ...]
     harmless: tuple[str, ...]
     astray: str = ""
     at_work: bool = False
+    why_held: str = ""
 
 
 def status(place: Place, name: str) -> Status:
@@ -93,11 +94,12 @@ def status(place: Place, name: str) -> Status:
         stages=_stages(book),
         running=running,
         standby_until=record.stop_after,
-        held=_why_held(record),
+        held=record.held is not None,
         changes=changes,
         harmless=harmless,
         astray=_astray(book, world),
         at_work=held(place, name),
+        why_held=_why_held(record),
     )
 
 

@@ -200,9 +200,10 @@ def test_of_a_pod_whose_secrets_are_not_known_no_word_of_its_log_is_quoted() -> 
 
 
 def test_still_loading_says_what_it_does() -> None:
-    assert judged(pod(log="INFO loading\nINFO Loading safetensors 40 %\n")) == InProgress(
-        "INFO Loading safetensors 40 %"
-    )
+    log = "INFO loading\nLoading safetensors checkpoint shards:  40% Completed | 2/5 [00:00<?, ?it/s]\n"
+    said = judged(pod(log=log))
+    assert isinstance(said, InProgress)
+    assert said.why == "the engine is starting: the weights are loaded, file 2 of 5"
 
 
 @pytest.mark.parametrize(

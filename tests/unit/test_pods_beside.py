@@ -14,7 +14,8 @@ from model_delivery.diagnosis.scheduling import number
 from model_delivery.values import Failed, InProgress, Started
 from tests.unit.test_pods import NAME, PULL, event, judged, pod, unscheduled
 
-LOADING = "INFO loading weights"
+LOADING = "INFO 11-23 15:40:12 [cpu_model_runner.py:68] Starting to load model m..."
+TOLD = "the engine is starting: the weights are loaded"
 
 
 def told(state: object) -> Finding:
@@ -51,7 +52,7 @@ def test_a_pod_that_its_node_refuses_is_told_and_one_alone_is_waited_for(reason:
 def test_a_pod_that_was_refused_does_not_hide_one_that_lives() -> None:
     living = pod(log=LOADING)
     for seen in ([refused("NodeAffinity"), living], [living, refused("NodeAffinity")]):
-        assert waits(judged(*seen)).why == LOADING
+        assert waits(judged(*seen)).why == TOLD
 
 
 def test_an_image_that_has_no_command_true_is_pulled_all_the_same() -> None:

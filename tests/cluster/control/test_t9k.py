@@ -222,7 +222,7 @@ def test_the_example_by_hand_and_the_verbs(lab: Lab, tmp_path: Path) -> None:
 
     made = said("render", str(file), "--offline")
     lab.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=made)
-    assert "MLService/small created" in said("plan", str(file))
+    assert "MLService/small would be created" in said("plan", str(file))
     assert not lab.place.deliveries(), "a plan touches nothing"
     said("up", str(file))
     header, row = lab.cluster.kubectl("get", "mlservice", "-n", lab.namespace, "-o", "wide").splitlines()

@@ -31,7 +31,8 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 FIRST_SECONDS = 3.0  # for one that has never answered this process
 ANSWERED = set[str]()
-logging.getLogger("stamina").propagate = False  # its retries are told by our finding alone
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # its retries are told by our finding alone
+logging.getLogger("stamina").propagate = False  # Prefect's console shows what reaches the root
 Query = Mapping[str, Any] | None
 
 

@@ -18,7 +18,7 @@ from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.measure.words import fault, message, printable, spoken
 from model_delivery.steps import Step
 
-SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 5.0
+SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 20.0
 BYTES, TOKEN_BYTES = 4 << 20, 4096
 NOT_FOUND, LINE = 404, 4000
 RAISE = "raise gates.smoke.max_tokens"

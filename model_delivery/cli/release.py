@@ -12,7 +12,7 @@ from typing import Any
 import click
 import yaml
 
-from model_delivery.base import BadInput, Finding, short
+from model_delivery.base import BadInput, Finding
 from model_delivery.cli.printing import (
     FILE,
     OUTPUT,
@@ -187,7 +187,7 @@ def history(where: Where, reports: Path | None) -> Answer:
 def _row(ended: Ended) -> tuple[object, ...]:
     at = datetime.fromtimestamp(ended.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     figures = ", ".join(f"{key} {value:,.4g}" for key, value in ended.figures.items() if key in FIGURES)
-    why = short(ended.message.partition("\n")[0], 120) if ended.exit_code else ""
+    why = ended.why(120)
     args = " ".join(ended.args)
     return at, ended.release, ended.attempt or "", ended.outcome, why, ended.commit[:12], args, figures
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def check_header(path: Path, name: str) -> Finding | None:
             tensors = {key: tensor for key, tensor in header.items() if key != "__metadata__"}
             spans = sorted((int(begin), int(end)) for begin, end in (one["data_offsets"] for one in tensors.values()))
             odd = [key for key, tensor in tensors.items() if not _fills(tensor)]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
             return Finding("source.broken-weights", broken, "its header cannot be read", AGAIN)
     ends = [0, *(end for _, end in spans)]
     if any(begin != before or end < begin for before, (begin, end) in zip(ends, spans, strict=False)):
@@ -59,8 +58,13 @@ def check_header(path: Path, name: str) -> Finding | None:
 
 def _fills(tensor: dict[str, Any]) -> bool:
     begin, end = tensor["data_offsets"]
-    size = BYTES.get(tensor["dtype"])
-    return size is None or math.prod(map(int, tensor["shape"])) * size == end - begin
+    size, shape = BYTES.get(tensor["dtype"]), [int(length) for length in tensor["shape"]]
+    if size is None or 0 in shape:
+        return size is None or end == begin
+    for length in shape:
+        if (size := size * length) > end - begin:  # a hostile shape's product may be of any length
+            return False
+    return bool(size == end - begin)
 
 
 def tensors_in(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from model_delivery.base import Count, Finding, Moment, Permanent, problems
+from model_delivery.base import Count, Finding, Moment, Permanent, problems, short
 from model_delivery.targets import AnyKey
 from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
@@ -68,6 +68,10 @@ class Ended:
     figures: Mapping[str, float] = field(default_factory=dict)
     report: str | None = None
     gates: str = ""
+
+    def why(self, most: int = 200) -> str:
+        """The first line of what it ended with; empty where it ended well."""
+        return short(self.message.partition("\n")[0], most) if self.exit_code else ""
 
 
 @dataclass(frozen=True)

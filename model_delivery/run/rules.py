@@ -221,7 +221,7 @@ def restored(record: Record, release: ReleaseId, replicas: int, address: Address
 def other_gates(record: Record, gates: Gates) -> bool:
     """Were those that what serves has passed others than ``gates``?"""
     passed = (e.gates for e in reversed(record.ended) if e.release == record.serving and e.exit_code == 0 and e.gates)
-    return next(passed, None) not in (None, digest(gates.model_dump(mode="json")))
+    return next(passed, None) not in (None, _digest_of(gates))
 
 
 def live(record: Record, keep: int) -> set[ReleaseId]:
@@ -236,6 +236,10 @@ def live(record: Record, keep: int) -> set[ReleaseId]:
 def shortened(record: Record, history: int) -> tuple[Record, tuple[Ended, ...]]:
     """With the last ``history`` endings, and those that went."""
     return replace(record, ended=record.ended[-history:]), record.ended[:-history]
+
+
+def _digest_of(gates: Gates) -> str:
+    return digest(gates.model_dump(mode="json"))
 
 
 def _candidate(record: Record) -> Candidate:
@@ -261,5 +265,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         message=message,
         figures=c.figures,
         report=c.report,
-        gates=digest(c.gates.model_dump(mode="json")) if c.kind == "deliver" else "",
+        gates=_digest_of(c.gates) if c.kind == "deliver" else "",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model_delivery.base import Finding, Refused, SystemClock, from_cluster, short
+from model_delivery.base import Finding, Refused, SystemClock, from_cluster
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
@@ -82,7 +82,7 @@ def _tried(book: Book, release: str) -> str:
     last = next((ended for ended in reversed(book.record.ended) if ended.release == release), None)
     if last is None or not last.exit_code:
         return ""
-    return f"{last.outcome}: {short(last.message.partition(chr(10))[0], 200)}"
+    return f"{last.outcome}: {last.why()}"
 
 
 def _fetched(book: Book, spec: DeliverySpec, lock: Lock) -> bool:

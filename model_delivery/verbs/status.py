@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from model_delivery.base import Finding, Permanent, Refused, Trouble, short
+from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol
 from model_delivery.run.book import Book
@@ -51,7 +51,7 @@ class Status:
     ``held``: scheduled runs do not try the same again; ``why_held``: how that ended.
     ``stages``: what a candidate has before it. ``harmless``: what others have put beside
     what is ours. ``astray``: why clients do not come to where they should; empty: they
-    do. ``at_work``: a run has the delivery's lease.
+    do. ``at_work``: a run has the candidate in hand.
     """
 
     name: str
@@ -98,7 +98,7 @@ def status(place: Place, name: str) -> Status:
         changes=changes,
         harmless=harmless,
         astray=_astray(book, world),
-        at_work=held(place, name),
+        at_work=candidate is not None and held(place, name),
         why_held=_why_held(record),
     )
 
@@ -108,8 +108,7 @@ def _why_held(record: Record) -> str:
     if record.held is None or not record.ended:
         return ""
     last = record.ended[-1]
-    said = short(last.message.partition("\n")[0], 200) if last.exit_code else ""
-    return f"{last.outcome} {last.release}" + (f": {said}" if said else "")
+    return ": ".join(filter(None, (f"{last.outcome} {last.release}", last.why())))
 
 
 def _unquoted(row: Running, why: str) -> Running:

@@ -36,7 +36,7 @@ FIELDS = {b"data", b"event", b"id", b"retry", b""}  # of server-sent events; a c
 CALLS = ("tool_calls", "function_call")
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 OK = 200
-LIMIT, LONGEST_HEAD, LONGEST_EVENT, KEPT = 16 << 20, 1 << 16, 1 << 20, 1 << 16
+LIMIT, LONGEST_HEAD, LONGEST_EVENT, KEPT, LENGTHS = 16 << 20, 1 << 16, 1 << 20, 1 << 16, 32
 MOST_TOKENS, MOST_SECONDS = 10**9, 3600
 GONE = "closed early"
 NOT_HTTP, NOT_JSON, NOT_STREAM, TOO_LARGE = "not HTTP", "not JSON", "not a stream", "too large"
@@ -114,6 +114,7 @@ class Parser:
         self.told = self.after_return = self.between = False
         self.prefix = self.suffix = self.odd = b""
         self.bare, self.varies = 0, ONE
+        self.begins: dict[int, bytes] = {}
 
     def feed(self, data: bytes, now: int) -> bool:
         """Take what arrived at ``now`` (ns of ``clock``); True when the answer is
@@ -147,19 +148,33 @@ class Parser:
         """Count ``data`` when it is exactly one chunk with one token event like those
         before, but for its text.
         """
-        at = data.find(b"\r\n", 0, 9) + 2
+        size, suffix = len(data), self.suffix
+        begin = self.begins.get(size) or self._begin(data)
         if not (
-            data.startswith(self.prefix, at)
-            and data.endswith(self.suffix)
-            and int(data[: at - 2], 16) + at + 2 == len(data)
-            and self.varies(data, at + len(self.prefix), len(data) - len(self.suffix))
+            begin
+            and data.startswith(begin)
+            and data.endswith(suffix)
+            and self.varies(data, at := len(begin), size - len(suffix))
         ):
             return False
         stream = self.stream
         stream.times.append(now)
-        if not stream.first_text and len(data) > at + self.bare:
+        if not stream.first_text and size > at - len(self.prefix) + self.bare:
             stream.first_text = now
         return True
+
+    def _begin(self, data: bytes) -> bytes:
+        """How a chunk that is as long as ``data`` and alike begins, its own size before
+        what it shares with the others; empty: ``data`` is no such chunk.
+        """
+        at = data.find(b"\r\n", 0, 9) + 2
+        number = data[: at - 2]
+        if not data.startswith(self.prefix, at) or number.translate(None, HEX) or int(number, 16) + at + 2 != len(data):
+            return b""
+        if len(self.begins) >= LENGTHS:
+            self.begins.clear()
+        begin = self.begins[len(data)] = data[: at + len(self.prefix)]
+        return begin
 
     def _parse(self, data: bytes, now: int) -> bool:
         self.rest = b""
@@ -343,6 +358,7 @@ class Parser:
             else:
                 self.varies = ONE
             self.prefix, self.suffix = line[:start], line[end:] + b"\n\n\r\n"
+            self.begins.clear()
             self.bare = len(line) + 4 - sum(len(text[1]) for text in texts)
 
     def _ended(self, rest: bytes, now: int) -> bool:

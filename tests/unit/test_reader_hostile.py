@@ -292,3 +292,14 @@ def test_what_is_no_event_amid_a_stream_is_told(first: bool) -> None:
 @pytest.mark.parametrize("between", [b": ping\n\n", b"id: 7\n\n", b"retry: 5\n\n", b"event: ping\n\n", b"\n\n"])
 def test_a_comment_and_the_other_fields_of_an_event_harm_nothing(between: bytes) -> None:
     assert read(CHUNKED, event(GOOD[0]), chunk(between), *LATER).failure() is None
+
+
+def test_a_chunk_like_those_before_is_held_to_its_own_size() -> None:
+    """The quick way past full parsing looks at sizes too, also at those it has seen."""
+    one = event(json.dumps(delta(content="x"), separators=(",", ":")).encode())
+    size, _, rest = one.partition(b"\r\n")
+    shouted = size.upper().zfill(4) + b"\r\n" + rest
+    last = [event(delta("stop", content="y")), event(usage(8)), event(b"[DONE]"), END]
+    assert read(OPEN, *[one] * 3, *[shouted] * 3, one, *last).failure() is None
+    for number in (b"+" + size, b"0x" + size, b" " + size, b"%x" % (int(size, 16) - 1)):
+        assert read(OPEN, *[one] * 3, number + b"\r\n" + rest, *last).failure() == "not HTTP", number

@@ -8,6 +8,7 @@ An API key is read from the environment variable ``MODEL_DELIVERY_API_KEY``.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -290,6 +291,8 @@ def begin(environment: Any, **_: Any) -> None:
     learn(environment.host or environment.parsed_options.host)
     LOAD.recorder.open_at = clock() + int(LOAD.plan.warmup * SECOND)
     LOAD.recorder.close_at = LOAD.recorder.open_at + int(LOAD.plan.duration * SECOND)
+    gc.collect()
+    gc.freeze()  # what stands by now is not looked through again while answers come
     gevent.spawn(watch, environment)
 
 

@@ -68,6 +68,7 @@ def test_a_service_made_by_hand_becomes_ready_and_a_canary_gets_its_share(
     cluster.apply(*objects(namespace, "v1"))
     cluster.kubectl("wait", "--for=condition=Ready", "mls/chat", "-n", namespace, "--timeout=60s")
     cluster.apply(*objects(namespace, "v1", "v2", canary="v2", canaryTrafficPercent=30))
+    until(lambda: "canaryRelease" in status(cluster, namespace), 60, "the canary is not seen")
     until(lambda: all(one["ready"] for one in status(cluster, namespace)["releases"]), 60, "the canary is not ready")
     seen = status(cluster, namespace)
     assert (seen["defaultRelease"], seen["canaryRelease"]) == ("v1", "v2")

@@ -104,7 +104,7 @@ class Contour:
 
 @contextmanager
 def running_contour(node: Node) -> Iterator[Contour]:
-    """For the length of the block; its definitions stay."""
+    """For the length of the block; its definitions stay, port 80 of the node does not."""
     made = Contour(node)
     made.install()
     made.start()
@@ -112,4 +112,4 @@ def running_contour(node: Node) -> Iterator[Contour]:
         yield made
     finally:
         made.stop()
-        node.kubectl("delete", "gateway", NAME, "-n", SPACE)
+        node.kubectl("delete", f"gateway/{NAME}", "service/envoy", "-n", SPACE)  # port 80 of the node is another's again

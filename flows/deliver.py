@@ -6,8 +6,10 @@ from typing import Any
 
 from prefect import flow
 
+from model_delivery.base import Duration
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
+from model_delivery.tasks.approving import answered, approved
 from model_delivery.tasks.cancelling import withdraw
 
 
@@ -29,18 +31,34 @@ def deliver(
             do.answers(admission)
             return run.outcome(admission)
         with run.withdrawn_on_trouble():
-            do.storage()
-            do.fetch()
-            way = run.route()
-            for stage in way.stages:
-                do.release(stage, way)
-                endpoint = do.ready(stage)
-                if stage.gates:
-                    smoke = do.smoke(stage, endpoint)
-                    load = do.throughput(stage, endpoint, smoke)
-                    do.verdict(stage, smoke, load)
-                if stage.watched:
-                    do.watch(stage)
-            do.promote()
-        do.collect(spec.rollout)
-        return run.outcome(admission)
+            promoted = stages(run, spec.approval_timeout if spec.approval == "manual" else None)
+        if promoted:
+            do.collect(spec.rollout)
+            return run.outcome(admission)
+        waiting, candidate = run.outcome(do.AWAITING), run.session.candidate
+    if not answered(spec, run.session.request, candidate):
+        return waiting
+    again: dict[str, Any] = deliver.fn(spec, request, scheduled, take_over)
+    return again
+
+
+def stages(run: do.Run, approval: Duration | None = None) -> bool:
+    """Bring the candidate on its way from where it is, as far as all of the traffic.
+    False: a person is asked first, who has ``approval``.
+    """
+    do.storage()
+    do.fetch()
+    way = run.route()
+    for stage in way.stages:
+        if not approved(stage, approval):
+            return False
+        do.release(stage, way)
+        endpoint = do.ready(stage)
+        if stage.gates:
+            smoke = do.smoke(stage, endpoint)
+            load = do.throughput(stage, endpoint, smoke)
+            do.verdict(stage, smoke, load)
+        if stage.watched:
+            do.watch(stage)
+    do.promote()
+    return True

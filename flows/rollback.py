@@ -22,7 +22,7 @@ def rollback(
     deliveries of the release that it leaves are held until another spec, or a request by
     hand. Returns an Outcome as plain JSON.
     """
-    with do.rolling_back(name, request, where) as run:
+    with do.standing(name, request, where) as run:
         admission = do.choose(to)
         if not admission.answer.delivers:
             return run.outcome(admission)

@@ -14,6 +14,7 @@ class Event(StrEnum):
     """The names that automations match (manifests/prefect/automations.yaml)."""
 
     PROPOSED = "model-delivery.release.proposed"
+    AWAITING = "model-delivery.release.awaiting-approval"
     REFUSED = "model-delivery.release.refused"
     PROMOTED = "model-delivery.release.promoted"
     ROLLED_BACK = "model-delivery.release.rolled-back"

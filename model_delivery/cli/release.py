@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 import shlex
 import sys
@@ -160,6 +161,19 @@ def rollback(where: Where, to: str | None) -> Answer:
 
 @click.command()
 @delivery
+@click.option("--by", default=getpass.getuser, help="Who says so; default: the user who types.")
+@click.option("--reason", default="", help="Why; it is recorded.")
+@click.option("--refuse", is_flag=True, help="Say no: the release is withdrawn.")
+@answers
+def promote(where: Where, by: str, reason: str, refuse: bool) -> Answer:
+    """Let the release of NAME that waits for an approval have its traffic."""
+    from model_delivery.flows.promote import promote as flow
+
+    return _run(flow, where.name, by, reason, refuse, where=where.location)
+
+
+@click.command()
+@delivery
 @answers
 def down(where: Where) -> Answer:
     """Stop NAME. Its weights, reports and history stay."""
@@ -213,4 +227,4 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
     return Answer(outcome, lines + [f"{label}: {text}" for label, text in labels.items() if text])
 
 
-VERBS = (up, plan, adopt, render, rollback, down, history)
+VERBS = (up, plan, adopt, render, promote, rollback, down, history)

@@ -36,7 +36,10 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
     if now.candidate:
         ahead = f": {' → '.join(now.stages)}" if now.stages else ""
         yield f"on its way: {now.candidate}, phase {now.phase}{ahead}"
-        if not now.at_work:
+        if now.approval_until:
+            asked = datetime.fromtimestamp(now.approval_until, tz=UTC).isoformat(timespec="seconds")
+            yield f"it waits until {asked} for an approval: `deliver promote {now.name}`, with --refuse to say no"
+        elif not now.at_work:
             yield "no run is at work on it: `deliver up` of its spec goes on, of another one ends it"
     if now.standby_until:
         until = datetime.fromtimestamp(now.standby_until, tz=UTC)

@@ -129,13 +129,16 @@ def planned(
     replicas, calm = spec.serving.replicas.min, book.record.candidate is None
     release, frozen = identify(book, spec, lock, now)
     book = book.supposing(rules.withdrawn(rebuilt(book.supposing(book.record, {release: frozen}), replicas)), {})
+    if rules.lapsed(book.record, now):
+        facts = book.frozen(book.candidate.release).facts
+        book = book.supposing(rules.withdrawn(rules.lapsing(book.record, now, facts)), {})
     answer = rules.answer(book.record, release, frozen.unchanged, request, scheduled=scheduled)
     found = book.supposing(book.record, {release: frozen})
     book = book.supposing(rules.scaled(book.record, replicas), {release: frozen})
     if answer is Answer.GOES_ON:
         way = route(book)
         return Planned(answer, release, frozen, None, way, way.changes)
-    if answer in (Answer.REPORTED, Answer.HELD):
+    if answer in (Answer.REPORTED, Answer.HELD, Answer.AWAITING):
         return Planned(answer, release, frozen, None, None, ())
     record, replaced = book.record, book.record.candidate
     if replaced is not None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
-from model_delivery.run.record import Candidate, Ended, Outcome, Record
+from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
@@ -60,10 +60,11 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     _restore_release(session, release, frozen)
     fetched = _bring_back(session)
     finish_ending(session)
+    lapse(session)
     answer = rules.answer(session.record, release, frozen.unchanged, session.request, scheduled=scheduled)
     if answer is Answer.REPORTED:
         return Admission(answer, release, session.record.answered(session.request))
-    if answer is Answer.HELD:
+    if answer in (Answer.HELD, Answer.AWAITING):
         session.converge()
         return Admission(answer, session.record.serving or release)
     candidate = session.record.candidate
@@ -78,7 +79,7 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
         _note(session, rules.scaled(session.record, replicas))
         session.converge()
     if answer is Answer.GOES_ON:
-        session.write(rules.taken_over(session.record, session.request, spec.gates))
+        session.write(rules.taken_over(session.record, session.request, spec.gates, asks=spec.approval == "manual"))
         if candidate is not None and candidate.rollout != spec.rollout:
             report(Progress("plan", "the candidate goes on by the rollout that it began with, not the spec's"))
         return Admission(answer, release)
@@ -150,6 +151,12 @@ def finish_ending(session: Session) -> None:
         _write_history(session, rules.withdrawn(session.record), candidate.rollout)
 
 
+def lapse(session: Session) -> None:
+    """Rule 11: nobody has approved the candidate in time, so the answer is no."""
+    if rules.lapsed(session.record, session.clock.now()):
+        withdraw(session, Outcome.GATE_FAILED, rules.GATE, rules.LAPSED, hold=True)
+
+
 def look_after(session: Session) -> None:
     """Rule 2, where resolve failed: what serves is healed; a candidate is neither
     finished nor removed.
@@ -172,6 +179,37 @@ def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
     """Rule 4: write what the stage wants and the phase, then converge."""
     session.write(rules.entered(session.record, stage, strategy))
     session.converge()
+
+
+def approved(session: Session, seconds: float) -> bool:
+    """Rule 11: may the candidate have traffic? A person is asked, in one write, where
+    nobody was; False while they have not answered. GateFailed where they said no.
+    """
+    asked = session.candidate.approval
+    if asked is None:
+        session.write(rules.asked(session.record, session.clock.now() + seconds))
+        return False
+    if asked.promote is False:
+        raise not_approved(asked)
+    return asked.promote is True
+
+
+def not_approved(asked: Approval) -> GateFailed:
+    what, fix = "a person refused the release", "change what they did not like, or ask again: `deliver up`"
+    return GateFailed(Finding("gate.not-approved", what, asked.words(), fix))
+
+
+def decide(session: Session, decision: Approval) -> None:
+    """Note what a person said. Refused where nobody is asked, or somebody has
+    answered.
+    """
+    lapse(session)
+    candidate = session.record.candidate
+    if candidate is None or candidate.approval is None or candidate.approval.promote is not None:
+        said = candidate.approval.words() if candidate and candidate.approval else "nothing waits for an approval"
+        what, fix = f"no decision on {session.delivery} is open", f"see `deliver status {session.delivery}`"
+        raise Refused(Finding("release.nothing-to-approve", what, said, fix))
+    session.write(rules.decided(session.record, replace(decision, until=candidate.approval.until)))
 
 
 def wait_routed(session: Session, stage: Stage) -> None:
@@ -275,9 +313,10 @@ def cancel(session: Session) -> bool:
 
 
 def collect(session: Session, rollout: Rollout) -> None:
-    """What is due: a standby whose time is over, steps of ended attempts, releases that
-    no rollback can want.
+    """What is due: an approval that nobody gave, a standby whose time is over, steps of
+    ended attempts, releases that no rollback can want.
     """
+    lapse(session)
     if session.record.candidate is not None:
         return
     if rules.standby_over(session.record, session.clock.now()):

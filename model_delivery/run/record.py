@@ -48,6 +48,25 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Approval:
+    """What a person is asked before a candidate gets traffic, until ``until`` (seconds
+    since the epoch), and what they said: ``promote`` is None while nobody has.
+    """
+
+    __pydantic_config__ = STRICT
+
+    until: Moment
+    promote: bool | None = None
+    by: str = ""
+    reason: str = ""
+
+    def words(self) -> str:
+        """What was said, by whom and why."""
+        said = "nobody has answered" if self.promote is None else "approved" if self.promote else "refused"
+        return f"{said}{f' by {self.by}' if self.by else ''}{f': {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True)
 class Ended:
     """How an attempt ended; ``figures`` are metric names with their values, ``at``
     seconds since the epoch; ``gates``: a digest of those that judged it, empty where
@@ -68,10 +87,12 @@ class Ended:
     figures: Mapping[str, float] = field(default_factory=dict)
     report: str | None = None
     gates: str = ""
+    approval: Approval | None = None
 
     def why(self, most: int = 200) -> str:
-        """The first line of what it ended with; empty where it ended well."""
-        return short(self.message.partition("\n")[0], most) if self.exit_code else ""
+        """The first line of what it ended with; where it ended well, who approved it."""
+        approved = self.approval.words() if self.approval else ""
+        return short(self.message.partition("\n")[0] if self.exit_code else approved, most)
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,7 @@ class Candidate:
     figures: Mapping[str, float] = field(default_factory=dict)
     report: str | None = None
     ending: Ended | None = None
+    approval: Approval | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from model_delivery.run.record import Candidate, Ended, Outcome, Record, Wanted, alone
+from model_delivery.base import GateFailed
+from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Wanted, alone
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
+GATE = GateFailed.exit_code
+LAPSED = "nobody approved it in time"
 NO_GATES = Gates(smoke=None, throughput=None)
 OTHER_GATES = "the spec's gates are not those that what serves has passed: they judge the next release, not this one"
 
@@ -26,6 +29,8 @@ class Answer(StrEnum):
     UNCHANGED = "unchanged"
     HEALED = "healed"
     HELD = "held"
+    AWAITING = "awaiting approval"
+    REFUSED = "refused"
     REPORTED = "reported"
 
     @property
@@ -55,7 +60,7 @@ def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, 
     if scheduled and (record.held == unchanged or (candidate and candidate.kind == "rollback")):
         return Answer.HELD
     if candidate is not None and candidate.release == release:
-        return Answer.GOES_ON
+        return Answer.AWAITING if scheduled and waits_for_approval(record) else Answer.GOES_ON
     return Answer.UNCHANGED if record.serving == release else Answer.NEW
 
 
@@ -87,10 +92,13 @@ def rollback_proposed(
     return replace(record, candidate=candidate, address=record.address or address)
 
 
-def taken_over(record: Record, request: str, gates: Gates | None = None) -> Record:
-    """Rule 2: the candidate goes on for another request, whose ``gates`` judge it."""
+def taken_over(record: Record, request: str, gates: Gates | None = None, *, asks: bool = False) -> Record:
+    """Rule 2: the candidate goes on for another request, whose ``gates`` judge it, and
+    which ``asks`` a person or does not.
+    """
     candidate = _candidate(record)
-    return _with(record, replace(candidate, request=request, gates=gates or candidate.gates))
+    approval = candidate.approval if asks else None
+    return _with(record, replace(candidate, request=request, gates=gates or candidate.gates, approval=approval))
 
 
 def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
@@ -105,6 +113,34 @@ def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
     must know it.
     """
     return _with(record, replace(_candidate(record), figures=figures, report=report))
+
+
+def asked(record: Record, until: float) -> Record:
+    """Rule 11: a person is asked, until ``until``, whether the candidate may have
+    traffic.
+    """
+    return _with(record, replace(_candidate(record), approval=Approval(until)))
+
+
+def decided(record: Record, decision: Approval) -> Record:
+    """What they said, and who it was."""
+    return _with(record, replace(_candidate(record), approval=decision))
+
+
+def waits_for_approval(record: Record) -> bool:
+    asked = record.candidate.approval if record.candidate else None
+    return asked is not None and asked.promote is None
+
+
+def lapsed(record: Record, now: float) -> bool:
+    """Has nobody approved the candidate in time? That is a no."""
+    asked = record.candidate.approval if record.candidate else None
+    return asked is not None and asked.promote is None and now >= asked.until
+
+
+def lapsing(record: Record, now: float, facts: Facts) -> Record:
+    """Withdraw, first, for that; a scheduled run does not ask again."""
+    return ending(record, Outcome.GATE_FAILED, GATE, LAPSED, now, facts, hold=True)
 
 
 def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:
@@ -266,4 +302,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         figures=c.figures,
         report=c.report,
         gates=_digest_of(c.gates) if c.kind == "deliver" else "",
+        approval=c.approval,
     )

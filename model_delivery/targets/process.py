@@ -222,7 +222,6 @@ class Process(Target):
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         serving = asked.serving
         wanted = {
-            "approval: manual": asked.approval == "manual",
             "storage.notebook": asked.storage.notebook,
             "serving.replicas above 1": serving.replicas.max > 1,
             "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),

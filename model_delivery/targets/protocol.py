@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from model_delivery.base import NAME, DnsLabel, Finding, Part, Refused, Secret, SecretRef
+from model_delivery.base import NAME, DnsLabel, Duration, Finding, Part, Refused, Secret, SecretRef
 from model_delivery.models.listing import mistral_native
 from model_delivery.models.native import MISTRAL, TRUST
 from model_delivery.models.sources import Model
@@ -63,6 +63,7 @@ class Asked(Part):
     gates: Gates = Gates()
     rollout: Rollout = Rollout()
     approval: Literal["none", "manual"] = "none"
+    approval_timeout: Duration = Duration("24h")
     schedule: Schedule | None = None
     concurrency: Literal["wait", "refuse"] = "wait"
 
@@ -83,6 +84,9 @@ class Asked(Part):
         trusts = any(means(option(arg), (TRUST,)) for arg in self.serving.args)
         if trusts and "remote-code" not in self.model.allow:
             yield ("serving", "args"), f"{TRUST} runs the model's own code, which model.allow: [remote-code] must allow"
+
+        if self.approval == "manual" and "recreate" in (self.rollout.strategy, self.rollout.when_full):
+            yield ("approval",), "nothing would serve while a person is asked: not with rollout recreate"
 
     def secrets(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Where a new spec holds a secret itself, and how it is named instead."""

@@ -51,7 +51,8 @@ class Status:
     ``held``: scheduled runs do not try the same again; ``why_held``: how that ended.
     ``stages``: what a candidate has before it. ``harmless``: what others have put beside
     what is ours. ``astray``: why clients do not come to where they should; empty: they
-    do. ``at_work``: a run has the candidate in hand.
+    do. ``at_work``: a run has the candidate in hand. ``approval_until``: as long a person
+    may say whether it gets traffic.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Status:
     astray: str = ""
     at_work: bool = False
     why_held: str = ""
+    approval_until: float | None = None
 
 
 def status(place: Place, name: str) -> Status:
@@ -100,6 +102,7 @@ def status(place: Place, name: str) -> Status:
         astray=_astray(book, world),
         at_work=candidate is not None and held(place, name),
         why_held=_why_held(record),
+        approval_until=candidate.approval.until if candidate and candidate.approval else None,
     )
 
 

@@ -20,7 +20,7 @@ from model_delivery.places.guarded import guarded, observed
 from model_delivery.run import protocol, record
 from model_delivery.run.lease import Lease
 from model_delivery.run.plan import route
-from model_delivery.run.record import Record
+from model_delivery.run.record import Approval, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.tasks import delivering as do
@@ -47,6 +47,8 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str)
             "serving": {"args": ["--label", label], "replicas": {"min": replicas, "max": replicas}},
             "target": {"kind": "process", "engine": "vllm-cpu", "port": 8000},
             "gates": {"throughput": None},
+            "approval": "manual" if label == "asked" else "none",
+            "approval_timeout": "10m",
             "rollout": {
                 "strategy": strategy,
                 "when_full": when_full,
@@ -178,9 +180,23 @@ class Runs:
         def body(session: Session) -> Any:
             admission = protocol.admit(session, wanted, lock(), scheduled=scheduled)
             if admission.answer.delivers:
-                self.bring(session)
+                if not self.bring(session, asks=wanted.approval == "manual"):
+                    return do.Run(session).outcome(do.AWAITING)
                 protocol.collect(session, wanted.rollout)
             return do.Run(session).outcome(admission)
+
+        return body
+
+    def answer(self, *, promote: bool) -> Callable[[Session], Any]:
+        """What `deliver promote` does."""
+
+        def body(session: Session) -> Any:
+            said = Approval(0, promote)
+            protocol.decide(session, said)
+            if not promote:
+                return protocol.refuse(session, protocol.not_approved(said))
+            session.request = session.candidate.request
+            return self.bring(session)
 
         return body
 
@@ -191,11 +207,13 @@ class Runs:
             protocol.collect(session, do.ROLLBACK)
         return do.Run(session).outcome(admission)
 
-    def bring(self, session: Session) -> None:
+    def bring(self, session: Session, *, asks: bool = False) -> bool:
         """As ``flows/deliver.py`` does it, on this session."""
         with do.Run(session).withdrawn_on_trouble():
             way = route(session)
             for stage in way.stages:
+                if asks and stage.watched and not protocol.approved(session, 600):
+                    return False
                 protocol.enter(session, stage, way.strategy)
                 candidate = session.candidate.release
                 if all(release.id != candidate for release in stage.desired.releases):
@@ -211,6 +229,7 @@ class Runs:
                 if stage.watched:
                     protocol.watch(session, stage)
             protocol.promote(session)
+        return True
 
 
 def pause() -> None:

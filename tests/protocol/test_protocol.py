@@ -24,7 +24,7 @@ from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
 from tests.protocol.simulated import THE_ROUTE, weighty
 
 STEPS_WANTED = 20_000
-LABELS = ("a", "b", "c", "dead", "bad", "broken")
+LABELS = ("a", "b", "c", "dead", "bad", "broken", "asked")
 SPECS = st.tuples(
     st.sampled_from(LABELS),
     st.sampled_from(["canary", "blue-green", "recreate"]),
@@ -58,10 +58,17 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self, given: tuple[str, str, str, int, str], scheduled: bool, request: str | None, effects: int
     ) -> None:
         label, strategy, *rest = given
+        if label == "asked":
+            strategy, rest[0] = strategy.replace("recreate", "canary"), "refuse"
         if strategy == "canary" and self.can.weights == "none":
             strategy = "blue-green"
         self.last = spec(label, strategy, *rest)
         self.advance(self.start(request, self.deliver(self.last, scheduled=scheduled)), effects)
+
+    @precondition(lambda self: rules.waits_for_approval(self.record()))
+    @rule(promote=st.booleans(), effects=EFFECTS)
+    def a_person_answers(self, promote: bool, effects: int) -> None:
+        self.advance(self.start(None, self.answer(promote=promote)), effects)
 
     @rule(effects=EFFECTS)
     def it_is_rolled_back(self, effects: int) -> None:
@@ -160,6 +167,9 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.up_does_what_the_plan_says(self.last)
         self.start(None, self.deliver(self.last))
         self.finish()
+        if rules.waits_for_approval(self.record()):
+            self.start(None, self.answer(promote=True))
+            self.finish()
         self.at_rest_one_release_serves(self.last)
 
     def teardown(self) -> None:
@@ -174,6 +184,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.no_traffic_goes_to_an_unproven_release(now)
         self.the_old_release_is_untouched_before_the_gate(now)
         self.a_request_ends_once(now)
+        self.nobody_gets_traffic_before_a_person_has_said_so(now)
         if self.target.weighs:
             self.a_gateway_knows_whoever_gets_traffic_and_whoever_leaves_had_none()
 
@@ -212,6 +223,11 @@ class Deliveries(RuleBasedStateMachine, Runs):
         assert then.keys() >= set(raised), (then, now)
         assert not raised or self.place.known == before[1], ("no status was waited for", then, now)
         assert not [name for name, weight in then.items() if weight and name not in now], (then, now)
+
+    def nobody_gets_traffic_before_a_person_has_said_so(self, now: Record) -> None:
+        candidate = now.candidate
+        if candidate and candidate.approval and not candidate.approval.promote and self.can.dark_first:
+            assert not self.shares().get(candidate.release), (self.shares(), now)
 
     def a_request_ends_once(self, now: Record) -> None:
         requests = [e.request for e in now.ended if e.request]

@@ -196,12 +196,11 @@ def test_what_this_target_cannot_do_is_refused_by_name(home: Path, model: Path) 
         home.parent,
         model,
         free_port(),
-        "approval: manual\nserving: {replicas: {min: 1, max: 2}, api_key: {env: NOT_SET_HERE}}\n",
+        "serving: {replicas: {min: 1, max: 2}, api_key: {env: NOT_SET_HERE}}\n",
     )
     done = deliver(home, "up", str(file))
     assert done.returncode == 3
     for part in (
-        "approval: manual is not there yet",
         "serving.replicas above 1 is not there yet",
         "the environment variable NOT_SET_HERE holds no secret",
     ):

@@ -111,8 +111,8 @@ def test_an_old_t9k_is_known_by_its_schema() -> None:
 
 def test_fields_that_a_cluster_cannot_serve() -> None:
     many = {"replicas": {"max": 2}, "pod": {"image_pull_secrets": ["pull"]}}
-    asked = spec("deployment", serving=many, runner={}, approval="manual", storage={"notebook": True})
-    told = ["target.not-there-yet", "target.not-there-yet", "step.no-image", "claim.one-node", "secret.no-pull-secret"]
+    asked = spec("deployment", serving=many, runner={}, storage={"notebook": True})
+    told = ["target.not-there-yet", "step.no-image", "claim.one-node", "secret.no-pull-secret"]
     assert codes(asked, Site()) == told
     assert codes(spec("deployment"), Site(), {"model.token": EnvSecret(env="T")}) == ["secret.not-in-a-cluster"]
 

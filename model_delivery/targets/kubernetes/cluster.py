@@ -172,7 +172,7 @@ class InCluster(Target):
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
         wanted = {"storage.notebook": asked.storage.notebook and not self.notebooks}
-        yield from not_yet(self.key.kind, {"approval: manual": asked.approval == "manual"} | wanted)
+        yield from not_yet(self.key.kind, wanted)
         yield from _foreign(secrets)
         missing = [*self._rights(asked, place)] or [*self._namespace(place)]
         yield from missing

@@ -112,4 +112,6 @@ def running_contour(node: Node) -> Iterator[Contour]:
         yield made
     finally:
         made.stop()
-        node.kubectl("delete", f"gateway/{NAME}", "service/envoy", "-n", SPACE)  # port 80 of the node is another's again
+        node.kubectl(
+            "delete", f"gateway/{NAME}", "service/envoy", "-n", SPACE
+        )  # port 80 of the node is another's again

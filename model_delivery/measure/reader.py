@@ -150,17 +150,13 @@ class Parser:
         """
         size, suffix = len(data), self.suffix
         begin = self.begins.get(size) or self._begin(data)
-        if not (
-            begin
-            and data.startswith(begin)
-            and data.endswith(suffix)
-            and self.varies(data, at := len(begin), size - len(suffix))
-        ):
+        if not (begin and data.startswith(begin) and data.endswith(suffix)):
             return False
-        stream = self.stream
-        stream.times.append(now)
-        if not stream.first_text and size > at - len(self.prefix) + self.bare:
-            stream.first_text = now
+        if not self.varies(data, at := len(begin), size - len(suffix)):
+            return False
+        self.stream.times.append(now)
+        if not self.stream.first_text and size > at - len(self.prefix) + self.bare:
+            self.stream.first_text = now
         return True
 
     def _begin(self, data: bytes) -> bytes:

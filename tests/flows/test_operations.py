@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, LogFilter, LogFilterFlowRunId, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from model_delivery.flows import registration
@@ -132,6 +132,18 @@ def test_a_scheduled_run_that_finds_nothing_to_do_says_so(lab: Lab) -> None:
     assert (again.state.name, again.state.message) == ("Completed", f"unchanged (release {lab.record.serving})")
     assert [task.name for task in lab.tasks(again)] == ["resolve", "plan", "answers"]
     assert lab.place.world(NAME).objects.keys() == before.keys()
+
+
+def test_the_server_makes_the_runs_of_a_schedule(lab: Lab) -> None:
+    lab.client.delete_flow_run(lab.begin(lab.spec(schedule={"cron": "0 3 * * *", "timezone": "UTC"})).id)
+    made = lab.client.read_deployment_by_name(f"deliver/{NAME}").id
+    ours = FlowRunFilter.model_validate({"deployment_id": {"any_": [made]}})
+
+    def due() -> list[FlowRun]:
+        return [run for run in lab.client.read_flow_runs(flow_run_filter=ours) if run.auto_scheduled]
+
+    (first, *_) = until(due, 90, "no run is scheduled")
+    assert first.parameters["scheduled"] is True
 
 
 def test_a_refusal_shows_code_remedy_and_what_to_type_and_no_traceback(lab: Lab) -> None:

@@ -1,7 +1,7 @@
 """Kills cost seconds each, and ``tests/protocol`` plays every one of them in memory: of
 the real ones a seeded sample is taken.
 
-``MODEL_DELIVERY_MOMENTS`` bounds how many (``scripts/test`` sets 3; default: all).
+``MODEL_DELIVERY_MOMENTS`` bounds how many (``scripts/test`` sets 1; default: all).
 """
 
 from __future__ import annotations

@@ -5,15 +5,18 @@ Role alone: a deployment's run is a Job of the project's image, which delivers.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 
 from model_delivery.flows import registration
@@ -39,12 +42,27 @@ class Operated:
     client: SyncPrefectClient
 
     def begin(self, label: str, *args: str, **more: Any) -> FlowRun:
+        return self.client.create_flow_run_from_deployment(self.registered(label, *args, **more))
+
+    def registered(self, label: str, *args: str, **more: Any) -> UUID:
         serving = {"args": ["--label", label, *args]}
         spec = load_spec(self.lab.spec(self.lab.images["engine"], serving=serving, **more))
         (proposal,) = registration.propose([spec], Wanted(POOL)).proposals
         registration.register(proposal)
-        made = self.client.read_deployment_by_name(f"deliver/{NAME}")
-        return self.client.create_flow_run_from_deployment(made.id)
+        return self.client.read_deployment_by_name(f"deliver/{NAME}").id
+
+    def fired(self, label: str) -> FlowRun:
+        """The run that a schedule of every minute makes; the schedule is gone again."""
+        made = self.registered(label, schedule={"cron": "* * * * *", "timezone": "UTC"})
+        ours = FlowRunFilter.model_validate({"deployment_id": {"any_": [made]}})
+
+        def begun() -> FlowRun | None:
+            runs = [run for run in self.client.read_flow_runs(flow_run_filter=ours) if run.auto_scheduled]
+            return next((run for run in runs if run.state and run.state.is_running()), None)
+
+        found = until(begun, 150, "the schedule does not fire", pause=1)
+        self.registered(label)
+        return found
 
     def ended(self, run: FlowRun, state: str, message: str) -> None:
         gone = parts.wait_for(self.client, run, 240)
@@ -64,33 +82,34 @@ def operated(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
         parts.running_server(folder / "prefect", ADDRESS) as server,
         parts.client_of(server) as client,
     ):
-        node.apply(*shipped(lab, server))
+        install(lab, server)
         client.create_work_pool(WorkPoolCreate(name=POOL, type="kubernetes", base_job_template=template(lab)))
         node.kubectl("rollout", "status", "deployment/prefect-worker", "-n", lab.namespace, "--timeout=180s")
         yield Operated(lab, client)
 
 
-def shipped(lab: Lab, server: parts.Server) -> Iterator[dict[str, Any]]:
-    """What an administrator applies, with the edits that its comments name."""
-    files = [
-        MANIFESTS / "rbac/role.yaml",
-        *(MANIFESTS / f"prefect/worker/{one}.yaml" for one in ("accounts", "worker")),
-    ]
-    for document in (one for file in files for one in yaml.safe_load_all(file.read_text())):
-        document["metadata"]["namespace"] = lab.namespace
-        for subject in document.get("subjects", ()):
-            subject["namespace"] = lab.namespace
-        if document["kind"] == "Deployment":
-            pod = document["spec"]["template"]["spec"]
-            pod["imagePullSecrets"] = [{"name": "pull"}]
-            (container,) = pod["containers"]
-            container["image"] = lab.images["runner"]
-            (url,) = [one for one in container["env"] if one["name"] == "PREFECT_API_URL"]
-            url["value"] = server.url
-        yield document
+def install(lab: Lab, server: parts.Server) -> None:
+    """As an administrator does: the shipped folder with an overlay of one's own, and the
+    Role for deliveries.
+    """
+    folder = lab.folder / "overlay"
+    shutil.copytree(MANIFESTS / "prefect/worker", folder / "worker")
+    shutil.copy(MANIFESTS / "rbac/role.yaml", folder)
+    image, _, tag = lab.images["runner"].partition("@")
+    setting = {"name": "PREFECT_API_URL", "value": server.url}
+    pod = {"imagePullSecrets": [{"name": "pull"}], "containers": [{"name": "worker", "env": [setting]}]}
+    patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "prefect-worker"}}
+    overlay = {
+        "resources": ["worker", "role.yaml"],
+        "namespace": lab.namespace,
+        "images": [{"name": "registry.example/model-delivery", "newName": image, "digest": tag}],
+        "patches": [{"patch": yaml.safe_dump(patch | {"spec": {"template": {"spec": pod}}})}],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    lab.node.kubectl("apply", "-k", str(folder))
     authority = {"ca.pem": lab.node.authority.ca.read_text()}
     meta = {"name": "authority", "namespace": lab.namespace}
-    yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": authority}
+    lab.node.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": authority})
 
 
 def template(lab: Lab) -> dict[str, Any]:
@@ -106,14 +125,24 @@ def template(lab: Lab) -> dict[str, Any]:
     return made
 
 
-def test_a_deployments_run_delivers_and_the_next_one_finds_nothing_to_do(operated: Operated) -> None:
+def test_a_deployments_run_delivers_and_a_gate_refuses_the_next(operated: Operated) -> None:
     operated.ended(operated.begin("first"), "Completed", "promoted")
     serving = operated.lab.record.serving
     assert serving
-    operated.ended(operated.begin("first"), "Completed", f"unchanged (release {serving})")
     refused = operated.begin("refused", gates={"smoke": {"expect": "Rome"}, "throughput": None})
     operated.ended(refused, "Failed", "exit code 4")
     assert operated.lab.record.serving == serving
+
+
+def test_a_schedule_finds_nothing_to_do_until_the_branch_moves(operated: Operated) -> None:
+    operated.ended(operated.begin("scheduled"), "Completed", "")
+    first = operated.lab.record.serving
+    operated.ended(operated.fired("scheduled"), "Completed", f"unchanged (release {first})")
+    operated.lab.hub.files["generation_config.json"] = b'{"temperature": 0.5}'
+    operated.ended(operated.fired("scheduled"), "Completed", "promoted")
+    last = operated.lab.record.ended[-1]
+    assert (last.outcome, last.commit) == ("promoted", operated.lab.hub.commit)
+    assert operated.lab.record.serving == last.release != first
 
 
 def test_a_run_whose_pod_is_evicted_is_started_again_and_adopts_what_it_had_begun(operated: Operated) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from model_delivery.base.home import packaged
 from model_delivery.flows.server import asked
 
 FILE = "prefect/automations.yaml"
-ROLLBACK = "rollback/any_service"
 BLOCK = "BLOCK"
 NO_BLOCK = "left out: it needs --notify TYPE/NAME, a notification block of the server"
-NO_ROLLBACK = f"left out: there is no deployment {ROLLBACK}; `prefect deploy --all` makes it"
+NO_DEPLOYMENT = "left out: there is no deployment {}; `prefect deploy --all` makes it"
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ def install(notify: str = "", *, dry_run: bool = False, patience: float = 45.0) 
     """
 
     def put(client: SyncPrefectClient) -> tuple[Installed, ...]:
-        known = {BLOCK: _block(client, notify), "ROLLBACK": _deployment(client)}
-        return tuple(_installed(client, one, known, dry_run=dry_run) for one in _shipped())
+        block = _block(client, notify)
+        return tuple(_installed(client, one, block, dry_run=dry_run) for one in _shipped())
 
     return asked(put, patience)
 
@@ -49,16 +48,17 @@ def _shipped() -> Iterator[dict[str, Any]]:
     yield from yaml.safe_load((packaged("manifests") / FILE).read_text(encoding="utf-8"))
 
 
-def _installed(
-    client: SyncPrefectClient, shipped: dict[str, Any], known: Mapping[str, str | None], *, dry_run: bool
-) -> Installed:
+def _installed(client: SyncPrefectClient, shipped: dict[str, Any], block: str | None, *, dry_run: bool) -> Installed:
     name = shipped["name"]
     for action in shipped["actions"]:
-        for field in ("block_document_id", "deployment_id"):
-            if field in action and (found := known[action[field]]) is None:
-                return Installed(name, NO_BLOCK if action[field] == BLOCK else NO_ROLLBACK)
-            if field in action:
-                action[field] = found
+        if action.get("block_document_id") == BLOCK:
+            if block is None:
+                return Installed(name, NO_BLOCK)
+            action["block_document_id"] = block
+        if called := action.get("deployment_id"):
+            if (found := _deployment(client, called)) is None:
+                return Installed(name, NO_DEPLOYMENT.format(called))
+            action["deployment_id"] = found
     wanted = AutomationCore.model_validate(shipped)
     there = client.read_automations_by_name(name)
     if not there:
@@ -96,8 +96,8 @@ def _block(client: SyncPrefectClient, notify: str) -> str | None:
         raise Refused(Finding("prefect.no-block", what, "there is none of that type and name", fix)) from None
 
 
-def _deployment(client: SyncPrefectClient) -> str | None:
+def _deployment(client: SyncPrefectClient, called: str) -> str | None:
     try:
-        return str(client.read_deployment_by_name(ROLLBACK).id)
+        return str(client.read_deployment_by_name(called).id)
     except ObjectNotFound:
         return None

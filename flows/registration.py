@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Refused, problems
+from model_delivery.base import BadInput, Finding, Refused, did_you_mean, problems
 from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.server import HEARTBEAT_SECONDS, TAG, asked
@@ -26,6 +26,7 @@ from model_delivery.values.resources import difference
 
 ENTRYPOINT = "model_delivery.flows.deliver.deliver"
 GROUP = "group:"
+EACH = "*"
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,47 @@ def remove(name: str, patience: float = 45.0) -> None:
             client.delete_deployment(found.id)
 
     asked(delete, patience)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A registered delivery, as its deployment ``deliver/NAME`` has it."""
+
+    name: str
+    pool: str
+    given: Any
+
+    def spec(self) -> DeliverySpec:
+        """BadInput where this version cannot read it."""
+        try:
+            return DeliverySpec.model_validate(self.given)
+        except ValidationError as error:
+            what, why = f"the spec of deliver/{self.name} cannot be read", "; ".join(problems(error)[:3])
+            fix = "correct its file, then `deliver register FILE`"
+            raise BadInput(Finding("prefect.bad-spec", what, why, fix)) from None
+
+
+def known(name: str = EACH, pool: str | None = None, patience: float = 45.0) -> tuple[Known, ...]:
+    """The registered delivery ``name``, or each (of ``pool``, where that is given).
+
+    BadInput where ``name`` is not registered.
+    """
+
+    def look(client: SyncPrefectClient) -> tuple[Known, ...]:
+        ours = sorted(
+            (one for one in _every(client) if _ours(one) and "spec" in one.parameters), key=lambda one: one.name
+        )
+        found = [Known(one.name, one.work_pool_name or "", one.parameters["spec"]) for one in ours]
+        if name == EACH:
+            return tuple(one for one in found if pool in (None, one.pool))
+        names = [one.name for one in found]
+        if name not in names:
+            why = did_you_mean(name, names) or f"registered are: {', '.join(names[:20]) or 'none'}"
+            fix = "`deliver register FILE` with its spec"
+            raise BadInput(Finding("prefect.not-registered", f"no delivery {name} is registered", why, fix))
+        return (found[names.index(name)],)
+
+    return asked(look, patience)
 
 
 def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> Proposal:

@@ -10,7 +10,7 @@ import base64
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import httpx
 
-from model_delivery.base import Progress, Trouble, progress
+from model_delivery.base import NAME, Progress, Trouble, progress
 from model_delivery.base.findings import together
 from model_delivery.base.scrubbing import plain
 from model_delivery.run.protocol import Admission
@@ -62,13 +62,19 @@ def publish_outcome(name: str, outcome: Mapping[str, Any]) -> None:
     _markdown("outcome", _table(f"## {name}: {outcome['result']}", rows), "What came of it")
 
 
-def completed(outcome: dict[str, Any]) -> dict[str, Any]:
+def publish_table(kind: str, title: str, rows: Mapping[str, str], lines: Iterable[str] = ()) -> None:
+    """``rows`` are words of ours; ``lines`` may quote anything, and stand as code."""
+    quoted = (indent(plain(line), "    ", lambda _: True) for line in lines)
+    _markdown(kind, "\n".join([_table(f"## {title}", rows), "", *quoted]), title)
+
+
+def completed(outcome: dict[str, Any], told: str = "") -> dict[str, Any]:
     """What a flow returns: in a run with a state that says how it ended."""
     if flow_run() is None:
         return outcome
     from prefect.states import Completed
 
-    told = f"{outcome['result']} (release {outcome['release']})"
+    told = told or f"{outcome['result']} (release {outcome['release']})"
     return cast("dict[str, Any]", Completed(message=told, data=outcome))  # whoever calls the flow gets its data
 
 
@@ -79,8 +85,9 @@ def publish_trouble(name: str, trouble: Trouble) -> None:
     lines = [f"## {name}: exit code {trouble.exit_code}", ""]
     for finding in together(trouble.findings):
         lines += [f"`{finding.code}`", "", indent(plain(str(finding)), "    ", lambda _: True), ""]
-    words = ("status NAME", "logs NAME", "history NAME --reports DIR")
-    lines += ["To see more:", "", *(f"    deliver {word.replace('NAME', name)}" for word in words)]
+    if re.fullmatch(NAME, name):
+        words = ("status NAME", "logs NAME", "history NAME --reports DIR")
+        lines += ["To see more:", "", *(f"    deliver {word.replace('NAME', name)}" for word in words)]
     _markdown("trouble", "\n".join(lines), "Why not, and what to do")
 
 

@@ -17,6 +17,7 @@ from model_delivery.measure.verdict import judge
 from model_delivery.places.opening import Location
 from model_delivery.run import evidence, protocol, rules
 from model_delivery.run.answering import must_answer
+from model_delivery.run.book import Book
 from model_delivery.run.plan import Route, route
 from model_delivery.run.preflight import preflight
 from model_delivery.run.protocol import Admission
@@ -370,15 +371,15 @@ def keep(session: Session, written: reports.Written) -> str:
     return where
 
 
-def baseline(session: Session) -> LoadReport | None:
+def baseline(book: Book) -> LoadReport | None:
     """The load test that what serves now has passed; None when there was none, or its
     report is gone.
     """
-    serving = session.record.serving
-    passed = [e for e in session.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
+    serving = book.record.serving
+    passed = [e for e in book.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
     if not passed:
         return None
-    return reports.load_test(evidence.files(session.place, session.delivery, passed[-1]).get("report.json", b""))
+    return reports.load_test(evidence.files(book.place, book.delivery, passed[-1]).get("report.json", b""))
 
 
 def subject(session: Session, stage: Stage) -> reports.Subject:

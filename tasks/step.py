@@ -43,6 +43,12 @@ def run_id() -> str | None:
     return None if context is None or context.flow_run is None else str(context.flow_run.id)
 
 
+def pool() -> str | None:
+    """The work pool of that run, None where it has none."""
+    context = flow_run()
+    return None if context is None or context.flow_run is None else context.flow_run.work_pool_name
+
+
 @contextmanager
 def in_order() -> Iterator[None]:
     """Inside, the page of a run shows each step after the one that ended before it."""

@@ -4,25 +4,21 @@ verdict where bounds are given.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from contextlib import suppress
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, bearer, did_you_mean, problems
+from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, did_you_mean, problems
 from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
-from model_delivery.measure.asking import ask
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.words import printable
 from model_delivery.spec.loading import read_profile
 from model_delivery.steps.load import LoadInput, profile, run
 from model_delivery.values import Slo
+from model_delivery.verbs import loadtest as loads
 
 if TYPE_CHECKING:
     from model_delivery.measure.capacity import Capacity
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 
 FIX = "see `deliver loadtest --help`"
 LONGEST = 300.0
-FIRST_SECONDS = 30.0
 
 
 class Quantity(click.ParamType[Any]):
@@ -89,14 +84,9 @@ def loadtest(
     """Load the server at URL (without /v1) and say what it does: exit code 4 when a bound
     of --slo is broken or the test is not valid.
     """
-    from model_delivery.measure import report
-    from model_delivery.measure.verdict import judge
-
-    given, before = _given(url.rstrip("/").removesuffix("/v1"), named, more), _baseline(more["baseline"])
+    given, before = _given(loads.base(url), named, more), _baseline(more["baseline"])
     target = (folder or Path(f"loadtest-{time.strftime('%Y%m%d-%H%M%S')}")).absolute()
-    model = given.model or _first_model(given)
-    given = given.model_copy(update={"model": model, "folder": str(target / "locust")})
-    _must_answer(given)
+    given = loads.ready(given.model_copy(update={"folder": str(target / "locust")}))
     search = None
     with progress_lines():
         if find_capacity or demand:
@@ -105,10 +95,10 @@ def loadtest(
             load = held[-1] if held else search.points[0].report
         else:
             load = run(given)
-    verdict = judge(None, load, given.slo, baseline=before, max_regression=more["max_regression"])
-    subject = report.Subject(given.url, model, 1, "load test", "", "", "", (), time.time())
-    page = report.write(target, subject, None, load, verdict, search).html
-    return _answer(load, verdict, page, search, demand)
+    verdict, written = loads.judged(
+        given, load, target, baseline=before, max_regression=more["max_regression"], search=search
+    )
+    return _answer(load, verdict, written.html, search, demand)
 
 
 def _answer(load: LoadReport, verdict: Verdict, page: Path, search: Capacity | None, demand: Rate | None) -> Answer:
@@ -163,46 +153,6 @@ def _given(url: str, named: str, more: dict[str, Any]) -> LoadInput:
 
 def _bound(text: str) -> str | float:
     return float(text) if re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", text) else text
-
-
-def _first_model(given: LoadInput) -> str:
-    answer = ask(given.url, "/v1/models", headers=bearer(given.api_key))
-    why = answer.why()
-    try:
-        name = str(json.loads(answer.body)["data"][0]["id"])
-        if not name or name != printable(name):
-            raise ValueError(f"a model is called {printable(name)!r}")
-        return name
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        what, why = f"{given.url}/v1/models does not list a model", why or f"{type(error).__name__}: {error}"
-        fix = "is the service up, and URL its base address (without /v1)? a key is named with --api-key-env"
-        raise Permanent(Finding("load.no-model", what, why, fix)) from None
-
-
-def _listed(given: LoadInput) -> list[str]:
-    """The models that the server lists; none where it lists none that could be shown."""
-    answer = ask(given.url, "/v1/models", headers=bearer(given.api_key))
-    with suppress(ValueError, LookupError, TypeError, RecursionError):
-        names = [str(entry["id"]) for entry in json.loads(answer.body)["data"]]
-        return [name for name in names if name == printable(name)]
-    return []
-
-
-def _must_answer(given: LoadInput) -> None:
-    """One token, before a test of minutes. Permanent where a server is silent; what else
-    it may say, the test counts.
-    """
-    asked = {"model": given.model, "max_tokens": 1, "messages": [{"role": "user", "content": "1"}]}
-    path, seconds = "/v1/chat/completions", FIRST_SECONDS
-    if profile(given.profile).endpoint == "completions":
-        asked, path = {"model": given.model, "max_tokens": 1, "prompt": "1"}, "/v1/completions"
-    answer = ask(given.url, path, asked, headers=bearer(given.api_key), seconds=seconds)
-    if answer.status == HTTPStatus.NOT_FOUND and (listed := _listed(given)) and given.model not in listed:
-        why = did_you_mean(given.model, listed) or f"it lists: {', '.join(listed[:5])}"
-        raise BadInput(Finding("load.unknown-model", f"{given.url} has no model {given.model}", why, "correct --model"))
-    if (answer.error or "").startswith("timeout"):
-        what, why = f"{given.url} does not answer", f"one token was asked of {path}: nothing came in {seconds:g} s"
-        raise Permanent(Finding("load.silent", what, why, "look at the server: it takes connections and is silent"))
 
 
 def _capacity(given: LoadInput, steps: int) -> Capacity:

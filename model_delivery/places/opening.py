@@ -27,6 +27,9 @@ class Location(Part):
     def of(cls, key: TargetKey) -> Self:
         return cls(context=key.context, namespace=key.namespace)
 
+    def __str__(self) -> str:
+        return "this host" if self.namespace is None else f"namespace {self.namespace}"
+
     def open(self, *, take_over: bool = False) -> Place:
         """Refused when no cluster is known. ``take_over``: values that another field
         manager holds are taken.
@@ -36,3 +39,6 @@ class Location(Part):
         from model_delivery.places.cluster.place import Cluster
 
         return Cluster(self.context, self.namespace, take_over=take_over)
+
+
+HERE = Location()

@@ -4,8 +4,9 @@ touched yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
+from typing import Any
 
 from model_delivery.base import Finding, Progress, Refused, Retryable, Trouble, report
 from model_delivery.models.listing import is_weights
@@ -26,9 +27,20 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     Raises what the source raises: Retryable when a hub is overloaded, Refused when it
     says no.
     """
+    own = upstream(spec)
+    return Lock(snapshot=resolve_model(spec.model, last), engine=own["engine"](), image=own["image"]())
+
+
+def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:
+    """How each part of the lock of ``spec`` is asked of its own source: no fallback
+    speaks for it, and no record.
+    """
     target = spec.target
-    engine = load_engine(target.engine) if target.engine else None
-    return Lock(snapshot=resolve_model(spec.model, last), engine=engine, image=_pinned(spec))
+    return {
+        "snapshot": spec.model.resolve,
+        "engine": lambda: load_engine(target.engine) if target.engine else None,
+        "image": lambda: _pinned(spec),
+    }
 
 
 def must_have_tokenizer(snapshot: Snapshot, args: Sequence[str]) -> None:

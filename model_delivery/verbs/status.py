@@ -18,7 +18,7 @@ from model_delivery.run.plan import route
 from model_delivery.run.record import Record
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import Change, Current, Failed, InProgress, ReleaseId, World
+from model_delivery.values import Change, Current, Failed, InProgress, Payload, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 from model_delivery.verbs.quoting import unknown_secret, unquoted
 
@@ -136,10 +136,21 @@ def _changes(book: Book, world: World) -> Told:
     now, no room.
     """
     try:
-        must_know(book.delivery, world)
-        return told(book.changes(book.desired()))
+        return changed(book, world)
     except Trouble as trouble:
-        return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings), ()
+        return hopeless(trouble), ()
+
+
+def hopeless(trouble: Trouble) -> tuple[str, ...]:
+    return tuple(f"cannot be put right: {finding.what}: {finding.why}" for finding in trouble.findings)
+
+
+def changed(book: Book, world: World) -> Told:
+    """What differs from what the record wants, and what others have put there without
+    harm. Refused, and NoRoom, where it cannot be put right.
+    """
+    must_know(book.delivery, world)
+    return told(book.changes(book.desired()))
 
 
 def _running(book: Book, world: World, name: ReleaseId) -> Running:
@@ -221,15 +232,18 @@ def down(place: Place, name: str) -> tuple[str, ...]:
 
 def connection(place: Place, name: str) -> Connection:
     """How clients reach ``name``. Refused when nothing serves."""
+    book, payload = served(place, name)
+    key = book.record.target
+    return connect(str(book.url(book.world())), payload.names, payload.api_key, key.namespace, key.context)
+
+
+def served(place: Place, name: str) -> tuple[Book, Payload]:
+    """The book of ``name``, and what it serves. Refused when nothing does."""
     book = read(place, name)
-    record = book.record
-    if record.serving is None or record.address is None:
+    if book.record.serving is None or book.record.address is None:
         why = "it is down, or its first delivery has not passed"
         raise Refused(Finding("release.none-serves", f"{name} serves nothing", why, f"see `deliver status {name}`"))
-    payload = book.frozen(record.serving).payload
-    return connect(
-        str(book.url(book.world())), payload.names, payload.api_key, record.target.namespace, record.target.context
-    )
+    return book, book.frozen(book.record.serving).payload
 
 
 def rollback_goal(place: Place, name: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.parts import prefect_server as parts
+from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
+from tests.parts.tiny_model import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def worker(server: parts.Server, home: Path) -> Iterator[int]:
-    with parts.running_worker(server, {"MODEL_DELIVERY_HOME": str(home)}) as pid:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HuggingFaceHub]:
+    """The one that the worker's runs ask."""
+    with running_hub(tiny_model(tmp_path_factory.mktemp("hub"))) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def worker(server: parts.Server, home: Path, hub: HuggingFaceHub) -> Iterator[int]:
+    with parts.running_worker(server, {"MODEL_DELIVERY_HOME": str(home), "HF_ENDPOINT": hub.url}) as pid:
         yield pid

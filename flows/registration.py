@@ -4,6 +4,7 @@ delivers it.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Finding, Refused, did_you_mean, problems
+from model_delivery.base import NAME, BadInput, Finding, Refused, did_you_mean, problems
 from model_delivery.flows import older
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.server import HEARTBEAT_SECONDS, TAG, asked
@@ -139,20 +140,26 @@ def known(name: str = EACH, pool: str | None = None, patience: float = 45.0) -> 
     """
 
     def look(client: SyncPrefectClient) -> tuple[Known, ...]:
-        ours = sorted(
-            (one for one in _every(client) if _ours(one) and "spec" in one.parameters), key=lambda one: one.name
-        )
-        found = [Known(one.name, one.work_pool_name or "", one.parameters["spec"]) for one in ours]
+        if re.fullmatch(NAME, name) and (one := _read(client, name)) is not None and _registered(one):
+            return (_known(one),)
+        found = tuple(_known(one) for one in _every(client) if _registered(one))
         if name == EACH:
             return tuple(one for one in found if pool in (None, one.pool))
         names = [one.name for one in found]
-        if name not in names:
-            why = did_you_mean(name, names) or f"registered are: {', '.join(names[:20]) or 'none'}"
-            fix = "`deliver register FILE` with its spec"
-            raise BadInput(Finding("prefect.not-registered", f"no delivery {name} is registered", why, fix))
-        return (found[names.index(name)],)
+        why = did_you_mean(name, names) or f"registered are: {', '.join(sorted(names)[:20]) or 'none'}"
+        what, fix = f"no delivery {name!r:.60} is registered", "`deliver register FILE` with its spec"
+        raise BadInput(Finding("prefect.not-registered", what, why, fix))
 
     return asked(look, patience)
+
+
+def _registered(deployment: DeploymentResponse) -> bool:
+    """The generic one has no spec."""
+    return _ours(deployment) and "spec" in deployment.parameters
+
+
+def _known(deployment: DeploymentResponse) -> Known:
+    return Known(deployment.name, deployment.work_pool_name or "", deployment.parameters["spec"])
 
 
 def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> Proposal:

@@ -44,21 +44,24 @@ def deliveries(where: Location, dry_run: bool) -> Tidied:
 
 
 @step("models")
-def models_of_host(where: Location, dry_run: bool) -> list[str]:
+def models_of_host(where: Location, dry_run: bool) -> Tidied:
     """As `deliver gc`. In a cluster a claim may be anybody's, and is left as it is."""
     if where.namespace is not None:
-        return []
-    found = models.collect(usable_home(), dry_run=dry_run)
-    return [f"{item.path}: {item.bytes:,} bytes, {item.why}" for item in found]
+        return Tidied()
+    try:
+        found = models.collect(usable_home(), dry_run=dry_run)
+    except Trouble as trouble:
+        return Tidied(bad=[*trouble.findings])
+    return Tidied([f"{item.path}: {item.bytes:,} bytes, {item.why}" for item in found])
 
 
 @step("tell")
-def tell(tidied: Tidied, folders: list[str], dry_run: bool) -> dict[str, Any]:
-    """The table; Permanent where a delivery could not be tidied."""
-    gone, done = [*tidied.gone, *folders], "would be removed" if dry_run else "removed"
+def tell(tidied: Tidied, folders: Tidied, dry_run: bool) -> dict[str, Any]:
+    """The table; Permanent where something could not be tidied."""
+    gone, done = [*tidied.gone, *folders.gone], "would be removed" if dry_run else "removed"
     result = f"{len(gone)} {done}" if gone else "nothing to remove"
     busy = ", ".join(tidied.busy) or "none"
     artifacts.publish_table("collected", "Collect", {"result": result, "left alone (a run is at work)": busy}, gone)
-    if tidied.bad:
-        raise Permanent(*tidied.bad)
+    if bad := [*tidied.bad, *folders.bad]:
+        raise Permanent(*bad)
     return {"result": result, "items": gone, "busy": tidied.busy}

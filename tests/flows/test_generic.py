@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,13 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import Flow
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from prefect.states import Cancelled
 
 from model_delivery.base import NAME as NAMES
 from model_delivery.base import SystemClock
@@ -34,13 +38,15 @@ from model_delivery.run.lease import Lease
 from model_delivery.spec import DeliverySpec
 from model_delivery.verbs.status import status
 from scripts.local_prefect import PREFECT
-from tests.flows.test_operations import NAME, Lab, lab
+from tests.flows.test_operations import NAME, Lab
 from tests.parts import prefect_server as parts
 from tests.parts.cluster.waiting import until
 from tests.parts.hubs.huggingface import HuggingFaceHub
-from tests.parts.timing_engine import TimingServer
+from tests.parts.ports import free_port
+from tests.parts.timing_engine import TimingServer, engine_folder
+from tests.parts.tiny_model import tiny_model
+from tests.unit.test_cli import DELIVER, deliver, environment
 
-__all__ = ["lab"]
 HUB = {"source": "huggingface", "repo": "org/model"}
 SMOKE_ONLY = {"smoke": {"max_tokens": 16}, "throughput": None}
 ONE_LOAD = {"profile": "smoke", "users": 2, "warmup": "0s", "duration": "300ms"}
@@ -77,20 +83,30 @@ class Ended:
 class Operator:
     lab: Lab
     hub: HuggingFaceHub
+    good: DeliverySpec | None = None
 
     def run(self, flow: Flow[..., Any], *args: Any, **more: Any) -> Ended:
-        return Ended(self.lab, flow(*args, return_state=True, **more))
+        state: Any = flow(*args, return_state=True, **more)
+        return Ended(self.lab, state)
 
     def register(self, spec: DeliverySpec) -> None:
         (proposal,) = registration.propose([spec], Wanted(parts.POOL)).proposals
         registration.register(proposal)
 
-    def serve(self, **more: Any) -> DeliverySpec:
+    def settle(self) -> None:
+        """What serves is what is registered."""
+        if self.good is None:
+            self.serve()
+        else:
+            self.register(self.good)
+
+    def serve(self, **more: Any) -> None:
         """A delivery that is registered, and delivered."""
-        spec = self.lab.spec(**({"model": HUB, "gates": SMOKE_ONLY} | more))
+        facts: dict[str, Any] = {"model": HUB, "gates": SMOKE_ONLY, **more}
+        spec = self.lab.spec(**facts)
         self.register(spec)
         assert self.run(redeploy, NAME).said.startswith("Completed: promoted")
-        return spec
+        self.good = spec
 
     def events(self, run: Ended) -> list[dict[str, Any]]:
         """What it told of drift."""
@@ -106,12 +122,19 @@ class Operator:
         return {ref: (seen.resource, seen.version, seen.status.get("pid")) for ref, seen in objects.items()}
 
 
-@pytest.fixture
-def operator(lab: Lab, hub: HuggingFaceHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
-    monkeypatch.setenv("MODEL_DELIVERY_HOME", str(lab.home))
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    with parts.settings_of(lab.server):
-        yield Operator(lab, hub)
+@pytest.fixture(scope="module")
+def operator(
+    server: parts.Server, worker: int, home: Path, hub: HuggingFaceHub, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    assert worker
+    folder = tmp_path_factory.mktemp("generic")
+    with pytest.MonkeyPatch.context() as patch, parts.client_of(server) as client:
+        patch.setenv("MODEL_DELIVERY_HOME", str(home))
+        patch.setenv("HF_ENDPOINT", hub.url)
+        parts.wait_for_pool(client)
+        made = Lab(client, server, home, tiny_model(folder / "model"), engine_folder(folder), free_port())
+        yield Operator(made, hub)
+        deliver(home, "down", NAME)
 
 
 @contextmanager
@@ -141,14 +164,35 @@ def test_a_redeploy_delivers_what_is_registered_only_when_it_has_changed(operato
 
 
 def test_a_redeploy_of_what_is_not_registered_says_what_to_do(operator: Operator) -> None:
-    operator.register(operator.lab.spec())
+    operator.settle()
     wrong = operator.run(redeploy, "operatd")
-    assert "exit code 2: no delivery operatd is registered: did you mean operated?" in wrong.said
+    assert "exit code 2: no delivery 'operatd' is registered: did you mean operated?" in wrong.said
     assert "deliver register FILE" in wrong.page["trouble"]
 
 
+def test_after_a_cancelled_redeploy_what_it_had_on_its_way_is_gone(operator: Operator) -> None:
+    operator.settle()
+    serving, file = operator.lab.record.serving, operator.lab.home.parent / "cancelled.yaml"
+    spec = operator.lab.spec("300s", model=HUB)
+    operator.register(spec)
+    file.write_text(json.dumps(spec.model_dump(mode="json")))
+    env = environment(operator.lab.home) | {"HF_ENDPOINT": operator.hub.url}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = subprocess.Popen([str(DELIVER), "up", str(file), "--request", "r1"], env=env, **quiet)
+    until(operator.lab.loading, 60, "the load test does not begin")
+    run.kill()
+    run.wait()
+    gone = FlowRun(flow_id=uuid4(), parameters={"name": NAME, "request": "r1"})
+    with temporary_settings({PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}):
+        for hook in redeploy.on_cancellation_hooks:  # as Prefect's worker calls them
+            hook(redeploy, gone, Cancelled())
+    assert operator.lab.record.candidate is None
+    assert operator.lab.record.ended[-1].outcome == "cancelled"
+    assert [one.release for one in status(operator.lab.place, NAME).running] == [serving]
+
+
 def test_drift_tells_what_stands_from_what_moved_upstream_and_changes_nothing(operator: Operator) -> None:
-    operator.serve()
+    operator.settle()
     serving, calm = operator.lab.record.serving, operator.standing
     quiet = operator.run(drift, NAME)
     assert quiet.said == "Completed: no drift"
@@ -179,7 +223,7 @@ def test_drift_tells_what_stands_from_what_moved_upstream_and_changes_nothing(op
 
 
 def test_a_load_test_by_name_shows_verdict_and_picture_and_changes_nothing(operator: Operator) -> None:
-    operator.serve()
+    operator.settle()
     before = operator.standing
     met = operator.run(loadtest, NAME, load={**ONE_LOAD, "slo": {"error_rate_max": 0}})
     assert met.said == "Completed: passed"
@@ -210,7 +254,7 @@ def test_a_load_test_of_an_address_takes_its_key_by_name_alone(
 
 
 def test_collect_removes_what_is_due_and_leaves_a_delivery_that_a_run_is_at_work_on(operator: Operator) -> None:
-    operator.serve()
+    operator.settle()
     first = operator.lab.record.serving
     operator.serve(rollout={"strategy": "blue-green", "watch": "0s", "standby": "1s"})
     place = operator.lab.place
@@ -248,23 +292,14 @@ def copied(operator: Operator, commit: str) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(server: parts.Server, worker: int) -> None:
-    """`prefect deploy --all`, on a server that has both pools and nothing else of ours."""
+    """`prefect deploy --all`, on a server that has both pools."""
     assert worker
     with parts.client_of(server) as client:
         parts.wait_for_pool(client)
-    template = Path("manifests/prefect/kubernetes-pool.json")
-    make = [
-        "work-pool",
-        "create",
-        "cluster",
-        "--type",
-        "kubernetes",
-        "--base-job-template",
-        str(template),
-        "--overwrite",
-    ]
-    for words in (make, ["deploy", "--all", "--no-prompt"]):
-        subprocess.run([PREFECT, *words], env=dict(server.env), check=True, capture_output=True, timeout=120)
+        template = json.loads(Path("manifests/prefect/kubernetes-pool.json").read_text())
+        client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=template))
+    command = [PREFECT, "deploy", "--all", "--no-prompt"]
+    subprocess.run(command, env=dict(server.env), check=True, capture_output=True, timeout=120)
 
 
 @pytest.mark.usefixtures("deployed")
@@ -295,7 +330,7 @@ def test_upstream_drift_that_a_worker_finds_is_redeployed_by_the_automation(oper
     assert (first[name] in ("new", "unchanged"), again[name]) == (True, "unchanged")
     (one,) = client.read_automations_by_name(name)
     assert not one.enabled, "what delivers by itself is a person's choice"
-    operator.serve()
+    operator.settle()
     client.resume_automation(one.id)
     try:
         with moved(operator.hub, files={**operator.hub.files, "README.md": b"newest"}):
@@ -304,9 +339,8 @@ def test_upstream_drift_that_a_worker_finds_is_redeployed_by_the_automation(oper
             assert run.state is not None
             assert run.state.message == f"drift found: {NAME}"
             until(lambda: redeployed(operator), 90, "the automation redeploys nothing")
-            serving = operator.lab.record.serving
-            assert str(operator.lab.record.ended[-1].commit) == operator.hub.commit
-            assert operator.run(drift, NAME).said == "Completed: no drift", serving
+            assert operator.lab.record.ended[-1].outcome == "promoted"
+            assert operator.lab.record.ended[-1].commit == operator.hub.commit
     finally:
         client.pause_automation(one.id)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from model_delivery.base import SecretRef
 from model_delivery.places.opening import HERE, Location
@@ -12,12 +13,12 @@ from model_delivery.tasks import measuring as do
 from model_delivery.tasks.artifacts import completed
 from model_delivery.values import ThroughputGate
 
-LOAD = ThroughputGate(users=16)
+LOAD = ThroughputGate()
 
 
 @flow(name="loadtest", flow_run_name="{service}", persist_result=False, log_prints=False)
 def loadtest(
-    service: str,
+    service: Annotated[str, Field(pattern=r"^[^@?#\s]+$")],
     where: Location = HERE,
     load: ThroughputGate = LOAD,
     model: str | None = None,

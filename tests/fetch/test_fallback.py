@@ -13,7 +13,8 @@ import pytest
 from model_delivery.base import Permanent, Progress, Refused, Retryable, sink
 from model_delivery.models.manifest import read_manifest
 from model_delivery.models.sources.huggingface import HuggingFaceModel
-from model_delivery.run.resolve import resolve_model
+from model_delivery.run.resolve import resolve_model, upstream
+from model_delivery.spec import DeliverySpec
 from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs import Hub
@@ -146,3 +147,19 @@ def test_the_first_ones_token_is_never_sent_to_the_second(
     fetch(wanted)
     assert first.tokens == {"Bearer first-secret-of-the-tests"}
     assert second.tokens == {"Bearer second-secret-of-the-tests"}
+
+
+def test_what_upstream_has_now_is_never_said_by_a_fallback(first: HuggingFaceHub, second: Hub) -> None:
+    target = {"kind": "process", "engine": "vllm-cpu", "port": 8000}
+    known = {
+        "apiVersion": "model-delivery/v1",
+        "name": "small",
+        "model": model(pins=sums(second.files)),
+        "target": target,
+    }
+    ask = upstream(DeliverySpec.model_validate(known))["snapshot"]
+    assert ask().commit == first.commit
+    first.status, first.busy_times, first.error_code = 404, -1, "RepoNotFound"
+    with pytest.raises(Refused):
+        ask()
+    assert not second.asked

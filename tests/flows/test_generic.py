@@ -315,6 +315,7 @@ def test_prefect_deploy_all_makes_every_flow_for_both_pools(operator: Operator) 
     assert [schedule.active for schedule in nightly.schedules] == [False]
     for flow, wrong in (
         ("loadtest", {"service": "x", "api_key": "sk-plain"}),
+        ("loadtest", {"service": "http://me:s3cret@host"}),
         ("drift", {"name": 5}),
         ("redeploy", {}),
     ):

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from model_delivery.base import Permanent
+from model_delivery.cli.loadtest import loadtest
 from model_delivery.verbs import loadtest as loads
 from tests.parts.timing_engine import TimingServer
 from tests.unit.test_cli import deliver, environment, home
@@ -131,6 +132,6 @@ def test_a_server_that_takes_connections_and_is_silent_is_told_before_the_test(m
     monkeypatch.setattr(loads, "FIRST_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        told = CliRunner().invoke(loadtest.loadtest, [url, "--model", "m"])
+        told = CliRunner().invoke(loadtest, [url, "--model", "m"])
     assert isinstance(told.exception, Permanent)
     assert "[load.silent]" in told.exception.text

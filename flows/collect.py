@@ -14,9 +14,9 @@ from model_delivery.tasks.delivering import page
 
 @flow(name="collect", flow_run_name="{where}", persist_result=False, log_prints=False)
 def collect(where: Location = HERE, dry_run: bool = False) -> dict[str, Any]:
-    """Remove what is due of each delivery of this host, or of the namespace ``where``: a
-    standby whose time is over, steps of ended attempts, releases that no rollback can
-    want; on a host also models that no release needs.
+    """Remove what is due of each delivery of this host, or of the namespace ``where``:
+    what nobody approved in time, a standby whose time is over, steps of ended attempts,
+    releases that no rollback can want; on a host also models that no release needs.
 
     A delivery that a run is at work on is left alone, and so is every claim. ``dry_run``:
     only say what would go.

@@ -60,7 +60,8 @@ def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, 
     if scheduled and (record.held == unchanged or (candidate and candidate.kind == "rollback")):
         return Answer.HELD
     if candidate is not None and candidate.release == release:
-        return Answer.AWAITING if scheduled and waits_for_approval(record) else Answer.GOES_ON
+        anothers = scheduled and candidate.request != request  # the run that asked is resumed with the answer
+        return Answer.AWAITING if anothers and waits_for_approval(record) else Answer.GOES_ON
     return Answer.UNCHANGED if record.serving == release else Answer.NEW
 
 

@@ -1,5 +1,5 @@
-"""What is due of the deliveries of a place: a standby whose time is over, steps of ended
-attempts, releases that no rollback can want. A claim is never touched.
+"""What is due of a delivery: an approval that nobody gave, a standby whose time is over,
+steps of ended attempts, releases that no rollback can want. A claim is never touched.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def collect(place: Place, name: str, kept: Rollout, *, dry_run: bool) -> tuple[s
 
 
 def _due(book: Book, kept: Rollout) -> tuple[str, ...]:
-    if book.record.candidate is not None:
+    record, now = book.record, SystemClock().now()
+    lapsed = rules.lapsed(record, now)
+    if record.candidate is not None and not lapsed:
         return ()
-    over = book.record.beside_serving if rules.standby_over(book.record, SystemClock().now()) else ()
-    standby = (f"release {name}: its standby is over" for name in sorted(over))
-    return (*standby, *(str(ref) for ref in protocol.leftovers(book, kept.keep)))
+    ends = [f"release {record.candidate.release}: {rules.LAPSED}"] if record.candidate else []
+    over = sorted(record.beside_serving) if rules.standby_over(record, now) else ()
+    ends += [f"release {name}: its standby is over" for name in over]
+    return (*ends, *(str(ref) for ref in protocol.leftovers(book, kept.keep)))

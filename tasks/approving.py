@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from model_delivery.base import Duration, Finding, Progress, Refused, report
 from model_delivery.places.opening import Location
-from model_delivery.run import protocol
+from model_delivery.run import approval, protocol
 from model_delivery.run.protocol import Admission
 from model_delivery.run.record import Approval, Candidate
 from model_delivery.run.rules import Answer
@@ -48,7 +48,7 @@ def approved(stage: Stage, within: Duration | None) -> bool:
 def approve(stage: Stage, within: Duration) -> bool:
     """Ask a person, once; False while they have not answered."""
     session = current()
-    free, candidate = protocol.approved(session, within.seconds), session.candidate
+    free, candidate = approval.approved(session, within.seconds), session.candidate
     if not free and candidate.approval is not None:
         events.tell(Event.AWAITING, session.delivery, candidate.release)
         until = datetime.fromtimestamp(candidate.approval.until, tz=UTC).isoformat(timespec="seconds")
@@ -61,12 +61,12 @@ def decide(by: str, reason: str, *, promote: bool) -> Admission:
     """Note what a person said of the release that waits; a no withdraws it."""
     session = current()
     said = Approval(0, promote, by, reason)
-    protocol.decide(session, said)
+    approval.decide(session, said)
     candidate = session.candidate
     if promote:
         session.request = candidate.request
         return Admission(Answer.GOES_ON, candidate.release)
-    no = protocol.not_approved(said)
+    no = approval.not_approved(said)
     protocol.refuse(session, no)
     events.tell(Event.REFUSED, session.delivery, candidate.release, no)
     return Admission(Answer.REFUSED, candidate.release)
@@ -83,7 +83,7 @@ def answered(spec: DeliverySpec, request: str, candidate: Candidate) -> bool:
     key = spec.target.key()
     with opened(Location.of(key).open(), spec.name, key, request=request) as session:
         said = Approval(0, decision.decision == "promote", decision.by, decision.reason)
-        protocol.decide(session, said)
+        approval.decide(session, said)
     return True
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
-from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record
+from model_delivery.run.record import Candidate, Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
@@ -180,37 +180,6 @@ def enter(session: Session, stage: Stage, strategy: Strategy) -> None:
     """Rule 4: write what the stage wants and the phase, then converge."""
     session.write(rules.entered(session.record, stage, strategy))
     session.converge()
-
-
-def approved(session: Session, seconds: float) -> bool:
-    """Rule 11: may the candidate have traffic? A person is asked, in one write, where
-    nobody was; False while they have not answered. GateFailed where they said no.
-    """
-    asked = session.candidate.approval
-    if asked is None:
-        session.write(rules.asked(session.record, session.clock.now() + seconds))
-        return False
-    if asked.promote is False:
-        raise not_approved(asked)
-    return asked.promote is True
-
-
-def not_approved(asked: Approval) -> GateFailed:
-    what, fix = "a person refused the release", "change what they did not like, or ask again: `deliver up`"
-    return GateFailed(Finding("gate.not-approved", what, asked.words(), fix))
-
-
-def decide(session: Session, decision: Approval) -> None:
-    """Note what a person said. Refused where nobody is asked, or somebody has
-    answered.
-    """
-    lapse(session)
-    candidate = session.record.candidate
-    if candidate is None or candidate.approval is None or candidate.approval.promote is not None:
-        said = candidate.approval.words() if candidate and candidate.approval else "nothing waits for an approval"
-        what, fix = f"no decision on {session.delivery} is open", f"see `deliver status {session.delivery}`"
-        raise Refused(Finding("release.nothing-to-approve", what, said, fix))
-    session.write(rules.decided(session.record, replace(decision, until=candidate.approval.until)))
 
 
 def wait_routed(session: Session, stage: Stage) -> None:

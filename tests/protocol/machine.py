@@ -17,7 +17,7 @@ import greenlet
 
 from model_delivery.base import Finding, GateFailed, Trouble
 from model_delivery.places.guarded import guarded, observed
-from model_delivery.run import protocol, record
+from model_delivery.run import approval, protocol, record
 from model_delivery.run.lease import Lease
 from model_delivery.run.plan import route
 from model_delivery.run.record import Approval, Record
@@ -192,9 +192,9 @@ class Runs:
 
         def body(session: Session) -> Any:
             said = Approval(0, promote)
-            protocol.decide(session, said)
+            approval.decide(session, said)
             if not promote:
-                return protocol.refuse(session, protocol.not_approved(said))
+                return protocol.refuse(session, approval.not_approved(said))
             session.request = session.candidate.request
             return self.bring(session)
 
@@ -212,7 +212,7 @@ class Runs:
         with do.Run(session).withdrawn_on_trouble():
             way = route(session)
             for stage in way.stages:
-                if asks and stage.watched and not protocol.approved(session, 600):
+                if asks and stage.watched and not approval.approved(session, 600):
                     return False
                 protocol.enter(session, stage, way.strategy)
                 candidate = session.candidate.release

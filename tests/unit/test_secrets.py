@@ -164,9 +164,9 @@ def test_a_key_that_comes_back_in_base64_is_scrubbed(user: str, after: str) -> N
 @pytest.mark.parametrize("of", ["\\\\", "&amp;", "%25", "\\\\u0000", "sk-"])
 def test_a_text_that_is_made_of_escapes_is_scrubbed_at_once(of: str) -> None:
     Secret(ODD)
-    started = time.monotonic()
+    started = time.process_time()
     scrub(of * 50_000)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_what_only_looks_like_a_key_is_left_as_it_is() -> None:

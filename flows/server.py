@@ -10,9 +10,16 @@ from typing import TypeVar
 import httpx
 import stamina
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_KEY,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
-from model_delivery.base import Finding, Refused, Retryable
+from model_delivery.base import Finding, Refused, Retryable, short
+from model_delivery.base.scrubbing import learn
 
 T = TypeVar("T")
 TAG = "model-delivery"
@@ -45,6 +52,8 @@ def server() -> Iterator[SyncPrefectClient]:
     when a call to it fails within the block.
     """
     url, shown = _address()
+    for key in (PREFECT_API_AUTH_STRING.value(), PREFECT_API_KEY.value()):
+        learn(key or "")
     try:
         with one_try(), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
             client.hello().json()
@@ -96,7 +105,7 @@ def _no_server(shown: str, error: Exception) -> Refused:
 
 def _said(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
-        return f"status {error.response.status_code}: {error.response.text[:300]}"
+        return f"status {error.response.status_code}: {short(error.response.text, 300)}"
     return str(error) or type(error).__name__
 
 

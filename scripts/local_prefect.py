@@ -19,6 +19,7 @@ import httpx
 import psutil
 
 POOL = "local"
+AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 
 
@@ -86,20 +87,28 @@ def _session(process: psutil.Process) -> int:
         return 0
 
 
-def start_server(home: Path, host: str = "127.0.0.1") -> tuple[psutil.Popen, Server]:
+def start_server(
+    home: Path, host: str = "127.0.0.1", *, port: int = 0, settings: Mapping[str, str] | None = None
+) -> tuple[psutil.Popen, Server]:
     """Begin to start a server on this machine's address ``host``; ``wait_for_server``
-    says when it answers.
+    says when it answers. ``settings``: more of its own; its clients are told how to
+    authenticate.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     base = f"http://{host}:{port}"
-    env = private_env(home) | {
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_UI_API_URL": f"{base}/api",
-    }
+    more, private = settings or {}, private_env(home)
+    env = (
+        private
+        | dict(more)
+        | {
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_UI_API_URL": f"{base}/api",
+        }
+    )
     process = start([PREFECT, "server", "start", "--host", host, "--port", str(port)], env, home / "server.log")
-    client_env = private_env(home) | {"PREFECT_API_URL": f"{base}/api"}
-    return process, Server(f"{base}/api", base, home, client_env)
+    login = {"PREFECT_API_AUTH_STRING": more[AUTH]} if AUTH in more else {}
+    return process, Server(f"{base}/api", base, home, private | login | {"PREFECT_API_URL": f"{base}/api"})
 
 
 def wait_for_server(process: psutil.Popen, server: Server, timeout: float = 120.0) -> None:

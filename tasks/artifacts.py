@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from textwrap import indent
+from traceback import format_exception
 from typing import Any, cast
 
 import httpx
@@ -29,6 +30,7 @@ from model_delivery.values import Capabilities, Lock, ReleaseId
 
 LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 1.0
+BROKE = "release.broke"
 
 
 def publish_plan(markdown: str) -> None:
@@ -155,11 +157,13 @@ def progress_sink() -> Iterator[None]:
 
 def _in_words(record: logging.LogRecord) -> bool:
     """Of what ended a run or a task, the words alone; a fault of ours keeps its
-    traceback.
+    traceback. Nothing has a secret: a library's error may quote what a hub said.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, Trouble) and (error.__cause__ is None or isinstance(error.__cause__, Trouble)):
-        record.msg, record.args, record.exc_info, record.exc_text = plain(str(error)), (), None, None
+    foreseen = isinstance(error, Trouble) and all(finding.code != BROKE for finding in error.findings)
+    record.msg, record.args = plain(str(error) if foreseen else record.getMessage()), ()
+    record.exc_text = None if error is None or foreseen else plain("".join(format_exception(error)))
+    record.exc_info = None
     return True
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from model_delivery.base import BadInput, Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
-from model_delivery.base.home import default_home, disk_full, proven
+from model_delivery.base.home import default_home, proven
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
@@ -35,7 +35,7 @@ from model_delivery.steps.smoke import STEP as SMOKE
 from model_delivery.steps.smoke import SmokeInput
 from model_delivery.tasks import artifacts, events
 from model_delivery.tasks.events import Event
-from model_delivery.tasks.step import in_order, run_id, step
+from model_delivery.tasks.step import broken, in_order, run_id, step
 from model_delivery.values import FETCH as FETCHING
 from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
@@ -140,13 +140,6 @@ def page(name: str) -> Iterator[None]:
             bad = Permanent(broken(error))
             artifacts.publish_trouble(name, bad)
             raise bad from error
-
-
-def broken(error: Exception) -> Finding:
-    if full := disk_full(error):
-        return full
-    what, why = "the run broke, and what was on its way was withdrawn", f"{type(error).__name__}: {error}"[:300]
-    return Finding("release.broke", what, why, "this is a fault of Model Delivery: report it")
 
 
 def _request(named: str | None) -> str:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import tenacity
 
-from model_delivery.base import Progress, Retryable, report
+from model_delivery.base import Finding, Permanent, Progress, Retryable, Trouble, report, short
+from model_delivery.base.home import disk_full
 
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext
@@ -59,14 +60,21 @@ def in_order() -> Iterator[None]:
         _before.reset(token)
 
 
+def broken(error: Exception) -> Finding:
+    if full := disk_full(error):
+        return full
+    what, why = "the run broke, and what was on its way was withdrawn", short(f"{type(error).__name__}: {error}", 300)
+    return Finding("release.broke", what, why, "this is a fault of Model Delivery: report it")
+
+
 def step(name: str, *, per_stage: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a step of the DAG, shown as ``name``; ``per_stage``: with the phase
     of the Stage that is its first argument, as in ``ready (canary 10 %)``.
 
     It is tried again (twice, after about 5 and 10 s) only when it raises
     ``findings.Retryable``. In a run it is a task without parameters, cache or stored
-    result. Context variables set around the call are seen inside it. Exceptions pass
-    through unchanged.
+    result. Context variables set around the call are seen inside it. A Trouble passes
+    through unchanged; in a run a fault of ours becomes one.
     """
 
     def decorate(body: Callable[P, R]) -> Callable[P, R]:
@@ -106,7 +114,12 @@ def _in_run(name: str, shown: str, body: Callable[P, R], *args: P.args, **kwargs
     from prefect.tasks import exponential_backoff
 
     def bound() -> R:
-        return body(*args, **kwargs)
+        try:
+            return body(*args, **kwargs)
+        except Trouble:
+            raise
+        except Exception as error:  # its state would quote it
+            raise Permanent(broken(error)) from error
 
     task = Task(
         bound,

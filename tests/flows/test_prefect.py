@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
+from model_delivery.base import Finding, Permanent, Secret
+from model_delivery.tasks import artifacts
 from tests.flows import trial
 from tests.parts import browser
 from tests.parts import prefect_server as parts
@@ -55,6 +59,7 @@ def test_only_a_retryable_finding_is_tried_again(ran: Ran) -> None:
     assert {name: (task.state_name, task.run_count) for name, task in tasks.items()} == {
         "look": ("Completed", 1),
         "stubborn": ("Completed", 2),
+        "broken": ("Failed", 1),
         "hopeless": ("Failed", 1),
     }
 
@@ -63,6 +68,32 @@ def test_no_task_stores_what_it_was_given(ran: Ran) -> None:
     log = parts.log_of(ran.client, ran.run)
     stored = [task.model_dump_json() for task in parts.tasks_of(ran.client, ran.run).values()]
     assert not [text for text in (*stored, *log) if "parameter-of-a-task" in text]
+
+
+def test_a_fault_of_ours_is_told_without_the_secret_that_it_quotes(ran: Ran) -> None:
+    tasks, log = parts.tasks_of(ran.client, ran.run), parts.log_of(ran.client, ran.run)
+    assert "LookupError: wrong key *** [release.broke]" in str(tasks["broken"].state)
+    told = [task.model_dump_json() for task in tasks.values()]
+    assert not [text for text in (*told, *log) if trial.KEY in text]
+
+
+def test_a_log_has_a_traceback_of_a_fault_of_ours_alone_and_no_secret() -> None:
+    def logged(trouble: Permanent) -> str:
+        try:
+            try:
+                raise LookupError(f"wrong key {Secret(trial.KEY).reveal()}")
+            except LookupError as error:
+                raise trouble from error
+        except Permanent:
+            record = logging.LogRecord("run", logging.ERROR, "", 1, "broke: %s", (trial.KEY,), sys.exc_info())
+        assert artifacts._in_words(record)
+        return logging.Formatter().format(record)
+
+    ours, foreseen = (logged(Permanent(Finding(code, "it broke"))) for code in ("release.broke", "source.refused"))
+    assert ours.startswith("broke: ***\nTraceback")
+    assert "LookupError: wrong key ***" in ours
+    assert trial.KEY not in ours
+    assert foreseen == "exit code 1: it broke [source.refused]"
 
 
 def test_progress_is_in_the_log_and_its_last_line_too(ran: Ran) -> None:
@@ -111,7 +142,6 @@ def closed_port() -> Iterator[int]:
 
 @pytest.mark.parametrize("fault", ["silent_port", "closed_port"])
 def test_a_server_that_is_down_is_named_within_ten_seconds(fault: str, request: pytest.FixtureRequest) -> None:
-    from model_delivery.base import Permanent
     from model_delivery.flows.server import server
 
     url = f"http://127.0.0.1:{request.getfixturevalue(fault)}/api"

@@ -4,6 +4,7 @@ run.
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 import time
@@ -15,6 +16,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from model_delivery.base import Permanent, Refused, Retryable
 from model_delivery.flows import registration
@@ -22,6 +24,9 @@ from model_delivery.flows.registration import Wanted
 from model_delivery.spec import DeliverySpec, parse_spec
 from tests.parts import prefect_server as parts
 from tests.unit.test_cli import deliver
+from tests.unit.test_secrets import KEY, echoing
+
+__all__ = ["echoing"]
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,13 @@ def test_a_password_in_the_servers_address_is_not_repeated(tmp_path: Path) -> No
         register(spec(tmp_path), parts.POOL)
     assert "127.0.0.1:1/api" in raised.value.text
     assert "s3cret" not in raised.value.text
+
+
+def test_a_key_that_a_server_quotes_is_not_repeated(echoing: str, tmp_path: Path) -> None:
+    key = temporary_settings({PREFECT_API_AUTH_STRING: f"me:{KEY}"})
+    with parts.settings_of(None, f"{echoing}/api"), key, pytest.raises(Refused, match="status 401") as raised:
+        register(spec(tmp_path), parts.POOL)
+    assert base64.b64encode(f"me:{KEY}".encode()).decode()[4:-4] not in raised.value.text
 
 
 def test_a_locked_database_of_prefects_is_a_finding_in_time(server: parts.Server, worker: int, tmp_path: Path) -> None:

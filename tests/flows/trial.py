@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 
 from prefect import flow
 
-from model_delivery.base import Finding, GateFailed, Permanent, Progress, Retryable, report
+from model_delivery.base import Finding, GateFailed, Permanent, Progress, Retryable, Secret, report
 from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import run_id, step
 
 WIDTH, HEIGHT = 320, 200
+KEY = "sk-0123456789-of-the-trial"
 known: ContextVar[str] = ContextVar("known", default="nothing")
 
 
@@ -62,6 +64,12 @@ def hopeless(file: Path) -> None:
     raise Permanent(Finding("todo", "the disk is full"))
 
 
+@step("broken")
+def broken() -> None:
+    """As a library's error quotes what a server said."""
+    raise LookupError(f"wrong key {Secret(KEY).reveal()}")
+
+
 @flow(name="trial", flow_run_name="Trial.1", persist_result=False)
 def trial(folder: str) -> None:
     """Ends in a GateFailed after everything else went well."""
@@ -73,6 +81,8 @@ def trial(folder: str) -> None:
         artifacts.publish_plan("# The plan\n\n1. look")
         artifacts.publish_verdict("| figure | bound |\n|---|---|\n| 812 ms | 500 ms |")
         artifacts.publish_picture(png(), "Requests in a minute")
+        with suppress(Permanent):
+            broken()
         try:
             hopeless(here / "hopeless")
         except Permanent as bad:

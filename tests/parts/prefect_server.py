@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -17,13 +21,24 @@ from prefect.client.schemas.filters import (
     TaskRunFilter,
 )
 from prefect.client.schemas.objects import Artifact, FlowRun, TaskRun
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from scripts.local_prefect import POOL, Server, running_server, running_worker
+from scripts.local_prefect import (
+    AUTH,
+    POOL,
+    Server,
+    running_server,
+    running_worker,
+    start_server,
+    stop,
+    wait_for_server,
+)
 
 __all__ = [
+    "AUTH",
     "POOL",
+    "Mortal",
     "Server",
     "artifacts_of",
     "client_of",
@@ -38,6 +53,35 @@ __all__ = [
 ]
 
 
+@dataclass
+class Mortal:
+    """A server that a test may kill, and start again where it was."""
+
+    settings: dict[str, str]
+    process: psutil.Popen
+    server: Server
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        port = urlsplit(self.server.url).port or 0
+        self.process, _ = start_server(self.server.home, port=port, settings=self.settings)
+        wait_for_server(self.process, self.server)
+
+
+@contextmanager
+def running_mortal(home: Path, settings: dict[str, str]) -> Iterator[Mortal]:
+    """For the length of the block."""
+    mortal = Mortal(settings, *start_server(home, settings=settings))
+    try:
+        wait_for_server(mortal.process, mortal.server)
+        yield mortal
+    finally:
+        stop(mortal.process)
+
+
 @contextmanager
 def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]:
     """Prefect in this process talks to ``server`` (or to whatever is at ``url``; with
@@ -45,8 +89,10 @@ def settings_of(server: Server | None, url: str | None = None) -> Iterator[None]
     """
     where = url if server is None else server.url
     updates: dict[Any, Any] = {PREFECT_API_URL: where} if where else {}
+    if server is not None:
+        updates |= {PREFECT_HOME: server.home, PREFECT_API_AUTH_STRING: server.env.get("PREFECT_API_AUTH_STRING")}
     with temporary_settings(
-        updates=updates | ({PREFECT_HOME: server.home} if server else {}),
+        updates=updates,
         restore_defaults=set() if where else {PREFECT_API_URL},
     ):
         yield

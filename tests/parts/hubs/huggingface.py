@@ -5,7 +5,8 @@ It answers what huggingface_hub and the transfer ask: ``GET
 /api/models/org/model/tree/COMMIT?recursive=true`` (each file's size with its LFS sha256
 or git blob id) and ``GET /org/model/resolve/COMMIT/PATH`` (bytes, with ``Range``; with
 ``redirected`` from a signed address that expires, with ``elsewhere`` from another host),
-with the hub's ``X-Error-Code`` on refusals. With ``api`` set to another hub's address
+with the hub's ``X-Error-Code`` on refusals. Where a ``token`` is set, nothing is told
+without it. With ``api`` set to another hub's address
 (olah's), its API's answers are passed on.
 """
 
@@ -56,7 +57,9 @@ class Handler(HubHandler):
         hub, path = self.hub, unquote(urlsplit(self.path).path)
         if self.refused():
             return
-        if hub.api and path.startswith("/api/"):
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            self.refuse(401, "")
+        elif hub.api and path.startswith("/api/"):
             told = httpx.get(hub.api + self.path, follow_redirects=True, trust_env=False)
             self.answer(told.status_code, told.content, {"Content-Type": told.headers.get("Content-Type", "")})
         elif found := re.fullmatch(rf"/api/models/{REPO}/revision/(.+)", path):

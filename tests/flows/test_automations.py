@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,16 +13,14 @@ from typing import Any
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.schemas.filters import FlowRunFilter
 
 from tests.flows.test_operations import Lab, lab
 from tests.parts import prefect_server as parts
 from tests.parts.cluster.waiting import until
-from tests.unit.test_cli import DELIVER, deliver, environment
+from tests.unit.test_cli import deliver
 
 __all__ = ["lab"]
 BLOCK = "custom-webhook/ops"
-DEAD_SECONDS = 150  # three heartbeats of 30 s, and the server's own rounds
 
 
 @contextmanager
@@ -99,19 +94,3 @@ def test_a_refusal_is_told_with_its_code_and_remedy(lab: Lab, ops: list[Any]) ->
     (told,) = [said for said in ops if "was refused" in said["subject"]]
     assert "'Rome' is not in" in told["body"]
     assert "[gate.smoke]" in told["body"]
-
-
-@pytest.mark.timeout(400)
-def test_a_run_without_a_worker_that_is_killed_does_not_stay_running(lab: Lab) -> None:
-    automations(lab)
-    file = lab.home.parent / "spec.yaml"
-    file.write_text(json.dumps(lab.spec("300s").model_dump(mode="json")))
-    command = [str(DELIVER), "up", str(file)]
-    run = subprocess.Popen(
-        command, env=environment(lab.home) | dict(lab.server.env), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    until(lab.loading, 90, "the load test does not begin")
-    os.kill(run.pid, signal.SIGKILL)
-    run.wait()
-    running = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING"]}}})
-    until(lambda: not lab.client.read_flow_runs(flow_run_filter=running), DEAD_SECONDS, "the dead run stays Running")

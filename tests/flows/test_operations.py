@@ -34,6 +34,11 @@ from tests.unit.test_cli import deliver
 
 NAME = "operated"
 CANCEL_SECONDS = 30.0
+STEPS = [
+    *("resolve", "plan", "storage", "fetch"),
+    *("release (dark)", "ready (dark)", "smoke (dark)", "throughput (dark)", "verdict (dark)"),
+    *("release (promote)", "ready (promote)", "watch (promote)", "promote", "collect"),
+]
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Lab:
         """As `deliver register` and `prefect deployment run` do."""
         (proposal,) = registration.propose([spec], Wanted(parts.POOL)).proposals
         registration.register(proposal)
-        made = self.client.read_deployment_by_name(f"deliver/{NAME}")
+        made = self.client.read_deployment_by_name(f"deliver/{spec.name}")
         return self.client.create_flow_run_from_deployment(made.id)
 
     def ended(self, spec: DeliverySpec) -> FlowRun:
@@ -86,8 +91,8 @@ class Lab:
     def record(self) -> Record:
         return read(self.place, NAME).record
 
-    def loading(self) -> bool:
-        return bool(list(self.home.glob(f"deliveries/{NAME}/objects/Step/load-*.json")))
+    def loading(self, name: str = NAME) -> bool:
+        return bool(list(self.home.glob(f"deliveries/{name}/objects/Step/load-*.json")))
 
 
 @pytest.fixture
@@ -112,9 +117,7 @@ def test_the_page_has_the_steps_in_the_order_of_the_dag_and_what_came_of_it(lab:
     assert run.state is not None
     assert run.state.name == "Completed", run.state
     tasks = lab.tasks(run)
-    dark = ["release (dark)", "ready (dark)", "smoke (dark)", "throughput (dark)", "verdict (dark)"]
-    last = ["release (promote)", "ready (promote)", "watch (promote)", "promote", "collect"]
-    assert [task.name for task in tasks] == ["resolve", "plan", "storage", "fetch", *dark, *last]
+    assert [task.name for task in tasks] == STEPS
     assert [inputs(task) for task in tasks] == [{}, *({"wait_for": [str(task.id)]} for task in tasks[:-1])]
     shown = parts.artifacts_of(lab.client, run)
     outcome = str(shown[f"{NAME}-outcome"].data)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Route, sync_playwright
 
 PATIENCE_MS = 60_000
 
@@ -20,26 +21,46 @@ def chromium() -> str | None:
     return shutil.which("chromium")
 
 
+@dataclass
+class Seen:
+    """What pages asked of other hosts, in vain; errors of this machine's."""
+
+    elsewhere: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def route(self, route: Route) -> None:
+        if _here(route.request.url):
+            route.continue_()
+        else:
+            self.elsewhere.append(route.request.url)
+            route.abort()
+
+    def console(self, message: ConsoleMessage) -> None:
+        where = str(message.location.get("url", ""))
+        if message.type == "error" and _here(where):
+            self.errors.append(f"{where}: {message.text}")
+
+
 @contextmanager
-def page() -> Iterator[Page]:
+def page(seen: Seen | None = None) -> Iterator[Page]:
     """An empty page of 1400 × 1400; every request to another host is aborted."""
+    seen = seen or Seen()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         try:
             tab = browser.new_page(viewport={"width": 1400, "height": 1400})
             tab.set_default_timeout(PATIENCE_MS)
-            tab.route("**/*", _only_here)
+            tab.route("**/*", seen.route)
+            tab.on("console", seen.console)
+            tab.on("pageerror", lambda error: seen.errors.append(str(error)))
             yield tab
         finally:
             browser.close()
 
 
-def _only_here(route: Route) -> None:
-    url = urlsplit(route.request.url)
-    if url.scheme in ("data", "blob") or url.hostname == "127.0.0.1":
-        route.continue_()
-    else:
-        route.abort()
+def _here(address: str) -> bool:
+    url = urlsplit(address)
+    return url.scheme in ("data", "blob", "") or url.hostname == "127.0.0.1"
 
 
 def artifacts_page(tab: Page, ui: str, flow_run: str) -> None:
@@ -47,6 +68,24 @@ def artifacts_page(tab: Page, ui: str, flow_run: str) -> None:
     tab.goto(f"{ui}/v2/runs/flow-run/{flow_run}")
     tab.get_by_role("tab", name="Artifacts").click()
     tab.get_by_test_id("flow-run-artifacts-grid").wait_for()
+
+
+def artifact_text(tab: Page, ui: str, artifact: str) -> str:
+    """What an artifact's page shows of it."""
+    tab.goto(f"{ui}/v2/artifacts/artifact/{artifact}")
+    shown = tab.get_by_test_id("markdown-display")
+    shown.wait_for()
+    return shown.inner_text()
+
+
+def steps(tab: Page, ui: str, flow_run: str, number: int) -> list[str]:
+    """The lines of the Task Runs tab of a run's page, oldest first, once it says how many
+    of them there are.
+    """
+    tab.goto(f"{ui}/v2/runs/flow-run/{flow_run}")
+    tab.get_by_role("tab", name="Task Runs").click()
+    tab.get_by_text(f"({number} Completed)").wait_for()
+    return tab.get_by_role("tabpanel", name="Task Runs").inner_text().splitlines()[::-1]
 
 
 def artifact_picture(tab: Page, ui: str, artifact: str, shot: Path) -> int:

@@ -24,9 +24,10 @@ pytestmark = pytest.mark.browser
 NAME = "tiny-chat"
 REMOTE = "http://elsewhere.invalid/picture.png"
 PREFECTS_OWN = (
-    "https://sr-client-cfg.amplitude.com/",
-    "/completed.svg: ",
-)  # its analytics' settings; it has no such file
+    "https://sr-client-cfg.amplitude.com/",  # its analytics' settings
+    "/completed.svg: Failed to load resource: the server responded with a status of 404",
+    "/api/task_runs/filter: Failed to load resource: the server responded with a status of 422",  # an artifact of no task
+)
 
 
 @dataclass
@@ -48,7 +49,7 @@ def shown(lab: Lab) -> Iterator[Shown]:
     try:
         smoke = {"expect": f"![x]({REMOTE})"}
         promoted = lab.ended(lab.spec("4s", name=NAME))
-        yield Shown(lab, promoted, lab.ended(lab.spec(name=NAME, gates={"smoke": smoke, "throughput": None})))
+        yield Shown(lab, promoted, lab.ended(lab.spec(name=NAME, gates={"smoke": smoke})))
     finally:
         deliver(lab.home, "down", NAME)
 
@@ -60,14 +61,15 @@ def test_the_pages_show_the_dag_outcome_verdict_and_picture_and_the_form_refuses
     with browser.page(shown.seen) as tab:
         lines = browser.steps(tab, ui, str(run.id), len(STEPS))
         assert [line for line in lines if line in STEPS] == STEPS
-        outcome = browser.artifact_text(tab, ui, shown.artifact(run, "outcome"))
-        assert f"{NAME}: promoted" in outcome
-        assert f"http://127.0.0.1:{shown.lab.port}/v1" in outcome
-        verdict = browser.artifact_text(tab, ui, shown.artifact(run, "verdict"))
-        assert "error rate 0 % is within the bound of 0 %" in verdict
+        for kind, text in (
+            ("outcome", f"{NAME}: promoted"),
+            ("outcome", f"http://127.0.0.1:{shown.lab.port}/v1"),
+            ("verdict", "error rate 0 % is within the bound of 0 %"),
+        ):
+            browser.artifact_says(tab, ui, shown.artifact(run, kind), text)
         assert browser.artifact_picture(tab, ui, shown.artifact(run, "throughput"), tmp_path / "picture.png") > 500
         for kind in ("trouble", "verdict"):
-            assert REMOTE in browser.artifact_text(tab, ui, shown.artifact(shown.refused, kind))
+            browser.artifact_says(tab, ui, shown.artifact(shown.refused, kind), REMOTE)
         assert not [error for error in shown.seen.errors if not own(error)]
 
         made = shown.lab.client.read_deployment_by_name(f"deliver/{NAME}")
@@ -93,5 +95,5 @@ def screenshots(shown: Shown, folder: Path) -> None:
         browser.artifacts_page(tab, ui, str(shown.promoted.id))
         tab.wait_for_timeout(3000)  # a canvas tells nobody that it is drawn
         tab.screenshot(path=folder / "run.png")
-        browser.artifact_text(tab, ui, shown.artifact(shown.promoted, "verdict"))
+        browser.artifact_says(tab, ui, shown.artifact(shown.promoted, "verdict"), "Passed")
         tab.screenshot(path=folder / "verdict.png")

@@ -70,12 +70,10 @@ def artifacts_page(tab: Page, ui: str, flow_run: str) -> None:
     tab.get_by_test_id("flow-run-artifacts-grid").wait_for()
 
 
-def artifact_text(tab: Page, ui: str, artifact: str) -> str:
-    """What an artifact's page shows of it."""
+def artifact_says(tab: Page, ui: str, artifact: str, text: str) -> None:
+    """Return once an artifact's page shows ``text``."""
     tab.goto(f"{ui}/v2/artifacts/artifact/{artifact}")
-    shown = tab.get_by_test_id("markdown-display")
-    shown.wait_for()
-    return shown.inner_text()
+    tab.get_by_test_id("markdown-display").filter(has_text=text).wait_for()
 
 
 def steps(tab: Page, ui: str, flow_run: str, number: int) -> list[str]:

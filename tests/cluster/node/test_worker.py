@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from prefect.client.schemas.objects import FlowRun
 from model_delivery.flows import registration
 from model_delivery.flows.registration import Wanted
 from model_delivery.spec import load_spec
+from scripts.local_prefect import PREFECT
 from tests.cluster.node.lab import NAME, Lab, running_lab
 from tests.parts import prefect_server as parts
 from tests.parts.cluster import images
@@ -31,6 +34,7 @@ from tests.parts.tiny_model import tiny_model
 
 pytestmark = pytest.mark.timeout(900)
 MANIFESTS = Path(__file__).parents[3] / "manifests"
+CANCEL_SECONDS = 60.0
 POOL, CA = "cluster", "/etc/authority/ca.pem"
 
 
@@ -40,6 +44,7 @@ class Operated:
 
     lab: Lab
     client: SyncPrefectClient
+    server: parts.Server
 
     def begin(self, label: str, *args: str, **more: Any) -> FlowRun:
         return self.client.create_flow_run_from_deployment(self.registered(label, *args, **more))
@@ -73,19 +78,25 @@ class Operated:
         return self.lab.there("pods", f"prefect.io/flow-run-id={run.id}")
 
 
-@pytest.fixture(scope="module")
-def operated(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
-    pushed = {"runner": images.push_project(node.registry), "engine": images.push_timing_engine(node.registry)}
-    folder = tmp_path_factory.mktemp("worker")
+@contextmanager
+def operating(node: Node, folder: Path, model: Path, engine: str) -> Iterator[Operated]:
+    pushed = {"runner": images.push_project(node.registry), "engine": engine}
     with (
-        running_lab(node, folder, tiny_model(folder / "model"), pushed) as lab,
+        running_lab(node, folder, model, pushed) as lab,
         parts.running_server(folder / "prefect", ADDRESS) as server,
         parts.client_of(server) as client,
     ):
         install(lab, server)
         client.create_work_pool(WorkPoolCreate(name=POOL, type="kubernetes", base_job_template=template(lab)))
         node.kubectl("rollout", "status", "deployment/prefect-worker", "-n", lab.namespace, "--timeout=180s")
-        yield Operated(lab, client)
+        yield Operated(lab, client, server)
+
+
+@pytest.fixture(scope="module")
+def operated(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
+    folder = tmp_path_factory.mktemp("worker")
+    with operating(node, folder, tiny_model(folder / "model"), images.push_timing_engine(node.registry)) as made:
+        yield made
 
 
 def install(lab: Lab, server: parts.Server) -> None:
@@ -155,3 +166,25 @@ def test_a_run_whose_pod_is_evicted_is_started_again_and_adopts_what_it_had_begu
     assert len(operated.pods(run)) >= 1
     endings = [ended.outcome for ended in operated.lab.record.ended if ended.release == operated.lab.record.serving]
     assert endings == ["promoted"]
+
+
+def test_a_cancel_takes_the_dark_release_and_its_load_test_away(operated: Operated) -> None:
+    operated.ended(operated.begin("kept"), "Completed", "")
+    serving = operated.lab.record.serving
+    load = {"profile": "smoke", "users": 1, "warmup": "0s", "duration": "300s", "slo": {"error_rate_max": 0}}
+    run = operated.begin("cancelled", gates={"smoke": {"max_tokens": 16}, "throughput": load})
+    until(lambda: [job for job in jobs(operated) if "-load-" in job], 120, "no load test is at work", pause=1)
+    command = [PREFECT, "flow-run", "cancel", str(run.id)]
+    subprocess.run(command, env=dict(operated.server.env), check=True, capture_output=True, timeout=120)
+    operated.ended(run, "Cancelled", "")
+    states = {state.type.value: state.timestamp for state in operated.client.read_flow_run_states(run.id)}
+    until(lambda: operated.lab.record.candidate is None, 90, "the dark release is still there", pause=1)
+    ended = operated.lab.record.ended[-1]
+    assert ended.outcome == "cancelled"
+    assert ended.at - states["CANCELLING"].timestamp() < CANCEL_SECONDS
+    until(lambda: not [job for job in jobs(operated) if "-load-" in job], 60, "the load test is still there")
+    assert operated.lab.record.serving == serving
+
+
+def jobs(operated: Operated) -> list[str]:
+    return [job["metadata"]["name"] for job in operated.lab.there("jobs", "model-delivery/role=step")]

@@ -13,6 +13,7 @@ from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import frozen as releases
 from model_delivery.run import record as records
+from model_delivery.run import rules
 from model_delivery.run.converge import changes
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.record import Candidate, Record, Wanted
@@ -108,6 +109,14 @@ class Book:
         wanted = self.record.desired if wanted is None else wanted
         running = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
         return Desired(self.delivery, running, dict(wanted.traffic), self.record.address)
+
+    def leftovers(self, keep: int) -> tuple[Ref, ...]:
+        """Where nothing is on its way: steps of ended attempts, releases that no rollback
+        can want.
+        """
+        live = rules.live(self.record, keep)
+        ours = ((ref, seen.resource.role) for ref, seen in sorted(self.world().objects.items()))
+        return tuple(ref for ref, role in ours if role == "step" or (ref.kind == RELEASE and ref.name not in live))
 
     def lost_weights(self) -> tuple[ReleaseId, ...]:
         """The releases that shall run whose weights were fetched, and are gone."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
 from model_delivery.run import evidence, rules
-from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
 from model_delivery.run.record import Candidate, Ended, Outcome, Record
@@ -295,17 +294,8 @@ def collect(session: Session, rollout: Rollout) -> None:
         session.write(rules.standby_gone(session.record))
     live = rules.live(session.record, rollout.keep)
     _note(session, evidence.collected(session.place, session.delivery, session.record, live))
-    for ref in leftovers(session, rollout.keep):
+    for ref in session.leftovers(rollout.keep):
         session.place.delete(session.delivery, ref)
-
-
-def leftovers(book: Book, keep: int) -> tuple[Ref, ...]:
-    """Of a delivery at rest: steps of ended attempts, releases that no rollback can
-    want.
-    """
-    live = rules.live(book.record, keep)
-    ours = ((ref, seen.resource.role) for ref, seen in sorted(book.world().objects.items()))
-    return tuple(ref for ref, role in ours if role == "step" or (ref.kind == RELEASE and ref.name not in live))
 
 
 def start_rollback(session: Session, to: ReleaseId | None, rollout: Rollout) -> Admission:

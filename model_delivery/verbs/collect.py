@@ -43,4 +43,4 @@ def _due(book: Book, kept: Rollout) -> tuple[str, ...]:
     ends = [f"release {record.candidate.release}: {rules.LAPSED}"] if record.candidate else []
     over = sorted(record.beside_serving) if rules.standby_over(record, now) else ()
     ends += [f"release {name}: its standby is over" for name in over]
-    return (*ends, *(str(ref) for ref in protocol.leftovers(book, kept.keep)))
+    return (*ends, *(str(ref) for ref in book.leftovers(kept.keep)))

@@ -25,7 +25,7 @@ R = TypeVar("R")
 RETRIES = 2
 FIRST_DELAY_SECONDS = 5.0
 JITTER = 0.3
-_before: ContextVar[list[Any] | None] = ContextVar("the state of the step before", default=None)
+_before: ContextVar[list[Any] | None] = ContextVar("states and results of the steps before", default=None)
 
 
 def flow_run() -> FlowRunContext | None:
@@ -107,7 +107,8 @@ def _tries(name: str) -> tenacity.Retrying:
 
 def _in_run(name: str, shown: str, body: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """As a task. Prefect draws an arc for any part of an argument that came from another
-    task, so it is given none; what it follows is said.
+    task, so it is given none; what it follows is said. It knows results by their address
+    in memory, so each is kept: no later state may come to lie there.
     """
     from prefect import Task
     from prefect.cache_policies import NO_CACHE
@@ -135,10 +136,10 @@ def _in_run(name: str, shown: str, body: Callable[P, R], *args: P.args, **kwargs
         log_prints=False,
     )
     before = _before.get()
-    state = task(return_state=True, wait_for=before and tuple(before))
-    if before is not None:
-        before[:] = [state]
+    state = task(return_state=True, wait_for=before and (before[-1][0],))
     result: R = state.result()
+    if before is not None:
+        before.append((state, result))
     return result
 
 

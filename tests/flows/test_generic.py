@@ -18,7 +18,6 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect import Flow
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
@@ -296,8 +295,7 @@ def deployed(server: parts.Server, worker: int) -> None:
     assert worker
     with parts.client_of(server) as client:
         parts.wait_for_pool(client)
-        template = json.loads(Path("manifests/prefect/kubernetes-pool.json").read_text())
-        client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=template))
+        parts.make_cluster_pool(client)
     command = [PREFECT, "deploy", "--all", "--no-prompt"]
     subprocess.run(command, env=dict(server.env), check=True, capture_output=True, timeout=120)
 

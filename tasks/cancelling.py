@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
+
+from prefect.logging.loggers import flow_run_logger
 
 from model_delivery.base import Trouble, sink
 from model_delivery.places.opening import Location
@@ -15,14 +16,12 @@ from model_delivery.spec import parse_spec
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-logger = logging.getLogger("prefect.flow_runs")
-
 
 def withdraw(flow: Any, flow_run: FlowRun, state: Any) -> None:  # noqa: ARG001 - Prefect's names
     """The release that the run had on its way goes, with its steps; what serves keeps
     serving. It has the run's own request, so the run's lease is its own.
     """
-    given = flow_run.parameters
+    given, logger = flow_run.parameters, flow_run_logger(flow_run, flow)
     request = str(given.get("request") or flow_run.id)
     try:
         if "spec" in given:

@@ -180,6 +180,8 @@ def test_a_cancel_ends_the_load_and_the_dark_release_and_what_serves_stays(lab: 
     assert ended.outcome == "cancelled"
     assert ended.at - states["CANCELLING"].timestamp() < CANCEL_SECONDS
     assert not lab.loading()
+    line = f"{NAME}: what was on its way is withdrawn"
+    assert line in parts.log_of(lab.client, run, line)
     now = status(lab.place, NAME)
     assert (now.state, now.serving, [one.release for one in now.running]) == ("up", serving, [serving])
 

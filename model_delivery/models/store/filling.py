@@ -48,8 +48,8 @@ class Filling:
         self.work.busy.set()
         try:
             with ThreadPoolExecutor(STREAMS) as pool:
-                streams += [pool.submit(copy_context().run, self._stream) for _ in range(STREAMS)]
                 try:
+                    streams.extend(pool.submit(copy_context().run, self._stream) for _ in range(STREAMS))
                     while not self._ended(streams):
                         self._say()
                         self.link.give_up()

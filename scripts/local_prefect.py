@@ -98,14 +98,8 @@ def start_server(
     port = port or free_port()
     base = f"http://{host}:{port}"
     more, private = settings or {}, private_env(home)
-    env = (
-        private
-        | dict(more)
-        | {
-            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            "PREFECT_SERVER_UI_API_URL": f"{base}/api",
-        }
-    )
+    ui = {"PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false", "PREFECT_SERVER_UI_API_URL": f"{base}/api"}
+    env = private | dict(more) | ui
     process = start([PREFECT, "server", "start", "--host", host, "--port", str(port)], env, home / "server.log")
     login = {"PREFECT_API_AUTH_STRING": more[AUTH]} if AUTH in more else {}
     return process, Server(f"{base}/api", base, home, private | login | {"PREFECT_API_URL": f"{base}/api"})

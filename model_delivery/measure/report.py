@@ -134,9 +134,7 @@ def to_markdown(whole: Report) -> str:
     """
     subject, load = whole.subject, whole.throughput
     head = f"{whole.result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}"
-    rows = [
-        (r.gate, r.name, "✓" if r.passed else "✗ failed", r.text.removeprefix(f"{r.name}: ")) for r in whole.reasons
-    ]
+    rows = [(r.gate, r.name, "✓" if r.passed else "✗ failed", r.told) for r in whole.reasons]
     lines = [f"## {_plain(head)}", "", *_markdown(("gate", "check", "", "verdict"), rows, "---")]
     if load:
         lines += ["", *_markdown(*load_table(load), "--:"), "", _plain(summary(load))]
@@ -217,7 +215,7 @@ def to_html(whole: Report, drawn: Sequence[str] = ()) -> str:
     ``drawn``: its plots as SVG.
     """
     e, subject, load = html.escape, whole.subject, whole.throughput
-    rows = [("✓" if r.passed else "✗", r.gate, r.name, r.text.removeprefix(f"{r.name}: ")) for r in whole.reasons]
+    rows = [("✓" if r.passed else "✗", r.gate, r.name, r.told) for r in whole.reasons]
     parts = [f"<h2>Verdict</h2>{_table(['', 'gate', 'check', 'figure and bound'], rows)}"]
     if whole.capacity:
         parts.append(_capacity(whole.capacity))

@@ -41,6 +41,11 @@ class Reason:
     code: str = ""
 
     @property
+    def told(self) -> str:
+        """The text beside the name of what was judged, which it need not say again."""
+        return self.text.removeprefix(f"{self.name}: ")
+
+    @property
     def fix(self) -> str:
         """What may be done where it is not passed."""
         if self.gate == "smoke" and self.name != ANSWER:

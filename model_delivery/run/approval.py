@@ -33,9 +33,9 @@ def decide(session: Session, decision: Approval) -> None:
     answered.
     """
     protocol.lapse(session)
-    candidate = session.record.candidate
-    if candidate is None or candidate.approval is None or candidate.approval.promote is not None:
+    asked, candidate = rules.unanswered(session.record), session.record.candidate
+    if asked is None:
         said = candidate.approval.words() if candidate and candidate.approval else "nothing waits for an approval"
         what, fix = f"no decision on {session.delivery} is open", f"see `deliver status {session.delivery}`"
         raise Refused(Finding("release.nothing-to-approve", what, said, fix))
-    session.write(rules.decided(session.record, replace(decision, until=candidate.approval.until)))
+    session.write(rules.decided(session.record, replace(decision, until=asked.until)))

@@ -61,7 +61,7 @@ def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, 
         return Answer.HELD
     if candidate is not None and candidate.release == release:
         anothers = scheduled and candidate.request != request  # the run that asked is resumed with the answer
-        return Answer.AWAITING if anothers and waits_for_approval(record) else Answer.GOES_ON
+        return Answer.AWAITING if anothers and unanswered(record) else Answer.GOES_ON
     return Answer.UNCHANGED if record.serving == release else Answer.NEW
 
 
@@ -128,15 +128,16 @@ def decided(record: Record, decision: Approval) -> Record:
     return _with(record, replace(_candidate(record), approval=decision))
 
 
-def waits_for_approval(record: Record) -> bool:
+def unanswered(record: Record) -> Approval | None:
+    """What a person is asked and has not said yet."""
     asked = record.candidate.approval if record.candidate else None
-    return asked is not None and asked.promote is None
+    return asked if asked and asked.promote is None else None
 
 
 def lapsed(record: Record, now: float) -> bool:
     """Has nobody approved the candidate in time? That is a no."""
-    asked = record.candidate.approval if record.candidate else None
-    return asked is not None and asked.promote is None and now >= asked.until
+    asked = unanswered(record)
+    return asked is not None and now >= asked.until
 
 
 def lapsing(record: Record, now: float, facts: Facts) -> Record:

@@ -11,7 +11,7 @@ from itertools import chain
 
 from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
-from model_delivery.run import protocol
+from model_delivery.run import protocol, rules
 from model_delivery.run.book import Book
 from model_delivery.run.lease import held
 from model_delivery.run.plan import route
@@ -102,7 +102,7 @@ def status(place: Place, name: str) -> Status:
         astray=_astray(book, world),
         at_work=candidate is not None and held(place, name),
         why_held=_why_held(record),
-        approval_until=candidate.approval.until if candidate and candidate.approval else None,
+        approval_until=asked.until if (asked := rules.unanswered(record)) else None,
     )
 
 

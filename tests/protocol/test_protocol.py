@@ -65,7 +65,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.last = spec(label, strategy, *rest)
         self.advance(self.start(request, self.deliver(self.last, scheduled=scheduled)), effects)
 
-    @precondition(lambda self: rules.waits_for_approval(self.record()))
+    @precondition(lambda self: rules.unanswered(self.record()) is not None)
     @rule(promote=st.booleans(), effects=EFFECTS)
     def a_person_answers(self, promote: bool, effects: int) -> None:
         self.advance(self.start(None, self.answer(promote=promote)), effects)
@@ -167,7 +167,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.up_does_what_the_plan_says(self.last)
         self.start(None, self.deliver(self.last))
         self.finish()
-        if rules.waits_for_approval(self.record()):
+        if rules.unanswered(self.record()):
             self.start(None, self.answer(promote=True))
             self.finish()
         self.at_rest_one_release_serves(self.last)

@@ -223,9 +223,7 @@ class Player(threading.Thread):
                 there.settimeout(1)
                 return there.connect_ex((loopback(self.address), port)) == 0
         try:
-            answer = httpx.get(
-                f"http://{loopback(self.address)}:{port}{asked.get('path', '/')}", trust_env=False, timeout=1
-            )
+            answer = self.node.prober.get(f"http://{loopback(self.address)}:{port}{asked.get('path', '/')}")
         except httpx.TransportError:
             return False
         return answer.status_code < 400
@@ -302,6 +300,9 @@ class PlayedNode:
         self.folder = cluster.folder / name
         self.entrypoints: dict[str, Sequence[str | Path]] = {}
         self.players: dict[str, Player] = {}
+        # a connection a probe, as the kubelet's; a client of its own a probe would read all of the CAs each time
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        self.prober = httpx.Client(trust_env=False, verify=False, timeout=1, limits=fresh)
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._watch, daemon=True)
         self._allocatable, self._labels = (

@@ -24,6 +24,7 @@ def deliver(
     ``scheduled`` runs respect a rollback's hold. ``take_over``: in a cluster, values that
     another field manager holds are taken from it. Returns an Outcome as plain JSON.
     """
+    answered(spec, do.named(request))
     with do.delivering(spec, request, take_over=take_over) as run:
         lock = do.resolve(spec)
         admission = do.plan(spec, lock, scheduled)
@@ -35,8 +36,8 @@ def deliver(
         if promoted:
             do.collect(spec.rollout)
             return run.outcome(admission)
-        waiting, candidate = run.outcome(do.AWAITING), run.session.candidate
-    if not answered(spec, run.session.request, candidate):
+        waiting = run.outcome(do.AWAITING)
+    if not answered(spec, run.session.request):
         return waiting
     again: dict[str, Any] = deliver.fn(spec, request, scheduled, take_over)
     return again

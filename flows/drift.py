@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 
 from model_delivery.flows.registration import EACH, known
 from model_delivery.tasks import drifting as do
@@ -13,7 +14,12 @@ from model_delivery.tasks.delivering import page
 from model_delivery.tasks.step import pool
 
 
-@flow(name="drift", flow_run_name="{name}", persist_result=False, log_prints=False)
+def _named() -> str:
+    name = flow_run.parameters["name"]
+    return "every delivery" if name == EACH else str(name)
+
+
+@flow(name="drift", flow_run_name=_named, persist_result=False, log_prints=False)
 def drift(name: str = EACH) -> dict[str, Any]:
     """Has upstream moved past what the registered delivery ``name`` serves (a branch or
     tag is at another commit, an image's tag at another digest), or was what stands

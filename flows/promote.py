@@ -9,7 +9,7 @@ from prefect import flow
 from model_delivery.flows.deliver import stages
 from model_delivery.places.opening import Location
 from model_delivery.tasks import delivering as do
-from model_delivery.tasks.approving import decide
+from model_delivery.tasks.approving import decide, resumed_after
 from model_delivery.tasks.cancelling import withdraw
 
 
@@ -22,8 +22,10 @@ def promote(
     ``by``: who says so, and ``reason`` why; both are recorded. ``where``: context and
     namespace of a cluster; default: this host. Returns an Outcome as plain JSON.
     """
-    with do.standing(name, None, where) as run:
+    with resumed_after(by=by, reason=reason, promote=not refuse) as asked, do.standing(name, None, where) as run:
+        waits = run.session.record.candidate
         admission = decide(by, reason, promote=not refuse)
+        asked.extend([waits.request] if waits else [])
         if refuse:
             return run.outcome(admission)
         rollout = run.session.candidate.rollout

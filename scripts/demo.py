@@ -105,7 +105,7 @@ def deliver() -> Server:
     with temporary_settings(updates={PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
         wait_for_pool(client, POOL, lambda: worker.poll() is None)
         with ThreadPoolExecutor() as pool:
-            deployed = pool.submit(command, [PREFECT, "deploy", "--name", "*on_host", "--no-prompt"], server.env)
+            deployed = pool.submit(command, [PREFECT, "deploy", "--name", "on_host", "--no-prompt"], server.env)
             command([str(Path(sys.executable).with_name("deliver")), "register", str(spec)], server.env)
             run = run_it(server)
             deployed.result()

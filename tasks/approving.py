@@ -5,25 +5,33 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from prefect.flow_runs import suspend_flow_run
+import httpx
+from prefect.exceptions import FlowPauseTimeout, NotPausedError, ObjectNotFound
+from prefect.flow_runs import resume_flow_run, suspend_flow_run
 from prefect.input import RunInput
+from prefect.settings import PREFECT_API_URL
 from pydantic import Field, ValidationError
 
-from model_delivery.base import Duration, Finding, Progress, Refused, report
+from model_delivery.base import Duration, Finding, Progress, Refused, moment, report
 from model_delivery.places.opening import Location
-from model_delivery.run import approval, protocol
+from model_delivery.run import approval, protocol, rules
+from model_delivery.run.book import read_or_new
 from model_delivery.run.protocol import Admission
-from model_delivery.run.record import Approval, Candidate
+from model_delivery.run.record import Approval, Candidate, Record
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import current, opened
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import events
+from model_delivery.tasks.delivering import page
 from model_delivery.tasks.events import Event
 from model_delivery.tasks.step import flow_run, step
 from model_delivery.values import Stage
+from model_delivery.values.metrics import FIGURES, shown
 
 
 class Decision(RunInput):
@@ -51,7 +59,7 @@ def approve(stage: Stage, within: Duration) -> bool:
     free, candidate = approval.approved(session, within.seconds), session.candidate
     if not free and candidate.approval is not None:
         events.tell(Event.AWAITING, session.delivery, candidate.release)
-        until = datetime.fromtimestamp(candidate.approval.until, tz=UTC).isoformat(timespec="seconds")
+        until = moment(candidate.approval.until)
         report(Progress("approve", f"{candidate.release} waits until {until} for a person, before {stage.phase}"))
     return free
 
@@ -72,27 +80,64 @@ def decide(by: str, reason: str, *, promote: bool) -> Admission:
     return Admission(Answer.REFUSED, candidate.release)
 
 
-def answered(spec: DeliverySpec, request: str, candidate: Candidate) -> bool:
-    """Suspend the run until a person has answered on its page, and note what they said.
-    False where no page can ask: this is no run of a deployment.
+def answered(spec: DeliverySpec, request: str) -> bool:
+    """Where this run has asked a person: suspend it until they have answered on its page,
+    and note what they said. False where nobody is asked, or no page can ask: this is no
+    run of a deployment.
     """
-    context = flow_run()
-    if context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+    context, key = flow_run(), spec.target.key()
+    paged = context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+    if spec.approval != "manual" or not paged:
         return False
-    decision = _asked(spec.name, candidate)
-    key = spec.target.key()
-    with opened(Location.of(key).open(), spec.name, key, request=request) as session:
-        said = Approval(0, decision.decision == "promote", decision.by, decision.reason)
-        approval.decide(session, said)
+    with page(spec.name):
+        place = Location.of(key).open()
+        record = read_or_new(place, spec.name, key).record
+        candidate = record.candidate
+        if candidate is None or candidate.request != request or not rules.unanswered(record):
+            return False
+        decision = _asked(spec.name, record, candidate)
+        with opened(place, spec.name, key, request=request) as session:
+            if rules.unanswered(session.record):  # not where `deliver promote` was first
+                approval.decide(session, Approval(0, decision.decision == "promote", decision.by, decision.reason))
     return True
 
 
-def _asked(name: str, candidate: Candidate) -> Decision:
-    figures = "\n".join(f"- {key}: {value:,.4g}" for key, value in candidate.figures.items())
-    text = f"Release `{candidate.release}` of **{name}** has passed its gates, and has no traffic yet."
-    text += f"\n\n{figures}\n\nReport: `{candidate.report}`" if figures else ""
-    form: Any = Decision.with_initial_data(description=text)
+def _question(name: str, record: Record, candidate: Candidate, until: float) -> str:
+    """What the form says above its fields."""
+    throughput, serving = candidate.gates.throughput, record.serving
+    bounds = dict(throughput.slo.bounds()) if throughput else {}
+    before = next((e.figures for e in reversed(record.ended) if e.release == serving and e.exit_code == 0), {})
+    text = f"Release `{candidate.release}` of **{name}** has passed its gates, and has no traffic yet; "
+    text += f"`{serving}` serves. " if serving else "nothing serves. "
+    text += f"Answer until {moment(until)}: no answer is a no.\n"
+    for key, value in candidate.figures.items():
+        if figure := FIGURES.get(key):
+            unit = figure.metric.unit
+            text += f"\n- {figure.title}: {shown(value, unit)}"
+            text += f", {figure.words(bounds[figure])} wanted" if figure in bounds else ""
+            text += f" (what serves: {shown(before[key], unit)})" if key in before else ""
+    return text + (f"\n\nReport: `{candidate.report}`" if candidate.report else "")
+
+
+@contextmanager
+def resumed_after(*, by: str, reason: str, promote: bool) -> Iterator[list[str]]:
+    """The runs that asked, and are suspended, whose requests are in the list at the end:
+    each is told what was said here, and ends by itself. A request that is no run, and a
+    run that waits no more, is left.
+    """
+    asked = list[str]()
+    try:
+        yield asked
+    finally:
+        for request in asked if PREFECT_API_URL.value() else ():
+            with suppress(ValueError, httpx.HTTPError, ObjectNotFound, FlowPauseTimeout, NotPausedError):
+                said = {"decision": "promote" if promote else "refuse", "by": by, "reason": reason}
+                resume_flow_run(UUID(request), run_input=said)
+
+
+def _asked(name: str, record: Record, candidate: Candidate) -> Decision:
     until = candidate.approval.until if candidate.approval else 0.0
+    form: Any = Decision.with_initial_data(description=_question(name, record, candidate, until))
     try:
         decision = suspend_flow_run(
             wait_for_input=form,

@@ -11,12 +11,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from textwrap import indent
 from traceback import format_exception
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
@@ -28,14 +28,19 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.tasks.step import flow_run
 from model_delivery.values import Capabilities, Lock, ReleaseId
 
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
 LOG_SECONDS = 5.0
 ARTIFACT_SECONDS = 1.0
 BROKE = "release.broke"
 
 
-def publish_plan(markdown: str) -> None:
-    """What this run is going to do."""
-    _markdown("plan", markdown, "What this run does")
+def publish_plan(markdown: str, differs: Iterable[str]) -> None:
+    """What this run is going to do, and in what the release differs from what serves."""
+    quoted = "\n".join(_quoted(differs))
+    told = f"\n\nDiffers from what serves:\n\n{quoted}" if quoted else ""
+    _markdown("plan", markdown + told, "What this run does")
 
 
 def publish_verdict(markdown: str) -> None:
@@ -51,23 +56,43 @@ def publish_picture(png: bytes, caption: str) -> None:
     _markdown("throughput", f"![{caption}](data:image/png;base64,{data})\n\n{caption}", caption)
 
 
-def publish_outcome(name: str, outcome: Mapping[str, Any]) -> None:
-    """What came of it, with the links."""
-    url, report = outcome["url"], outcome["report"]
+def publish_outcome(outcome: Mapping[str, Any], then: Mapping[str, str]) -> None:
+    """What came of it, with the links, and what may be done ``then``."""
+    name, url, report = outcome["name"], outcome["url"], outcome["report"]
+    there = f"[{url}/v1]({url}/v1/models), by release `{outcome['release']}`"
     rows = {
-        "result": outcome["result"],
-        "release": f"`{outcome['release']}`",
-        "endpoint": f"[{url}/v1]({url}/v1/models)" if url else "none: nothing serves",
+        "result": words(outcome),
+        "endpoint": there if outcome["release"] else "none: nothing serves",
         "report": f"`{report}`; all of them: `deliver history {name} --reports DIR`" if report else "none",
-        "go back": f"`deliver rollback {name}`",
+        **then,
     }
     _markdown("outcome", _table(f"## {name}: {outcome['result']}", rows), "What came of it")
 
 
+def publish_ending(run: FlowRun, name: str, told: str) -> None:
+    """The outcome of a run that cannot say it itself: it was cancelled."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        table = _table(f"## {name}: cancelled", {"result": told})
+        made = ArtifactCreate(
+            key=f"{name}-outcome", type="markdown", description="What came of it", data=table, flow_run_id=run.id
+        )
+        client.create_artifact(made)
+
+
+def words(outcome: Mapping[str, Any]) -> str:
+    """The result, the release that it is about, and what serves where that is another."""
+    result, about, serving = str(outcome["result"]), outcome["candidate"], outcome["release"]
+    if about:
+        return f"{result}: release {about}; {f'{serving} serves' if serving else 'nothing serves'}"
+    return f"{result} (release {serving})" if serving else f"{result}; nothing serves"
+
+
 def publish_table(kind: str, title: str, rows: Mapping[str, str], lines: Iterable[str] = ()) -> None:
     """``rows`` are words of ours; ``lines`` may quote anything, and stand as code."""
-    quoted = (indent(plain(line), "    ", lambda _: True) for line in lines)
-    _markdown(kind, "\n".join([_table(f"## {title}", rows), "", *quoted]), title)
+    _markdown(kind, "\n".join([_table(f"## {title}", rows), "", *_quoted(lines)]), title)
 
 
 def completed(outcome: dict[str, Any], told: str = "") -> dict[str, Any]:
@@ -76,8 +101,8 @@ def completed(outcome: dict[str, Any], told: str = "") -> dict[str, Any]:
         return outcome
     from prefect.states import Completed
 
-    told = told or f"{outcome['result']} (release {outcome['release']})"
-    return cast("dict[str, Any]", Completed(message=told, data=outcome))  # whoever calls the flow gets its data
+    message = told or words(outcome)
+    return cast("dict[str, Any]", Completed(message=message, data=outcome))  # whoever calls the flow gets its data
 
 
 def publish_trouble(name: str, trouble: Trouble) -> None:
@@ -109,6 +134,10 @@ def plan_table(
         "strategy": spec.rollout.strategy + first,
     }
     return _table(f"## {spec.name}", rows)
+
+
+def _quoted(lines: Iterable[str]) -> Iterator[str]:
+    return (indent(plain(line), "    ", lambda _: True) for line in lines)
 
 
 def _table(title: str, rows: Mapping[str, str]) -> str:
@@ -170,6 +199,7 @@ def _in_words(record: logging.LogRecord) -> bool:
 @dataclass
 class _Page:
     last: Progress | None = None
+    logger: Any = None  # of the step that said it, which may be over when it is logged
     logged: Progress | None = None
     logged_at: float = -LOG_SECONDS
     drawn_at: float = -ARTIFACT_SECONDS
@@ -181,6 +211,7 @@ class _Page:
         if self.last is not None and news.step != self.last.step:
             self.flush()
         if self.last is None or news.step != self.last.step or now - self.logged_at >= LOG_SECONDS:
+            self.logger = _logger()
             self._log(news, now)
         self.last = news
         if news.done is not None and news.total:
@@ -200,7 +231,7 @@ class _Page:
 
     def _log(self, news: Progress, now: float) -> None:
         self.logged, self.logged_at = news, now
-        _logger().info("%s", news.line())
+        self.logger.info("%s", news.line())
 
 
 def _markdown(kind: str, markdown: str, description: str) -> None:

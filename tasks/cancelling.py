@@ -12,6 +12,7 @@ from model_delivery.run import protocol
 from model_delivery.run.restore import read
 from model_delivery.run.session import opened
 from model_delivery.spec import parse_spec
+from model_delivery.tasks.artifacts import publish_ending
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -33,7 +34,11 @@ def withdraw(flow: Any, flow_run: FlowRun, state: Any) -> None:  # noqa: ARG001 
             place = Location(**(given.get("where") or {})).open()
             key = read(place, name).record.target
         with sink(lambda news: logger.info("%s", news.line())), opened(place, name, key, request=request) as session:
-            if protocol.cancel(session):
-                logger.info("%s: what was on its way is withdrawn", name)
+            tried, serving = session.record.candidate, session.record.serving
+            if protocol.cancel(session) and tried is not None:
+                still = f"{serving} serves" if serving else "nothing serves"
+                told = f"cancelled: release {tried.release} is withdrawn; {still}"
+                logger.info("%s: %s", name, told)
+                publish_ending(flow_run, name, told)
     except Trouble as trouble:
         logger.error("what was on its way may still run, and the next delivery ends it: %s", trouble)  # noqa: TRY400 - a page shows words

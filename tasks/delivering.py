@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Interrupted, Permanent, Trouble, trouble
+from model_delivery.base import (
+    BadInput,
+    Duration,
+    Finding,
+    GateFailed,
+    Interrupted,
+    Permanent,
+    Refused,
+    Trouble,
+    moment,
+    trouble,
+)
 from model_delivery.base.home import default_home, proven
 from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
@@ -39,6 +50,7 @@ from model_delivery.tasks.step import broken, in_order, run_id, step
 from model_delivery.values import FETCH as FETCHING
 from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
+from model_delivery.verbs.plan import differs
 
 EVERYTHING = 10**6
 REQUEST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
@@ -91,16 +103,30 @@ class Run:
             what = f"request {ended.request} has ended before: {ended.outcome}"
             fix = "make a new request to try again"
             raise trouble(ended.exit_code, Finding("release.request-ended", what, ended.message, fix))
+        record, waits = session.record, session.record.candidate
+        about = waits.release if waits else admission.release
         outcome = {
             "name": session.delivery,
             "result": str(ended.outcome if ended else admission.answer),
-            "release": session.record.serving,
+            "release": record.serving,
+            "candidate": about if about != record.serving and not ended else None,
             "url": session.url(session.world()),
-            "report": ended.report if ended else None,
+            "report": ended.report if ended else waits.report if waits else None,
             "request": session.request,
         }
-        artifacts.publish_outcome(session.delivery, outcome)
+        artifacts.publish_outcome(outcome, self._then())
         return artifacts.completed(outcome)
+
+    def _then(self) -> dict[str, str]:
+        """What a person may do next, by the words of a table."""
+        name, record = self.session.delivery, self.session.record
+        if asked := rules.unanswered(record):
+            how = f"*Resume* in the menu ⋮ of this page, or `deliver promote {name}` (`--refuse`: no)"
+            return {"answer": f"{how}, until {moment(asked.until)}"}
+        try:
+            return {"go back": f"`deliver rollback {name}`, to `{protocol.rollback_goal(record, name)}`"}
+        except Refused:
+            return {}
 
 
 @contextmanager
@@ -108,11 +134,11 @@ def delivering(spec: DeliverySpec, request: str | None, *, take_over: bool = Fal
     """Preflight, then a session of ``spec``'s delivery. Refused before anything is
     touched.
     """
-    named, key = _request(request), spec.target.key()
+    key = spec.target.key()
     place = Location.of(key).open(take_over=take_over)
     with page(spec.name):
         preflight(spec, place, key.target())
-        with opened(place, spec.name, key, request=named, when_busy=spec.concurrency) as session:
+        with opened(place, spec.name, key, request=named(request), when_busy=spec.concurrency) as session:
             yield Run(session)
 
 
@@ -121,7 +147,7 @@ def standing(name: str, request: str | None, where: Location | None = None) -> I
     """A session of a delivery that exists already, on this host or ``where``."""
     place = (where or Location()).open()
     key = read(place, name).record.target
-    with page(name), opened(place, name, key, request=_request(request)) as session:
+    with page(name), opened(place, name, key, request=named(request)) as session:
         yield Run(session)
 
 
@@ -142,13 +168,16 @@ def page(name: str) -> Iterator[None]:
             raise bad from error
 
 
-def _request(named: str | None) -> str:
-    if named is not None and not REQUEST.fullmatch(named):
-        why = f"{named!r:.100} is not made of letters, digits and . _ : -, at most 100"
+def named(request: str | None) -> str:
+    """The name of this request: the given one, the run's id, or a new one. BadInput where
+    it cannot be one.
+    """
+    if request is not None and not REQUEST.fullmatch(request):
+        why = f"{request!r:.100} is not made of letters, digits and . _ : -, at most 100"
         raise BadInput(
             Finding("release.bad-request", "the request's name is refused", why, "name it as nightly-2026-11-27")
         )
-    return named or run_id() or uuid.uuid4().hex
+    return request or run_id() or uuid.uuid4().hex
 
 
 @step("resolve")
@@ -170,7 +199,8 @@ def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
     session = current()
     admission = protocol.admit(session, spec, lock, scheduled=scheduled)
     table = artifacts.plan_table(spec, lock, admission, session.record.serving, session.target.can)
-    artifacts.publish_plan(table)
+    delivers = admission.answer.delivers
+    artifacts.publish_plan(table, differs(session, session.frozen(admission.release)) if delivers else ())
     if admission.answer is Answer.NEW:
         events.tell(Event.PROPOSED, session.delivery, admission.release)
     return admission

@@ -25,7 +25,7 @@ def look(deliveries: Sequence[Known]) -> Found:
     """
     found = Found()
     for number, (name, pool, read) in enumerate(deliveries):
-        report(Progress("look", name, done=number, total=len(deliveries)))
+        report(Progress("look", name, done=number, total=len(deliveries), unit="deliveries"))
         try:
             spec = read()
             seen = drift(Location.of(spec.target.key()).open(), spec)
@@ -54,5 +54,6 @@ def tell(found: Found) -> dict[str, Any]:
 def _result(every: Sequence[Drift]) -> str:
     found = ", ".join(one.name for one in every if one.upstream or one.live)
     unknown = ", ".join(one.name for one in every if one.unknown)
-    told = f"drift found: {found}" if found else "no drift"
-    return f"{told}; unknown: {unknown}" if unknown else told
+    quiet = "" if every and all(one.unknown for one in every) else "no drift"
+    told = f"drift found: {found}" if found else quiet
+    return "; ".join(filter(None, (told, f"unknown: {unknown}" if unknown else "")))

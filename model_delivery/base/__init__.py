@@ -32,6 +32,7 @@ from model_delivery.base.part import (
     Text,
     base_url,
     did_you_mean,
+    moment,
     plainly,
     problems,
 )

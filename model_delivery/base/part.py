@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -20,6 +21,13 @@ class Part(BaseModel):
 
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # seconds since the epoch, for 4,000 years
+
+
+def moment(seconds: float) -> str:
+    """A Moment as people read it everywhere: ``2026-11-28 03:13:39Z``."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9])?$")]
 Port = Annotated[int, Field(ge=1, lt=1 << 16)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,6 +52,9 @@ def _quantity(number: float, unit: str) -> str:
         number /= 1000
     return f"{number:.3g} TB"
 
+
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # its retries are told by our findings alone
+logging.getLogger("stamina").propagate = False  # Prefect's console shows what reaches the root
 
 Sink = Callable[[Progress], None]
 _sink: ContextVar[Sink | None] = ContextVar("progress_sink", default=None)

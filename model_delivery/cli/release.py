@@ -6,14 +6,13 @@ import getpass
 import re
 import shlex
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from model_delivery.base import BadInput, Finding
+from model_delivery.base import BadInput, Finding, moment
 from model_delivery.cli.printing import (
     FILE,
     OUTPUT,
@@ -83,6 +82,7 @@ def plan(file: Path) -> Answer:
     added = planned.args[:own] if planned.args[own:] == tuple(spec.serving.args) else ()
     lines += [f"the model needs: {shlex.join(added)}"] if added else []
     lines += [f"tried before: {planned.tried}"] if planned.tried else []
+    lines += [f"differs from {planned.leaves}: {line}" for line in planned.differs]
     gates = [name for name in ("smoke", "throughput") if getattr(spec.gates, name) is not None]
     judged = f" (gates: {', '.join(gates) or 'none'})"
     lines += [f"stages: {' → '.join(planned.stages)}{judged}"] if planned.stages else []
@@ -199,11 +199,10 @@ def history(where: Where, reports: Path | None) -> Answer:
 
 
 def _row(ended: Ended) -> tuple[object, ...]:
-    at = datetime.fromtimestamp(ended.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     figures = ", ".join(f"{key} {value:,.4g}" for key, value in ended.figures.items() if key in FIGURES)
     why = ended.why(120)
     args = " ".join(ended.args)
-    return at, ended.release, ended.attempt or "", ended.outcome, why, ended.commit[:12], args, figures
+    return moment(ended.at), ended.release, ended.attempt or "", ended.outcome, why, ended.commit[:12], args, figures
 
 
 def _run(flow: Any, *args: Any, **options: Any) -> Answer:
@@ -222,8 +221,10 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
             alive = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: HEARTBEAT_SECONDS})
             with server(), tags(TAG), alive:
                 outcome = flow(*args, **options)
-    lines = [f"{outcome['name']}: {outcome['result']} (release {outcome['release']})"]
-    labels = {"endpoint": outcome["url"], "report": outcome["report"]}
+    from model_delivery.tasks.artifacts import words
+
+    lines = [f"{outcome['name']}: {words(outcome)}"]
+    labels = {"endpoint": outcome["release"] and outcome["url"], "report": outcome["report"]}
     return Answer(outcome, lines + [f"{label}: {text}" for label, text in labels.items() if text])
 
 

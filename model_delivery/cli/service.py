@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from model_delivery.base import Finding, Permanent, Trouble, default_home, scrub
+from model_delivery.base import Finding, Permanent, Trouble, default_home, moment, scrub
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
@@ -37,14 +37,13 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
         ahead = f": {' → '.join(now.stages)}" if now.stages else ""
         yield f"on its way: {now.candidate}, phase {now.phase}{ahead}"
         if now.approval_until:
-            asked = datetime.fromtimestamp(now.approval_until, tz=UTC).isoformat(timespec="seconds")
-            yield f"it waits until {asked} for an approval: `deliver promote {now.name}`, with --refuse to say no"
+            how = f"`deliver promote {now.name}`, with --refuse to say no"
+            yield f"it waits until {moment(now.approval_until)} for an approval: {how}"
         elif not now.at_work:
             yield "no run is at work on it: `deliver up` of its spec goes on, of another one ends it"
     if now.standby_until:
-        until = datetime.fromtimestamp(now.standby_until, tz=UTC)
-        late = " (overdue: the next delivery ends it)" if until < datetime.now(tz=UTC) else ""
-        yield f"standby until {until.isoformat(timespec='seconds')}{late}"
+        late = " (overdue: the next delivery ends it)" if now.standby_until < time.time() else ""
+        yield f"standby until {moment(now.standby_until)}{late}"
     if now.held:
         yield f"held ({now.why_held}): scheduled runs change nothing until a `deliver up` by hand, or another spec"
     if now.running:

@@ -29,8 +29,8 @@ def panels(load: LoadReport, capacity: Capacity | None = None) -> list[Chart]:
 
 
 def picture(panels: Sequence[Chart], title: str) -> Chart:
-    """All ``panels`` in rows of three."""
-    whole = {"columns": 3, "concat": list(panels), "resolve": {"scale": {"color": "independent"}}}
+    """All ``panels`` in rows of two: a run's page shows it narrow."""
+    whole = {"columns": 2, "concat": list(panels), "resolve": {"scale": {"color": "independent"}}}
     return _page(12) | {"title": {"text": title, "anchor": "start"}} | whole
 
 
@@ -48,13 +48,11 @@ def _distributions(load: LoadReport) -> Iterator[Chart]:
         if row is None:
             continue
         rows = [{"ms": ms, "share": 100 * share} for ms, share in load.curves.get(metric.key, [])]
-        rule = {
-            "mark": {"type": "rule", "strokeDash": [4, 4], "color": RED},
-            "data": {"values": [{"ms": row.p95}]},
-            "encoding": {"y": None},
-        }
+        at = {"data": {"values": [{"ms": row.p95}]}, "encoding": {"y": None}}
+        rule = {"mark": {"type": "rule", "strokeDash": [4, 4], "color": RED}, **at}
+        label = {"mark": {"type": "text", "text": "p95", "color": RED, "dx": 14, "y": 90}, **at}
         title = f"{metric.title}: p50 {row.p50:,.1f}, p95 {row.p95:,.1f} ms"
-        layer = [{"mark": {"type": "line", "color": BLUE}}, rule]
+        layer = [{"mark": {"type": "line", "color": BLUE}}, rule, label]
         yield _chart(title, rows, ("ms", f"{metric.title} (ms)"), ("share", "% of values not above"), layer=layer)
 
 

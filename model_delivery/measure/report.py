@@ -8,14 +8,13 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from string import Template
 
 import vl_convert
 from pydantic import ValidationError
 
-from model_delivery.base import Part, read_file, replace_file, scrub
+from model_delivery.base import Part, moment, read_file, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
@@ -44,7 +43,7 @@ class Subject:
     at: float
 
     def facts(self) -> list[str]:
-        at = datetime.fromtimestamp(self.at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        at = moment(self.at)
         model = f"{self.source}, commit {self.commit}" if self.commit else ""
         engine = f"engine {self.engine} {' '.join(self.args)}" if self.engine else ""
         return [line for line in (model, engine, f"stage {self.stage}, attempt {self.attempt}, {at}") if line]
@@ -134,7 +133,8 @@ def to_markdown(whole: Report) -> str:
     """
     subject, load = whole.subject, whole.throughput
     head = f"{whole.result}: {subject.delivery} {subject.release}, {subject.stage}, attempt {subject.attempt}"
-    rows = [(r.gate, r.name, "✓" if r.passed else "✗ failed", r.told) for r in whole.reasons]
+    marks = {NOT_VALID: "not judged"}
+    rows = [(r.gate, r.name, "✓" if r.passed else marks.get(r.code, "✗ failed"), r.told) for r in whole.reasons]
     lines = [f"## {_plain(head)}", "", *_markdown(("gate", "check", "", "verdict"), rows, "---")]
     if load:
         lines += ["", *_markdown(*load_table(load), "--:"), "", _plain(summary(load))]

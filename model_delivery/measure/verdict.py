@@ -19,7 +19,7 @@ OUTCOMES = {
 NOT_VALID, ANSWER = "gate.not-valid", "known answer"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
-    NOT_VALID: "put right what the reason names, then measure again",
+    NOT_VALID: "put right what the reason names, then run it again: nothing is known against the release",
     "gate.regression": "see what the release changed; if it may cost that, raise gates.throughput.max_regression",
 }
 
@@ -86,13 +86,23 @@ def judge(
     checks = smoke.checks if smoke else ()
     reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
     if load and not load.validity.judges("error_rate"):
-        text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}"
+        text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}{_unjudged(load, slo)}"
         reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
     elif load and slo:
         reasons += (_bound(load, figure, bound) for figure, bound in slo.bounds())
         if baseline and max_regression is not None:
             reasons += _regressions(load, baseline, max_regression)
     return Verdict(tuple(reasons))
+
+
+def _unjudged(load: LoadReport, slo: Slo | None) -> str:
+    """What was seen of the bounds that it cannot break."""
+    seen = [
+        f"{figure.title} {'none' if (value := load.value(figure)) is None else shown(value, figure.metric.unit)}"
+        f" ({figure.words(bound)})"
+        for figure, bound in (slo.bounds() if slo else ())
+    ]
+    return f"; seen, and not judged: {', '.join(seen)}" if seen else ""
 
 
 def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list[Reason]:
@@ -125,8 +135,8 @@ def _bound(load: LoadReport, figure: Figure, bound: float) -> Reason:
         text, over = f"{figure.title} was not measured: no good request", True
     else:
         over, side = (value > bound, "over") if metric.worse == "above" else (value < bound, "under")
-        relation = side if over else "within"
-        text = f"{figure.title} {shown(value, metric.unit)} is {relation} the bound of {shown(bound, metric.unit)}"
+        wanted = f"{side} the bound of {shown(bound, metric.unit)}" if over else f"as wanted, {figure.words(bound)}"
+        text = f"{figure.title} {shown(value, metric.unit)} is {wanted}"
     if metric.key == "error_rate" and load.errors:
         text += f" ({load.error_kinds()})"
     return Reason("throughput", figure.bound, not over, text, value, bound, figure.code)

@@ -25,7 +25,7 @@ def approved(session: Session, seconds: float) -> bool:
 
 def not_approved(asked: Approval) -> GateFailed:
     what, fix = "a person refused the release", "change what they did not like, or ask again: `deliver up`"
-    return GateFailed(Finding("gate.not-approved", what, asked.words(), fix))
+    return GateFailed(Finding("gate.not-approved", what, asked.words().removeprefix("refused "), fix))
 
 
 def decide(session: Session, decision: Approval) -> None:

@@ -17,6 +17,8 @@ from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
 from model_delivery.values import RELEASE, Address, Lock, Release, ReleaseId, Resource, Storage, World
+from model_delivery.values.resources import difference
+from model_delivery.values.serving import by_option
 
 COPY = "model-delivery/release-"  # the annotation, and the release's id
 MOST = 200_000  # characters: an object's annotations have 256 KiB together
@@ -68,6 +70,25 @@ def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:
         why = problems(error)[0]
         fix = "use the version of Model Delivery that wrote it, or a newer one"
         raise Permanent(Finding("release.unreadable", f"release {release} cannot be read", why, fix)) from None
+
+
+def differences(old: Frozen, new: Frozen) -> tuple[str, ...]:
+    """Lines ``--ttft: "40" → "50"``: in what a release differs from another."""
+    return tuple(difference(_in_parts(old), _in_parts(new)))
+
+
+def _in_parts(frozen: Frozen) -> dict[str, Any]:
+    snapshot, content = frozen.lock.snapshot, _without_args(frozen.payload.content())
+    model = {"model": f"{snapshot.source} {snapshot.key} @ {snapshot.commit[:12]}"}
+    return {**model, "image": frozen.lock.image, **by_option(frozen.args), "release": content}
+
+
+def _without_args(content: Any) -> Any:
+    """They are told by option; and where the model lies, by its commit."""
+    if isinstance(content, Mapping):
+        gone = ("args", "model", "image")
+        return {key: _without_args(value) for key, value in content.items() if key not in gone}
+    return [_without_args(one) for one in content] if isinstance(content, list | tuple) else content
 
 
 def releases(world: World) -> dict[ReleaseId, Frozen]:

@@ -8,9 +8,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-from model_delivery.base import Clock, Finding, Permanent, Progress, Refused, Trouble, report
+from model_delivery.base import Clock, Finding, Permanent, Progress, Refused, Trouble, moment, report
 from model_delivery.base.process import identity
 from model_delivery.places import Place
 from model_delivery.values import ABSENT, LEASE, Mismatch, Observed, Ref, Resource, Version
@@ -152,7 +151,7 @@ def held(place: Place, delivery: str) -> bool:
 def _who(seen: Observed) -> str:
     spec = seen.resource.spec
     try:
-        until = datetime.fromtimestamp(spec["expires"], tz=UTC).isoformat(timespec="seconds")
+        until = moment(spec["expires"])
     except (LookupError, TypeError, ValueError, ArithmeticError, OSError):
         return "a run whose lease was damaged"
     return f"process {spec['pid']} on {spec['host']} (request {spec['request']}, until {until} at the latest)"

@@ -132,7 +132,7 @@ def planned(
     if rules.lapsed(book.record, now):
         facts = book.frozen(book.candidate.release).facts
         book = book.supposing(rules.withdrawn(rules.lapsing(book.record, now, facts)), {})
-    answer = rules.answer(book.record, release, frozen.unchanged, request, scheduled=scheduled)
+    answer = rules.answer(book.record, release, frozen.unchanged, spec.gates, request, scheduled=scheduled)
     found = book.supposing(book.record, {release: frozen})
     book = book.supposing(rules.scaled(book.record, replicas), {release: frozen})
     if answer is Answer.GOES_ON:

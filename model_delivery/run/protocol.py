@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
+from model_delivery.measure.verdict import NOT_VALID
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
@@ -37,6 +38,7 @@ from model_delivery.values import (
 
 READY_SECONDS = 600.0
 REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
+NOT_APPROVED = "gate.not-approved"
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ def admit(session: Session, spec: DeliverySpec, lock: Lock, *, scheduled: bool) 
     fetched = _bring_back(session)
     finish_ending(session)
     lapse(session)
-    answer = rules.answer(session.record, release, frozen.unchanged, session.request, scheduled=scheduled)
+    answer = rules.answer(session.record, release, frozen.unchanged, spec.gates, session.request, scheduled=scheduled)
     if answer is Answer.REPORTED:
         return Admission(answer, release, session.record.answered(session.request))
     if answer in (Answer.HELD, Answer.AWAITING):
         session.converge()
-        return Admission(answer, session.record.serving or release)
+        return Admission(answer, release)
     candidate = session.record.candidate
     if candidate is not None and candidate.release != release:
         withdraw(session, Outcome.REPLACED, 1, f"another release was asked for: {release}", by=session.request)
@@ -154,7 +156,7 @@ def finish_ending(session: Session) -> None:
 def lapse(session: Session) -> None:
     """Rule 11: nobody has approved the candidate in time, so the answer is no."""
     if rules.lapsed(session.record, session.clock.now()):
-        withdraw(session, Outcome.GATE_FAILED, rules.GATE, rules.LAPSED, hold=True)
+        withdraw(session, Outcome.NOT_APPROVED, rules.GATE, rules.LAPSED, hold=True)
 
 
 def look_after(session: Session) -> None:
@@ -252,7 +254,8 @@ def refuse(session: Session, trouble: Trouble) -> None:
     if log and tried.report is None:
         where = evidence.where(session.delivery, tried.release, tried.attempt)
         session.write(rules.judged(session.record, tried.figures, where))
-    outcome = REFUSALS.get(trouble.exit_code, Outcome.FAILED)
+    answered = any(finding.code == NOT_APPROVED for finding in trouble.findings)
+    outcome = Outcome.NOT_APPROVED if answered else REFUSALS.get(trouble.exit_code, Outcome.FAILED)
     withdraw(session, outcome, trouble.exit_code, trouble.text, hold=_at_fault(tried, trouble))
     if log:
         there = evidence.files(session.place, session.delivery, tried)
@@ -260,11 +263,13 @@ def refuse(session: Session, trouble: Trouble) -> None:
 
 
 def _at_fault(tried: Candidate, trouble: Trouble) -> bool:
-    """Is it the release itself that does not do, whenever it is tried? A gate said so, or
-    its engine ended by itself.
+    """Is it the release itself that does not do, whenever it is tried? A gate said so, by
+    figures that hold, or its engine ended by itself.
     """
-    engine = any(finding.code.startswith("engine.") for finding in trouble.findings)
-    by_itself = isinstance(trouble, GateFailed) or (engine and not isinstance(trouble, Retryable))
+    codes = [finding.code for finding in trouble.findings]
+    engine = any(code.startswith("engine.") for code in codes)
+    judged = isinstance(trouble, GateFailed) and set(codes) != {NOT_VALID, "gate.refused"}
+    by_itself = judged or (engine and not isinstance(trouble, Retryable))
     return tried.kind == "deliver" and by_itself
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from textwrap import shorten
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -29,6 +30,7 @@ class Outcome(StrEnum):
     ROLLED_BACK_FROM = "rolled back from"
     REFUSED = "refused"
     GATE_FAILED = "gate failed"
+    NOT_APPROVED = "not approved"
     FAILED = "failed"
     REPLACED = "replaced"
     ROLLED_BACK = "rolled back"
@@ -92,7 +94,8 @@ class Ended:
     def why(self, most: int = 200) -> str:
         """The first line of what it ended with; where it ended well, who approved it."""
         approved = self.approval.words() if self.approval else ""
-        return short(self.message.partition("\n")[0] if self.exit_code else approved, most)
+        first = self.message.partition("\n")[0] if self.exit_code else approved
+        return shorten(short(first, 4 * most), most, placeholder=" …")
 
 
 @dataclass(frozen=True)

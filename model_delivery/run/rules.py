@@ -50,14 +50,18 @@ class Facts:
     unchanged: str
 
 
-def answer(record: Record, release: ReleaseId, unchanged: str, request: str, *, scheduled: bool) -> Answer:
+def answer(
+    record: Record, release: ReleaseId, unchanged: str, gates: Gates, request: str, *, scheduled: bool
+) -> Answer:
     """Rules 1, 2, 6 and 7: a request for ``release``, whose spec and lock have the digest
-    ``unchanged``. A candidate that is another release is replaced by it.
+    ``unchanged``. A candidate that is another release is replaced by it. What a gate
+    refused is not held before other ``gates``.
     """
     if record.answered(request) is not None:
         return Answer.REPORTED
     candidate = record.candidate
-    if scheduled and (record.held == unchanged or (candidate and candidate.kind == "rollback")):
+    held = record.held == unchanged and not _refused_by_others(record, release, gates)
+    if scheduled and (held or (candidate and candidate.kind == "rollback")):
         return Answer.HELD
     if candidate is not None and candidate.release == release:
         anothers = scheduled and candidate.request != request  # the run that asked is resumed with the answer
@@ -142,7 +146,7 @@ def lapsed(record: Record, now: float) -> bool:
 
 def lapsing(record: Record, now: float, facts: Facts) -> Record:
     """Withdraw, first, for that; a scheduled run does not ask again."""
-    return ending(record, Outcome.GATE_FAILED, GATE, LAPSED, now, facts, hold=True)
+    return ending(record, Outcome.NOT_APPROVED, GATE, LAPSED, now, facts, hold=True)
 
 
 def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:
@@ -274,6 +278,11 @@ def live(record: Record, keep: int) -> set[ReleaseId]:
 def shortened(record: Record, history: int) -> tuple[Record, tuple[Ended, ...]]:
     """With the last ``history`` endings, and those that went."""
     return replace(record, ended=record.ended[-history:]), record.ended[:-history]
+
+
+def _refused_by_others(record: Record, release: ReleaseId, gates: Gates) -> bool:
+    last = next((e for e in reversed(record.ended) if e.release == release), None)
+    return last is not None and last.outcome == Outcome.GATE_FAILED and last.gates not in ("", _digest_of(gates))
 
 
 def _digest_of(gates: Gates) -> str:

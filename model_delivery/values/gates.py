@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from zoneinfo import available_timezones
 
 from pydantic import Field, create_model, field_validator, model_validator
@@ -19,6 +19,12 @@ class SmokeGate(Part):
     prompt: Text = "What is the capital of France?"
     expect: Text = "Paris"
     max_tokens: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _expected(self) -> Self:
+        if "prompt" in self.model_fields_set and "expect" not in self.model_fields_set:
+            raise ValueError("a prompt of your own needs `expect`: a text that a right answer holds")
+        return self
 
 
 def _field(metric: Metric) -> tuple[Any, float | None]:

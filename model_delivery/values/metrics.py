@@ -112,6 +112,10 @@ class Figure:
         """Its key in an SLO."""
         return f"{self.name}_{'max' if self.metric.worse == 'above' else 'min'}"
 
+    def words(self, bound: float) -> str:
+        """A bound as people read it: ``at most 500 ms``."""
+        return f"at {'most' if self.metric.worse == 'above' else 'least'} {shown(bound, self.metric.unit)}"
+
     @property
     def code(self) -> str:
         """Of the finding that it broke its bound."""

@@ -144,6 +144,18 @@ class Runner(Part):
     pod: Where | None = None
 
 
+def by_option(args: Iterable[str]) -> dict[str, str]:
+    """The engine's arguments by option, ``--ttft`` → ``50``; words before the first
+    stand under ``args``.
+    """
+    made, name = dict[str, list[str]](), "args"
+    for arg in args:
+        name = option(arg) or name
+        value = arg.partition("=")[2] if option(arg) else arg
+        made.setdefault(name, []).extend([value] if value else [])
+    return {name: " ".join(words) or "given" for name, words in made.items()}
+
+
 def max_model_len(args: tuple[str, ...]) -> int | None:
     """What ``--max-model-len`` says among the engine's arguments, None when it says
     nothing (or no plain number).

@@ -52,7 +52,9 @@ class Drift:
 
 
 def drift(place: Place, spec: DeliverySpec) -> Drift:
-    """Of the delivery of ``spec``, which stands there. BadInput where none does."""
+    """Of the delivery of ``spec``. Where it was never delivered, that is unknown."""
+    if spec.name not in place.deliveries():
+        return Drift(spec.name, unknown=(f"it was never delivered: `prefect deployment run deliver/{spec.name}`",))
     book = read(place, spec.name)
     if book.record.candidate is not None:
         why = f"release {book.record.candidate.release} is on its way"
@@ -66,7 +68,7 @@ def drift(place: Place, spec: DeliverySpec) -> Drift:
 def _upstream(book: Book, spec: DeliverySpec) -> tuple[tuple[Moved, ...], tuple[str, ...]]:
     """Against what serves, where that was made from the same spec."""
     if book.record.serving is None:
-        return (), ()
+        return (), ("upstream: nothing serves, it is down",)
     lock = book.frozen(book.record.serving).lock
     if identify(book, spec, lock, 0.0)[0] != book.record.serving:
         return (), ("upstream: what serves was made from another spec than the registered one",)

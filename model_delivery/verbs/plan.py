@@ -9,6 +9,7 @@ from model_delivery.base import Finding, Refused, SystemClock, from_cluster
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
+from model_delivery.run.frozen import Frozen, differences
 from model_delivery.run.plan import planned
 from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
@@ -27,7 +28,7 @@ class Plan:
     ``args``: of the engine, with those that the model needs before the spec's;
     ``other_gates``: the release stays, and its gates were others than the spec's.
     ``leaves``: what serves now and is replaced. ``tried``: how this release has ended
-    before, where it did not pass.
+    before, where it did not pass. ``differs``: from what serves, line by line.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Plan:
     other_gates: bool
     leaves: str | None
     tried: str
+    differs: tuple[str, ...] = ()
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -73,9 +75,19 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         down=book.serving_down(),
         args=result.frozen.args,
         leaves=book.record.serving if result.answer.delivers else None,
+        differs=differs(book, result.frozen),
         tried=_tried(book, result.release) if result.answer.delivers else "",
         other_gates=result.release == book.record.serving and other_gates(book.record, spec.gates),
     )
+
+
+def differs(book: Book, new: Frozen) -> tuple[str, ...]:
+    """From what serves; nothing where nothing does, or it was made by hand: that may
+    quote anything.
+    """
+    old = book.releases().get(book.record.serving or "")
+    known = old is not None and old.payload.by_hand is None and old.unchanged != new.unchanged
+    return differences(old, new) if old is not None and known else ()
 
 
 def _tried(book: Book, release: str) -> str:

@@ -52,6 +52,10 @@ def test_a_person_approves_on_the_page_and_nothing_is_held_meanwhile(lab: Lab) -
     assert waiting.candidate.report is not None
     assert waiting.serving == serving
     assert not held(lab.place, NAME)
+    page = str(parts.artifacts_of(lab.client, run)[f"{NAME}-outcome"].data)
+    for told in (waiting.candidate.release, f"{serving} serves", f"`deliver promote {NAME}`", waiting.candidate.report):
+        assert told in page
+    assert "go back" not in page
     written = Path(waiting.candidate.report).read_bytes()
     ended = answer(lab, run, decision="promote", by="ana", reason="looks good")
     assert ended.state is not None
@@ -61,6 +65,25 @@ def test_a_person_approves_on_the_page_and_nothing_is_held_meanwhile(lab: Lab) -
     assert Path(str(last.report)).read_bytes() == written, "its load test was not run again"
     assert last.figures == waiting.candidate.figures
     assert lab.record.serving == waiting.candidate.release
+    tasks = [task.name for task in lab.tasks(ended)]
+    assert (tasks.count("plan"), tasks.count("promote")) == (2, 1), "once before and once after the question"
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "told"),
+    [([], "Completed", "promoted (release {tried})"), (["--refuse"], "Failed", "gate.not-approved")],
+)
+def test_an_answer_in_a_terminal_ends_the_run_that_waits(lab: Lab, said: list[str], state: str, told: str) -> None:  # noqa: F811
+    lab.ended(lab.spec())
+    run = suspended(lab)
+    assert (tried := lab.record.candidate) is not None
+    answers = deliver(lab.home, "promote", NAME, "--by", "ana", *said, **lab.server.env)
+    assert answers.returncode == 0, answers.stderr
+    ended = parts.wait_for(lab.client, run)
+    assert ended.state is not None
+    assert (ended.state.name, told.format(tried=tried.release) in str(ended.state.message)) == (state, True), (
+        ended.state
+    )
 
 
 def test_a_person_refuses_and_a_schedule_does_not_try_it_again(lab: Lab) -> None:  # noqa: F811
@@ -72,8 +95,8 @@ def test_a_person_refuses_and_a_schedule_does_not_try_it_again(lab: Lab) -> None
     assert ended.state.name == "Failed"
     assert "gate.not-approved" in str(parts.artifacts_of(lab.client, ended)[f"{NAME}-trouble"].data)
     record = lab.record
-    assert (record.serving, record.candidate, record.ended[-1].outcome) == (serving, None, "gate failed")
-    assert "refused by bo: too slow" in record.ended[-1].message
+    assert (record.serving, record.candidate, record.ended[-1].outcome) == (serving, None, "not approved")
+    assert "by bo: too slow" in record.ended[-1].message
     assert record.held is not None
 
 
@@ -94,7 +117,7 @@ def test_without_a_server_promote_answers(waiting: Callable[..., tuple[Path, Pat
     home, file = waiting()
     try:
         assert re.search(
-            r"waits until \S+ for an approval: `deliver promote small`", deliver(home, "status", "small").stdout
+            r"waits until \S+ \S+ for an approval: `deliver promote small`", deliver(home, "status", "small").stdout
         )
         promoted = deliver(home, "promote", "small", "--by", "ana", "--reason", "looks good")
         assert promoted.returncode == 0, promoted.stderr
@@ -115,7 +138,7 @@ def test_a_no_takes_the_release_away(waiting: Callable[..., tuple[Path, Path]]) 
     assert refused.returncode == 0, refused.stderr
     assert "small: refused" in refused.stdout
     assert status(Host(home), "small").running == ()
-    assert "refused by bo: not today" in deliver(home, "history", "small").stdout
+    assert "by bo: not today" in deliver(home, "history", "small").stdout
 
 
 def test_nobody_answers_and_that_is_a_no(waiting: Callable[..., tuple[Path, Path]]) -> None:
@@ -123,7 +146,7 @@ def test_nobody_answers_and_that_is_a_no(waiting: Callable[..., tuple[Path, Path
     late = deliver(home, "promote", "small")
     assert late.returncode == 3, "a second is over before the command has begun"
     (ended,) = json.loads(deliver(home, "history", "small", "--json").stdout)
-    assert (ended["outcome"], ended["message"]) == ("gate failed", "nobody approved it in time")
+    assert (ended["outcome"], ended["message"]) == ("not approved", "nobody approved it in time")
     assert status(Host(home), "small").running == ()
 
 

@@ -180,8 +180,13 @@ def test_a_cancel_ends_the_load_and_the_dark_release_and_what_serves_stays(lab: 
     assert ended.outcome == "cancelled"
     assert ended.at - states["CANCELLING"].timestamp() < CANCEL_SECONDS
     assert not lab.loading()
-    line = f"{NAME}: what was on its way is withdrawn"
-    assert line in parts.log_of(lab.client, run, line)
+    told = f"cancelled: release {ended.release} is withdrawn; {serving} serves"
+    assert f"{NAME}: {told}" in parts.log_of(lab.client, run, f"{NAME}: {told}")
+    page: dict[str, Any] = {}
+    until(
+        lambda: page.update(parts.artifacts_of(lab.client, run)) or f"{NAME}-outcome" in page, 30, "it has no outcome"
+    )
+    assert told in str(page[f"{NAME}-outcome"].data)
     now = status(lab.place, NAME)
     assert (now.state, now.serving, [one.release for one in now.running]) == ("up", serving, [serving])
 

@@ -64,7 +64,7 @@ def test_the_pages_show_the_dag_outcome_verdict_and_picture_and_the_form_refuses
         for kind, text in (
             ("outcome", f"{NAME}: promoted"),
             ("outcome", f"http://127.0.0.1:{shown.lab.port}/v1"),
-            ("verdict", "error rate 0 % is within the bound of 0 %"),
+            ("verdict", "error rate 0 % is as wanted, at most 0 %"),
         ):
             browser.artifact_says(tab, ui, shown.artifact(run, kind), text)
         assert browser.artifact_picture(tab, ui, shown.artifact(run, "throughput"), tmp_path / "picture.png") > 500

@@ -78,7 +78,7 @@ def trial(folder: str) -> None:
     with artifacts.progress_sink():
         seen, run = look("parameter-of-a-task")
         (here / "seen").write_text(f"{seen}\n{run}\n{run_id()}\n{stubborn(here / 'stubborn')}")
-        artifacts.publish_plan("# The plan\n\n1. look")
+        artifacts.publish_plan("# The plan\n\n1. look", ())
         artifacts.publish_verdict("| figure | bound |\n|---|---|\n| 812 ms | 500 ms |")
         artifacts.publish_picture(png(), "Requests in a minute")
         with suppress(Permanent):

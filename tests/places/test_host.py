@@ -96,7 +96,7 @@ def test_engines_get_cpus_of_their_own_until_there_are_none(host: Host, payload:
         host.put(engine(payload, f"r{n}"))
         taken += ready(host, f"r{n}")["cpus"]
     assert sorted(taken) == sorted(os.sched_getaffinity(0))
-    with pytest.raises(NoRoom, match=f"1 cpus wanted, 0 of {count} free"):
+    with pytest.raises(NoRoom, match=f"1 CPU wanted, 0 of {count} free"):
         host.put(engine(payload, "more"))
 
 

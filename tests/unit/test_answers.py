@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model_delivery.run import rules
-from model_delivery.run.record import Record
+from model_delivery.run.record import Outcome, Record
 from model_delivery.run.rules import Answer
 from model_delivery.targets.process import ProcessKey
 from model_delivery.values import Address, Gates, Rollout
@@ -12,6 +12,17 @@ from model_delivery.values import Address, Gates, Rollout
 def test_a_scheduled_run_leaves_what_waits_for_a_person_alone_but_not_what_it_has_asked_for_itself() -> None:
     record = rules.proposed(Record(ProcessKey(kind="process")), "new", "r1", Rollout(), Gates(), Address("h", 1))
     record = rules.asked(record, 1e9)
-    answers = {who: rules.answer(record, "new", "spec", who, scheduled=True) for who in ("r1", "r2")}
+    answers = {who: rules.answer(record, "new", "spec", Gates(), who, scheduled=True) for who in ("r1", "r2")}
     assert answers == {"r1": Answer.GOES_ON, "r2": Answer.AWAITING}
-    assert rules.answer(record, "new", "spec", "r2", scheduled=False) is Answer.GOES_ON
+    assert rules.answer(record, "new", "spec", Gates(), "r2", scheduled=False) is Answer.GOES_ON
+
+
+def test_what_a_gate_refused_is_held_until_its_gates_change_too_and_what_a_rollback_left_is_not_freed_by_that() -> None:
+    strict = Gates(throughput=None)
+    record = rules.proposed(Record(ProcessKey(kind="process")), "new", "r1", Rollout(), strict, Address("h", 1))
+    facts = rules.Facts("c", (), "spec")
+    refused = rules.withdrawn(rules.ending(record, Outcome.GATE_FAILED, 4, "too slow", 0.0, facts, hold=True))
+    assert rules.answer(refused, "new", "spec", strict, "r2", scheduled=True) is Answer.HELD
+    assert rules.answer(refused, "new", "spec", Gates(), "r2", scheduled=True) is Answer.NEW
+    left = rules.withdrawn(rules.ending(record, Outcome.NOT_APPROVED, 4, "no", 0.0, facts, hold=True))
+    assert rules.answer(left, "new", "spec", Gates(), "r2", scheduled=True) is Answer.HELD

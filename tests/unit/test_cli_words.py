@@ -97,7 +97,11 @@ def test_a_plan_says_that_what_serves_stops_first(home: Path, model: Path) -> No
     assert deliver(home, "up", str(file)).returncode == 0
     told = file.read_text().replace("rollout: {", "rollout: {strategy: recreate, ")
     file.write_text(told + "serving: {args: [--label, second]}\n")
-    assert "what serves stops first, and clients are refused" in deliver(home, "plan", str(file)).stdout
+    planned = deliver(home, "plan", str(file)).stdout
+    assert "what serves stops first, and clients are refused" in planned
+    assert [line.partition(": ")[2] for line in planned.splitlines() if line.startswith("differs")] == [
+        '--label: null → "second"'
+    ]
     file.write_text(file.read_text().replace("gates: {", "gates: {smoke: {expect: what no model says}, "))
     done = deliver(home, "up", str(file))
     assert (done.returncode, "is started again" in done.stderr) == (4, True), done.stderr

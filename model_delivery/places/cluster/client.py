@@ -5,7 +5,6 @@ bounded, credentials are read again when refused.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections import deque
@@ -31,8 +30,6 @@ MERGE, APPLY = "application/merge-patch+json", "application/apply-patch+yaml"
 NEVER_SENT = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 FIRST_SECONDS = 3.0  # for one that has never answered this process
 ANSWERED = set[str]()
-logging.getLogger("stamina").addHandler(logging.NullHandler())  # its retries are told by our finding alone
-logging.getLogger("stamina").propagate = False  # Prefect's console shows what reaches the root
 Query = Mapping[str, Any] | None
 
 

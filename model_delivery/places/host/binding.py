@@ -40,7 +40,7 @@ def bind(
     for what, have in (("cpus", sorted(os.sched_getaffinity(0))), ("gpus", gpus() if needs["gpus"] else [])):
         free = [n for n in have if all(n not in other.get(what, ()) for other in others)]
         if len(free) < needs[what]:
-            missing.append(f"{needs[what]} {what} wanted, {len(free)} of {len(have)} free")
+            missing.append(f"{needs[what]} {what.upper()[:3]} wanted, {len(free)} of {len(have)} free")
         bound[what] = free[: needs[what]]
     memory = psutil.virtual_memory()
     available = memory.available + sum(other.get("memory", 0) for other in leaving)
@@ -49,9 +49,8 @@ def bind(
         missing.append(f"{needs['memory'] / 2**30:.1f} GiB of memory wanted, {room / 2**30:.1f} free")
     if missing:
         beside = f" beside {len(others)} running" if others else ""
-        fix = (
-            "use rollout.when_full: recreate (stops the old release first), or ask for less in serving.resources.limits"
-        )
+        fix = "rollout.when_full: recreate stops the old release first; `deliver list` names what else runs here, and "
+        fix += "`deliver down` ends it; or ask for less in serving.resources.limits (CPUs and GPUs are given whole)"
         raise NoRoom(Finding("host.no-room", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
     return bound
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 import httpx
@@ -300,9 +301,10 @@ class PlayedNode:
         self.folder = cluster.folder / name
         self.entrypoints: dict[str, Sequence[str | Path]] = {}
         self.players: dict[str, Player] = {}
-        # a connection a probe, as the kubelet's; a client of its own a probe would read all of the CAs each time
-        fresh = httpx.Limits(max_keepalive_connections=0)
-        self.prober = httpx.Client(trust_env=False, verify=False, timeout=1, limits=fresh)
+        # a connection a probe, as the kubelet's; no CAs, which take long to read
+        self.prober = httpx.Client(
+            trust_env=False, verify=SSLContext(), timeout=1, limits=httpx.Limits(max_keepalive_connections=0)
+        )
         self._stop = threading.Event()
         self._loop = threading.Thread(target=self._watch, daemon=True)
         self._allocatable, self._labels = (

@@ -16,7 +16,7 @@ from model_delivery.base.home import packaged
 from model_delivery.flows.server import asked
 
 FILE = "prefect/automations.yaml"
-BLOCK = "BLOCK"
+BLOCK, NOTIFY = "BLOCK", "notify"
 NO_BLOCK = "left out: it needs --notify TYPE/NAME, a notification block of the server"
 NO_DEPLOYMENT = "left out: there is no deployment {}; `prefect deploy --all` makes it"
 
@@ -90,10 +90,14 @@ def _block(client: SyncPrefectClient, notify: str) -> str | None:
         return None
     slug, _, name = notify.partition("/")
     try:
-        return str(client.read_block_document_by_name(name, slug, include_secrets=False).id)
+        found = client.read_block_document_by_name(name, slug, include_secrets=False)
     except ObjectNotFound:
         what, fix = f"the server has no notification block {notify}", "see `prefect block ls`; name it as TYPE/NAME"
         raise Refused(Finding("prefect.no-block", what, "there is none of that type and name", fix)) from None
+    if found.block_schema is None or NOTIFY not in found.block_schema.capabilities:
+        what, fix = f"the block {notify} notifies nobody", "name one of a notification type: see `prefect block ls`"
+        raise Refused(Finding("prefect.no-notification", what, f"a {slug} cannot {NOTIFY}", fix))
+    return str(found.id)
 
 
 def _deployment(client: SyncPrefectClient, called: str) -> str | None:

@@ -9,7 +9,7 @@ from prefect import flow
 from model_delivery.places.opening import HERE, Location
 from model_delivery.tasks import collecting as do
 from model_delivery.tasks.artifacts import completed
-from model_delivery.tasks.delivering import page
+from model_delivery.tasks.running import page
 
 
 @flow(name="collect", flow_run_name="{where}", persist_result=False, log_prints=False)

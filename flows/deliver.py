@@ -11,6 +11,7 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks.approving import answered, approved
 from model_delivery.tasks.cancelling import withdraw
+from model_delivery.tasks.running import AWAITING, Run, delivering, named
 
 
 @flow(name="deliver", flow_run_name="{spec.name}", persist_result=False, log_prints=False, on_cancellation=[withdraw])
@@ -24,8 +25,8 @@ def deliver(
     ``scheduled`` runs respect a rollback's hold. ``take_over``: in a cluster, values that
     another field manager holds are taken from it. Returns an Outcome as plain JSON.
     """
-    answered(spec, do.named(request))
-    with do.delivering(spec, request, take_over=take_over) as run:
+    answered(spec, named(request))
+    with delivering(spec, request, take_over=take_over) as run:
         lock = do.resolve(spec)
         admission = do.plan(spec, lock, scheduled)
         if not admission.answer.delivers:
@@ -36,14 +37,14 @@ def deliver(
         if promoted:
             do.collect(spec.rollout)
             return run.outcome(admission)
-        waiting = run.outcome(do.AWAITING)
+        waiting = run.outcome(AWAITING)
     if not answered(spec, run.session.request):
         return waiting
     again: dict[str, Any] = deliver.fn(spec, request, scheduled, take_over)
     return again
 
 
-def stages(run: do.Run, approval: Duration | None = None) -> bool:
+def stages(run: Run, approval: Duration | None = None) -> bool:
     """Bring the candidate on its way from where it is, as far as all of the traffic.
     False: a person is asked first, who has ``approval``.
     """

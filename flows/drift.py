@@ -7,10 +7,10 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from model_delivery.flows.registration import EACH, known
+from model_delivery.flows.registration import EACH, every, known
 from model_delivery.tasks import drifting as do
 from model_delivery.tasks.artifacts import completed
-from model_delivery.tasks.delivering import page
+from model_delivery.tasks.running import page
 from model_delivery.tasks.step import pool
 
 
@@ -29,6 +29,6 @@ def drift(name: str = EACH) -> dict[str, Any]:
     ``model-delivery.drift.found`` tells each kind. What cannot be found out is unknown.
     """
     with page(name):
-        found = do.look([(one.name, one.pool, one.spec) for one in known(name, pool())])
+        found = do.look([(one.name, one.pool, one.spec) for one in (every(pool()) if name == EACH else (known(name),))])
         outcome = do.tell(found)
         return completed(outcome, outcome["result"])

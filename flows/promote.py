@@ -11,6 +11,7 @@ from model_delivery.places.opening import Location
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks.approving import decide, resumed_after
 from model_delivery.tasks.cancelling import withdraw
+from model_delivery.tasks.running import standing
 
 
 @flow(name="promote", flow_run_name="{name}", persist_result=False, log_prints=False, on_cancellation=[withdraw])
@@ -22,7 +23,7 @@ def promote(
     ``by``: who says so, and ``reason`` why; both are recorded. ``where``: context and
     namespace of a cluster; default: this host. Returns an Outcome as plain JSON.
     """
-    with resumed_after(by=by, reason=reason, promote=not refuse) as asked, do.standing(name, None, where) as run:
+    with resumed_after(by=by, reason=reason, promote=not refuse) as asked, standing(name, None, where) as run:
         waits = run.session.record.candidate
         admission = decide(by, reason, promote=not refuse)
         asked.extend([waits.request] if waits else [])

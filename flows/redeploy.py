@@ -7,18 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
-from prefect.client.schemas.objects import FlowRun
 
 from model_delivery.flows.deliver import deliver
 from model_delivery.flows.registration import known
-from model_delivery.tasks.cancelling import withdraw
-from model_delivery.tasks.delivering import page
-
-
-def withdraw_registered(flow: Any, flow_run: FlowRun, state: Any) -> None:
-    """As after a run of ``deliver/NAME``."""
-    (found,) = known(flow_run.parameters["name"])
-    withdraw(flow, flow_run.model_copy(update={"parameters": {**flow_run.parameters, "spec": found.given}}), state)
+from model_delivery.tasks.cancelling import mark, withdraw
+from model_delivery.tasks.running import page
 
 
 @flow(
@@ -26,7 +19,7 @@ def withdraw_registered(flow: Any, flow_run: FlowRun, state: Any) -> None:
     flow_run_name="{name}",
     persist_result=False,
     log_prints=False,
-    on_cancellation=[withdraw_registered],
+    on_cancellation=[withdraw],
 )
 def redeploy(name: str, request: str | None = None) -> dict[str, Any]:
     """Deliver the spec that is registered as ``deliver/NAME``, as its schedule does: what
@@ -35,6 +28,6 @@ def redeploy(name: str, request: str | None = None) -> dict[str, Any]:
     ``request``: as of ``deliver``. Returns an Outcome as plain JSON.
     """
     with page(name):
-        (found,) = known(name)
-        spec = found.spec()
+        spec = known(name).spec()
+        mark(spec)
     return deliver.fn(spec, request, scheduled=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
@@ -26,8 +27,9 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.values.resources import difference
 
 ENTRYPOINT = "model_delivery.flows.deliver.deliver"
-GROUP = "group:"
+GROUP, SLUG = "group:", "spec"
 EACH = "*"
+PATIENCE = 45.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What registering ``name`` comes to; ``differs``: lines for people, None where it is
-    new. ``paused``: somebody paused it, or its schedule, in Prefect, and it stays so.
+    """What registering ``name`` comes to: ``fields`` of its deployment and, of its
+    schedules, ours. ``before``: as it stands; ``differs``: lines for people, None where
+    it is new. ``paused``: somebody paused it, or our schedule, in Prefect, and it stays
+    so. What else a person set in Prefect stays too.
     """
 
     name: str
     fields: dict[str, Any]
+    schedules: tuple[DeploymentScheduleCreate, ...]
+    before: DeploymentResponse | None
     differs: tuple[str, ...] | None
     paused: bool = False
 
@@ -69,7 +75,7 @@ class Registration:
     older: tuple[str, ...] = ()
 
 
-def propose(specs: Sequence[DeliverySpec], wanted: Wanted, patience: float = 45.0) -> Registration:
+def propose(specs: Sequence[DeliverySpec], wanted: Wanted, patience: float = PATIENCE) -> Registration:
     """What `register` would change. Refused when no server answers within 5 s, or when
     the pool cannot run a spec; Retryable when it has failed for ``patience`` seconds.
     """
@@ -87,23 +93,46 @@ def propose(specs: Sequence[DeliverySpec], wanted: Wanted, patience: float = 45.
     return asked(look, patience)
 
 
-def register(proposal: Proposal, patience: float = 45.0) -> str:
+def register(proposal: Proposal, patience: float = PATIENCE) -> str:
     """Make, or bring up to date, the deployment ``deliver/NAME``; returns its id. Its
     parameter is the whole spec.
     """
 
     def put(client: SyncPrefectClient) -> str:
-        flow = client.create_flow(deliver)
         schema = parameter_schema(deliver).model_dump_for_openapi()
-        made = client.create_deployment(
-            flow_id=flow, name=proposal.name, parameter_openapi_schema=schema, **proposal.fields
-        )
-        return str(made)
+        fields, before = {**proposal.fields, "parameter_openapi_schema": schema}, _read(client, proposal.name)
+        if before is None:
+            flow = client.create_flow(deliver)
+            made = client.create_deployment(
+                flow_id=flow, name=proposal.name, schedules=list(proposal.schedules), **fields
+            )
+            return str(made)
+        client.update_deployment(before.id, DeploymentUpdate(**fields))
+        _reschedule(client, before, proposal.schedules)
+        return str(before.id)
 
     return asked(put, patience)
 
 
-def remove(name: str, patience: float = 45.0) -> None:
+def _reschedule(
+    client: SyncPrefectClient, before: DeploymentResponse, wanted: Sequence[DeploymentScheduleCreate]
+) -> None:
+    """Our schedule becomes the spec's; others are a person's."""
+    there = _ours_of(before)
+    for schedule in there[len(wanted) :]:
+        client.delete_deployment_schedule(before.id, schedule.id)
+    for new, old in zip(wanted, there, strict=False):
+        if old.schedule != new.schedule:
+            client.update_deployment_schedule(before.id, old.id, schedule=new.schedule)
+    if new_ones := wanted[len(there) :]:
+        client.create_deployment_schedules(before.id, list(new_ones))
+
+
+def _ours_of(deployment: DeploymentResponse) -> list[DeploymentSchedule]:
+    return [one for one in deployment.schedules if one.slug == SLUG]
+
+
+def remove(name: str, patience: float = PATIENCE) -> None:
     """The deployment ``deliver/NAME`` goes; the service that it delivered stays as it
     is.
     """
@@ -133,24 +162,28 @@ class Known:
             raise BadInput(Finding("prefect.bad-spec", what, why, fix)) from None
 
 
-def known(name: str = EACH, pool: str | None = None, patience: float = 45.0) -> tuple[Known, ...]:
-    """The registered delivery ``name``, or each (of ``pool``, where that is given).
-
-    BadInput where ``name`` is not registered.
-    """
+def every(pool: str | None) -> tuple[Known, ...]:
+    """Each registered delivery, of ``pool`` where that is given."""
 
     def look(client: SyncPrefectClient) -> tuple[Known, ...]:
+        found = (_known(one) for one in _every(client) if _registered(one))
+        return tuple(one for one in found if pool in (None, one.pool))
+
+    return asked(look, PATIENCE)
+
+
+def known(name: str) -> Known:
+    """The registered delivery ``name``. BadInput where it is not registered."""
+
+    def look(client: SyncPrefectClient) -> Known:
         if re.fullmatch(NAME, name) and (one := _read(client, name)) is not None and _registered(one):
-            return (_known(one),)
-        found = tuple(_known(one) for one in _every(client) if _registered(one))
-        if name == EACH:
-            return tuple(one for one in found if pool in (None, one.pool))
-        names = [one.name for one in found]
+            return _known(one)
+        names = [one.name for one in _every(client) if _registered(one)]
         why = did_you_mean(name, names) or f"registered are: {', '.join(sorted(names)[:20]) or 'none'}"
         what, fix = f"no delivery {name!r:.60} is registered", "`deliver register FILE` with its spec"
         raise BadInput(Finding("prefect.not-registered", what, why, fix))
 
-    return asked(look, patience)
+    return asked(look, PATIENCE)
 
 
 def _registered(deployment: DeploymentResponse) -> bool:
@@ -164,25 +197,32 @@ def _known(deployment: DeploymentResponse) -> Known:
 
 def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> Proposal:
     before = _read(client, spec.name)
-    paused = before is not None and (before.paused or any(not schedule.active for schedule in before.schedules))
+    ours = _ours_of(before) if before else []
+    paused = before is not None and (before.paused or any(not schedule.active for schedule in ours))
     about = wanted.description or f"Delivers {spec.name}."
     group = (f"{GROUP}{wanted.group}",) if wanted.group else ()
     fields: dict[str, Any] = {
-        "parameters": {"spec": spec.model_dump(mode="json")},
+        "parameters": {**(before.parameters if before else {}), "spec": spec.model_dump(mode="json")},
         "enforce_parameter_schema": True,
-        "schedules": _schedules(spec, active=not paused),
         "work_pool_name": wanted.pool,
         "entrypoint": ENTRYPOINT,
         "pull_steps": [],
-        "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}},
+        "job_variables": _alive(before.job_variables if before else {}),
         "paused": before is not None and before.paused,
         "tags": [TAG, *group, *wanted.tags],
         "description": f"{about} Made by `deliver register`; register again after the spec has changed.",
     }
+    schedules = _schedules(spec, active=not paused)
     if before is None:
-        return Proposal(spec.name, fields, None)
-    differs = tuple(difference(_shown(vars(before), before.schedules), _shown(fields, fields["schedules"])))
-    return Proposal(spec.name, fields, differs, paused and spec.schedule is not None)
+        return Proposal(spec.name, fields, schedules, None, None)
+    differs = tuple(difference(_shown(vars(before), ours), _shown(fields, schedules)))
+    return Proposal(spec.name, fields, schedules, before, differs, paused and spec.schedule is not None)
+
+
+def _alive(variables: dict[str, Any]) -> dict[str, Any]:
+    """With the pace at which a run says that it lives."""
+    pace = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    return {**variables, "env": {**(variables.get("env") or {}), **pace}}
 
 
 def _shown(fields: dict[str, Any], schedules: Sequence[Any]) -> dict[str, Any]:
@@ -235,12 +275,12 @@ def _check_pool(client: SyncPrefectClient, pool: str, spec: DeliverySpec) -> Non
         raise Refused(Finding("prefect.pool-type", what, why, fix))
 
 
-def _schedules(spec: DeliverySpec, *, active: bool) -> list[DeploymentScheduleCreate]:
+def _schedules(spec: DeliverySpec, *, active: bool) -> tuple[DeploymentScheduleCreate, ...]:
     if spec.schedule is None:
-        return []
+        return ()
     try:
         cron = CronSchedule(cron=spec.schedule.cron, timezone=spec.schedule.timezone)
     except ValidationError as error:
         what, why = "Prefect refuses the schedule", "; ".join(problems(error))
         raise BadInput(Finding("prefect.schedule", what, why, "correct schedule in the spec")) from None
-    return [DeploymentScheduleCreate(schedule=cron, active=active, slug="spec", parameters={"scheduled": True})]
+    return (DeploymentScheduleCreate(schedule=cron, active=active, slug=SLUG, parameters={"scheduled": True}),)

@@ -9,6 +9,7 @@ from prefect import flow
 from model_delivery.places.opening import Location
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks.cancelling import withdraw
+from model_delivery.tasks.running import standing
 
 
 @flow(name="rollback", flow_run_name="{name}", persist_result=False, log_prints=False, on_cancellation=[withdraw])
@@ -22,7 +23,7 @@ def rollback(
     deliveries of the release that it leaves are held until another spec, or a request by
     hand. Returns an Outcome as plain JSON.
     """
-    with do.standing(name, request, where) as run:
+    with standing(name, request, where) as run:
         admission = do.choose(to)
         if not admission.answer.delivers:
             return run.outcome(admission)

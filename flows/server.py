@@ -18,7 +18,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from model_delivery.base import Finding, Refused, Retryable, short
+from model_delivery.base import Finding, Permanent, Refused, Retryable, short
 from model_delivery.base.scrubbing import learn
 
 T = TypeVar("T")
@@ -57,6 +57,9 @@ def server() -> Iterator[SyncPrefectClient]:
     try:
         with one_try(), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
             client.hello().json()
+    except httpx.TimeoutException as error:
+        what, fix = f"the Prefect server at {shown} is slow", "see what loads its machine or database; then run again"
+        raise Retryable(Finding("prefect.slow", what, f"no answer within {ANSWER_SECONDS:g} s", fix)) from error
     except (httpx.HTTPError, ValueError) as error:
         raise _no_server(shown, error) from None
     try:
@@ -69,6 +72,10 @@ def server() -> Iterator[SyncPrefectClient]:
         what, why = f"the Prefect server at {shown} did not do what it was asked", _said(error)
         fix = "read its log: something else may hold its database; then run again"
         raise Retryable(Finding("prefect.failed", what, why, fix)) from None
+    except (ValueError, RuntimeError) as error:  # its client's, of an answer that it cannot read
+        what, why = f"the Prefect server at {shown} answered what is no answer", short(_said(error), 300)
+        fix = "PREFECT_API_URL may name something else, or a server of another version: see `prefect version`"
+        raise Permanent(Finding("prefect.odd-answer", what, why, fix)) from error
 
 
 def _address() -> tuple[httpx.URL, str]:
@@ -85,7 +92,7 @@ def _address() -> tuple[httpx.URL, str]:
     if address.scheme not in ("http", "https") or not address.host:
         what, why = "PREFECT_API_URL is no address of a Prefect server", "it has no http:// or https://, or no host"
         raise Refused(Finding("prefect.no-address", what, why, f"{SET_URL}=http://HOST:4200/api"))
-    return address, str(address.copy_with(userinfo=b"")).rstrip("/")
+    return address, str(address.copy_with(userinfo=b"", query=None)).rstrip("/")
 
 
 def _no_server(shown: str, error: Exception) -> Refused:

@@ -27,8 +27,8 @@ from model_delivery.run.rules import Answer
 from model_delivery.run.session import current, opened
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import events
-from model_delivery.tasks.delivering import page
 from model_delivery.tasks.events import Event
+from model_delivery.tasks.running import page
 from model_delivery.tasks.step import flow_run, step
 from model_delivery.values import Stage
 from model_delivery.values.metrics import FIGURES, shown
@@ -97,8 +97,7 @@ def answered(spec: DeliverySpec, request: str) -> bool:
             return False
         decision = _asked(spec.name, record, candidate)
         with opened(place, spec.name, key, request=request) as session:
-            if rules.unanswered(session.record):  # not where `deliver promote` was first
-                approval.decide(session, Approval(0, decision.decision == "promote", decision.by, decision.reason))
+            approval.decide(session, Approval(0, decision.decision == "promote", decision.by, decision.reason))
     return True
 
 

@@ -11,6 +11,7 @@ import click
 from model_delivery.base import BadInput, Finding
 from model_delivery.cli.printing import PATH, Answer, answers, show
 from model_delivery.spec import load_spec
+from model_delivery.values.plain_secrets import plain_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +37,9 @@ def register(files: tuple[Path, ...], *, group: str, remove: bool, dry_run: bool
     if (group or remove) and not GROUP.fullmatch(group):
         why = f"{group!r:.80} is not of letters, digits and . _ -" if group else "only what belongs to one is removed"
         raise BadInput(Finding("prefect.group", "--group needs a name", why, "use --group NAME, with --remove too"))
+    if next(plain_secrets([*how["tags"], how["description"]]), None):
+        what, why = "a tag or the description holds what looks like a secret", "everybody sees them on Prefect's pages"
+        raise BadInput(Finding("prefect.secret", what, why, "leave it out; where it is in use, make it void"))
     specs = [load_spec(file) for file in files]
     names = [spec.name for spec in specs]
     if double := sorted({name for name in names if names.count(name) > 1}):

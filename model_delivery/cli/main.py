@@ -16,14 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from model_delivery.base import (
+    BadInput,
     Finding,
     Interrupted,
     Permanent,
     Trouble,
     default_home,
     private_folder,
+    problems,
     scrub,
     short,
     trouble,
@@ -67,6 +70,10 @@ def main() -> None:
     except Trouble as bad:
         sys.exit(bad_news(bad))
     except Exception as error:  # noqa: BLE001 - the last frame: a user gets a message, the traceback goes to a file
+        if isinstance(error, ValidationError) and error.title.endswith("Settings"):
+            what, why = "a setting of Prefect is wrong", "; ".join(problems(error)[:3])
+            fix = "correct the PREFECT_ variable, or see `prefect config view`"
+            sys.exit(bad_news(BadInput(Finding("prefect.bad-setting", what, why, fix))))
         sys.exit(bad_news(Permanent(unexpected(error))))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import ConfigDict
+from pydantic import model_validator
 
 from model_delivery.base import Part
 from model_delivery.base.home import usable_home
@@ -18,10 +18,20 @@ class Location(Part):
     without a namespace this host.
     """
 
-    model_config = ConfigDict(extra="ignore")  # an older version's parameter also says the target's kind
-
     context: str | None = None
     namespace: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, given: Any) -> Any:
+        """An older version's parameter also says the target's kind."""
+        return {key: value for key, value in given.items() if key != "kind"} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _of_a_cluster(self) -> Self:
+        if self.context is not None and self.namespace is None:
+            raise ValueError("a context needs the namespace: without one this host is meant")
+        return self
 
     @classmethod
     def of(cls, key: TargetKey) -> Self:

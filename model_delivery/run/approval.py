@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model_delivery.base import Finding, GateFailed, Refused
+from model_delivery.base.scrubbing import plain
 from model_delivery.run import protocol, rules
 from model_delivery.run.record import Approval
 from model_delivery.run.session import Session
+from model_delivery.values.plain_secrets import masked
 
 
 def approved(session: Session, seconds: float) -> bool:
@@ -32,10 +34,13 @@ def decide(session: Session, decision: Approval) -> None:
     """Note what a person said. Refused where nobody is asked, or somebody has
     answered.
     """
+    late = rules.lapsed(session.record, session.clock.now())
     protocol.lapse(session)
     asked, candidate = rules.unanswered(session.record), session.record.candidate
     if asked is None:
         said = candidate.approval.words() if candidate and candidate.approval else "nothing waits for an approval"
+        said = f"{rules.LAPSED}, and the release is withdrawn" if late else said
         what, fix = f"no decision on {session.delivery} is open", f"see `deliver status {session.delivery}`"
         raise Refused(Finding("release.nothing-to-approve", what, said, fix))
-    session.write(rules.decided(session.record, replace(decision, until=asked.until)))
+    by, reason = (" ".join(masked(plain(text)).split()) for text in (decision.by, decision.reason))
+    session.write(rules.decided(session.record, replace(decision, until=asked.until, by=by, reason=reason)))

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Retryable, Trouble, report
-from model_delivery.measure.verdict import NOT_VALID
+from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
-from model_delivery.run.record import Candidate, Ended, Outcome, Record
+from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.restore import rebuilt
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session
@@ -256,21 +255,10 @@ def refuse(session: Session, trouble: Trouble) -> None:
         session.write(rules.judged(session.record, tried.figures, where))
     answered = any(finding.code == NOT_APPROVED for finding in trouble.findings)
     outcome = Outcome.NOT_APPROVED if answered else REFUSALS.get(trouble.exit_code, Outcome.FAILED)
-    withdraw(session, outcome, trouble.exit_code, trouble.text, hold=_at_fault(tried, trouble))
+    withdraw(session, outcome, trouble.exit_code, trouble.text, hold=rules.at_fault(tried, trouble))
     if log:
         there = evidence.files(session.place, session.delivery, tried)
         evidence.keep(session.place, session.delivery, tried.release, tried.attempt, {**there, "engine.log": log})
-
-
-def _at_fault(tried: Candidate, trouble: Trouble) -> bool:
-    """Is it the release itself that does not do, whenever it is tried? A gate said so, by
-    figures that hold, or its engine ended by itself.
-    """
-    codes = [finding.code for finding in trouble.findings]
-    engine = any(code.startswith("engine.") for code in codes)
-    judged = isinstance(trouble, GateFailed) and set(codes) != {NOT_VALID, "gate.refused"}
-    by_itself = judged or (engine and not isinstance(trouble, Retryable))
-    return tried.kind == "deliver" and by_itself
 
 
 def cancel(session: Session) -> bool:

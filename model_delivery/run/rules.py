@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from model_delivery.base import GateFailed
+from model_delivery.base import GateFailed, Retryable, Trouble
+from model_delivery.measure.verdict import NOT_VALID
 from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Wanted, alone
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
@@ -147,6 +148,16 @@ def lapsed(record: Record, now: float) -> bool:
 def lapsing(record: Record, now: float, facts: Facts) -> Record:
     """Withdraw, first, for that; a scheduled run does not ask again."""
     return ending(record, Outcome.NOT_APPROVED, GATE, LAPSED, now, facts, hold=True)
+
+
+def at_fault(tried: Candidate, trouble: Trouble) -> bool:
+    """Is it the release itself that does not do, whenever it is tried? A gate said so, by
+    figures that hold, or its engine ended by itself.
+    """
+    codes = [finding.code for finding in trouble.findings]
+    engine = any(code.startswith("engine.") for code in codes)
+    judged = isinstance(trouble, GateFailed) and set(codes) != {NOT_VALID, "gate.refused"}
+    return tried.kind == "deliver" and (judged or (engine and not isinstance(trouble, Retryable)))
 
 
 def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:

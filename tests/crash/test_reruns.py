@@ -179,6 +179,7 @@ def test_what_stopped_a_fetch_is_not_told_again_once_it_is_gone(lab: Lab) -> Non
 
 def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_retry(lab: Lab) -> None:
     from model_delivery.tasks import delivering as do
+    from model_delivery.tasks.running import delivering
 
     folder = engine_folder(lab.home.parent / "moody")
     toml = (folder / "engine.toml").read_text()
@@ -188,7 +189,7 @@ def test_an_engine_that_may_come_up_when_tried_again_is_started_again_by_the_ret
     spec = lab.untested()
 
     def act() -> Any:
-        with do.delivering(spec, None) as run:
+        with delivering(spec, None) as run:
             do.plan(spec, do.resolve(spec), scheduled=False)
             do.storage()
             do.fetch()

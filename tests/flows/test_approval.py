@@ -76,7 +76,8 @@ def test_a_person_approves_on_the_page_and_nothing_is_held_meanwhile(lab: Lab) -
 def test_an_answer_in_a_terminal_ends_the_run_that_waits(lab: Lab, said: list[str], state: str, told: str) -> None:  # noqa: F811
     lab.ended(lab.spec())
     run = suspended(lab)
-    assert (tried := lab.record.candidate) is not None
+    tried = lab.record.candidate
+    assert tried is not None
     answers = deliver(lab.home, "promote", NAME, "--by", "ana", *said, **lab.server.env)
     assert answers.returncode == 0, answers.stderr
     ended = parts.wait_for(lab.client, run)

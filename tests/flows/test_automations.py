@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.blocks.system import Secret
 
 from tests.flows.test_operations import Lab, lab
 from tests.parts import prefect_server as parts
@@ -85,6 +86,11 @@ def test_they_are_put_there_once_and_one_that_a_person_disabled_stays_so(lab: La
     lab.client.resume_automation(dead.id)
     wrong = deliver(lab.home, "automations", "--notify", "slack-webhook/none", **lab.server.env)
     assert (wrong.returncode, "Traceback" in wrong.stderr) == (3, False)
+    with parts.settings_of(lab.server):
+        Secret(value="s3cret").save("mute", overwrite=True)
+    mute = deliver(lab.home, "automations", "--notify", "secret/mute", **lab.server.env)
+    assert (mute.returncode, "the block secret/mute notifies nobody" in mute.stderr) == (3, True), mute.stderr
+    assert automations(lab, "--notify", BLOCK)["tell of a refused release"] == "unchanged"
 
 
 def test_a_refusal_is_told_with_its_code_and_remedy(lab: Lab, ops: list[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,17 +11,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from prefect import Flow
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
-from prefect.states import Cancelled
 
 from model_delivery.base import NAME as NAMES
 from model_delivery.base import SystemClock
@@ -31,8 +29,10 @@ from model_delivery.flows.automations import install
 from model_delivery.flows.collect import collect
 from model_delivery.flows.drift import drift
 from model_delivery.flows.loadtest import loadtest
+from model_delivery.flows.promote import promote
 from model_delivery.flows.redeploy import redeploy
 from model_delivery.flows.registration import Wanted
+from model_delivery.flows.rollback import rollback
 from model_delivery.run.lease import Lease
 from model_delivery.spec import DeliverySpec
 from model_delivery.verbs.status import status
@@ -44,7 +44,7 @@ from tests.parts.hubs.huggingface import HuggingFaceHub
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import TimingServer, engine_folder
 from tests.parts.tiny_model import tiny_model
-from tests.unit.test_cli import DELIVER, deliver, environment
+from tests.unit.test_cli import deliver
 
 HUB = {"source": "huggingface", "repo": "org/model"}
 SMOKE_ONLY = {"smoke": {"max_tokens": 16}, "throughput": None}
@@ -157,9 +157,10 @@ def test_a_redeploy_delivers_what_is_registered_only_when_it_has_changed(operato
     refused = operator.run(redeploy, NAME)
     assert "exit code 4" in refused.said
     assert "'Rome' is not in" in refused.page["trouble"]
+    tried = operator.lab.record.ended[-1].release
     held = operator.run(redeploy, NAME)
-    assert held.said == f"Completed: held (release {serving})"
-    assert "held" in held.page["outcome"]
+    assert held.said == f"Completed: held: release {tried}; {serving} serves"
+    assert held.said.removeprefix("Completed: ") in held.page["outcome"]
 
 
 def test_a_redeploy_of_what_is_not_registered_says_what_to_do(operator: Operator) -> None:
@@ -169,25 +170,18 @@ def test_a_redeploy_of_what_is_not_registered_says_what_to_do(operator: Operator
     assert "deliver register FILE" in wrong.page["trouble"]
 
 
-def test_after_a_cancelled_redeploy_what_it_had_on_its_way_is_gone(operator: Operator) -> None:
+def test_a_flow_that_cannot_begin_says_why_on_its_page(operator: Operator) -> None:
     operator.settle()
-    serving, file = operator.lab.record.serving, operator.lab.home.parent / "cancelled.yaml"
-    spec = operator.lab.spec("300s", model=HUB)
-    operator.register(spec)
-    file.write_text(json.dumps(spec.model_dump(mode="json")))
-    env = environment(operator.lab.home) | {"HF_ENDPOINT": operator.hub.url}
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run = subprocess.Popen([str(DELIVER), "up", str(file), "--request", "r1"], env=env, **quiet)
-    until(operator.lab.loading, 60, "the load test does not begin")
-    run.kill()
-    run.wait()
-    gone = FlowRun(flow_id=uuid4(), parameters={"name": NAME, "request": "r1"})
-    with temporary_settings({PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW: "ignore"}):
-        for hook in redeploy.on_cancellation_hooks:  # as Prefect's worker calls them
-            hook(redeploy, gone, Cancelled())
-    assert operator.lab.record.candidate is None
-    assert operator.lab.record.ended[-1].outcome == "cancelled"
-    assert [one.release for one in status(operator.lab.place, NAME).running] == [serving]
+    for flow, given in (
+        (rollback, {"name": "nobody"}),
+        (promote, {"name": "nobody", "by": "ana"}),
+        (redeploy, {"name": "*"}),
+    ):
+        ended = operator.run(flow, **given)
+        assert "exit code 2" in ended.said
+        assert "deliver" in ended.page["trouble"]
+        log = parts.log_of(operator.lab.client, FlowRun(id=ended.id, flow_id=ended.id))
+        assert not [line for line in log if "Traceback" in line]
 
 
 def test_drift_tells_what_stands_from_what_moved_upstream_and_changes_nothing(operator: Operator) -> None:
@@ -296,8 +290,10 @@ def deployed(server: parts.Server, worker: int) -> None:
     with parts.client_of(server) as client:
         parts.wait_for_pool(client)
         parts.make_cluster_pool(client)
-    command = [PREFECT, "deploy", "--all", "--no-prompt"]
-    subprocess.run(command, env=dict(server.env), check=True, capture_output=True, timeout=120)
+        run = partial(subprocess.run, env=dict(server.env), check=True, capture_output=True, timeout=120)
+        run([PREFECT, "deploy", "-n", "on_host", "--no-prompt"])
+        assert {client.read_deployment_by_name(f"{flow}/on_host").work_pool_name for flow in FLOWS} == {"local"}
+        run([PREFECT, "deploy", "--all", "--no-prompt"])
 
 
 @pytest.mark.usefixtures("deployed")
@@ -320,6 +316,25 @@ def test_prefect_deploy_all_makes_every_flow_for_both_pools(operator: Operator) 
         with pytest.raises(PrefectHTTPStatusError) as refused:
             client.create_flow_run_from_deployment(made[f"{flow}/on_host"].id, parameters=wrong)
         assert refused.value.response.status_code == 409
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_cancelled_redeploy_leaves_nothing_on_its_way_even_where_its_delivery_is_registered_no_more(
+    operator: Operator,
+) -> None:
+    operator.settle()
+    client, serving = operator.lab.client, operator.lab.record.serving
+    operator.register(operator.lab.spec("300s", model=HUB))
+    made = client.read_deployment_by_name("redeploy/on_host")
+    run = client.create_flow_run_from_deployment(made.id, parameters={"name": NAME})
+    until(operator.lab.loading, 90, "the load test does not begin")
+    registration.remove(NAME)
+    command = [PREFECT, "flow-run", "cancel", str(run.id)]
+    subprocess.run(command, env=dict(operator.lab.server.env), check=True, capture_output=True, timeout=120)
+    parts.wait_for(client, run)
+    until(lambda: operator.lab.record.candidate is None, 60, "its release is still on its way")
+    assert operator.lab.record.ended[-1].outcome == "cancelled"
+    assert [one.release for one in status(operator.lab.place, NAME).running] == [serving]
 
 
 @pytest.mark.usefixtures("deployed")

@@ -182,11 +182,8 @@ def test_a_cancel_ends_the_load_and_the_dark_release_and_what_serves_stays(lab: 
     assert not lab.loading()
     told = f"cancelled: release {ended.release} is withdrawn; {serving} serves"
     assert f"{NAME}: {told}" in parts.log_of(lab.client, run, f"{NAME}: {told}")
-    page: dict[str, Any] = {}
-    until(
-        lambda: page.update(parts.artifacts_of(lab.client, run)) or f"{NAME}-outcome" in page, 30, "it has no outcome"
-    )
-    assert told in str(page[f"{NAME}-outcome"].data)
+    page = until(lambda: parts.artifacts_of(lab.client, run).get(f"{NAME}-outcome"), 30, "it has no outcome")
+    assert told in str(page.data)
     now = status(lab.place, NAME)
     assert (now.state, now.serving, [one.release for one in now.running]) == ("up", serving, [serving])
 

@@ -9,13 +9,14 @@ import json
 import sqlite3
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from model_delivery.base import Permanent, Refused, Retryable
@@ -125,6 +126,37 @@ def test_a_schedule_that_was_paused_in_prefect_stays_paused_when_its_spec_is_reg
         assert (first.paused, again.paused, schedule.active) == (False, True, False)
         assert isinstance(schedule.schedule, CronSchedule)
         assert schedule.schedule.cron == "0 4 * * *"
+
+
+def test_what_a_person_set_in_prefect_stays_when_the_spec_is_registered_again(
+    server: parts.Server, worker: int, tmp_path: Path
+) -> None:
+    assert worker
+    with parts.client_of(server) as client:
+        parts.wait_for_pool(client)
+        register(spec(tmp_path, name="kept", schedule={"cron": "0 3 * * *"}), parts.POOL)
+        made = client.read_deployment_by_name("deliver/kept")
+        env = {**made.job_variables["env"], "HF_ENDPOINT": "http://127.0.0.1:1"}
+        theirs = {
+            "parameters": {**made.parameters, "take_over": True},
+            "job_variables": {"env": env, "working_dir": "/"},
+        }
+        client.update_deployment(made.id, DeploymentUpdate(**theirs, concurrency_limit=3))
+        hourly = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(hours=1)), active=False)
+        client.create_deployment_schedules(made.id, [hourly])
+        again = register(spec(tmp_path, name="kept", schedule={"cron": "0 4 * * *"}), parts.POOL)
+        now = client.read_deployment_by_name("deliver/kept")
+        assert (again.action, again.paused) == ("changed", False)
+        assert now.job_variables == theirs["job_variables"]
+        assert (now.parameters["take_over"], now.global_concurrency_limit and now.global_concurrency_limit.limit) == (
+            True,
+            3,
+        )
+        crons = {getattr(one.schedule, "cron", ""): one.active for one in now.schedules if one.slug}
+        assert crons == {"0 4 * * *": True}
+        assert [schedule.active for schedule in now.schedules if not schedule.slug] == [False]
+        register(spec(tmp_path, name="kept"), parts.POOL)
+        assert [one.slug for one in client.read_deployment_by_name("deliver/kept").schedules] == [None]
 
 
 def test_a_pool_whose_workers_cannot_have_us_is_refused(server: parts.Server, tmp_path: Path) -> None:

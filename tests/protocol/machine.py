@@ -24,6 +24,7 @@ from model_delivery.run.record import Approval, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.tasks import delivering as do
+from model_delivery.tasks import running
 from model_delivery.values import ABSENT, RECORD_REF, Capabilities, File, Lock, Snapshot
 from model_delivery.values.engine import Engine
 from tests.protocol.simulated import Clock, Place, Target
@@ -181,9 +182,9 @@ class Runs:
             admission = protocol.admit(session, wanted, lock(), scheduled=scheduled)
             if admission.answer.delivers:
                 if not self.bring(session, asks=wanted.approval == "manual"):
-                    return do.Run(session).outcome(do.AWAITING)
+                    return running.Run(session).outcome(running.AWAITING)
                 protocol.collect(session, wanted.rollout)
-            return do.Run(session).outcome(admission)
+            return running.Run(session).outcome(admission)
 
         return body
 
@@ -205,11 +206,11 @@ class Runs:
         if admission.answer.delivers:
             self.bring(session)
             protocol.collect(session, do.ROLLBACK)
-        return do.Run(session).outcome(admission)
+        return running.Run(session).outcome(admission)
 
     def bring(self, session: Session, *, asks: bool = False) -> bool:
         """As ``flows/deliver.py`` does it, on this session."""
-        with do.Run(session).withdrawn_on_trouble():
+        with running.Run(session).withdrawn_on_trouble():
             way = route(session)
             for stage in way.stages:
                 if asks and stage.watched and not approval.approved(session, 600):

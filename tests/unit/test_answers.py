@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from model_delivery.base import Finding, GateFailed, Permanent, Retryable, Trouble
 from model_delivery.run import rules
 from model_delivery.run.record import Outcome, Record
 from model_delivery.run.rules import Answer
@@ -26,3 +27,18 @@ def test_what_a_gate_refused_is_held_until_its_gates_change_too_and_what_a_rollb
     assert rules.answer(refused, "new", "spec", Gates(), "r2", scheduled=True) is Answer.NEW
     left = rules.withdrawn(rules.ending(record, Outcome.NOT_APPROVED, 4, "no", 0.0, facts, hold=True))
     assert rules.answer(left, "new", "spec", Gates(), "r2", scheduled=True) is Answer.HELD
+
+
+def test_what_could_not_be_judged_is_not_held_and_what_a_gate_or_the_engine_said_is() -> None:
+    record = rules.proposed(Record(ProcessKey(kind="process")), "new", "r1", Rollout(), Gates(), Address("h", 1))
+    tried = record.candidate
+    assert tried is not None
+
+    def held(kind: type[Trouble], *codes: str) -> bool:
+        return rules.at_fault(tried, kind(*(Finding(code, "it is so") for code in codes)))
+
+    assert not held(GateFailed, "gate.not-valid", "gate.refused")
+    assert held(GateFailed, "gate.not-valid", "gate.error-rate", "gate.refused")
+    assert held(Permanent, "engine.bad-argument")
+    assert not held(Retryable, "engine.out-of-memory")
+    assert not held(Permanent, "host.no-room")

@@ -33,7 +33,7 @@ def double(number: int) -> int:
 
 with sink(heard.append), artifacts.progress_sink():
     assert double(number=21) == 42
-artifacts.publish_plan("# plan")
+artifacts.publish_plan("# plan", ())
 artifacts.publish_picture(b"", "nothing")
 assert run_id() is None
 assert heard == [Progress("double")], heard

@@ -28,6 +28,7 @@ from tests.flows.test_automations import BLOCK, hearing
 from tests.parts import prefect_server as parts
 from tests.parts.cluster.waiting import until
 from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
+from tests.parts.marks import holds
 from tests.parts.ports import free_port
 from tests.parts.timing_engine import engine_folder
 from tests.parts.tiny_model import tiny_model
@@ -195,19 +196,6 @@ def test_no_secret_of_any_place_is_left_anywhere(ran: Ran) -> None:
     assert len([where for where in found if where.endswith("report.json")]) == 2
     for place, mark in (ran.marks | {"Prefect's API": ran.second.auth}).items():
         assert not [where for where, content in found.items() if holds(content, mark)], place
-
-
-def holds(content: bytes, mark: str) -> bool:
-    """Its letters and digits, that is, as they are, or as base64, an address or
-    hexadecimal digits would have them.
-    """
-    (core,) = re.findall(rb"[0-9a-f]{24,}", mark.encode())
-    percent = "".join(f"%{octet:02x}" for octet in core).encode()
-    forms = {core, core.hex().encode(), percent, percent.upper()}
-    for before in range(3):
-        text = base64.b64encode(bytes(before) + core)
-        forms.add(text[-(-before * 8 // 6) : (before + len(core)) * 8 // 6])
-    return any(form in content for form in forms)
 
 
 def test_a_secret_is_found_however_it_is_written() -> None:

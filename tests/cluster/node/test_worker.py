@@ -5,6 +5,7 @@ Role alone: a deployment's run is a Job of the project's image, which delivers.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.flow_runs import resume_flow_run
 
 from model_delivery.flows import registration
 from model_delivery.flows.registration import Wanted
@@ -30,6 +32,7 @@ from tests.parts import prefect_server as parts
 from tests.parts.cluster import images
 from tests.parts.cluster.node import ADDRESS, Node
 from tests.parts.cluster.waiting import until
+from tests.parts.marks import holds
 from tests.parts.tiny_model import tiny_model
 
 pytestmark = pytest.mark.timeout(900)
@@ -56,6 +59,11 @@ class Operated:
         registration.register(proposal)
         return self.client.read_deployment_by_name(f"deliver/{NAME}").id
 
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Of Prefect's, as a user types it."""
+        env = dict(self.server.env)
+        return subprocess.run([PREFECT, *words], env=env, check=False, capture_output=True, text=True, timeout=300)
+
     def fired(self, label: str) -> FlowRun:
         """The run that a schedule of every minute makes; the schedule is gone again."""
         made = self.registered(label, schedule={"cron": "* * * * *", "timezone": "UTC"})
@@ -73,6 +81,10 @@ class Operated:
         gone = parts.wait_for(self.client, run, 240)
         assert gone.state is not None
         assert (gone.state.name, message in str(gone.state.message)) == (state, True), gone.state
+
+    def state(self, run: FlowRun) -> str:
+        now = self.client.read_flow_run(run.id).state
+        return now.name or "" if now else ""
 
     def pods(self, run: FlowRun) -> list[dict[str, Any]]:
         return self.lab.there("pods", f"prefect.io/flow-run-id={run.id}")
@@ -137,12 +149,16 @@ def template(lab: Lab) -> dict[str, Any]:
 
 
 def test_a_deployments_run_delivers_and_a_gate_refuses_the_next(operated: Operated) -> None:
-    operated.ended(operated.begin("first"), "Completed", "promoted")
+    run = ("deployment", "run", f"deliver/{NAME}", "--watch")
+    operated.registered("first")
+    promoted = operated.command(*run)
     serving = operated.lab.record.serving
-    assert serving
-    refused = operated.begin("refused", gates={"smoke": {"expect": "Rome"}, "throughput": None})
-    operated.ended(refused, "Failed", "exit code 4")
-    assert operated.lab.record.serving == serving
+    assert (promoted.returncode, bool(serving)) == (0, True), promoted.stdout + promoted.stderr
+    operated.registered("refused", gates={"smoke": {"expect": "Rome"}, "throughput": None})
+    refused = operated.command(*run)
+    assert refused.returncode not in (0, 2), refused.stdout + refused.stderr
+    last = operated.lab.record.ended[-1]
+    assert (last.outcome, last.exit_code, operated.lab.record.serving) == ("gate failed", 4, serving)
 
 
 def test_a_schedule_finds_nothing_to_do_until_the_branch_moves(operated: Operated) -> None:
@@ -174,8 +190,7 @@ def test_a_cancel_takes_the_dark_release_and_its_load_test_away(operated: Operat
     load = {"profile": "smoke", "users": 1, "warmup": "0s", "duration": "300s", "slo": {"error_rate_max": 0}}
     run = operated.begin("cancelled", gates={"smoke": {"max_tokens": 16}, "throughput": load})
     until(lambda: [job for job in jobs(operated) if "-load-" in job], 120, "no load test is at work", pause=1)
-    command = [PREFECT, "flow-run", "cancel", str(run.id)]
-    subprocess.run(command, env=dict(operated.server.env), check=True, capture_output=True, timeout=120)
+    assert operated.command("flow-run", "cancel", str(run.id)).returncode == 0
     operated.ended(run, "Cancelled", "")
     states = {state.type.value: state.timestamp for state in operated.client.read_flow_run_states(run.id)}
     until(lambda: operated.lab.record.candidate is None, 90, "the dark release is still there", pause=1)
@@ -184,6 +199,80 @@ def test_a_cancel_takes_the_dark_release_and_its_load_test_away(operated: Operat
     assert ended.at - states["CANCELLING"].timestamp() < CANCEL_SECONDS
     until(lambda: not [job for job in jobs(operated) if "-load-" in job], 60, "the load test is still there")
     assert operated.lab.record.serving == serving
+
+
+def test_a_person_approves_and_no_pod_waits_for_them(operated: Operated) -> None:
+    operated.ended(operated.begin("before-asking"), "Completed", "")
+    serving, run = operated.lab.record.serving, operated.begin("asked", approval="manual")
+    until(lambda: operated.state(run) == "Suspended", 180, lambda: f"it does not wait: {operated.state(run)}", pause=1)
+    done = {"Succeeded", "Failed"}
+    until(lambda: {pod["status"]["phase"] for pod in operated.pods(run)} <= done, 60, "a pod of it waits", pause=1)
+    assert operated.lab.record.serving == serving
+    with parts.settings_of(operated.server):
+        resume_flow_run(run.id, run_input={"decision": "promote", "by": "ana", "reason": "fast enough"})
+    operated.ended(run, "Completed", "promoted")
+    last = operated.lab.record.ended[-1]
+    assert (last.release, last.why()) == (operated.lab.record.serving, "approved by ana: fast enough")
+    assert last.release != serving
+
+
+def test_the_generic_flows_run_in_the_pool(operated: Operated) -> None:
+    operated.ended(operated.begin("older"), "Completed", "")
+    operated.ended(operated.begin("newer"), "Completed", "")
+    deployed = operated.command("deploy", "-n", "on_cluster", "--no-prompt")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    where = {"namespace": operated.lab.namespace}
+    load = {"profile": "smoke", "users": 1, "warmup": "0s", "duration": "2s", "slo": {"error_rate_max": 0}}
+    given: dict[str, tuple[dict[str, Any], str]] = {
+        "redeploy": ({"name": NAME}, "unchanged"),
+        "drift": ({"name": NAME}, "no drift"),
+        "loadtest": ({"service": NAME, "where": where, "load": load}, "passed"),
+        "collect": ({"where": where, "dry_run": True}, "remove"),
+    }
+    before, runs = operated.lab.record, dict[str, FlowRun]()
+    for flow, (parameters, _) in given.items():
+        made = operated.client.read_deployment_by_name(f"{flow}/on_cluster")
+        runs[flow] = operated.client.create_flow_run_from_deployment(made.id, parameters=parameters)
+    for flow, (_, said) in given.items():
+        operated.ended(runs[flow], "Completed", said)
+    assert operated.lab.record == before
+    back = operated.client.read_deployment_by_name("rollback/on_cluster")
+    asked = operated.client.create_flow_run_from_deployment(back.id, parameters={"name": NAME, "where": where})
+    operated.ended(asked, "Completed", "rolled back to")
+    assert operated.lab.record.serving == before.previous
+
+
+def test_no_secret_is_left_anywhere_but_in_its_secret(operated: Operated) -> None:
+    lab, marks = operated.lab, {place: secrets.token_hex(12) for place in ("token", "key")}
+    plain = f"label-{secrets.token_hex(4)}"
+    meta = {"name": "marked", "namespace": lab.namespace}
+    lab.node.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": marks})
+    marked = {place: {"kube": {"name": "marked", "key": place}} for place in marks}
+    model = {"token": marked["token"]}
+    lab.hub.token = marks["token"]
+    try:
+        for expect, state in (("Paris", "Completed"), ("Rome", "Failed")):
+            serving = {"args": ["--label", f"{plain}-{expect}"], "api_key": marked["key"]}
+            gates = {"smoke": {"expect": expect}, "throughput": None}
+            file = lab.spec(lab.images["engine"], serving=serving, model=model, gates=gates)
+            (proposal,) = registration.propose([load_spec(file)], Wanted(POOL)).proposals
+            registration.register(proposal)
+            made = operated.client.read_deployment_by_name(f"deliver/{NAME}")
+            operated.ended(operated.client.create_flow_run_from_deployment(made.id), state, "")
+    finally:
+        lab.hub.token = ""
+    found = {str(file): file.read_bytes() for file in operated.server.home.rglob("*") if file.is_file()}
+    kinds = lab.node.kubectl("api-resources", "--namespaced", "--verbs=list", "-o", "name").split()
+    for kind in {*kinds} - {"secrets"}:
+        found[kind] = lab.node.kubectl("get", kind, "-n", lab.namespace, "-o", "json").encode()
+    for pod in lab.there("pods"):
+        name = pod["metadata"]["name"]
+        found[f"log of {name}"] = lab.node.kubectl("logs", name, "-n", lab.namespace, "--all-containers").encode()
+    seen = {where for where, content in found.items() if plain.encode() in content}
+    assert {"configmaps", "deployments.apps", "pods"} <= seen, "a search that does not find this sees nothing"
+    assert [where for where in seen if "prefect.db" in where]
+    for place, mark in marks.items():
+        assert not [where for where, content in found.items() if holds(content, mark)], place
 
 
 def jobs(operated: Operated) -> list[str]:

@@ -5,7 +5,6 @@ open-loop load under which releases change: each a process whose CPU seconds are
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model_delivery.measure.metrics import TALLY, Tally
 
 MODEL, OUTPUT, LIMIT = "m", 128, 300.0
+USER = ROOT / "loadtests" / "user.py"
 Command = tuple[list[str], dict[str, str], Path]
 Read = tuple[int, float, dict[str, float]]
 
@@ -56,7 +56,7 @@ def ours(machine: Machine, asked: Asked) -> Command:
     return locust(machine, asked.url, "tally", asked.users, plan), machine.environ, machine.out / "tally.json"
 
 
-def locust(machine: Machine, url: str, name: str, users: int, plan: Mapping[str, Any]) -> list[str]:
+def locust(machine: Machine, url: str, name: str, users: int, plan: Mapping[str, Any], file: Path = USER) -> list[str]:
     """The command of our own load generator, with its plan as the pipeline gives it."""
     whole = {"model": MODEL, "warmup": 0, "seed": 1, "processes": 1, **plan}
     (machine.out / f"{name}-plan.json").write_text(json.dumps(whole), encoding="utf-8")
@@ -67,7 +67,7 @@ def locust(machine: Machine, url: str, name: str, users: int, plan: Mapping[str,
         "-m",
         "locust",
         "-f",
-        str(ROOT / "loadtests" / "user.py"),
+        str(file),
         "--headless",
         "--only-summary",
     ]
@@ -148,11 +148,11 @@ class Traffic:
     ``counted``.
     """
 
-    def __init__(self, child: subprocess.Popen[bytes], tally: Path) -> None:
-        self.child, self.tally, self.counted = child, tally, dict[str, Any]()
+    def __init__(self, child: subprocess.Popen[bytes], tally: Path, until: Path) -> None:
+        self.child, self.tally, self.until, self.counted = child, tally, until, dict[str, Any]()
 
     def stop(self, limit: float = 90) -> None:
-        self.child.send_signal(signal.SIGTERM)
+        self.until.touch()
         self.child.wait(limit)
         tally = TALLY.validate_json(self.tally.read_bytes())
         counts = {key: tally.counts[key] for key in ("sent", "requests", "good")}
@@ -165,11 +165,14 @@ def traffic(machine: Machine, url: str, model: Path, rate: float, output: int = 
     """Requests at ``rate`` per second, whatever the earlier ones do."""
     profile = {"prompts": Asked(url, model, 1, 4096).prompts, "output_tokens": output, "ignore_eos": True}
     plan = {"profile": profile, "users": None, "rate": rate, "duration": 1700}
-    command = locust(machine, url, "traffic", 1, plan)
+    command = locust(machine, url, "traffic", 1, plan, ROOT / "benchmarks" / "gpu" / "until.py")
+    until = machine.out / "traffic-ends"
+    until.unlink(missing_ok=True)
+    environ = machine.environ | {"UNTIL": str(until)}
     with (machine.out / "traffic.log").open("wb") as log:
-        child = subprocess.Popen(command, env=machine.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        child = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        yield Traffic(child, machine.out / "traffic.json")
+        yield Traffic(child, machine.out / "traffic.json", until)
     finally:
         child.kill()
         child.wait()

@@ -75,10 +75,11 @@ def models(machine: Machine, packages: Path) -> dict[str, Any]:
 
 @dataclass
 class Service:
-    """One delivery of this machine."""
+    """One delivery of this machine, whose card has ``total`` GiB."""
 
     machine: Machine
     name: str
+    total: float
     served: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -153,10 +154,9 @@ class Service:
             for key, pattern in LOG.items()
             if (found := re.findall(pattern, text))
         }
-        total = 0.0 if self.machine.rehearsal else float(self.machine.facts()["card_total_gib"])
         weights = sum(f.stat().st_size for f in self.model.glob("*.safetensors"))
         config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
-        space, tokens = kv_space(config, weights, total, share)
+        space, tokens = kv_space(config, weights, self.total, share)
         return said | {"share": share, "estimated_gib": round(space, 2), "estimated_tokens": tokens}
 
     def down(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_USE_FLASHINFER_SAMPLER": "0", "PYTHONUNBUFFERED": "1",
+    "NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1",
 }  # fmt: skip
 
 
@@ -80,7 +81,8 @@ class Machine:
         cpus, ram = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         seen = {"cards": self.cards("name,memory.total,driver_version"), "cpus": cpus, "ram_gib": round(ram, 1)}
         card = {"card_total_gib": total / 2**30, "card_free_gib": free / 2**30}
-        return seen | card | self.python(versions) | {"deliver_python": sys.version.split()[0]}
+        said: dict[str, Any] = self.python(versions)
+        return seen | card | said | {"deliver_python": sys.version.split()[0]}
 
     def cards(self, fields: str) -> list[str]:
         return self._smi(f"--query-gpu={fields}")

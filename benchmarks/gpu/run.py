@@ -87,6 +87,11 @@ class Results:
         )
         return "\n".join([*lines, "", f"median of {times}:", "", table(middle(self.rows)), ""])
 
+    @property
+    def card(self) -> float:
+        """GiB of the card."""
+        return float(self.steps["facts"].get("card_total_gib", 0))
+
     def went_well(self, name: str) -> bool:
         return name in self.steps and "failed" not in self.steps[name]
 
@@ -100,7 +105,7 @@ def _late(*_: object) -> None:
 
 
 def small(machine: Machine, results: Results) -> None:
-    service = Service(machine, SMALL)
+    service = Service(machine, SMALL, results.card)
     with results.step("small", 360) as came:
         results.needs("models")
         came.update(service.up(0.2, limit=330))
@@ -135,6 +140,7 @@ def _moved(results: Results, service: Service, watcher: Watcher) -> None:
         began = time.monotonic()
         came.update(service.up(SHARES["second"], "--no-enable-prefix-caching", "--max-num-seqs", "512", limit=390))
         came["first token of it, s"] = watcher.first_after(began, address_of(service, came["release"]))
+        came["cards"] = service.machine.on_the_cards()
     with results.step("back to the standby", 120) as came:
         results.needs("second")
         began = time.monotonic()
@@ -163,7 +169,7 @@ def compare(machine: Machine, results: Results, service: Service, until: float) 
 
 
 def large(machine: Machine, results: Results, until: float) -> None:
-    service = Service(machine, LARGE)
+    service = Service(machine, LARGE, results.card)
     with results.step("first", 480) as came:
         results.needs("models")
         came.update(service.up(SHARES["first"], "--no-enable-prefix-caching", limit=450))

@@ -74,7 +74,7 @@ class Results:
     def markdown(self) -> str:
         lines = ["| step | seconds | |", "|---|--:|---|"]
         for name, came in self.steps.items():
-            said = came.get("failed", "").partition("\n")[0] or ", ".join(
+            said = str(came.get("failed", "")).partition("\n")[0] or ", ".join(
                 f"{k} {v}" for k, v in came.items() if k != "step_s"
             )
             lines.append(f"| {name} | {came.get('step_s', '')} | {said} |")
@@ -131,7 +131,7 @@ def moves(machine: Machine, results: Results, service: Service, rate: float) -> 
 
 def _stopped(load: Traffic, came: dict[str, Any]) -> None:
     load.stop()
-    came.update(load.counted)
+    came["traffic"] = load.counted
 
 
 def _moved(results: Results, service: Service, watcher: Watcher) -> None:

@@ -42,35 +42,41 @@ LOG = {
 
 
 def models(machine: Machine, packages: Path) -> dict[str, Any]:
-    """Both models, made once: the small one converted from its package, the large one at
-    random.
-    """
-    made: dict[str, Any] = {}
-    commands = {
-        LARGE: [
-            [str(ROOT / "benchmarks/gpu/model.py"), LARGE, "256" if machine.rehearsal else "4096"],
-            [str(ROOT / "benchmarks/gpu/weights.py"), LARGE],
-        ],
-        SMALL: [["-c", CONVERT, str(packages), SMALL]],
-    }
-    for name, steps in commands.items():
-        began, folder = time.monotonic(), machine.work / name
-        if name == SMALL and (folder / "config.json").exists():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        for words in steps:
-            if "model.py" in words[0] and (folder / "prompts.jsonl").exists():
-                continue
-            environ = machine.engine_environ | ({"PYTHONPATH": str(packages)} if name == SMALL else {})
-            subprocess.run([machine.engine_python, *words], cwd=machine.work, env=environ, check=True, timeout=400)
+    """Both models, each made once."""
+    began = time.monotonic()
+    _large(machine)
+    between = time.monotonic()
+    _small(machine, packages)
+    seconds = {LARGE: round(between - began, 1), SMALL: round(time.monotonic() - between, 1)}
+    return {"seconds": seconds, "bytes": {name: weights(machine.work / name) for name in seconds}}
+
+
+def _large(machine: Machine) -> None:
+    """Random weights, and prompts of its own tokenizer."""
+    folder, scripts = machine.work / LARGE, ROOT / "benchmarks" / "gpu"
+    if not (folder / "prompts.jsonl").exists():
+        _made(machine, str(scripts / "model.py"), str(folder), "256" if machine.rehearsal else "4096")
+        if machine.rehearsal:
             config = folder / "config.json"
-            if machine.rehearsal and "model.py" in words[0]:
-                config.write_text(json.dumps(json.loads(config.read_text()) | TINY), encoding="utf-8")
-        made[name] = round(time.monotonic() - began, 1)
-    sizes = {
-        name: sum(f.stat().st_size for f in (machine.work / name).glob("*.safetensors")) for name in (LARGE, SMALL)
-    }
-    return {"seconds": made, "bytes": sizes}
+            config.write_text(json.dumps(json.loads(config.read_bytes()) | TINY), encoding="utf-8")
+    _made(machine, str(scripts / "weights.py"), str(folder))
+
+
+def _small(machine: Machine, packages: Path) -> None:
+    """Converted from its package."""
+    folder = machine.work / SMALL
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _made(machine, "-c", CONVERT, str(packages), str(folder), PYTHONPATH=str(packages))
+
+
+def _made(machine: Machine, *words: str, **environ: str) -> None:
+    subprocess.run([machine.engine_python, *words], env=machine.engine_environ | environ, check=True, timeout=400)
+
+
+def weights(folder: Path) -> int:
+    """Bytes of its safetensors files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 @dataclass
@@ -154,9 +160,8 @@ class Service:
             for key, pattern in LOG.items()
             if (found := re.findall(pattern, text))
         }
-        weights = sum(f.stat().st_size for f in self.model.glob("*.safetensors"))
         config = json.loads((self.model / "config.json").read_text(encoding="utf-8"))
-        space, tokens = kv_space(config, weights, self.total, share)
+        space, tokens = kv_space(config, weights(self.model), self.total, share)
         return said | {"share": share, "estimated_gib": round(space, 2), "estimated_tokens": tokens}
 
     def down(self) -> dict[str, Any]:
@@ -197,7 +202,7 @@ class Watcher:
     def watch(self) -> None:
         while not self.over.wait(0.05):
             try:
-                by, _ = asked_once(self.url)
+                by = asked_once(self.url)
                 self.seen.append((time.monotonic(), by))
             except Exception as error:
                 self.failed.append(f"{type(error).__name__}: {error}"[:200])

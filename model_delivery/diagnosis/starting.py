@@ -21,7 +21,8 @@ MILESTONES = tuple(
         (r"^Using cache directory: .*torch\.compile|Dynamo bytecode transform time", "the model is compiled"),
         (r"^torch\.compile (?:took|takes)|^Available KV cache memory|KV cache size: ", "memory is laid out"),
         (r"^Capturing CUDA graphs.*\| *(\d+)/(\d+) \[", r"CUDA graphs are captured, \1 of \2"),
-        (r"^Graph capturing finished|^init engine .* took", "its core is ready"),
+        (r"^Graph capturing finished", "its kernels are warmed up"),
+        (r"^init engine .* took", "its core is ready"),
         (r"^Starting vLLM (?:API )?server|^Application startup complete", "its server opens the port"),
     )
 )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks.gpu.arithmetic import Row, between, buckets, quantile, table
+from benchmarks.gpu.arithmetic import Row, between, buckets, kv_space, middle, phases, quantile, table
 
 
 def test_quantiles_are_interpolated_within_their_bucket() -> None:
@@ -39,3 +39,34 @@ def test_the_table_has_the_servers_figures_beside() -> None:
     told = {"ttft_p50": 30.0, "ttft_p95": 61.04, "itl_p50": 5.5, "itl_p95": 6.0}
     row = Row(16, "this harness", 96, 2512.4, told, {"ttft_p95": 52.5}, 0.63)
     assert table([row]).splitlines()[-1] == "| 16 | this harness | 96 | 2,512 | 30.0 | 61.0 (52.5) | 5.5 | 6.0 | 0.63 |"
+
+
+def test_of_alternating_runs_each_figure_is_the_median() -> None:
+    def row(tool: str, rate: float, ttft: float, cpu: float) -> Row:
+        return Row(16, tool, 96, rate, {"ttft_p50": ttft}, {"ttft_p50": ttft - 1}, cpu)
+
+    rows = [row("a", 10, 3, 0.1), row("b", 5, 1, 9), row("a", 30, 1, 0.3), row("a", 20, 2, 0.9)]
+    first, second = middle(rows)
+    assert (first.tokens_per_second, first.told, first.server, first.cpu) == (20, {"ttft_p50": 2}, {"ttft_p50": 1}, 0.3)
+    assert second.tool == "b"
+
+
+def test_phases_come_from_a_commands_own_lines() -> None:
+    lines = [
+        (4.0, "the fetch step: started after 0.3 s"),
+        (9.5, "the fetch step: ended after 5.5 s"),
+        (11.0, "release 80ab1b749b: the engine is starting: its core begins, 1 of at most 900 s"),
+        (95.5, "release 80ab1b749b: ready after 86.0 s"),
+        (99.0, "the smoke step: ended after 3.9 s"),
+        (120.0, "the load step: ended after 19.8 s"),
+        (121.0, "release 80ab1b749b: ready after 0.6 s"),
+    ]
+    assert phases(lines, 122) == {"resolve": 4, "fetch": 5.5, "start": 86, "smoke": 3.5, "load": 21, "promote": 2}
+    assert phases([(1.0, "release 80ab1b749b: ready after 0.6 s")], 3) == {"start": 1, "promote": 2}
+
+
+def test_kv_space_before_activations_is_what_vllm_reported_with_them() -> None:
+    shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32}
+    space, tokens = kv_space(shape, round(12.56 * 2**30), 139.8, 0.92)
+    assert space - 0.78 == pytest.approx(115.05, abs=0.02)  # CodeLlama-7B on an H200: 235,616 tokens
+    assert tokens * (space - 0.78) / space == pytest.approx(235_616, rel=1e-3)

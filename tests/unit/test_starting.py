@@ -27,6 +27,7 @@ START = (
     f"{CORE}Available KV cache memory: 100.2 GiB",
     "Capturing CUDA graphs (decode, FULL):  57%|█████▋    | 4/7 [00:00<00:00, 9.1it/s]",
     f"{CORE}Graph capturing finished in 2 secs, took 0.5 GiB",
+    f"{CORE}init engine (profile, create kv cache, warmup model) took 44.37 s (compilation: 20.58 s)",
     "(APIServer pid=1) INFO 11-27 17:31:21 [entry.py:140] Starting vLLM server on http://127.0.0.1:58309",
 )
 SAID = (
@@ -40,6 +41,7 @@ SAID = (
     "the model is compiled",
     "memory is laid out",
     "CUDA graphs are captured, 4 of 7",
+    "its kernels are warmed up",
     "its core is ready",
     "its server opens the port",
 )

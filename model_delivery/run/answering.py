@@ -43,7 +43,7 @@ def silence(book: Book, name: ReleaseId) -> str:
     if not book.place.keeps_files:
         return ""
     match book.target.readiness(book.release(name), book.world()):
-        case Current(endpoint):
+        case Current(endpoint) if endpoint:
             host, port = urlsplit(endpoint).hostname or "", urlsplit(endpoint).port or 80
         case _:
             return ""

@@ -30,8 +30,7 @@ def deliver(
         lock = do.resolve(spec)
         admission = do.plan(spec, lock, scheduled)
         if not admission.answer.delivers:
-            do.answers(admission)
-            return run.outcome(admission)
+            return run.outcome(do.answers(admission))
         with run.withdrawn_on_trouble():
             promoted = stages(run, spec.approval_timeout if spec.approval == "manual" else None)
         if promoted:

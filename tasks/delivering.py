@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from model_delivery.base import (
     Duration,
     Finding,
@@ -15,7 +17,7 @@ from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import judge
 from model_delivery.run import evidence, protocol, rules
-from model_delivery.run.answering import must_answer
+from model_delivery.run.answering import finding, restart, silence
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
@@ -72,15 +74,16 @@ def plan(spec: DeliverySpec, lock: Lock, scheduled: bool) -> Admission:
 
 
 @step("answers")
-def answers(admission: Admission) -> None:
-    """What serves unchanged still gives tokens."""
-    session = current()
-    if admission.answer in (Answer.UNCHANGED, Answer.HEALED):
-        try:
-            must_answer(session)
-        except Permanent as silent:
-            events.tell(Event.WEDGED, session.delivery, session.record.serving, silent)
-            raise
+def answers(admission: Admission) -> Admission:
+    """What serves still gives tokens, or is started anew."""
+    session, asked = current(), (Answer.UNCHANGED, Answer.HEALED, Answer.HELD)
+    serving = session.record.serving if admission.answer in asked else None
+    why = silence(session, serving) if serving else ""
+    if not serving or not why:
+        return admission
+    events.tell(Event.WEDGED, session.delivery, serving, Permanent(finding(session.delivery, why)))
+    restart(session, serving, why)
+    return replace(admission, answer=Answer.HEALED)
 
 
 @step("choose")

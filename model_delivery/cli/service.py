@@ -11,6 +11,7 @@ import click
 
 from model_delivery.base import Finding, Permanent, Trouble, default_home, moment, scrub
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
+from model_delivery.run.answering import finding as silent
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
 
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @delivery
+@click.option("--probe", is_flag=True, help="Ask what serves for a token, too (on a host).")
 @answers
-def status(where: Where) -> Answer:
+def status(where: Where, *, probe: bool) -> Answer:
     """What serves under NAME, what is being tried, and whether the world is as it should
     be.
     """
-    now = statuses.status(where.place, where.name)
-    return Answer(now, _lines(now))
+    now = statuses.status(where.place, where.name, probe=probe)
+    return Answer(now, _lines(now), Permanent(silent(where.name, now.silent)) if now.silent else None)
 
 
 def _lines(now: statuses.Status) -> Iterator[str | Table]:

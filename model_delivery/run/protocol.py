@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
+from model_delivery.run.answering import silence
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
 from model_delivery.run.record import Ended, Outcome, Record
@@ -36,6 +37,7 @@ from model_delivery.values import (
 )
 
 READY_SECONDS = 600.0
+ASK_SECONDS = 10.0
 REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
 NOT_APPROVED = "gate.not-approved"
 
@@ -194,11 +196,14 @@ def watch(session: Session, stage: Stage) -> None:
     """Look after the candidate while it has traffic: ``soak`` on a canary's share,
     ``watch`` on all of it.
 
-    GateFailed when it, or the route to it, does not stay ready.
+    GateFailed when it, or the route to it, does not stay ready, or it gives no token.
     """
     release, length = session.release(session.candidate.release), _watch_seconds(session, stage)
-    end = session.clock.monotonic() + length
+    end, asked = session.clock.monotonic() + length, -ASK_SECONDS
     while (left := end - session.clock.monotonic()) > 0:
+        if session.clock.monotonic() - asked >= ASK_SECONDS:
+            _must_give_a_token(session, release.id, left)
+            asked = session.clock.monotonic()
         world = session.world()
         for state in (session.target.readiness(release, world), session.target.routed(stage.desired, world)):
             if not isinstance(state, Current):
@@ -210,7 +215,14 @@ def watch(session: Session, stage: Stage) -> None:
                 what, when = f"release {release.id} failed while it was watched", f"{left:.0f} s before the end"
                 raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
         report(Progress("watch", "still ready", done=round(length - left), total=length, unit="s"))
-        session.place.hint(session.delivery, left)
+        session.place.hint(session.delivery, min(left, ASK_SECONDS))
+
+
+def _must_give_a_token(session: Session, release: ReleaseId, left: float) -> None:
+    if why := silence(session, release):
+        seen = Finding("gate.silent-while-watched", "it says it is well, and gives no token", f"asked for one, {why}")
+        what, when = f"release {release} failed while it was watched", f"{left:.0f} s before the end"
+        raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
 
 
 def _watch_seconds(session: Session, stage: Stage) -> float:

@@ -96,6 +96,10 @@ class Session(Book):
         self._wait_gone({change.ref for change in done.changes if change.action == "deleted"})
         return done
 
+    def remove(self, ref: Ref) -> None:
+        """And wait until it has gone."""
+        self._wait_gone({self.place.delete(self.delivery, ref).ref})
+
     def lead(self, route: Resource, seen: Observed | None) -> Observed | None:
         """By the target's way, which a run that was killed on it goes on from where it
         was: it is told by what is seen alone.

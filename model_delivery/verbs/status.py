@@ -12,6 +12,7 @@ from itertools import chain
 from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol, rules
+from model_delivery.run.answering import silence
 from model_delivery.run.book import Book
 from model_delivery.run.lease import held
 from model_delivery.run.plan import route
@@ -53,6 +54,7 @@ class Status:
     what is ours. ``astray``: why clients do not come to where they should; empty: they
     do. ``at_work``: a run has the candidate in hand. ``approval_until``: as long a person
     may say whether it gets traffic.
+    ``silent``: why what serves gives no token, where that was asked and it does not.
     """
 
     name: str
@@ -72,10 +74,13 @@ class Status:
     at_work: bool = False
     why_held: str = ""
     approval_until: float | None = None
+    silent: str = ""
 
 
-def status(place: Place, name: str) -> Status:
-    """What serves, what is being tried, what runs, and what a converge would change."""
+def status(place: Place, name: str, *, probe: bool = False) -> Status:
+    """What serves, what is being tried, what runs, and what a converge would change.
+    ``probe``: what serves is asked for a token.
+    """
     book = read(place, name)
     if unknown := unknown_secret(book):
         book = unquoted(book)
@@ -103,6 +108,7 @@ def status(place: Place, name: str) -> Status:
         at_work=candidate is not None and held(place, name),
         why_held=_why_held(record),
         approval_until=asked.until if (asked := rules.unanswered(record)) else None,
+        silent=silence(book, record.serving) if probe and record.serving else "",
     )
 
 

@@ -124,7 +124,7 @@ class Target(Process):
         state = seen.status.get(release.id) if seen else None
         if state == "failed":
             return Failed(BROKEN)
-        return Current(f"http://{release.id}") if state == "ready" else InProgress("it starts")
+        return Current("") if state == "ready" else InProgress("it starts")
 
     def routed(self, want: Desired, world: World) -> Readiness:
         seen = world.objects.get(THE_ROUTE)

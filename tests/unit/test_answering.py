@@ -17,6 +17,7 @@ import json, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 here, port, name = Path(__file__).parent, int(sys.argv[1]), sys.argv[2]
+(here / "hung").unlink(missing_ok=True)
 
 class Handler(BaseHTTPRequestHandler):
     def say(self, text, status=200):
@@ -25,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         count = time.time_ns() if (here / "busy").exists() else 1
         self.say(f"vllm:generation_tokens_total{{}} {count}\\n" if self.path == "/metrics" else "{}")
     def do_POST(self):
-        if (here / "silent").exists() or (here / "busy").exists():
+        if any((here / flag).exists() for flag in ("silent", "busy", "hung")):
             time.sleep(60)
         text = '{"choices": [{"text": ""}]}'
         self.say("{}" if (here / "empty").exists() else text, 500 if (here / "broken").exists() else 200)
@@ -51,7 +52,8 @@ memory = "1Mi"
     ("flag", "code", "told"),
     [
         ("none", 0, "small: unchanged"),
-        ("silent", 1, "did not answer within 2 s"),
+        ("silent", 1, "did not answer within 2 s, and did nothing for others meanwhile; started anew once, it did so"),
+        ("hung", 0, "small: healed"),
         ("broken", 1, "answered with status 500"),
         ("empty", 1, "its answer has none: {}"),
         ("busy", 0, "small: unchanged"),
@@ -72,10 +74,19 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
     try:
         first = deliver(home, "up", str(file))
         assert first.returncode == 0, first.stderr
+        well = deliver(home, "status", "small", "--probe")
+        assert (well.returncode, "small: up" in well.stdout) == (0, True), well.stderr
         (folder / flag).touch()
+        seen = deliver(home, "status", "small", "--probe")
+        bad = flag not in ("none", "busy")
+        assert (seen.returncode, "[release.silent]" in seen.stderr) == (int(bad), bad), seen.stderr
+        assert deliver(home, "status", "small").returncode == 0
         again = deliver(home, "up", str(file))
         assert again.returncode == code, again.stderr
         assert told in again.stdout + again.stderr
         assert ("[release.silent]" in again.stderr) == bool(code)
+        assert {file.name for file in home.glob("deliveries/small/silent/*/*")} == (
+            {"engine.log", "metrics.prom"} if bad else set()
+        )
     finally:
         assert deliver(home, "down", "small").returncode == 0

@@ -20,6 +20,7 @@ from prefect.settings import (
 
 from model_delivery.base import Finding, Permanent, Refused, Retryable, short
 from model_delivery.base.scrubbing import learn
+from model_delivery.tasks.step import run_id
 
 T = TypeVar("T")
 TAG = "model-delivery"
@@ -58,6 +59,8 @@ def server() -> Iterator[SyncPrefectClient]:
         with one_try(), get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client:
             client.hello().json()
     except httpx.TimeoutException as error:
+        if run_id() is None:
+            raise _no_server(shown, error) from None
         what, fix = f"the Prefect server at {shown} is slow", "see what loads its machine or database; then run again"
         raise Retryable(Finding("prefect.slow", what, f"no answer within {ANSWER_SECONDS:g} s", fix)) from error
     except (httpx.HTTPError, ValueError) as error:

@@ -44,14 +44,14 @@ LOG = {
 def models(machine: Machine, packages: Path) -> dict[str, Any]:
     """Both models, each made once."""
     began = time.monotonic()
-    _large(machine)
+    make_large(machine)
     between = time.monotonic()
     _small(machine, packages)
     seconds = {LARGE: round(between - began, 1), SMALL: round(time.monotonic() - between, 1)}
     return {"seconds": seconds, "bytes": {name: weights(machine.work / name) for name in seconds}}
 
 
-def _large(machine: Machine) -> None:
+def make_large(machine: Machine) -> None:
     """Random weights, and prompts of its own tokenizer."""
     folder, scripts = machine.work / LARGE, ROOT / "benchmarks" / "gpu"
     if not (folder / "prompts.jsonl").exists():

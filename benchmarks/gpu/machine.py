@@ -113,9 +113,9 @@ class Told:
     seconds: float
 
 
-def deliver(machine: Machine, *words: str, limit: float) -> Told:
+def deliver(machine: Machine, *words: str, limit: float, code: int = 0) -> Told:
     """As a user types it, with --json. RuntimeError where it is killed after ``limit`` s,
-    or does not end with 0.
+    or does not end with ``code``.
     """
     command = [str(Path(sys.executable).with_name("deliver")), *words, "--json"]
     name, began, lines = f"deliver-{words[0]}", time.monotonic(), list[tuple[float, str]]()
@@ -134,7 +134,7 @@ def deliver(machine: Machine, *words: str, limit: float) -> Told:
     told = Told(
         child.returncode, json.loads(said) if said.startswith(("{", "[")) else said, lines, time.monotonic() - began
     )
-    if told.code:
+    if told.code != code:
         last = "\n".join(text for _, text in lines[-12:])
         raise RuntimeError(
             f"deliver {' '.join(words)} ended with {told.code} after {told.seconds:.0f} s:\n{last}\n{said[-1500:]}"

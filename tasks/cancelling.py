@@ -50,7 +50,8 @@ def withdraw(flow: Any, flow_run: FlowRun, state: Any) -> None:  # noqa: ARG001 
     request = str(given.get("request") or flow_run.id)
     try:
         if "spec" in given:
-            name, where = parse_spec(given["spec"]).name, Location.of(parse_spec(given["spec"]).target.key())
+            spec = parse_spec(given["spec"])
+            name, where = spec.name, Location.of(spec.target.key())
         else:
             name, where = given["name"], Location.model_validate(given.get("where") or _marked(flow_run))
         place = where.open()

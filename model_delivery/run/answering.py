@@ -40,14 +40,9 @@ def silence(book: Book, name: ReleaseId) -> str:
     time, but the engine works for others meanwhile, a full queue or a long prefill is no
     death.
     """
-    if not book.place.keeps_files:
+    if not book.place.keeps_files or (address := _address(book, name)) is None:
         return ""
-    match book.target.readiness(book.release(name), book.world()):
-        case Current(endpoint) if endpoint:
-            host, port = urlsplit(endpoint).hostname or "", urlsplit(endpoint).port or 80
-        case _:
-            return ""
-    frozen = book.frozen(name)
+    (host, port), frozen = address, book.frozen(name)
     before, seconds = _counted(host, port), _deadline(book, name, frozen)
     given = {"model": frozen.payload.names[0], "prompt": "1", "max_tokens": 1}
     answer = ask(host, port, "/v1/completions", seconds, given, bearer(frozen.payload.api_key), ANSWER_BYTES)
@@ -83,11 +78,16 @@ def restart(session: Session, name: ReleaseId, why: str) -> None:
 def _keep(session: Session, name: ReleaseId, folder: Path) -> None:
     lines = deque(session.place.engine_log(session.delivery, name, follow=False), maxlen=LOG_LINES)
     replace_file(folder / "engine.log", scrub(b"\n".join(lines).decode(errors="replace")))
-    match session.target.readiness(session.release(name), session.world()):
-        case Current(endpoint):
-            host, port = urlsplit(endpoint).hostname or "", urlsplit(endpoint).port or 80
-            metrics = ask(host, port, "/metrics", most=METRICS_BYTES)
-            replace_file(folder / "metrics.prom", metrics.body if metrics else b"")
+    if address := _address(session, name):
+        replace_file(folder / "metrics.prom", _metrics(*address))
+
+
+def _address(book: Book, name: ReleaseId) -> tuple[str, int] | None:
+    """Where ``name`` itself listens; None where it is not up."""
+    match book.target.readiness(book.release(name), book.world()):
+        case Current(endpoint) if endpoint:
+            return urlsplit(endpoint).hostname or "", urlsplit(endpoint).port or 80
+    return None
 
 
 def _deadline(book: Book, name: ReleaseId, frozen: Frozen) -> float:
@@ -114,5 +114,9 @@ def _chosen(body: bytes) -> bool:
 
 def _counted(host: str, port: int) -> list[bytes]:
     """What an engine counts of its work; nothing where it has no metrics."""
+    return COUNTED.findall(_metrics(host, port))
+
+
+def _metrics(host: str, port: int) -> bytes:
     answer = ask(host, port, "/metrics", most=METRICS_BYTES)
-    return COUNTED.findall(answer.body) if answer else []
+    return answer.body if answer else b""

@@ -9,7 +9,9 @@ from model_delivery.base import (
     Finding,
     GateFailed,
     Permanent,
+    Progress,
     Trouble,
+    report,
 )
 from model_delivery.base.home import default_home, proven
 from model_delivery.measure import report as reports
@@ -17,7 +19,7 @@ from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import judge
 from model_delivery.run import evidence, protocol, rules
-from model_delivery.run.answering import finding, restart, silence
+from model_delivery.run.answering import finding, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
@@ -78,12 +80,18 @@ def answers(admission: Admission) -> Admission:
     """What serves still gives tokens, or is started anew."""
     session, asked = current(), (Answer.UNCHANGED, Answer.HEALED, Answer.HELD)
     serving = session.record.serving if admission.answer in asked else None
-    why = silence(session, serving) if serving else ""
-    if not serving or not why:
+    if serving is None:
         return admission
-    events.tell(Event.WEDGED, session.delivery, serving, Permanent(finding(session.delivery, why)))
-    restart(session, serving, why)
-    return replace(admission, answer=Answer.HEALED)
+    found = probe(session, serving)
+    if found.unasked:
+        report(Progress("answers", f"{serving} cannot be asked for a token: {found.unasked}"))
+    if found.silent:
+        events.tell(Event.WEDGED, session.delivery, serving, Permanent(finding(session.delivery, found.why)))
+        restart(session, serving, found)
+        admission = replace(admission, answer=Answer.HEALED)
+    if admission.answer is Answer.HEALED:
+        wait_led(session)
+    return admission
 
 
 @step("choose")

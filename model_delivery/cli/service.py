@@ -12,6 +12,7 @@ import click
 from model_delivery.base import Finding, Permanent, Trouble, default_home, moment, scrub
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.run.answering import finding as silent
+from model_delivery.run.answering import not_asked
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
 
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @delivery
-@click.option("--probe", is_flag=True, help="Ask what serves for a token, too (on a host).")
+@click.option("--probe", is_flag=True, help="Ask each engine that serves for a token, too.")
 @answers
 def status(where: Where, *, probe: bool) -> Answer:
     """What serves under NAME, what is being tried, and whether the world is as it should
     be.
     """
     now = statuses.status(where.place, where.name, probe=probe)
-    return Answer(asdict(now), _lines(now), Permanent(silent(where.name, now.silent)) if now.silent else None)
+    found = [silent(where.name, now.silent)] if now.silent else []
+    found += [not_asked(where.name, now.unasked)] if now.unasked else []
+    return Answer(asdict(now), _lines(now), Permanent(*found) if found else None)
 
 
 def _lines(now: statuses.Status) -> Iterator[str | Table]:

@@ -7,49 +7,75 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from http.client import INTERNAL_SERVER_ERROR, OK, SERVICE_UNAVAILABLE
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from model_delivery.base import Finding, Permanent, Progress, bearer, replace_file, report, scrub
+from model_delivery.base import Finding, Permanent, Progress, Trouble, bearer, from_cluster, replace_file, report, scrub
 from model_delivery.base.home import default_home, proven
+from model_delivery.measure import asking
 from model_delivery.measure.words import printable
+from model_delivery.places import Place
 from model_delivery.places.host.asking import Answer, ask
+from model_delivery.run import evidence
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.session import Session
-from model_delivery.values import Current, ReleaseId
+from model_delivery.values import InProgress, ReleaseId, Server, World
 
 SHORTEST, LONGEST = 30.0, 120.0
 TTFT, TTFTS = "ttft_p95", 20
+REACH_SECONDS, LED_SECONDS, STOP_SECONDS = 5.0, 30.0, 5.0
 METRICS_BYTES = 4 * 1024 * 1024
 ANSWER_BYTES = 64 * 1024
 LOG_LINES = 1000
+NO_SUCH_NAME = "connection: gaierror"
 COUNTED = re.compile(
     rb"^vllm:(?:generation_tokens|prompt_tokens|request_success|iteration_tokens)_total(?:_count|_sum)?[{ ].*$",
     re.MULTILINE,
 )
 
 
-def silence(book: Book, name: ReleaseId) -> str:
-    """Why ``name`` gives no token though it is up; empty where it gives one, is not up,
-    or cannot be reached from here.
-
-    One token is asked for, within 20 times its own TTFT (p95), 30 s at least and two
-    minutes at most, and never longer than it may take to start. Where none comes in
-    time, but the engine works for others meanwhile, a full queue or a long prefill is no
-    death.
+@dataclass(frozen=True)
+class Probe:
+    """What came of asking the engines of a release for a token. ``silent``: why one gives
+    none though it is up; ``unasked``: why one could not be asked from here.
     """
-    if not book.place.keeps_files or (address := _address(book, name)) is None:
-        return ""
-    (host, port), frozen = address, book.frozen(name)
-    before, seconds = _counted(host, port), _deadline(book, name, frozen)
-    given = {"model": frozen.payload.names[0], "prompt": "1", "max_tokens": 1}
-    answer = ask(host, port, "/v1/completions", seconds, given, bearer(frozen.payload.api_key), ANSWER_BYTES)
-    if answer is not None:
-        return _odd(answer)
-    still = _counted(host, port) == before
-    return f"it did not answer within {seconds:.0f} s, and did nothing for others meanwhile" if still else ""
+
+    silent: Mapping[Server, str] = field(default_factory=dict)
+    unasked: str = ""
+
+    @property
+    def why(self) -> str:
+        """Empty where none is silent."""
+        several = [f"{server.ref}: {why}" for server, why in self.silent.items()]
+        return next(iter(self.silent.values()), "") if len(several) < 2 else "; ".join(several)
+
+
+def probe(book: Book, name: ReleaseId) -> Probe:
+    """Each of the engines of ``name`` that are up is asked for one token, past any
+    balancer.
+
+    It has 20 times the release's own TTFT (p95), 30 s at least and two minutes at most,
+    and never longer than it may take to start. Where none comes in time, but the engine
+    works for others meanwhile, a full queue or a long prefill is no death. In a cluster
+    only a run within it reaches a pod.
+    """
+    if not (servers := book.target.servers(book.release(name), book.world())):
+        return Probe()
+    frozen = book.frozen(name)
+    try:
+        with from_cluster(book.place.secret):
+            key = bearer(frozen.payload.api_key)
+    except Trouble as trouble:
+        return Probe(unasked=trouble.findings[0].what)
+    asked = partial(_silence, book.place, frozen.payload.names[0], key, _deadline(book, name, frozen))
+    with ThreadPoolExecutor(max_workers=len(servers)) as pool:
+        told = dict(zip(servers, pool.map(asked, servers), strict=True))
+    missed = [f"{server.ref} at {server.url} does not answer from here" for server, why in told.items() if why is None]
+    return Probe({server: why for server, why in told.items() if why}, ", ".join(missed))
 
 
 def finding(delivery: str, why: str) -> Finding:
@@ -58,36 +84,79 @@ def finding(delivery: str, why: str) -> Finding:
     return Finding("release.silent", what, f"asked for one, {why}", fix)
 
 
-def restart(session: Session, name: ReleaseId, why: str) -> None:
-    """What stands still is started anew, once the end of its log and its metrics are
-    kept. Permanent where it gives no token then either.
+def not_asked(delivery: str, why: str) -> Finding:
+    fix = "ask where its engines are reached: in a cluster from a pod of it, such as a worker's"
+    return Finding("release.not-asked", f"the engine of {delivery} could not be asked for a token", why, fix)
+
+
+def restart(session: Session, name: ReleaseId, found: Probe) -> None:
+    """What stands still is started anew, each engine by itself, once the end of its log
+    and its metrics are kept. Permanent where it gives no token then either.
     """
-    release = session.release(name)
-    home = default_home()
-    folder = home / "deliveries" / session.delivery / "silent" / f"{name}-{session.clock.now():.0f}"
-    _keep(session, name, proven(folder, home))
-    report(Progress("answers", f"{name} gives no token ({why}): started anew; its state is kept in {folder}"))
-    session.remove(session.target.main(session.delivery, release))
+    release, startup = session.release(name), session.frozen(name).startup_seconds
+    wanted = len(session.target.servers(release, session.world()))
+    kept = _keep(session, name, found.silent)
+    report(Progress("answers", f"{name} gives no token ({found.why}): started anew; its state is kept in {kept}"))
+    try:
+        for server in found.silent:
+            session.remove(server.ref, grace=STOP_SECONDS)
+    except Permanent as refused:
+        raise Permanent(finding(session.delivery, found.why), *refused.findings) from None
+
+    def anew(world: World) -> tuple[Server, ...] | InProgress:
+        ready = [one for one in session.target.servers(release, world) if one not in found.silent]
+        return tuple(ready) if len(ready) >= wanted else InProgress(f"{len(ready)} of {wanted} engines are ready")
+
     session.converge()
-    session.wait_ready(name, session.frozen(name).startup_seconds)
+    session.wait_ready(name, startup)
+    session.until(f"release {name}", anew, startup)
     session.wait_routed()
-    if still := silence(session, name):
+    if still := probe(session, name).why:
         raise Permanent(finding(session.delivery, f"{still}; started anew once, it did so again"))
 
 
-def _keep(session: Session, name: ReleaseId, folder: Path) -> None:
-    lines = deque(session.place.engine_log(session.delivery, name, follow=False), maxlen=LOG_LINES)
-    replace_file(folder / "engine.log", scrub(b"\n".join(lines).decode(errors="replace")))
-    if address := _address(session, name):
-        replace_file(folder / "metrics.prom", _metrics(*address))
+def wait_led(session: Session) -> None:
+    """What was put right may have another address, to which a name leads late. Whether
+    one is reached from here is not the release's affair.
+    """
+    url, began = session.url(session.world()), session.clock.monotonic()
+    while url and (spent := session.clock.monotonic() - began) < LED_SECONDS:
+        said = asking.ask(url, "/health", seconds=REACH_SECONDS, limit=ANSWER_BYTES)
+        if said.status or said.error == NO_SUCH_NAME:
+            return
+        report(Progress("answers", f"{url} does not answer yet ({said.error})", done=round(spent), unit="s"))
+        session.clock.sleep(1.0)
 
 
-def _address(book: Book, name: ReleaseId) -> tuple[str, int] | None:
-    """Where ``name`` itself listens; None where it is not up."""
-    match book.target.readiness(book.release(name), book.world()):
-        case Current(endpoint) if endpoint:
-            return urlsplit(endpoint).hostname or "", urlsplit(endpoint).port or 80
-    return None
+def _silence(place: Place, model: str, key: dict[str, str], seconds: float, server: Server) -> str | None:
+    """Why it gives no token; empty: it does; None: it is not reached from here."""
+    host, port = server.host, server.port
+    well = ask(host, port, "/health", REACH_SECONDS)
+    if not place.keeps_files and (well is None or well.status != OK):
+        return None
+    before = _counted(server)
+    given = {"model": model, "prompt": "1", "max_tokens": 1}
+    answer = ask(host, port, "/v1/completions", seconds, given, key, ANSWER_BYTES)
+    if answer is not None:
+        return _odd(answer)
+    still = _counted(server) == before
+    return f"it did not answer within {seconds:.0f} s, and did nothing for others meanwhile" if still else ""
+
+
+def _keep(session: Session, name: ReleaseId, silent: Mapping[Server, str]) -> str:
+    """Where it is kept."""
+    place, delivery = session.place, session.delivery
+    logs = (deque(place.log(delivery, server.ref, follow=False), maxlen=LOG_LINES) for server in silent)
+    log = scrub(b"\n".join(line for lines in logs for line in lines).decode(errors="replace"))
+    files = {"engine.log": log.encode(), "metrics.prom": b"".join(map(_metrics, silent))}
+    if not place.keeps_files:
+        evidence.keep(place, delivery, name, evidence.SILENT, files)
+        return evidence.where(delivery, name, evidence.SILENT)
+    home = default_home()
+    folder = proven(home / "deliveries" / delivery / "silent" / f"{name}-{session.clock.now():.0f}", home)
+    for file, content in files.items():
+        replace_file(folder / file, content)
+    return str(folder)
 
 
 def _deadline(book: Book, name: ReleaseId, frozen: Frozen) -> float:
@@ -112,11 +181,11 @@ def _chosen(body: bytes) -> bool:
     return isinstance(said, dict) and isinstance(said.get("choices"), list) and len(said["choices"]) > 0
 
 
-def _counted(host: str, port: int) -> list[bytes]:
+def _counted(server: Server) -> list[bytes]:
     """What an engine counts of its work; nothing where it has no metrics."""
-    return COUNTED.findall(_metrics(host, port))
+    return COUNTED.findall(_metrics(server))
 
 
-def _metrics(host: str, port: int) -> bytes:
-    answer = ask(host, port, "/metrics", most=METRICS_BYTES)
+def _metrics(server: Server) -> bytes:
+    answer = ask(server.host, server.port, "/metrics", most=METRICS_BYTES)
     return answer.body if answer else b""

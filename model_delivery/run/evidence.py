@@ -21,14 +21,16 @@ WORTH = ("report.json", "report.html", "engine.log", "metrics.prom", "throughput
 KEPT = 20  # attempts, beside those of the releases that a rollback can want
 PREFIX = "configmap/"
 OBJECT = "model-delivery/object"
+SILENT = "silent"  # in an attempt's place: of an engine that gave no token
+Attempt = int | str
 
 
-def where(delivery: str, release: str, attempt: int) -> str:
+def where(delivery: str, release: str, attempt: Attempt) -> str:
     """What a record says of an attempt's evidence in a cluster."""
     return f"{PREFIX}{delivery}-report-{release}-{attempt}"
 
 
-def keep(place: Place, delivery: str, release: str, attempt: int, files: Mapping[str, bytes]) -> None:
+def keep(place: Place, delivery: str, release: str, attempt: Attempt, files: Mapping[str, bytes]) -> None:
     """Into the cluster, each file by itself as gzip, and of all as much as fits, in the
     order of their worth.
     """
@@ -47,7 +49,12 @@ def files(place: Place, delivery: str, tried: Ended | Candidate) -> dict[str, by
     if not tried.report.startswith(PREFIX):
         folder = Path(tried.report).parent
         return {name: (folder / name).read_bytes() for name in WORTH if (folder / name).is_file()}
-    seen = place.get(delivery, _ref(tried.release, tried.attempt))
+    return stored(place, delivery, tried.release, tried.attempt)
+
+
+def stored(place: Place, delivery: str, release: str, attempt: Attempt) -> dict[str, bytes]:
+    """The files that a cluster keeps; none when they are gone."""
+    seen = place.get(delivery, _ref(release, attempt))
     packed = seen.resource.spec if seen else {}
     return {name.removesuffix(".gz"): gzip.decompress(base64.b64decode(data)) for name, data in packed.items()}
 
@@ -58,7 +65,8 @@ def forget(place: Place, delivery: str, ended: Ended) -> Ended:
     """
     if ended.report is None or not ended.report.startswith(PREFIX):
         return ended
-    place.delete(delivery, _ref(ended.release, ended.attempt))
+    for attempt in (ended.attempt, SILENT):
+        place.delete(delivery, _ref(ended.release, attempt))
     return replace(ended, report=None)
 
 
@@ -95,5 +103,5 @@ def _engine_log(place: Place, delivery: str, release: ReleaseId) -> bytes:
     return b"\n".join(deque(place.engine_log(delivery, release, follow=False), maxlen=1000))
 
 
-def _ref(release: str, attempt: int) -> Ref:
+def _ref(release: str, attempt: Attempt) -> Ref:
     return Ref(REPORT, f"{release}-{attempt}")

@@ -7,13 +7,14 @@ undone, by the next one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
-from model_delivery.run.answering import silence
+from model_delivery.run.answering import probe
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
 from model_delivery.run.record import Ended, Outcome, Record
@@ -202,8 +203,7 @@ def watch(session: Session, stage: Stage) -> None:
     end, asked = session.clock.monotonic() + length, -ASK_SECONDS
     while (left := end - session.clock.monotonic()) > 0:
         if session.clock.monotonic() - asked >= ASK_SECONDS:
-            _must_give_a_token(session, release.id, left)
-            asked = session.clock.monotonic()
+            asked = _must_give_a_token(session, release.id, left)
         world = session.world()
         for state in (session.target.readiness(release, world), session.target.routed(stage.desired, world)):
             if not isinstance(state, Current):
@@ -218,11 +218,16 @@ def watch(session: Session, stage: Stage) -> None:
         session.place.hint(session.delivery, min(left, ASK_SECONDS))
 
 
-def _must_give_a_token(session: Session, release: ReleaseId, left: float) -> None:
-    if why := silence(session, release):
+def _must_give_a_token(session: Session, release: ReleaseId, left: float) -> float:
+    """When that was, on the session's clock; never again where it cannot be asked."""
+    found = probe(session, release)
+    if found.unasked:
+        report(Progress("watch", f"it cannot be asked for a token: {found.unasked}"))
+    if why := found.why:
         seen = Finding("gate.silent-while-watched", "it says it is well, and gives no token", f"asked for one, {why}")
         what, when = f"release {release} failed while it was watched", f"{left:.0f} s before the end"
         raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
+    return math.inf if found.unasked else session.clock.monotonic()
 
 
 def _watch_seconds(session: Session, stage: Stage) -> float:

@@ -96,9 +96,9 @@ class Session(Book):
         self._wait_gone({change.ref for change in done.changes if change.action == "deleted"})
         return done
 
-    def remove(self, ref: Ref) -> None:
+    def remove(self, ref: Ref, *, grace: float | None = None) -> None:
         """And wait until it has gone."""
-        self._wait_gone({self.place.delete(self.delivery, ref).ref})
+        self._wait_gone({self.place.delete(self.delivery, ref, grace=grace).ref})
 
     def lead(self, route: Resource, seen: Observed | None) -> Observed | None:
         """By the target's way, which a run that was killed on it goes on from where it

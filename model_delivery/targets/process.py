@@ -30,6 +30,7 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Server,
     Started,
     StepState,
     Storage,
@@ -187,6 +188,13 @@ class Process(Target):
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
         return starting(status["log_tail"])
+
+    def servers(self, release: Release, world: World) -> tuple[Server, ...]:
+        ref = self.main(world.delivery, release)
+        if not isinstance(self.readiness(release, world), Current):
+            return ()
+        status = world.objects[ref].status
+        return (Server(ref, HOST, status["port"], str(status["pid"])),)
 
     def routed(self, want: Desired, world: World) -> Readiness:
         if want.address is None:

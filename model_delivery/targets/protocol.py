@@ -34,6 +34,7 @@ from model_delivery.values import (
     Rollout,
     Runner,
     Schedule,
+    Server,
     Serving,
     Snapshot,
     StepState,
@@ -242,6 +243,9 @@ class Target(Protocol):
         """Failed when it cannot start, or was ended from outside."""
 
     def readiness(self, release: Release, world: World) -> Readiness: ...
+
+    def servers(self, release: Release, world: World) -> tuple[Server, ...]:
+        """Its engines that are ready, each by itself."""
 
     def routed(self, want: Desired, world: World) -> Readiness:
         """Has the traffic really moved?"""

@@ -10,7 +10,17 @@ from __future__ import annotations
 from model_delivery.values.engine import Engine, Environment, old_vllm
 from model_delivery.values.gates import Gates, Rollout, Schedule, Slo, ThroughputGate
 from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Demand, Kind
-from model_delivery.values.readiness import Absent, Current, Ended, Failed, InProgress, Readiness, Started, StepState
+from model_delivery.values.readiness import (
+    Absent,
+    Current,
+    Ended,
+    Failed,
+    InProgress,
+    Readiness,
+    Server,
+    Started,
+    StepState,
+)
 from model_delivery.values.release import Address, Capabilities, Desired, Lock, Payload, Release, ReleaseId
 from model_delivery.values.resources import (
     ABSENT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_delivery.base import Finding
+from model_delivery.values.resources import Ref
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,22 @@ class Current:
     """Ready; ``endpoint`` is the base URL of this release (or of the route)."""
 
     endpoint: str
+
+
+@dataclass(frozen=True)
+class Server:
+    """One engine of a release that is ready, where it listens itself. ``ref``: the object
+    whose end starts it anew; ``life``: tells it from the one after.
+    """
+
+    ref: Ref
+    host: str
+    port: int
+    life: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 @dataclass(frozen=True)

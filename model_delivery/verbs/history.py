@@ -18,14 +18,18 @@ def history(place: Place, name: str) -> tuple[Ended, ...]:
 
 def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
     """Write what is kept of every attempt of ``name`` (reports, and in a cluster its
-    engine's log) below ``folder``.
+    engine's log), and in a cluster of engines that gave no token, below ``folder``.
 
     Each attempt has a folder of its own there.
     """
-    saved = []
-    for ended in history(place, name):
-        for file, content in evidence.files(place, name, ended).items():
-            target = folder / f"{name}-{ended.release}-{ended.attempt}" / file
+    saved, tried = [], history(place, name)
+    kept = {f"{ended.release}-{ended.attempt}": evidence.files(place, name, ended) for ended in tried}
+    if not place.keeps_files:
+        silent = {ended.release: evidence.stored(place, name, ended.release, evidence.SILENT) for ended in tried}
+        kept |= {f"{release}-{evidence.SILENT}": files for release, files in silent.items()}
+    for attempt, files in kept.items():
+        for file, content in files.items():
+            target = folder / f"{name}-{attempt}" / file
             try:
                 replace_file(target, content)
             except OSError as error:

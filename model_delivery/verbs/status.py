@@ -12,7 +12,8 @@ from itertools import chain
 from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
 from model_delivery.run import protocol, rules
-from model_delivery.run.answering import silence
+from model_delivery.run.answering import Probe
+from model_delivery.run.answering import probe as ask_engines
 from model_delivery.run.book import Book
 from model_delivery.run.lease import held
 from model_delivery.run.plan import route
@@ -54,7 +55,8 @@ class Status:
     what is ours. ``astray``: why clients do not come to where they should; empty: they
     do. ``at_work``: a run has the candidate in hand. ``approval_until``: as long a person
     may say whether it gets traffic.
-    ``silent``: why what serves gives no token, where that was asked and it does not.
+    ``silent``: why what serves gives no token, where that was asked and it does not;
+    ``unasked``: why it could not be asked.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Status:
     why_held: str = ""
     approval_until: float | None = None
     silent: str = ""
+    unasked: str = ""
 
 
 def status(place: Place, name: str, *, probe: bool = False) -> Status:
@@ -84,6 +87,7 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
     book = read(place, name)
     if unknown := unknown_secret(book):
         book = unquoted(book)
+    probed = ask_engines(book, book.record.serving) if probe and book.record.serving else Probe()
     record, candidate, world = book.record, book.record.candidate, book.world()
     changes, harmless = ((), ()) if candidate else _changes(book, world)
     running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
@@ -108,7 +112,8 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
         at_work=candidate is not None and held(place, name),
         why_held=_why_held(record),
         approval_until=asked.until if (asked := rules.unanswered(record)) else None,
-        silent=silence(book, record.serving) if probe and record.serving else "",
+        silent=probed.why,
+        unasked=probed.unasked,
     )
 
 

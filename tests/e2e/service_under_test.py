@@ -175,7 +175,8 @@ class Service:
 
 @dataclass
 class Streams:
-    """Eight streams at a time, each to its end; ``done`` has (began, ended, finish
+    """Eight streams at a time, of different lengths so that they do not begin together,
+    each to its end; ``done`` has (began, ended, finish
     reason, usage, error).
     """
 
@@ -183,11 +184,11 @@ class Streams:
     done: list[tuple[float, float, str | None, bool, str | None]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def read(self) -> None:
+    def read(self, tokens: int) -> None:
         body = {
             "model": NAME,
             "prompt": "Once upon a time",
-            "max_tokens": 64,
+            "max_tokens": tokens,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -212,7 +213,7 @@ class Streams:
 
     @contextmanager
     def running(self, count: int = 8) -> Iterator[None]:
-        threads = [threading.Thread(target=self.read) for _ in range(count)]
+        threads = [threading.Thread(target=self.read, args=(200 + 24 * n,)) for n in range(count)]
         for thread in threads:
             thread.start()
         try:

@@ -27,8 +27,8 @@ from model_delivery.targets.kubernetes.kinds import (
     POD,
     SERVICE,
 )
-from model_delivery.targets.kubernetes.release import pod_labels
-from model_delivery.values import ENGINES, RELEASE, Kind, Observed, Ref, World
+from model_delivery.targets.kubernetes.release import pod_labels, servers
+from model_delivery.values import RELEASE, Kind, Observed, Ref, World
 
 PAGE = 500
 OLD = 58.0
@@ -210,6 +210,14 @@ class Look:
         """By release, what was somebody's and is a release of ours since."""
         return _adoptions(self.maybe(CONFIG_MAP, _of(delivery, "kind=Release")))
 
+    def is_adopted(self, live: Object, delivery: str) -> bool:
+        """Is it an object that was somebody's and is a release of ours since, or a pod of
+        one?
+        """
+        adopted = self.adopted(delivery)
+        is_one = live["metadata"]["uid"] in (origin["uid"] for origin in adopted.values())
+        return is_one or (live["kind"] == POD.name and owner(_marked(live, delivery, adopted)) == delivery)
+
     def adopter(self, uid: str, delivery: str) -> str | None:
         """Whose release the object ``uid`` is; where it is one of ``delivery``, that."""
         stored = self.maybe(CONFIG_MAP, {"labelSelector": "model-delivery/kind=Release"})
@@ -257,11 +265,8 @@ class Look:
         """The base address of each engine of a release: a pod's own, never a
         balancer's.
         """
-        for pod in self.listed(POD, _of(delivery, f"release={release}", "role=release")):
-            ports = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
-            address = pod["status"].get("podIP")
-            if ports and address:
-                yield f"http://{f'[{address}]' if ':' in address else address}:{ports[0]['containerPort']}"
+        pods = self.listed(POD, _of(delivery, f"release={release}", "role=release"))
+        yield from (server.url for server in servers(pods, None))
 
     def log(self, pod: Object, query: Object) -> Iterator[bytes]:
         """Of the container that it is for, where ``query`` names no other."""

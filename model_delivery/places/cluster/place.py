@@ -5,6 +5,7 @@ by compare and swap.
 from __future__ import annotations
 
 import base64
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import MANAGER, Object, from_object, label, object_ref, owner
 from model_delivery.places.cluster.pace import Pace
-from model_delivery.targets.kubernetes.kinds import CLAIM, JOB, SECRET
+from model_delivery.targets.kubernetes.kinds import CLAIM, JOB, POD, SECRET
 from model_delivery.values import (
     ABSENT,
     ANY,
@@ -97,7 +98,8 @@ class Cluster:
         if live is None or not self._is_ours(live, delivery):
             return Change(ref, "absent")
         policy = "Foreground" if there.kind.foreground else "Background"
-        options = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
+        options: dict[str, Any] = {"propagationPolicy": policy, "preconditions": {"uid": live["metadata"]["uid"]}}
+        options |= {} if grace is None else {"gracePeriodSeconds": math.ceil(grace)}
         try:
             self.client.send("DELETE", there, body=options)
         except Status as status:
@@ -129,7 +131,11 @@ class Cluster:
             seen = self.get(delivery, ref)
             return seen is None or bool(seen.status["finished"])
 
-        return self._lines(delivery, lambda: self._look.step_pods(ref.name), over, follow=follow)
+        def look() -> list[Object]:
+            pod = self.client.get(ref) if ref.kind == POD else None
+            return [pod] if pod else self._look.step_pods(ref.name)
+
+        return self._lines(delivery, look, over, follow=follow)
 
     def engine_log(self, delivery: str, release: str, *, follow: bool = False) -> Iterator[bytes]:
         def over() -> bool:
@@ -220,7 +226,7 @@ class Cluster:
         """
         if (holder := owner(live)) is not None:
             return holder == delivery
-        return live["metadata"]["uid"] in (origin["uid"] for origin in self._look.adopted(delivery).values())
+        return self._look.is_adopted(live, delivery)
 
     def _may_write(self, resource: Resource, ref: Ref, live: Object) -> None:
         holder = owner(live)

@@ -24,6 +24,7 @@ from model_delivery.targets.kubernetes.release import (
     devices,
     in_cluster,
     pods_of,
+    servers,
 )
 from model_delivery.targets.protocol import (
     Adoption,
@@ -48,6 +49,7 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Server,
     StepState,
     Storage,
     World,
@@ -117,6 +119,10 @@ class InCluster(Target):
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
         return self.ready(release, world, seen) if seen else Absent(f"the {ref.kind} is not there")
+
+    def servers(self, release: Release, world: World) -> tuple[Server, ...]:
+        well = [pod for pod in pods.living(pods_of(world, release.id)) if pods.is_ready(pod)]
+        return tuple(servers(well, in_cluster(release).origin("").port))
 
     def ready(self, release: Release, world: World, seen: Observed) -> Readiness:
         """By the release's main object, as it is seen, and its pods."""
@@ -295,7 +301,7 @@ def _has_logins(pull_secret: Mapping[str, Any]) -> bool:
 
 def wanted_rules() -> list[tuple[str, str, str]]:
     """Group, resource and verb of every rule of the shipped Role that a run cannot do
-    without: a watch only tells when to look.
+    without: a watch only tells when to look, and few engines must be started anew.
     """
     return [
         (group, resource, verb)
@@ -303,7 +309,7 @@ def wanted_rules() -> list[tuple[str, str, str]]:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
-        if verb != "watch"
+        if verb != "watch" and (resource, verb) != ("pods", "delete")
     ]
 
 

@@ -15,9 +15,21 @@ from pydantic import BaseModel, ConfigDict
 from model_delivery.base import Finding, KubeSecret, Object, Refused, SecretRef
 from model_delivery.diagnosis.scheduling import number
 from model_delivery.models.manifest import folder_name
-from model_delivery.targets.kubernetes.kinds import CONFIG_MAP
+from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, POD
 from model_delivery.targets.protocol import Asked
-from model_delivery.values import Kind, Lock, Payload, Ref, Release, Resource, Serving, Storage, World
+from model_delivery.values import (
+    ENGINES,
+    Kind,
+    Lock,
+    Payload,
+    Ref,
+    Release,
+    Resource,
+    Server,
+    Serving,
+    Storage,
+    World,
+)
 
 MOUNT = "/mnt/model-delivery"
 CONFIG = "/etc/model-delivery"
@@ -191,6 +203,17 @@ def pods_of(world: World, release: str) -> list[Mapping[str, Any]]:
     it to those of an adopted release.
     """
     return labelled(world, "model-delivery/object", f"{world.delivery}-{release}")
+
+
+def servers(pods: Iterable[Mapping[str, Any]], port: int | None) -> Iterator[Server]:
+    """The engines of ``pods`` that have an address. ``port``: of one whose container
+    names none.
+    """
+    for pod in pods:
+        named = next((c.get("ports") for c in pod["spec"]["containers"] if c["name"] in ENGINES), None)
+        host, at = pod["status"].get("podIP"), named[0]["containerPort"] if named else port
+        if host and at:
+            yield Server(Ref(POD, pod["metadata"]["name"]), host, at, pod["metadata"]["uid"])
 
 
 def labelled(world: World, label: str, value: str) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.cluster.node.lab import NAME, PULL, Lab, running_lab
@@ -78,6 +79,21 @@ def test_what_kubectl_deletes_comes_back(lab: Lab, kind: str) -> None:
         lab.node.kubectl("delete", kind, name, "-n", lab.namespace)
     assert f"{NAME}: healed" in lab.deliver("up", spec(lab))
     assert answers(lab)
+
+
+def test_an_engine_that_stands_still_is_started_anew(lab: Lab, tmp_path: Path) -> None:
+    assert f"{NAME}: up" in lab.deliver("status", NAME, "--namespace", lab.namespace, "--probe")
+    before = pods(lab)
+    (core,) = [one for one in psutil.process_iter() if "EngineCore" in "".join(one.cmdline())]
+    core.suspend()
+    said = lab.deliver("up", spec(lab))
+    assert f"{NAME}: healed" in said
+    assert "did not answer within" in said
+    assert len(pods(lab)) == 1
+    assert pods(lab) != before
+    assert answers(lab)
+    lab.deliver("history", NAME, "--namespace", lab.namespace, "--reports", tmp_path)
+    assert {file.name for file in tmp_path.glob("*-silent/*")} == {"engine.log", "metrics.prom"}
 
 
 def test_an_engine_that_cannot_start_is_told_in_its_own_words_and_the_old_release_answers(lab: Lab) -> None:

@@ -7,7 +7,7 @@ weighted in one write, until the gateway knows it; a request without a limit of 
 ends after 15 s; of two routes with a hostname the older one counts; an empty route
 answers 404, one without weight, or a backend that is not there, 500. Not there: matches,
 filters, TLS, listeners of different ports, cross-namespace grants. A weight changes
-without a reload; a new route reloads Caddy.
+without a reload; a new route reloads Caddy, one that has gone does not.
 """
 
 from __future__ import annotations
@@ -134,8 +134,11 @@ class StandIn:
                 resolved = self._program(key, route, services)
                 if resolved is not None:
                     self._tell_route(route, parents, refused, resolved)
-        if routes != self._programmed:
+        if self._must_load(routes):
             self._load(routes)
+        for key in (self._programmed or {}).keys() - routes.keys():
+            self._clusters.pop(key, None)
+            self._lead(key, [self._answer(NO_BACKEND)] * SLOTS)
         for gateway in gateways.values():
             self._tell_gateway(gateway)
 
@@ -160,21 +163,25 @@ class StandIn:
             else f"{self._real(service['spec']['clusterIP'])}:{ref['port']}"
             for ref, service in zip(refs, there, strict=True)
         ]  # fmt: skip
-        chosen = share([ref.get("weight", 1) for ref in refs])
-        folder = self.folder / "slots" / key
-        folder.mkdir(exist_ok=True)
-        for slot in range(SLOTS):
-            nobody = self._answer(NO_WEIGHT if refs else NO_BACKEND)
-            file, text = folder / f"{slot:02}", addresses[chosen[slot]] if chosen else nobody
-            if not file.exists() or file.read_text() != text:
-                written = folder / "new"
-                written.write_text(text)
-                written.replace(file)
+        nobody = [self._answer(NO_WEIGHT if refs else NO_BACKEND)] * SLOTS
+        chosen = [addresses[index] for index in share([ref.get("weight", 1) for ref in refs])]
+        self._lead(key, chosen or nobody)
         if not refs:
             return "Degraded", "at least one backend must be named"
         if not all(there):
             return "BackendNotFound", "a backend's Service does not exist"
         return None if fresh else ("ResolvedRefs", "")
+
+    def _lead(self, key: str, addresses: Sequence[str]) -> None:
+        """Write the slots of a route."""
+        folder = self.folder / "slots" / key
+        folder.mkdir(exist_ok=True)
+        for slot, text in enumerate(addresses):
+            file = folder / f"{slot:02}"
+            if not file.exists() or file.read_text() != text:
+                written = folder / "new"
+                written.write_text(text)
+                written.replace(file)
 
     def _answer(self, status: int) -> str:
         """Where nothing but this status is answered."""
@@ -207,6 +214,16 @@ class StandIn:
         logging = {"logs": {"default": {"level": "WARN"}}}
         admin = {"listen": f"unix/{self._admin}", "config": {"persist": False}}
         return {"admin": admin, "logging": logging, "apps": {"http": http}}
+
+    def _must_load(self, routes: Mapping[str, Programmed]) -> bool:
+        """Not for a route that has gone, unless it hides an older one: a reload may end
+        the connections of another test.
+        """
+        known = self._programmed
+        if known is None or any(known.get(key) != made for key, made in routes.items()):
+            return True
+        gone = [key not in routes for key in known]
+        return False in gone and True in gone[gone.index(False) :]
 
     def _load(self, routes: dict[str, Programmed]) -> None:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self._admin))) as client:

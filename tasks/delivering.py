@@ -18,7 +18,7 @@ from model_delivery.measure import report as reports
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import judge
-from model_delivery.run import evidence, protocol, rules
+from model_delivery.run import evidence, protocol, rules, watching
 from model_delivery.run.answering import finding, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
@@ -228,7 +228,7 @@ def watch(stage: Stage) -> None:
     """Look after the candidate while it has traffic; GateFailed when it does not stay
     ready.
     """
-    protocol.watch(current(), stage)
+    watching.watch(current(), stage)
 
 
 @step("promote")

@@ -148,7 +148,7 @@ def _keep(session: Session, name: ReleaseId, silent: Mapping[Server, str]) -> st
     place, delivery = session.place, session.delivery
     logs = (deque(place.log(delivery, server.ref, follow=False), maxlen=LOG_LINES) for server in silent)
     log = scrub(b"\n".join(line for lines in logs for line in lines).decode(errors="replace"))
-    files = {"engine.log": log.encode(), "metrics.prom": b"".join(map(_metrics, silent))}
+    files = {"engine.log": log.encode(), "metrics.prom": b"".join(map(metrics, silent))}
     if not place.keeps_files:
         evidence.keep(place, delivery, name, evidence.SILENT, files)
         return evidence.where(delivery, name, evidence.SILENT)
@@ -183,9 +183,10 @@ def _chosen(body: bytes) -> bool:
 
 def _counted(server: Server) -> list[bytes]:
     """What an engine counts of its work; nothing where it has no metrics."""
-    return COUNTED.findall(_metrics(server))
+    return COUNTED.findall(metrics(server))
 
 
-def _metrics(server: Server) -> bytes:
+def metrics(server: Server) -> bytes:
+    """As the engine tells them; empty where it does not."""
     answer = ask(server.host, server.port, "/metrics", most=METRICS_BYTES)
     return answer.body if answer else b""

@@ -7,14 +7,12 @@ undone, by the next one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from model_delivery.base import Finding, GateFailed, Interrupted, Progress, Refused, Trouble, report
+from model_delivery.base import Finding, Interrupted, Progress, Refused, Trouble, report
 from model_delivery.run import evidence, rules
-from model_delivery.run.answering import probe
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.plan import identify, route, storage_changes
 from model_delivery.run.record import Ended, Outcome, Record
@@ -26,19 +24,15 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.values import (
     ABSENT,
     RELEASE,
-    Current,
-    Failed,
     Lock,
     Ref,
     ReleaseId,
     Rollout,
     Stage,
-    StageKind,
     Strategy,
 )
 
 READY_SECONDS = 600.0
-ASK_SECONDS = 10.0
 REFUSALS = {3: Outcome.REFUSED, 4: Outcome.GATE_FAILED}
 NOT_APPROVED = "gate.not-approved"
 
@@ -191,48 +185,6 @@ def wait_routed(session: Session, stage: Stage) -> None:
     """
     if stage.share(session.release(session.candidate.release)):
         session.wait_routed()
-
-
-def watch(session: Session, stage: Stage) -> None:
-    """Look after the candidate while it has traffic: ``soak`` on a canary's share,
-    ``watch`` on all of it.
-
-    GateFailed when it, or the route to it, does not stay ready, or it gives no token.
-    """
-    release, length = session.release(session.candidate.release), _watch_seconds(session, stage)
-    end, asked = session.clock.monotonic() + length, -ASK_SECONDS
-    while (left := end - session.clock.monotonic()) > 0:
-        if session.clock.monotonic() - asked >= ASK_SECONDS:
-            asked = _must_give_a_token(session, release.id, left)
-        world = session.world()
-        for state in (session.target.readiness(release, world), session.target.routed(stage.desired, world)):
-            if not isinstance(state, Current):
-                seen = (
-                    state.finding
-                    if isinstance(state, Failed)
-                    else Finding("gate.not-ready-while-watched", "it stopped being ready", state.why)
-                )
-                what, when = f"release {release.id} failed while it was watched", f"{left:.0f} s before the end"
-                raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
-        report(Progress("watch", "still ready", done=round(length - left), total=length, unit="s"))
-        session.place.hint(session.delivery, min(left, ASK_SECONDS))
-
-
-def _must_give_a_token(session: Session, release: ReleaseId, left: float) -> float:
-    """When that was, on the session's clock; never again where it cannot be asked."""
-    found = probe(session, release)
-    if found.unasked:
-        report(Progress("watch", f"it cannot be asked for a token: {found.unasked}"))
-    if why := found.why:
-        seen = Finding("gate.silent-while-watched", "it says it is well, and gives no token", f"asked for one, {why}")
-        what, when = f"release {release} failed while it was watched", f"{left:.0f} s before the end"
-        raise GateFailed(seen, Finding("gate.watch", what, when, "the previous release serves again"))
-    return math.inf if found.unasked else session.clock.monotonic()
-
-
-def _watch_seconds(session: Session, stage: Stage) -> float:
-    rollout = session.candidate.rollout
-    return (rollout.watch if stage.phase.kind == StageKind.PROMOTE else rollout.soak).seconds
 
 
 def promote(session: Session) -> None:

@@ -17,7 +17,7 @@ import greenlet
 
 from model_delivery.base import Finding, GateFailed, Trouble
 from model_delivery.places.guarded import guarded, observed
-from model_delivery.run import approval, protocol, record
+from model_delivery.run import approval, protocol, record, watching
 from model_delivery.run.lease import Lease
 from model_delivery.run.plan import route
 from model_delivery.run.record import Approval, Record
@@ -228,7 +228,7 @@ class Runs:
                         raise ZeroDivisionError("a fault of ours")
                     self.proven.add(candidate)
                 if stage.watched:
-                    protocol.watch(session, stage)
+                    watching.watch(session, stage)
             protocol.promote(session)
         return True
 

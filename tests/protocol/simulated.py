@@ -35,6 +35,7 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Server,
     Snapshot,
     StepState,
     Storage,
@@ -125,6 +126,10 @@ class Target(Process):
         if state == "failed":
             return Failed(BROKEN)
         return Current("") if state == "ready" else InProgress("it starts")
+
+    def servers(self, release: Release, world: World) -> tuple[Server, ...]:
+        """None that could be asked for a token."""
+        return ()
 
     def routed(self, want: Desired, world: World) -> Readiness:
         seen = world.objects.get(THE_ROUTE)

@@ -58,7 +58,8 @@ def stages(run: Run, approval: Duration | None = None) -> bool:
         if stage.gates:
             smoke = do.smoke(stage, endpoint)
             load = do.throughput(stage, endpoint, smoke)
-            do.verdict(stage, smoke, load)
+            beside = do.control(stage) if do.breaks_a_figure(smoke, load) else None
+            do.verdict(stage, smoke, load, beside)
         if stage.watched:
             do.watch(stage)
     do.promote()

@@ -15,11 +15,12 @@ from model_delivery.base import (
 )
 from model_delivery.base.home import default_home, proven
 from model_delivery.measure import report as reports
+from model_delivery.measure.control import blame, breaks_figures
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
-from model_delivery.measure.verdict import judge
+from model_delivery.measure.verdict import Reason, Verdict, judge
 from model_delivery.run import evidence, protocol, rules, watching
-from model_delivery.run.answering import finding, probe, restart, wait_led
+from model_delivery.run.answering import finding, in_use, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
@@ -38,7 +39,7 @@ from model_delivery.tasks import artifacts, events
 from model_delivery.tasks.events import Event
 from model_delivery.tasks.step import step
 from model_delivery.values import FETCH as FETCHING
-from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
+from model_delivery.values import Current, Failed, Lock, Release, Rollout, Stage, ThroughputGate, max_model_len
 from model_delivery.verbs.adopt import verify_weights
 from model_delivery.verbs.plan import differs
 
@@ -179,33 +180,63 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
     if gate is None or "throughput" not in stage.gates or failed or _passed(session, stage):
         return None
     tried = session.release(candidate.release)
-    given = LoadInput(
-        **gate.model_dump(exclude={"max_regression"}),
+    shared = stage.share(tried) > 0 and session.record.serving is not None
+    return run_step(session, LOAD, _load(session, gate, tried, endpoint, shared=shared), str(stage.phase))
+
+
+def _load(session: Session, gate: ThroughputGate, tried: Release, endpoint: str, *, shared: bool) -> LoadInput:
+    return LoadInput(
+        **gate.model_dump(exclude={"max_regression", "control"}),
         url=endpoint,
         api_key=tried.payload.api_key,
         model=tried.payload.names[0],
-        seed=candidate.attempt,
-        shared=stage.share(tried) > 0 and session.record.serving is not None,
+        seed=session.candidate.attempt,
+        shared=shared,
     )
-    return run_step(session, LOAD, given, str(stage.phase))
+
+
+def breaks_a_figure(smoked: SmokeReport | None, load: LoadReport | None) -> bool:
+    """Will the verdict refuse it for what its load test measured?"""
+    return load is not None and breaks_figures(_judged(current(), smoked, load))
+
+
+@step("control", per_stage=True)
+def control(stage: Stage) -> LoadReport | None:
+    """Where a figure is refused: what serves, under the same load in the same minutes.
+    Not while somebody uses it.
+    """
+    session, serving = current(), current().record.serving
+    gate = session.candidate.gates.throughput
+    if gate is None or not gate.control:
+        return None
+    running = next((one for one in stage.desired.releases if one.id == serving), None)
+    state = session.target.readiness(running, session.world()) if running else None
+    if running is None or not isinstance(state, Current):
+        return None
+    if why := in_use(session, running.id):
+        report(Progress("control", f"{serving} is not loaded beside it: {why}"))
+        return None
+    try:
+        given = _load(session, gate, running, state.endpoint, shared=False)
+        return run_step(session, LOAD, given, f"{stage.phase}-control", running.id)
+    except Trouble as trouble:  # what was measured says no, whatever this would tell
+        report(Progress("control", f"{serving} could not be measured beside it: {trouble.findings[0].what}"))
+        return None
 
 
 @step("verdict", per_stage=True)
-def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -> None:
+def verdict(
+    stage: Stage, smoked: SmokeReport | None, load: LoadReport | None, beside: LoadReport | None = None
+) -> None:
     """Judge what was measured; GateFailed names every figure and bound that it broke, and
-    where the evidence is.
+    where the evidence is. ``beside``: what serves, under the same load.
     """
     session = current()
     if load is None and (smoked is None or (smoked.passed and _passed(session, stage))):
         return
-    candidate, gate = session.candidate, session.candidate.gates.throughput
-    judged = judge(
-        smoked,
-        load,
-        gate.slo if gate else None,
-        baseline=baseline(session) if load is not None else None,
-        max_regression=gate.max_regression if gate else None,
-    )
+    candidate, judged = session.candidate, _judged(session, smoked, load)
+    blamed = _blamed(session, judged, load, beside)
+    judged = replace(judged, reasons=(*judged.reasons, *blamed))
     home, attempt = default_home(), f"{candidate.release}-{candidate.attempt}"
     folder = proven(home / "deliveries" / session.delivery / "reports" / attempt, home)
     written = reports.write(folder, subject(session, stage), smoked, load, judged)
@@ -219,6 +250,7 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
         old, kept = session.record.serving, {running.id for running in stage.desired.releases}
         still = f"release {old} {'still serves' if old in kept else 'is started again'}" if old else "nothing serves"
+        still = "; ".join((still, *(reason.text for reason in blamed if reason.passed)))
         what = f"the release was refused at stage {stage.phase}"
         raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
 
@@ -245,6 +277,26 @@ def promote() -> None:
 def collect(rollout: Rollout) -> None:
     """Remove what is due."""
     protocol.collect(current(), rollout)
+
+
+def _judged(session: Session, smoked: SmokeReport | None, load: LoadReport | None) -> Verdict:
+    gate = session.candidate.gates.throughput
+    return judge(
+        smoked,
+        load,
+        gate.slo if gate else None,
+        baseline=baseline(session) if load is not None else None,
+        max_regression=gate.max_regression if gate else None,
+    )
+
+
+def _blamed(
+    session: Session, judged: Verdict, load: LoadReport | None, beside: LoadReport | None
+) -> tuple[Reason, ...]:
+    gate, serving = session.candidate.gates.throughput, session.record.serving
+    if load is None or beside is None or gate is None or serving is None:
+        return ()
+    return (blame(judged, load, beside, baseline(session), gate.slo, gate.max_regression, serving),)
 
 
 def _passed(session: Session, stage: Stage) -> bool:

@@ -20,6 +20,8 @@ NOT_VALID, ANSWER = "gate.not-valid", "known answer"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
     NOT_VALID: "put right what the reason names, then run it again: nothing is known against the release",
+    "gate.node": "see what else runs on the node, then run again: nothing is known against the release",
+    "gate.bound": "what serves does not keep to it either: change the bound, or give both more room",
     "gate.regression": "see what the release changed; if it may cost that, raise gates.throughput.max_regression",
 }
 

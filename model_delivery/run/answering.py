@@ -32,6 +32,7 @@ METRICS_BYTES = 4 * 1024 * 1024
 ANSWER_BYTES = 64 * 1024
 LOG_LINES = 1000
 NO_SUCH_NAME = "connection: gaierror"
+BUSY = re.compile(rb"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9]+(?:\.[0-9]*)?)\b", re.MULTILINE)
 COUNTED = re.compile(
     rb"^vllm:(?:generation_tokens|prompt_tokens|request_success|iteration_tokens)_total(?:_count|_sum)?[{ ].*$",
     re.MULTILINE,
@@ -76,6 +77,14 @@ def probe(book: Book, name: ReleaseId) -> Probe:
         told = dict(zip(servers, pool.map(asked, servers), strict=True))
     missed = [f"{server.ref} at {server.url} does not answer from here" for server, why in told.items() if why is None]
     return Probe({server: why for server, why in told.items() if why}, ", ".join(missed))
+
+
+def in_use(book: Book, name: ReleaseId) -> str:
+    """Why its engines should not be loaded now; empty: they stand idle."""
+    told = [BUSY.findall(metrics(server)) for server in book.target.servers(book.release(name), book.world())]
+    if not told or not all(told):
+        return "it cannot be seen from here whether somebody uses it"
+    return "somebody uses it" if any(float(count) for counts in told for count in counts) else ""
 
 
 def finding(delivery: str, why: str) -> Finding:

@@ -156,7 +156,7 @@ def at_fault(tried: Candidate, trouble: Trouble) -> bool:
     """
     codes = [finding.code for finding in trouble.findings]
     engine = any(code.startswith("engine.") for code in codes)
-    judged = isinstance(trouble, GateFailed) and set(codes) != {NOT_VALID, "gate.refused"}
+    judged = isinstance(trouble, GateFailed) and "gate.node" not in codes and {*codes} != {NOT_VALID, "gate.refused"}
     return tried.kind == "deliver" and (judged or (engine and not isinstance(trouble, Retryable)))
 
 

@@ -51,7 +51,8 @@ class Slo(create_model("Slo", __base__=Part, **_FIELDS)):  # type: ignore[misc]
 class ThroughputGate(Part):
     """``profile``: a name, or (once loaded) a profile's content.
 
-    ``users``: a closed loop; ``rate``: an open one.
+    ``users``: a closed loop; ``rate``: an open one. ``control``: where a figure is
+    refused, the serving release is loaded alike, unless somebody uses it.
     """
 
     profile: str | dict[str, Any] = "chat"
@@ -61,6 +62,7 @@ class ThroughputGate(Part):
     duration: Duration = Duration("60s")
     repeats: int = Field(1, ge=1, le=20)
     max_regression: Annotated[float, Field(gt=0)] | None = None
+    control: bool = True
     slo: Slo = Slo()
 
     @model_validator(mode="after")

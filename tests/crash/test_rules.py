@@ -187,3 +187,15 @@ def test_a_record_of_a_newer_version_is_named_and_left_alone(lab: Lab) -> None:
     assert again.code == 1
     assert "the delivery's record cannot be read" in json.dumps(again.said)
     assert path.read_text() == newer
+
+
+def test_a_figure_that_is_refused_is_told_from_a_bound_that_nobody_keeps(lab: Lab) -> None:
+    assert lab.deliver(lab.spec()).code == 0
+    slow = lab.deliver(lab.spec("--ttft", "60", slo={"error_rate_max": 0, "ttft_p50_max": "40ms"}))
+    assert slow.code == 4
+    assert "keeps to ttft_p50_max: it is the release" in slow.said["trouble"]
+    assert lab.record.held is not None
+    strict = lab.deliver(lab.spec("--ttft", "60", slo={"error_rate_max": 0, "ttft_p50_max": "1ms"}))
+    assert strict.code == 4
+    assert "breaks it too, as when it was promoted" in strict.said["trouble"]
+    assert "[gate.bound]" in strict.said["trouble"]

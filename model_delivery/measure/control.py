@@ -12,6 +12,7 @@ from model_delivery.measure.verdict import NOT_VALID, Reason, Verdict, judge
 from model_delivery.values import Slo
 from model_delivery.values.metrics import Figure, shown
 
+SAID = ("throughput", "the serving release")
 SLOWER = 1.25  # than when it was promoted: the node's doing
 
 
@@ -37,24 +38,21 @@ def blame(
     """
     alike = f"{serving}, loaded alike in the same minutes,"
     if not control.validity.judges("error_rate"):
-        return _reason(f"{alike} could not be judged: {control.validity.why}")
+        return Reason(*SAID, passed=True, text=f"{alike} could not be judged: {control.validity.why}")
     broken = [reason.name for reason in judged.reasons if _by_figure(reason)]
     kept = [*_kept(broken, load, control, slo, max_regression)]
     if kept:
-        return _reason(f"{alike} keeps to {', '.join(kept)}: it is the release")
+        return Reason(*SAID, passed=True, text=f"{alike} keeps to {', '.join(kept)}: it is the release")
     figures = [(figure, bound) for figure, bound in slo.bounds() if figure.bound in broken]
     slower = [*_slower(figures, control, earlier)]
     if slower or not figures:
         was = f": {', '.join(slower)}" if slower else ""
         text = f"{alike} does no better, and did when it was promoted{was}"
-        return _reason(text, "gate.node")
+        return Reason(*SAID, passed=False, text=text, code="gate.node")
     seen = ", ".join(_value(figure, control) for figure, _ in figures)
     known = "as when it was promoted" if earlier else "what it did when it was promoted is not kept"
-    return _reason(f"{alike} breaks it too, {known}: {seen}", "gate.bound")
-
-
-def _reason(text: str, code: str = "") -> Reason:
-    return Reason("throughput", "the serving release", not code, text, code=code)
+    text = f"{alike} breaks it too, {known}: {seen}"
+    return Reason(*SAID, passed=False, text=text, code="gate.bound")
 
 
 def _by_figure(reason: Reason) -> bool:

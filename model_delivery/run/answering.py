@@ -19,6 +19,7 @@ from model_delivery.measure import asking
 from model_delivery.measure.words import printable
 from model_delivery.places import Place
 from model_delivery.places.host.asking import Answer, ask
+from model_delivery.places.host.stacks import stacks
 from model_delivery.run import evidence
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
@@ -161,6 +162,9 @@ def _keep(session: Session, name: ReleaseId, silent: Mapping[Server, str]) -> st
     if not place.keeps_files:
         evidence.keep(place, delivery, name, evidence.SILENT, files)
         return evidence.where(delivery, name, evidence.SILENT)
+    files["stacks.txt"] = scrub(
+        b"\n".join(stacks(int(server.life)) for server in silent).decode(errors="replace")
+    ).encode()
     home = default_home()
     folder = proven(home / "deliveries" / delivery / "silent" / f"{name}-{session.clock.now():.0f}", home)
     for file, content in files.items():

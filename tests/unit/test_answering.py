@@ -110,8 +110,10 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
         assert told in again.stdout + again.stderr
         assert ("[release.silent]" in again.stderr) == bool(code)
         assert {file.name for file in home.glob("deliveries/small/silent/*/*")} == (
-            {"engine.log", "metrics.prom"} if bad else set()
+            {"engine.log", "metrics.prom", "stacks.txt"} if bad else set()
         )
+        told = [file.read_text() for file in home.glob("deliveries/small/silent/*/stacks.txt")]
+        assert all("serve_forever" in text for text in told), told
     finally:
         assert deliver(home, "down", "small").returncode == 0
 

@@ -112,8 +112,8 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
         assert {file.name for file in home.glob("deliveries/small/silent/*/*")} == (
             {"engine.log", "metrics.prom", "stacks.txt"} if bad else set()
         )
-        told = [file.read_text() for file in home.glob("deliveries/small/silent/*/stacks.txt")]
-        assert all("serve_forever" in text for text in told), told
+        stood = [file.read_text() for file in home.glob("deliveries/small/silent/*/stacks.txt")]
+        assert all("serve_forever" in text for text in stood), stood
     finally:
         assert deliver(home, "down", "small").returncode == 0
 

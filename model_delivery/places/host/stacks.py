@@ -28,7 +28,7 @@ def stacks(pid: int) -> bytes:
 
 def _dump(process: psutil.Process) -> bytes:
     spy = Path(sys.executable).with_name("py-spy")
-    command = [spy, "dump", "--nonblocking", "--pid", str(process.pid)]
+    command = [str(spy), "dump", "--nonblocking", "--pid", str(process.pid)]
     try:
         said = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -69,6 +69,19 @@ def up(file: Path, request: str | None, take_over: bool) -> Answer:
 @click.command()
 @FILE
 @answers
+def bisect(file: Path) -> Answer:
+    """Which change of the spec in FILE, which a gate has refused, did it: model, engine
+    or one of its arguments. Tries releases between it and what serves, dark.
+    """
+    spec = load_spec(file)
+    from model_delivery.flows.bisect import bisect as search
+
+    return _run(search, spec)
+
+
+@click.command()
+@FILE
+@answers
 def plan(file: Path) -> Answer:
     """What an `up` of FILE would change; nothing is touched."""
     spec = load_spec(file)
@@ -228,4 +241,4 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
     return Answer(outcome, lines + [f"{label}: {text}" for label, text in labels.items() if text])
 
 
-VERBS = (up, plan, adopt, render, promote, rollback, down, history)
+VERBS = (up, plan, bisect, adopt, render, promote, rollback, down, history)

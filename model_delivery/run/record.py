@@ -21,7 +21,7 @@ STRICT = ConfigDict(extra="forbid")
 
 class Outcome(StrEnum):
     """How an attempt ended; ``ROLLED_BACK_FROM`` is of the release that a rollback
-    left.
+    left, ``TRIED`` of one that a search made.
     """
 
     PROMOTED = "promoted"
@@ -35,6 +35,7 @@ class Outcome(StrEnum):
     REPLACED = "replaced"
     ROLLED_BACK = "rolled back"
     CANCELLED = "cancelled"
+    TRIED = "tried"
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,11 @@ def asked_by_hand(record: Record, runner: Runner) -> Record:
     return replace(record, held=None, runner=runner)
 
 
+def held_again(record: Record, held: str | None) -> Record:
+    """A search frees nothing that a schedule shall not try."""
+    return replace(record, held=held)
+
+
 def proposed(
     record: Record, release: ReleaseId, request: str, rollout: Rollout, gates: Gates, address: Address
 ) -> Record:

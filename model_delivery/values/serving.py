@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -148,12 +148,24 @@ def by_option(args: Iterable[str]) -> dict[str, str]:
     """The engine's arguments by option, ``--ttft`` → ``50``; words before the first
     stand under ``args``.
     """
+    return {name: " ".join(_values(words)) or "given" for name, words in in_options(args).items()}
+
+
+def _values(words: Iterable[str]) -> Iterator[str]:
+    for word in words:
+        if value := word.partition("=")[2] if option(word) else word:
+            yield value
+
+
+def in_options(args: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The words of each option, its name among them; those before the first stand under
+    ``args``.
+    """
     made, name = dict[str, list[str]](), "args"
     for arg in args:
         name = option(arg) or name
-        value = arg.partition("=")[2] if option(arg) else arg
-        made.setdefault(name, []).extend([value] if value else [])
-    return {name: " ".join(words) or "given" for name, words in made.items()}
+        made.setdefault(name, []).append(arg)
+    return {name: tuple(words) for name, words in made.items()}
 
 
 def max_model_len(args: tuple[str, ...]) -> int | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from typing import Any
@@ -199,3 +200,25 @@ def test_a_figure_that_is_refused_is_told_from_a_bound_that_nobody_keeps(lab: La
     assert strict.code == 4
     assert "breaks it too, as when it was promoted" in strict.said["trouble"]
     assert "[gate.bound]" in strict.said["trouble"]
+
+
+def test_what_of_a_refused_release_did_it_is_found_in_the_dark(lab: Lab) -> None:
+    from model_delivery.flows.bisect import bisect
+
+    lab.model = shutil.copytree(lab.model, lab.home.parent / "copy")
+    serving = lab.deliver(lab.spec()).said["release"]
+    (lab.model / "generation_config.json").write_text('{"temperature": 0.5}')
+    others = ("--tokens", "12", "--max-model-len", "1024", "--role-early", "1")
+    refused = lab.spec("--ttft", "60", *others, slo={"error_rate_max": 0, "ttft_p50_max": "40ms"})
+    nothing = lab.run(lambda: bisect.fn(refused))
+    assert nothing.code == 3
+    assert "was not refused" in nothing.said["trouble"]
+    assert lab.deliver(refused).code == 4
+    held = lab.record.held
+    found = lab.run(lambda: bisect.fn(refused))
+    assert found.code == 0, found.said
+    assert found.said["result"].startswith("the refusal came with --ttft: 2 → ")
+    tried = [ended for ended in lab.record.ended if ended.outcome == "tried"]
+    assert 1 <= len(tried) <= 3
+    assert lab.record.held == held is not None
+    lab.converged(serving)

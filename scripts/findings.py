@@ -24,8 +24,8 @@ READABLE = re.compile(r"(?!(?:str|map|self|error|shlex)$)[a-z][a-z0-9_]+")
 FIELD = re.compile(r"\{[^{}]*\}")
 CODE = re.compile(r"([a-z0-9]+)\.[a-z0-9]+(-[a-z0-9]+)*")
 AREAS = {
-    *("adopt", "claim", "cli", "cluster", "engine", "fetch", "gate", "gateway", "host", "image", "kserve", "lease"),
-    *("load", "place", "pod", "prefect", "record", "release", "rollout", "secret", "smoke", "source", "spec"),
+    *("adopt", "claim", "cli", "cluster", "compare", "engine", "fetch", "gate", "gateway", "host", "image", "kserve"),
+    *("lease", "load", "place", "pod", "prefect", "record", "release", "rollout", "secret", "smoke", "source", "spec"),
     *("step", "store", "t9k", "target"),
 }
 CALLS = {

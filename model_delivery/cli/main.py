@@ -32,7 +32,7 @@ from model_delivery.base import (
     trouble,
 )
 from model_delivery.base.home import disk_full, no_state_folder
-from model_delivery.cli import deployments, loadtest, model, release, service
+from model_delivery.cli import compare, deployments, loadtest, model, release, service
 from model_delivery.cli.printing import bad_news
 
 
@@ -47,7 +47,7 @@ def deliver() -> None:
     """
 
 
-for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS, *loadtest.VERBS):
+for verb in (*release.VERBS, *service.VERBS, *model.VERBS, *deployments.VERBS, *loadtest.VERBS, *compare.VERBS):
     deliver.add_command(verb)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from model_delivery.measure.capacity import Capacity
+from model_delivery.measure.compare import NO_DIFFERENCE, ONE_RUN, Comparison
 from model_delivery.measure.metrics import SPREAD, LoadReport
 from model_delivery.values.metrics import FIGURES, LATENCIES
 
@@ -15,6 +16,9 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 BLUE, TEAL, RED, GREY = "#2563eb", "#0f766e", "#c2410c", "#64748b"
 PLOTTED = [metric for metric in LATENCIES if metric.plotted]
 VERDICT = {"domain": ["holds", "breaks"], "range": [TEAL, RED]}
+SIDES = {"domain": ["A", "B"], "range": [GREY, BLUE]}
+MOVES = {"worse": RED, "better": TEAL, NO_DIFFERENCE: GREY, ONE_RUN: "#94a3b8"}
+POINTS = 1000  # of a curve that is drawn: a report comes from anywhere
 Chart = dict[str, Any]
 Axis = tuple[str, str]
 SECONDS = ("s", "second")
@@ -32,6 +36,58 @@ def picture(panels: Sequence[Chart], title: str) -> Chart:
     """All ``panels`` in rows of two: a run's page shows it narrow."""
     whole = {"columns": 2, "concat": list(panels), "resolve": {"scale": {"color": "independent"}}}
     return _page(12) | {"title": {"text": title, "anchor": "start"}} | whole
+
+
+def versus(a: LoadReport, b: LoadReport, found: Sequence[Comparison], title: str) -> Chart:
+    """Two load tests in one picture: how far each figure moved beside its noise, and the
+    distributions and the output of both.
+    """
+    sides = {"A": a, "B": b}
+    charts = [_moved(found)] if found else []
+    for metric in PLOTTED:
+        rows = [
+            {"ms": ms, "share": 100 * share, "of": of}
+            for of, load in sides.items()
+            for ms, share in load.curves.get(metric.key, [])[:POINTS]
+        ]
+        x = ("ms", f"{metric.title} (ms)")
+        charts += [_sides(f"{metric.title}", rows, x, ("share", "% of values not above"))] if rows else []
+    rows = [
+        {"s": m.at, "rate": m.tokens_per_second, "of": of} for of, load in sides.items() for m in load.timeline[:POINTS]
+    ]
+    charts += [_sides("Output over time", rows, SECONDS, ("rate", "output tokens/s"))] if rows else []
+    return picture([{"width": 300, "height": 170, **chart} for chart in charts], title)
+
+
+def _sides(title: str, rows: list[Chart], x: Axis, y: Axis) -> Chart:
+    chart = _chart(title, rows, x, y, mark={"type": "line"})
+    chart["encoding"] |= _colour("of", SIDES)
+    return chart
+
+
+def _moved(found: Sequence[Comparison]) -> Chart:
+    """Each figure's change in %, ± its noise."""
+    rows = [
+        {
+            "figure": c.figure.title,
+            "at": 100 * c.change,
+            "low": 100 * ((1 + c.change) / (1 + c.noise) - 1) if c.noise is not None else None,
+            "high": 100 * ((1 + c.change) * (1 + c.noise) - 1) if c.noise is not None else None,
+            "words": c.words,
+        }
+        for c in found
+    ]
+    y = {"y": {"field": "figure", "type": "nominal", "title": None, "sort": None}}
+    across = {"field": "at", "type": "quantitative", "title": "change from A to B (%), and its noise"}
+    zero = {"data": {"values": [{"at": 0}]}, "mark": {"type": "rule", "color": GREY}, "encoding": {"x": across}}
+    colour = _colour("words", {"domain": [*MOVES], "range": [*MOVES.values()]})
+    colour["color"]["legend"]["columns"] = 2
+    noise = {
+        "mark": {"type": "rule", "strokeWidth": 2},
+        "encoding": {"x": across | {"field": "low"}, "x2": {"field": "high"}} | y | colour,
+    }
+    dot = {"mark": {"type": "point", "filled": True, "size": 70}, "encoding": {"x": across} | y | colour}
+    return {"title": "What moved", "data": {"values": rows}, "layer": [zero, noise, dot]}
 
 
 def alone(panel: Chart) -> Chart:

@@ -21,6 +21,7 @@ from model_delivery.measure.metrics import LoadReport
 from model_delivery.values.metrics import HEADLINES, Figure
 
 CONFIDENCE = 0.95
+ONE_RUN, NO_DIFFERENCE = "one run shows no noise", "no difference that shows"
 Outcome = Literal["regressed", "no regression", "not resolved"]
 
 
@@ -36,6 +37,20 @@ class Comparison:
     worse: float
     noise: float | None
     outcome: Outcome
+
+    @property
+    def change(self) -> float:
+        """Of the figure itself, as a share: up is positive, whatever is worse."""
+        return self.worse if self.figure.metric.worse == "above" else 1 / (1 + self.worse) - 1
+
+    @property
+    def words(self) -> str:
+        """Which way it went, where that is beyond the noise."""
+        if self.noise is None:
+            return ONE_RUN
+        if self.worse > self.noise:
+            return "worse"
+        return "better" if 1 / (1 + self.worse) - 1 > self.noise else NO_DIFFERENCE
 
 
 def comparable(new: LoadReport, old: LoadReport) -> str | None:

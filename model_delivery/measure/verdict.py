@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_delivery.base import Finding
-from model_delivery.measure.compare import CONFIDENCE, Comparison, comparable, compare
+from model_delivery.measure.compare import CONFIDENCE, ONE_RUN, Comparison, comparable, compare
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.values import Slo
@@ -111,12 +111,13 @@ def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list
     if why := comparable(load, baseline):
         text = f"not compared with the release before: {why}"
         return [Reason("throughput", "regression", passed=True, text=text)]
-    return [_regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
+    return [regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
 
 
-def _regression(c: Comparison, allowed: float) -> Reason:
+def regression(c: Comparison, allowed: float) -> Reason:
+    """What the gate says of one figure."""
     side = "worse" if c.worse >= 0 else "better"
-    certainty = "one run shows no noise"
+    certainty = ONE_RUN
     if c.noise is not None:
         certainty = f"noise bound {100 * c.noise:.2g} % at {100 * CONFIDENCE:.0f} % confidence"
     before, after = (shown(value, c.figure.metric.unit) for value in (c.before, c.after))

@@ -5,19 +5,22 @@ in one ConfigMap, so that they outlive a run's pod.
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
+import zlib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from model_delivery.base import Trouble, short
+from model_delivery.base import Trouble, read_file, short
 from model_delivery.places import Place
 from model_delivery.run.record import Candidate, Ended, Record
 from model_delivery.values import REPORT, Ref, ReleaseId, Resource
 
 LARGEST = 900 * 1024  # bytes: a ConfigMap holds 1 MiB
 WORTH = ("report.json", "report.html", "engine.log", "metrics.prom", "throughput.png")
+MOST = 1 << 24  # bytes of a report.json that is read
 KEPT = 20  # attempts, beside those of the releases that a rollback can want
 PREFIX = "configmap/"
 OBJECT = "model-delivery/object"
@@ -57,6 +60,28 @@ def stored(place: Place, delivery: str, release: str, attempt: Attempt) -> dict[
     seen = place.get(delivery, _ref(release, attempt))
     packed = seen.resource.spec if seen else {}
     return {name.removesuffix(".gz"): gzip.decompress(base64.b64decode(data)) for name, data in packed.items()}
+
+
+def report_json(place: Place, delivery: str, tried: Ended | Candidate) -> bytes:
+    """The attempt's report.json; OSError where it is gone, larger than a report is, or
+    damaged.
+    """
+    if tried.report is None:
+        raise FileNotFoundError(errno.ENOENT, "nothing is kept of that attempt")
+    if not tried.report.startswith(PREFIX):
+        return read_file(Path(tried.report).with_name("report.json"), MOST)
+    seen = place.get(delivery, _ref(tried.release, tried.attempt))
+    packed = seen.resource.spec.get("report.json.gz") if seen else None
+    if not packed:
+        raise FileNotFoundError(errno.ENOENT, "nothing is kept of that attempt")
+    try:
+        reader = zlib.decompressobj(wbits=31)
+        content = reader.decompress(base64.b64decode(packed, validate=True), MOST)
+    except (TypeError, ValueError, zlib.error):
+        raise OSError(errno.EIO, "it is damaged") from None
+    if not reader.eof:
+        raise OSError(errno.EFBIG, "it is cut short or too large")
+    return content
 
 
 def forget(place: Place, delivery: str, ended: Ended) -> Ended:

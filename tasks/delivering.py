@@ -36,7 +36,7 @@ from model_delivery.tasks import artifacts, events
 from model_delivery.tasks.events import Event
 from model_delivery.tasks.step import step
 from model_delivery.values import FETCH as FETCHING
-from model_delivery.values import Failed, Lock, Rollout, Stage, max_model_len
+from model_delivery.values import Failed, Lock, ReleaseId, Rollout, Stage, max_model_len
 from model_delivery.verbs.adopt import verify_weights
 from model_delivery.verbs.plan import differs
 
@@ -212,7 +212,8 @@ def verdict(stage: Stage, smoked: SmokeReport | None, load: LoadReport | None) -
         old, kept = session.record.serving, {running.id for running in stage.desired.releases}
         still = f"release {old} {'still serves' if old in kept else 'is started again'}" if old else "nothing serves"
         what = f"the release was refused at stage {stage.phase}"
-        raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
+        refused = Finding("gate.refused", what, still, "read the report", shown)
+        raise GateFailed(*_ended(session, candidate.release), *judged.findings(), refused)
 
 
 @step("watch", per_stage=True)
@@ -244,6 +245,16 @@ def _passed(session: Session, stage: Stage) -> bool:
     is proven anew.
     """
     return session.candidate.approval is not None and not stage.watched
+
+
+def _ended(session: Session, release: ReleaseId) -> tuple[Finding, ...]:
+    """Why its engine has ended by itself, of which the gates only saw that nobody
+    answers.
+    """
+    match session.target.readiness(session.release(release), session.world()):
+        case Failed(finding, retryable=False) if finding.code.startswith("engine."):
+            return (finding,)
+    return ()
 
 
 def keep(session: Session, written: reports.Written) -> str:

@@ -15,7 +15,7 @@ class Case:
     and ``words``: of a finding of the refusal at ``step``.
 
     ``during``: what is done to the engine, and when. ``serves``: whether the old release
-    has the traffic all along, so that no answer may fail. ``then``: what must hold besides.
+    has the traffic all along, so that no answer may fail. ``then``: what else must hold.
     ``elsewhere``: the test that plays it, where one host cannot.
     """
 
@@ -60,7 +60,7 @@ CASES = (
         *("--max-model-len", "512", "--cut-context", "256"),
     ),
     smoke("wrong served name", "not served; served: another", "--renamed", "another"),
-    load("dies after Ready (exit 0)", "", "exit code 0", "--die-after", "60"),
+    Case("dies after Ready (exit 0)", "engine.ended", "it ended with exit code 0", ("--die-after", "60"), "–"),
     smoke(
         "ignores SIGTERM", "'Paris' is not in", "--wrong-answer", "--ignore-sigterm", then="stopped, nothing remains"
     ),

@@ -175,7 +175,7 @@ class _Smoke:
         return f"{prompt} + {completion} = {prompt + completion}"
 
     def known_answer(self) -> str:
-        """A tokenizer that does not belong to the model may leave the words as they are."""
+        """What a tokenizer makes of it that is not the model's is no answer."""
         expected = self.given.expect
         if " " not in self.answer and any(mark in self.answer for mark in MARKS):
             raise Wrong(f"the answer is in the tokenizer's own marks, not in text: {short(self.answer, 200)!r}")

@@ -39,7 +39,17 @@ from model_delivery.tasks import artifacts, events
 from model_delivery.tasks.events import Event
 from model_delivery.tasks.step import step
 from model_delivery.values import FETCH as FETCHING
-from model_delivery.values import Current, Failed, Lock, Release, Rollout, Stage, ThroughputGate, max_model_len
+from model_delivery.values import (
+    Current,
+    Failed,
+    Lock,
+    Release,
+    ReleaseId,
+    Rollout,
+    Stage,
+    ThroughputGate,
+    max_model_len,
+)
 from model_delivery.verbs.adopt import verify_weights
 from model_delivery.verbs.plan import differs
 
@@ -252,7 +262,8 @@ def verdict(
         still = f"release {old} {'still serves' if old in kept else 'is started again'}" if old else "nothing serves"
         still = "; ".join((still, *(reason.text for reason in blamed if reason.passed)))
         what = f"the release was refused at stage {stage.phase}"
-        raise GateFailed(*judged.findings(), Finding("gate.refused", what, still, "read the report", shown))
+        refused = Finding("gate.refused", what, still, "read the report", shown)
+        raise GateFailed(*_ended(session, candidate.release), *judged.findings(), refused)
 
 
 @step("watch", per_stage=True)
@@ -304,6 +315,16 @@ def _passed(session: Session, stage: Stage) -> bool:
     is proven anew.
     """
     return session.candidate.approval is not None and not stage.watched
+
+
+def _ended(session: Session, release: ReleaseId) -> tuple[Finding, ...]:
+    """Why its engine has ended by itself, of which the gates only saw that nobody
+    answers.
+    """
+    match session.target.readiness(session.release(release), session.world()):
+        case Failed(finding, retryable=False) if finding.code.startswith("engine."):
+            return (finding,)
+    return ()
 
 
 def keep(session: Session, written: reports.Written) -> str:

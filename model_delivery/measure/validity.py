@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from model_delivery.measure.metrics import LoadReport, Validity
 from model_delivery.values import Slo
 
+CHANGED: Final = "server changed"
 LAG_MS = 10.0
 LAG_SHARE = 0.05
 CPU_SHARE = 0.9
@@ -54,7 +56,7 @@ def validity(load: LoadReport, slo: Slo, *, shared: bool = False) -> Validity:
 def _faults(load: LoadReport, slo: Slo, *, shared: bool) -> Iterator[Validity]:
     for pod in load.server:
         if pod.changed:
-            yield Validity(kind="server changed", why=f"{pod.url} {pod.changed}")
+            yield Validity(kind=CHANGED, why=f"{pod.url} {pod.changed}")
     if not shared:
         yield from (Validity(kind="contaminated", why=why) for why in _others(load))
     if timed(slo) and not _in_one_piece(load):

@@ -2,7 +2,8 @@
 sockets).
 
 A run that cannot be judged is made once more, longer or with more processes; then it is
-what it is, and the verdict refuses it by name.
+what it is, and the verdict refuses it by name. So is at once one whose server was
+restarted or replaced: another run would hide that.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from model_delivery.base import (
 from model_delivery.measure.asking import BaseAddress
 from model_delivery.measure.metrics import TALLY, LoadReport, Tally, measured
 from model_delivery.measure.profile import Profile, slice_seconds
-from model_delivery.measure.validity import bounds, needed, validity
+from model_delivery.measure.validity import CHANGED, bounds, needed, validity
 from model_delivery.places.host.binding import free_port
 from model_delivery.steps import Step
 from model_delivery.values import Slo
@@ -108,13 +109,14 @@ def profile(named: str | dict[str, Any], *lasting: Duration) -> Profile:
 
 
 def run(given: LoadInput) -> LoadReport:
-    """The load test, made again once where it could not be judged.
+    """The load test, made again once where it could not be judged for a reason that is
+    not the server's own.
 
     Permanent when the generator died or asked nothing.
     """
     asked = profile(given.profile)
     first = _test(given, asked, "load")
-    if first.validity.judges("error_rate"):
+    if first.validity.judges("error_rate") or first.validity.kind == CHANGED:
         return first
     again = better(given, asked, first)
     why = f"{first.validity.kind}: {first.validity.why}"

@@ -21,6 +21,8 @@ from model_delivery.steps import Step
 SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 20.0
 BYTES, TOKEN_BYTES = 4 << 20, 4096
 NOT_FOUND, LINE = 404, 4000
+BARRED = (401, 403)
+MARKS, NO_CHARACTER = "Ġ▁", "\ufffd"  # for a space in the two common kinds of tokenizer
 RAISE = "raise gates.smoke.max_tokens"
 
 
@@ -66,6 +68,8 @@ class _Smoke:
         yield "known answer", self.known_answer
         yield "max_model_len", partial(self.max_model_len, first)
         yield "unknown model", self.unknown_model
+        if self.given.api_key is not None:
+            yield "no key", partial(self.no_key, first)
 
     def ask(self, path: str, name: str = "", *, streamed: bool = False) -> Stream:
         """One request; once one came late, the others get little time."""
@@ -171,7 +175,12 @@ class _Smoke:
         return f"{prompt} + {completion} = {prompt + completion}"
 
     def known_answer(self) -> str:
+        """What a tokenizer makes of it that is not the model's is no answer."""
         expected = self.given.expect
+        if " " not in self.answer and any(mark in self.answer for mark in MARKS):
+            raise Wrong(f"the answer is in the tokenizer's own marks, not in text: {short(self.answer, 200)!r}")
+        if NO_CHARACTER in self.answer.rstrip(NO_CHARACTER):  # at its end, max_tokens may have cut one
+            raise Wrong(f"the answer has characters that are none (U+FFFD): {short(self.answer, 200)!r}")
         if expected.casefold() not in self.answer.casefold():
             why = f"; only reasoning within max_tokens: {RAISE}" if self.cut else ""
             raise Wrong(f"{expected!r} is not in {short(self.answer, 200)!r}{why}")
@@ -188,6 +197,14 @@ class _Smoke:
         if answer.status != NOT_FOUND:
             raise Wrong(f"a model that is not served gets {answer.why() or 'an answer'}, not status 404")
         return "404"
+
+    def no_key(self, name: str) -> str:
+        """A key that is set must be asked for."""
+        self.headers = {}
+        answer = self.ask("/v1/chat/completions", name)
+        if answer.status not in BARRED:
+            raise Wrong(f"without the key it gives {answer.why() or 'an answer'}, not status 401")
+        return str(answer.status)
 
 
 def counted(answer: dict[str, Any]) -> int:

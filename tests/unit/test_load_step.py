@@ -139,6 +139,14 @@ def test_requests_of_others_make_a_run_invalid_unless_they_are_expected(model: P
     assert expected.validity.valid
 
 
+def test_a_server_that_restarts_under_the_load_gets_no_second_try(model: Path, tmp_path: Path) -> None:
+    with TimingServer(model, "--ttft", "20", "--itl", "2", "--restart-after", "20") as server:
+        report = loaded(server, tmp_path, users=2)
+    assert report.validity.kind == "server changed"
+    assert "was restarted during the test" in report.validity.why
+    assert not (tmp_path / "again-0").exists()
+
+
 def test_a_run_that_is_too_short_is_made_again_longer(model: Path, tmp_path: Path) -> None:
     with TimingServer(model, "--ttft", "100", "--itl", "1") as server:
         report = loaded(server, tmp_path, users=1, duration="500ms", slo={"ttft_p95_max": "10s"})

@@ -80,6 +80,38 @@ def test_a_server_that_dies_in_between_fails_the_checks_and_not_the_step(model: 
         assert {"completions", "usage"} <= set(failed(smoked(server)))
 
 
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ("ĠTheĠcapitalĠofĠFranceĠisĠParis.", "in the tokenizer's own marks"),
+        ("▁Paris", "in the tokenizer's own marks"),
+        ("It is \ufffd\ufffd Paris", "characters that are none"),
+        ("Il-belt hija Ġnien f'Paris \ufffd", ""),
+    ],
+)
+def test_an_answer_that_the_tokenizer_spoiled_is_none_though_it_holds_the_word(
+    model: Path, says: str, why: str
+) -> None:
+    with TimingServer(model, "--says", says) as server:
+        (told,) = [check for check in smoked(server).checks if check.name == "known answer"]
+    assert told.passed == (not why)
+    assert why in told.detail
+
+
+def test_a_server_without_a_chat_template_says_so(model: Path) -> None:
+    with TimingServer(model, "--no-chat-template") as server:
+        report = smoked(server)
+    assert {"chat", "chat stream"} < set(failed(report))
+    assert "you must provide a chat template" in report.model_dump_json()
+
+
+def test_a_key_that_is_set_and_not_asked_for_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY", "s3cret")
+    with TimingServer(model, "--no-auth", environ={"VLLM_API_KEY": "s3cret"}) as server:
+        assert failed(smoked(server, api_key=EnvSecret(env="KEY"))) == ["no key"]
+        assert failed(smoked(server)) == []
+
+
 def test_a_key_is_sent_and_never_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY", "s3cret")
     with TimingServer(model, environ={"VLLM_API_KEY": "s3cret"}) as server:

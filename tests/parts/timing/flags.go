@@ -24,6 +24,10 @@ type settings struct {
 	faultEvery, faults, slots int
 	roleEarly, stall          float64 // ms: the role chunk's own time (negative: with the first token); a pause in the middle
 	reasoning, emptyChunks    bool
+	says, renamed             string // instead of the known answer; instead of every name
+	noTemplate, noAuth        bool
+	cutContext                int // the longest context, whatever --max-model-len says
+	restartAfter, wedgeAfter  int
 	certificate               string // serve HTTPS and write the self-signed certificate there
 }
 
@@ -32,7 +36,7 @@ var faultKinds = []string{"stream-error", "no-finish", "no-usage", "no-done", "s
 
 // parse reads the arguments as vLLM's argparse would: an unknown one ends the process with code 2 and its words.
 func parse(args []string) settings {
-	s := settings{host: "127.0.0.1", port: 8000, maxLen: 2048, ttft: 5, itl: 2, tokens: 16, faultEvery: 1, faults: math.MaxInt, roleEarly: -1}
+	s := settings{host: "127.0.0.1", port: 8000, maxLen: 2048, ttft: 5, itl: 2, tokens: 16, faultEvery: 1, faults: math.MaxInt, roleEarly: -1, wedgeAfter: -1}
 	for i := 0; i < len(args); i++ {
 		name, value, inline := strings.Cut(args[i], "=")
 		next := func() string {
@@ -119,6 +123,20 @@ func parse(args []string) settings {
 			s.reasoning = true
 		case "--empty-chunks":
 			s.emptyChunks = true
+		case "--says":
+			s.says = next()
+		case "--renamed":
+			s.renamed = next()
+		case "--no-chat-template":
+			s.noTemplate = true
+		case "--no-auth":
+			s.noAuth = true
+		case "--cut-context":
+			s.cutContext = whole()
+		case "--restart-after":
+			s.restartAfter = whole()
+		case "--wedge-after":
+			s.wedgeAfter = whole()
 		case "--https":
 			s.certificate = next()
 		default:
@@ -127,6 +145,12 @@ func parse(args []string) settings {
 	}
 	if len(s.names) == 0 {
 		s.names = []string{s.model}
+	}
+	if s.renamed != "" {
+		s.names = []string{s.renamed}
+	}
+	if s.cutContext > 0 {
+		s.maxLen = s.cutContext
 	}
 	return s
 }

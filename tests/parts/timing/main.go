@@ -25,6 +25,7 @@ type server struct {
 	truth    truth
 	served   atomic.Int64
 	waiting  atomic.Int64
+	wedged   atomic.Bool   // nothing is generated any more; all else answers
 	room     chan struct{} // one token for each stream that may run at once; nil: no limit
 	stopping chan struct{} // closed when open streams must end at once
 }
@@ -76,8 +77,24 @@ func main() {
 	if s.certificate != "" {
 		open = tls.NewListener(open, selfSigned(s.certificate))
 	}
+	go s.wedgeOnSignal()
 	go func() { _ = web.Serve(open) }()
 	s.untilTerm(web)
+}
+
+func (s *server) wedgeOnSignal() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	<-asked
+	s.wedged.Store(true)
+}
+
+// restart becomes a new program in the same process, once: a supervisor's restart that is too short for a health check to see.
+func restart() {
+	if os.Getenv("TIMING_RESTARTED") == "" {
+		program, _ := os.Executable()
+		_ = syscall.Exec(program, os.Args, append(os.Environ(), "TIMING_RESTARTED=1"))
+	}
 }
 
 // untilTerm drains as vLLM does: the socket closes at once, open streams get --shutdown-timeout seconds, the exit code is 0.
@@ -101,7 +118,7 @@ func (s *server) untilTerm(web *http.Server) {
 func (s *server) guarded(next http.HandlerFunc) http.HandlerFunc {
 	key := os.Getenv("VLLM_API_KEY")
 	return func(w http.ResponseWriter, r *http.Request) {
-		if key != "" && r.Header.Get("Authorization") != "Bearer "+key {
+		if key != "" && !s.noAuth && r.Header.Get("Authorization") != "Bearer "+key {
 			reply(w, 401, map[string]string{"error": "Unauthorized"})
 			return
 		}
@@ -174,6 +191,9 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	case !slices.Contains(s.names, q.Model):
 		fail(w, 404, fmt.Sprintf("The model `%s` does not exist.", q.Model))
 		return
+	case chat && s.noTemplate:
+		fail(w, 400, "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template if the tokenizer does not define one.")
+		return
 	case len(asked)+limit > s.maxLen:
 		fail(w, 400, fmt.Sprintf("This model's maximum context length is %d tokens. However, you requested %d tokens.", s.maxLen, len(asked)+limit))
 		return
@@ -181,6 +201,17 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	n := s.served.Add(1)
 	if s.dieAfter > 0 && n > int64(s.dieAfter) {
 		os.Exit(0)
+	}
+	if s.restartAfter > 0 && n > int64(s.restartAfter) {
+		restart()
+	}
+	if s.wedged.Load() || (s.wedgeAfter >= 0 && n > int64(s.wedgeAfter)) {
+		s.wedged.Store(true)
+		select {
+		case <-r.Context().Done():
+		case <-s.stopping:
+		}
+		return
 	}
 	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
 	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
@@ -218,6 +249,9 @@ func (s *server) text(asked string, limit int, ignoreEOS bool) ([]string, string
 		said := answer
 		if s.wrongAnswer {
 			said = "I do not know."
+		}
+		if s.says != "" {
+			said = s.says
 		}
 		tokens = strings.SplitAfter(said, " ")
 		if !ignoreEOS && len(tokens) <= limit {

@@ -2,7 +2,8 @@
 seconds, memory and requests to the API server of an unchanged ``plan``, ``status``,
 ``list`` and ``history``; prints a table, and fails where ``plan`` misses its goal.
 
-    PYTHONPATH=. .venv/bin/python benchmarks/crowd/run.py [--deliveries 50] [--history 200]
+    PYTHONPATH=. .venv/bin/python benchmarks/crowd/run.py [--deliveries 50]
+        [--history 200] [--times 5]
 
 A real control plane with a played node. One delivery is real, with a release promoted and
 one refused; the others are copies of its objects under other names (their Deployments ask
@@ -48,7 +49,8 @@ began = time.monotonic()
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
 said = child.stdout.read().decode()
 _, state, used = os.wait4(child.pid, 0)
-print(json.dumps({"seconds": time.monotonic() - began, "mb": used.ru_maxrss / 1000, "state": state, "said": said}))
+spent = {"seconds": time.monotonic() - began, "cpu": used.ru_utime + used.ru_stime, "mb": used.ru_maxrss / 1000}
+print(json.dumps(spent | {"state": state, "said": said}))
 """  # in a small process of its own: a child's peak begins with its parent's
 COUNTED = """
 import atexit, sys
@@ -123,10 +125,11 @@ def row(words: list[str], times: int) -> tuple[float, float, str]:
         if seen[-1]["state"]:
             raise SystemExit(f"deliver {' '.join(words)}: {seen[-1]}")
     counted = subprocess.run([sys.executable, "-c", COUNTED, *words], capture_output=True, text=True, check=True)
-    spent, most = [one["seconds"] for one in seen], max(one["mb"] for one in seen)
+    spent, cpu, most = ([one[key] for one in seen] for key in ("seconds", "cpu", "mb"))
     middle, asked = statistics.median(spent), counted.stderr.split()[-1]
-    print(f"| `deliver {words[0]}` | {middle:.1f} | {max(spent):.1f} | {most:.0f} | {asked} |", flush=True)
-    return middle, most, seen[-1]["said"]
+    told = f"{middle:.1f} | {max(spent):.1f} | {statistics.median(cpu):.1f} | {max(most):.0f} | {asked}"
+    print(f"| `deliver {words[0]}` | {told} |", flush=True)
+    return middle, max(most), seen[-1]["said"]
 
 
 def main() -> None:
@@ -152,7 +155,8 @@ def main() -> None:
         lengthen(lab, asked.history)
         file, where = Path(made) / "spec.json", ["-n", lab.namespace]
         file.write_text(json.dumps(spec.model_dump(mode="json")), encoding="utf-8")
-        print("\n| | seconds, median | most | peak memory, MB | API requests |\n|---|--:|--:|--:|--:|", flush=True)
+        heads = "seconds, median | most | of which CPU | peak memory, MB | API requests"
+        print(f"\n| | {heads} |\n|---|--:|--:|--:|--:|--:|", flush=True)
         seconds, megabytes, said = row(["plan", str(file), "--json"], asked.times)
         unchanged = json.loads(said)["result"] == "unchanged"
         row(["status", NAME, *where, "--json"], asked.times)

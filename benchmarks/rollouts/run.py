@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,7 +96,8 @@ class Bench:
             while not over.wait(0.02):
                 now = self.routed()
                 if now and last and now != last:
-                    self.open_across.append(running(last))
+                    with suppress(OSError):  # it has gone already
+                        self.open_across.append(running(last))
                 last = now or last
 
         thread = threading.Thread(target=look)
@@ -126,7 +127,10 @@ def table(of: Bench, counted: dict[str, Any]) -> str:
         ("streams broken", broken),
         ("switches seen", len(of.open_across)),
         ("streams open across them, in all", sum(of.open_across)),
-        ("streams open across one, fewest and most", f"{min(of.open_across)}, {max(of.open_across)}"),
+        (
+            "streams open across one, fewest and most",
+            f"{min(of.open_across, default=0)}, {max(of.open_across, default=0)}",
+        ),
     ]
     rows += [
         (f"seconds a {what} (min, median, max of {len(s)})", f"{min(s):.1f}, {statistics.median(s):.1f}, {max(s):.1f}")

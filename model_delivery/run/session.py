@@ -137,9 +137,19 @@ class Session(Book):
         return ready.endpoint
 
     def wait_routed(self) -> None:
-        """Return once the traffic is where the record wants it."""
+        """Return once the traffic is where the record wants it. One of whom it goes to
+        may have failed meanwhile: then it never gets there.
+        """
         wanted = self.desired()
-        self.until("the route", lambda world: self._kept(self.target.routed(wanted, world)), ROUTED_SECONDS)
+
+        def judge(world: World) -> Readiness:
+            state = self._kept(self.target.routed(wanted, world))
+            to = [release for release in wanted.releases if wanted.shares.get(release.id)]
+            states = (self.target.readiness(release, world) for release in to)
+            failed = (each for each in states if isinstance(each, Failed))
+            return next(failed, state) if isinstance(state, InProgress) else state
+
+        self.until("the route", judge, ROUTED_SECONDS)
 
     def _kept(self, state: Readiness) -> Readiness:
         """What somebody deleted while it was waited for is put again."""

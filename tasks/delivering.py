@@ -351,7 +351,10 @@ def baseline(book: Book) -> LoadReport | None:
     passed = [e for e in book.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
     if not passed:
         return None
-    return reports.load_test(evidence.files(book.place, book.delivery, passed[-1]).get("report.json", b""))
+    try:
+        return reports.load_test(evidence.report_json(book.place, book.delivery, passed[-1]))
+    except OSError:
+        return None
 
 
 def subject(session: Session, stage: Stage) -> reports.Subject:

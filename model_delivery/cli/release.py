@@ -32,6 +32,7 @@ from model_delivery.spec import load_spec
 from model_delivery.values import StageKind
 from model_delivery.verbs import adopt as adopting
 from model_delivery.verbs import history as histories
+from model_delivery.verbs import lock as locking
 from model_delivery.verbs import plan as plans
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where
@@ -55,12 +56,14 @@ _Dumper.add_implicit_resolver(
 @FILE
 @click.option("--request", help="A name of this request: a rerun with the same one reports how it ended.")
 @click.option("--take-over", is_flag=True, help="In a cluster: take values that others hold, remove what they added.")
+@click.option("--release", help="This earlier release of it again, through FILE's gates, not the one that FILE means.")
 @answers
-def up(file: Path, request: str | None, take_over: bool) -> Answer:
+def up(file: Path, request: str | None, take_over: bool, release: str | None) -> Answer:
     """Deliver the spec in FILE, as `prefect deployment run` would; without a Prefect
     server when Prefect's settings name none.
     """
     spec = load_spec(file)
+    spec = locking.again(spec, release) if release else spec
     from model_delivery.flows.deliver import deliver
 
     return _run(deliver, spec, request, take_over=take_over)
@@ -162,6 +165,18 @@ def render(file: Path, offline: bool) -> Answer:
 
 @click.command()
 @delivery
+@click.option("--release", help="Default: what serves.")
+@answers
+def lock(where: Where, release: str | None) -> Answer:
+    """A release as a spec with its lock (commit, files with their sums, engine or image):
+    `deliver up` of that file makes it again, elsewhere too.
+    """
+    made = locking.lock(where.place, where.name, release)
+    return Answer(made, [yaml.dump(made, Dumper=_Dumper, sort_keys=False, allow_unicode=True).rstrip()])
+
+
+@click.command()
+@delivery
 @click.option("--to", help="The release to go back to; default: the previous one.")
 @answers
 def rollback(where: Where, to: str | None) -> Answer:
@@ -241,4 +256,4 @@ def _run(flow: Any, *args: Any, **options: Any) -> Answer:
     return Answer(outcome, lines + [f"{label}: {text}" for label, text in labels.items() if text])
 
 
-VERBS = (up, plan, bisect, adopt, render, promote, rollback, down, history)
+VERBS = (up, plan, bisect, adopt, lock, render, promote, rollback, down, history)

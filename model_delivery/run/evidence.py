@@ -10,8 +10,10 @@ import gzip
 import zlib
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from model_delivery.base import Trouble, read_file, short
 from model_delivery.places import Place
@@ -56,10 +58,12 @@ def files(place: Place, delivery: str, tried: Ended | Candidate) -> dict[str, by
 
 
 def stored(place: Place, delivery: str, release: str, attempt: Attempt) -> dict[str, bytes]:
-    """The files that a cluster keeps; none when they are gone."""
-    seen = place.get(delivery, _ref(release, attempt))
-    packed = seen.resource.spec if seen else {}
-    return {name.removesuffix(".gz"): gzip.decompress(base64.b64decode(data)) for name, data in packed.items()}
+    """The files that a cluster keeps; none when they are gone, or damaged."""
+    seen, found = place.get(delivery, _ref(release, attempt)), dict[str, bytes]()
+    for name, packed in (seen.resource.spec if seen else {}).items():
+        with suppress(OSError):
+            found[name.removesuffix(".gz")] = _unpacked(packed)
+    return found
 
 
 def report_json(place: Place, delivery: str, tried: Ended | Candidate) -> bytes:
@@ -74,6 +78,10 @@ def report_json(place: Place, delivery: str, tried: Ended | Candidate) -> bytes:
     packed = seen.resource.spec.get("report.json.gz") if seen else None
     if not packed:
         raise FileNotFoundError(errno.ENOENT, "nothing is kept of that attempt")
+    return _unpacked(packed)
+
+
+def _unpacked(packed: Any) -> bytes:
     try:
         reader = zlib.decompressobj(wbits=31)
         content = reader.decompress(base64.b64decode(packed, validate=True), MOST)

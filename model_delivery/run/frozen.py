@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from model_delivery.base import Duration, Finding, Moment, Part, Permanent, problems
+from model_delivery.base import Duration, Finding, Moment, Object, Part, Permanent, problems
 from model_delivery.models.sources import Model
 from model_delivery.run.rules import Facts
 from model_delivery.targets import AnyPayload
@@ -29,9 +29,9 @@ class Frozen(Part):
     """The payload it was made with, its lock, and the digest by which a rerun knows it
     again.
 
-    ``mirrored``: the release's own object keeps a copy. ``address`` is the one that a
-    rollback goes back to after ``down``. ``verified``: every file of its weights is as
-    the source lists it.
+    ``spec``: as it was asked for, to make it again elsewhere. ``mirrored``: the release's
+    own object keeps a copy. ``address`` is the one that a rollback goes back to after
+    ``down``. ``verified``: every file of its weights is as the source lists it.
     """
 
     payload: AnyPayload
@@ -45,6 +45,7 @@ class Frozen(Part):
     created: Moment
     verified: bool = True
     mirrored: bool = False
+    spec: Object | None = None
 
     @property
     def facts(self) -> Facts:
@@ -57,7 +58,8 @@ class Frozen(Part):
 
     def dump(self) -> dict[str, Any]:
         """As it is stored: plain JSON."""
-        return {**self.model_dump(mode="json"), "payload": self.payload.content()}
+        kept = self.model_dump(mode="json", exclude=None if self.spec else {"spec"})
+        return {**kept, "payload": self.payload.content()}
 
 
 def load(release: ReleaseId, stored: Mapping[str, Any]) -> Frozen:

@@ -89,6 +89,7 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
         address=book.target.address(spec.name),
         created=now,
         mirrored=True,
+        spec=spec.model_dump(mode="json", exclude={"lock"}),
     )
     return digest(payload.content()), frozen
 

@@ -9,13 +9,15 @@ from fnmatch import fnmatch
 from typing import Any
 
 from model_delivery.base import Finding, Progress, Refused, Retryable, Trouble, report
+from model_delivery.measure.words import printable
 from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import Lock, Snapshot, means, option
+from model_delivery.values import Engine, Lock, Snapshot, means, option
+from model_delivery.values.resources import difference
 
 TOKENIZERS = ("tokenizer*", "tekken*.json", "*.tiktoken", "*.model", "*.model.v*", "vocab.*")
 ELSEWHERE = ("--tokenizer", "--skip-tokenizer-init")
@@ -28,19 +30,43 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     says no.
     """
     own = upstream(spec)
+    if spec.lock is not None:
+        return spec.lock.model_copy(update={"engine": own["engine"]()})
     return Lock(snapshot=resolve_model(spec.model, last), engine=own["engine"](), image=own["image"]())
 
 
 def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:
     """How each part of the lock of ``spec`` is asked of its own source: no fallback
-    speaks for it, and no record.
+    speaks for it, and no record. What a spec has locked moves nowhere.
     """
     target = spec.target
+    if (lock := spec.lock) is not None:
+        return {
+            "snapshot": lambda: lock.snapshot,
+            "engine": lambda: _same_engine(target.engine, lock.engine),
+            "image": lambda: lock.image,
+        }
     return {
         "snapshot": spec.model.resolve,
         "engine": lambda: load_engine(target.engine) if target.engine else None,
         "image": lambda: _pinned(spec),
     }
+
+
+def _same_engine(name: str | None, locked: Engine | None) -> Engine | None:
+    """The engine of this machine, never the file's: what it starts is not for a file to
+    say. Refused where it is another one.
+    """
+    if name is None or locked is None:
+        return None
+    engine = load_engine(name)
+    ours, theirs = (each.model_dump(mode="json", exclude={"folder"}) for each in (engine, locked))
+    if differs := [*difference(theirs, ours)]:
+        what, why = f"engine {name} is not the one that is locked", printable("; ".join(differs[:5]), 600)
+        raise Refused(
+            Finding("engine.other-lock", what, why, "use the version that locked it, or deliver without lock")
+        )
+    return engine
 
 
 def must_have_tokenizer(snapshot: Snapshot, args: Sequence[str]) -> None:

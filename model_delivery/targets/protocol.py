@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_delivery.base import NAME, DnsLabel, Duration, Finding, Part, Refused, Secret, SecretRef
-from model_delivery.models.listing import mistral_native
+from model_delivery.models.listing import hashed, mistral_native, select
 from model_delivery.models.native import MISTRAL, TRUST
 from model_delivery.models.sources import Model
 from model_delivery.values import (
@@ -67,6 +67,7 @@ class Asked(Part):
     approval_timeout: Duration = Duration("24h")
     schedule: Schedule | None = None
     concurrency: Literal["wait", "refuse"] = "wait"
+    lock: Lock | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +80,12 @@ class Asked(Part):
                     return {**given, "serving": {**serving, "model_names": (name,)}}
         return given
 
+    @model_serializer(mode="wrap")
+    def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What has no lock is written as before there were any."""
+        made: dict[str, Any] = dump(self)
+        return made if self.lock else {name: value for name, value in made.items() if name != "lock"}
+
     def faults(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What a new spec must not say, by its place; what is stored is read as it is."""
         yield from ((("model", *at), why) for at, why in self.model.faults())
@@ -88,6 +95,7 @@ class Asked(Part):
 
         if self.approval == "manual" and "recreate" in (self.rollout.strategy, self.rollout.when_full):
             yield ("approval",), "nothing would serve while a person is asked: not with rollout recreate"
+        yield from _lock_faults(self.model, self.lock) if self.lock else ()
 
     def secrets(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Where a new spec holds a secret itself, and how it is named instead."""
@@ -106,6 +114,20 @@ class Asked(Part):
         args += (TRUST,) if "remote-code" in self.model.allow and TRUST not in self.serving.args else ()
         serving = self.serving.model_copy(update={"args": (*args, *self.serving.args)})
         return self.model_copy(update={"serving": serving})
+
+
+def _lock_faults(model: Model, lock: Lock) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Files that the model's source would not be allowed to list."""
+    snapshot = lock.snapshot
+    if (snapshot.source, snapshot.key) != (model.source, model.key):
+        yield ("lock", "snapshot"), f"it is of another model than {model.name}"
+    try:
+        chosen = hashed(select(snapshot.files, model.include, model.exclude, model.allow))
+    except Refused as refused:
+        yield from ((("lock", "snapshot", "files"), f"{each.what}: {each.why}") for each in refused.findings)
+    else:
+        if len(chosen) != len(snapshot.files):
+            yield ("lock", "snapshot", "files"), "model.include and model.exclude leave some of them out"
 
 
 class TargetKey(Part):

@@ -196,7 +196,7 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
 
 def _load(session: Session, gate: ThroughputGate, tried: Release, endpoint: str, *, shared: bool) -> LoadInput:
     return LoadInput(
-        **gate.model_dump(exclude={"max_regression", "control"}),
+        **gate.load(),
         url=endpoint,
         api_key=tried.payload.api_key,
         model=tried.payload.names[0],

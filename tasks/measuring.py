@@ -63,9 +63,8 @@ def find(place: Place, service: str, load: ThroughputGate, model: str | None, ap
         raise BadInput(Finding("load.no-baseline", "nothing can have regressed", why, "leave max_regression out"))
     home = default_home()
     folder = proven(home / "loadtests" / (run_id() or time.strftime("%Y%m%d-%H%M%S")), home)
-    facts = load.model_dump(exclude={"max_regression"})
     try:
-        given = LoadInput(**facts, url=url, model=model or "", api_key=api_key, folder=str(folder / "locust"))
+        given = LoadInput(**load.load(), url=url, model=model or "", api_key=api_key, folder=str(folder / "locust"))
     except ValidationError as error:
         fix = "name a delivery, or an address such as http://HOST:PORT"
         raise BadInput(*(Finding("load.bad-input", text, "", fix) for text in problems(error))) from None

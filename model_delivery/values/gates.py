@@ -65,6 +65,10 @@ class ThroughputGate(Part):
     control: bool = True
     slo: Slo = Slo()
 
+    def load(self) -> dict[str, Any]:
+        """How it loads, without how that is judged."""
+        return self.model_dump(exclude={"max_regression", "control"})
+
     @model_validator(mode="after")
     def _one_load(self) -> ThroughputGate:
         if self.duration.seconds <= 0:

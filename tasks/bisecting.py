@@ -16,8 +16,6 @@ from model_delivery.tasks import artifacts
 from model_delivery.tasks.step import step
 from model_delivery.values import Lock, Stage, StageKind
 
-TRIED = "bisect: "
-
 
 @step("suspects")
 def suspects(spec: DeliverySpec, lock: Lock) -> Search:
@@ -52,7 +50,7 @@ def is_its_fault(trouble: Trouble) -> bool:
 @step("put back")
 def put_back(why: str) -> None:
     """What was tried goes, whatever came of it."""
-    protocol.withdraw(current(), Outcome.TRIED, 1, f"{TRIED}{why}")
+    protocol.withdraw(current(), Outcome.TRIED, 1, f"bisect: {why}")
 
 
 @step("cause")

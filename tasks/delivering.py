@@ -207,7 +207,8 @@ def _load(session: Session, gate: ThroughputGate, tried: Release, endpoint: str,
 
 def breaks_a_figure(smoked: SmokeReport | None, load: LoadReport | None) -> bool:
     """Will the verdict refuse it for what its load test measured?"""
-    return load is not None and breaks_figures(_judged(current(), smoked, load))
+    session = current()
+    return load is not None and breaks_figures(_judged(session, smoked, load, baseline(session)))
 
 
 @step("control", per_stage=True)
@@ -244,8 +245,9 @@ def verdict(
     session = current()
     if load is None and (smoked is None or (smoked.passed and _passed(session, stage))):
         return
-    candidate, judged = session.candidate, _judged(session, smoked, load)
-    blamed = _blamed(session, judged, load, beside)
+    earlier = baseline(session) if load is not None else None
+    candidate, judged = session.candidate, _judged(session, smoked, load, earlier)
+    blamed = _blamed(session, judged, load, beside, earlier)
     judged = replace(judged, reasons=(*judged.reasons, *blamed))
     home, attempt = default_home(), f"{candidate.release}-{candidate.attempt}"
     folder = proven(home / "deliveries" / session.delivery / "reports" / attempt, home)
@@ -290,24 +292,30 @@ def collect(rollout: Rollout) -> None:
     protocol.collect(current(), rollout)
 
 
-def _judged(session: Session, smoked: SmokeReport | None, load: LoadReport | None) -> Verdict:
+def _judged(
+    session: Session, smoked: SmokeReport | None, load: LoadReport | None, earlier: LoadReport | None
+) -> Verdict:
     gate = session.candidate.gates.throughput
     return judge(
         smoked,
         load,
         gate.slo if gate else None,
-        baseline=baseline(session) if load is not None else None,
+        baseline=earlier,
         max_regression=gate.max_regression if gate else None,
     )
 
 
 def _blamed(
-    session: Session, judged: Verdict, load: LoadReport | None, beside: LoadReport | None
+    session: Session,
+    judged: Verdict,
+    load: LoadReport | None,
+    beside: LoadReport | None,
+    earlier: LoadReport | None,
 ) -> tuple[Reason, ...]:
     gate, serving = session.candidate.gates.throughput, session.record.serving
     if load is None or beside is None or gate is None or serving is None:
         return ()
-    return (blame(judged, load, beside, baseline(session), gate.slo, gate.max_regression, serving),)
+    return (blame(judged, load, beside, earlier, gate.slo, gate.max_regression, serving),)
 
 
 def _passed(session: Session, stage: Stage) -> bool:

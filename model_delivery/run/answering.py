@@ -24,6 +24,7 @@ from model_delivery.run import evidence
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.session import Session
+from model_delivery.steps.pods import Watch
 from model_delivery.values import InProgress, ReleaseId, Server, World
 
 SHORTEST, LONGEST = 30.0, 120.0
@@ -33,7 +34,6 @@ METRICS_BYTES = 4 * 1024 * 1024
 ANSWER_BYTES = 64 * 1024
 LOG_LINES = 1000
 NO_SUCH_NAME = "connection: gaierror"
-BUSY = re.compile(rb"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9]+(?:\.[0-9]*)?)\b", re.MULTILINE)
 COUNTED = re.compile(
     rb"^vllm:(?:generation_tokens|prompt_tokens|request_success|iteration_tokens)_total(?:_count|_sum)?[{ ].*$",
     re.MULTILINE,
@@ -82,10 +82,11 @@ def probe(book: Book, name: ReleaseId) -> Probe:
 
 def in_use(book: Book, name: ReleaseId) -> str:
     """Why its engines should not be loaded now; empty: they stand idle."""
-    told = [BUSY.findall(metrics(server)) for server in book.target.servers(book.release(name), book.world())]
-    if not told or not all(told):
+    urls = tuple(server.url for server in book.target.servers(book.release(name), book.world()))
+    before = [pod.before for pod in Watch(urls, {}).pods()]
+    if not urls or len(before) < len(urls) or None in before:
         return "it cannot be seen from here whether somebody uses it"
-    return "somebody uses it" if any(float(count) for counts in told for count in counts) else ""
+    return "somebody uses it" if any(before) else ""
 
 
 def finding(delivery: str, why: str) -> Finding:

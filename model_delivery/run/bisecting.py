@@ -96,7 +96,7 @@ def _changes(old: Frozen, new: Frozen, spec: DeliverySpec) -> Iterator[Change]:
     if (old.lock.engine, old.lock.image) != (new.lock.engine, new.lock.image):
         yield Change(ENGINE, f"{_engine(old.lock)} → {_engine(new.lock)}")
     values = by_option(_own(old)), by_option(spec.serving.args)
-    for name in (*after, *(name for name in before if name not in after)):
+    for name in after | before:
         if before.get(name) != after.get(name):
             yield Change(name, " → ".join(side.get(name, "not given") for side in values))
 
@@ -106,7 +106,7 @@ def _mixed(old: Frozen, spec: DeliverySpec, kept: Collection[str]) -> Iterator[s
     has them.
     """
     before, after = in_options(_own(old)), in_options(spec.serving.args)
-    for name in (*after, *(name for name in before if name not in after)):
+    for name in after | before:
         yield from (before if name in kept else after).get(name, ())
 
 

@@ -25,8 +25,8 @@ def save_reports(place: Place, name: str, folder: Path) -> tuple[Path, ...]:
     saved, tried = [], history(place, name)
     kept = {f"{ended.release}-{ended.attempt}": evidence.files(place, name, ended) for ended in tried}
     if not place.keeps_files:
-        silent = {ended.release: evidence.stored(place, name, ended.release, evidence.SILENT) for ended in tried}
-        kept |= {f"{release}-{evidence.SILENT}": files for release, files in silent.items()}
+        releases = dict.fromkeys(ended.release for ended in tried)
+        kept |= {f"{r}-{evidence.SILENT}": evidence.stored(place, name, r, evidence.SILENT) for r in releases}
     for attempt, files in kept.items():
         for file, content in files.items():
             target = folder / f"{name}-{attempt}" / file

@@ -4,6 +4,7 @@ and its releases.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ from model_delivery.values import (
     Version,
     World,
 )
+
+NAMED = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
 @dataclass
@@ -72,7 +75,9 @@ class Book:
         """Refused when it is not known (any more)."""
         if release in self.supposed:
             return self.supposed[release]
-        if (seen := self.place.get(self.delivery, Ref(RELEASE, release))) and seen.resource.spec:
+        named = NAMED.fullmatch(release)  # a person may have typed it: it becomes a path, or an address
+        seen = self.place.get(self.delivery, Ref(RELEASE, release)) if named else None
+        if seen and seen.resource.spec:
             return releases.load(release, seen.resource.spec)
         known = self.releases()
         if release in known:

@@ -65,8 +65,9 @@ def test_a_lock_makes_the_same_release_elsewhere_and_an_earlier_one_comes_again(
         back = deliver(there, "up", str(file), "--release", release)
         assert back.returncode == 0, back.stderr
         assert f"small: promoted (release {release})" in back.stdout
-        nobody = deliver(there, "up", str(file), "--release", "0123456789")
-        assert (nobody.returncode, "[release.unknown]" in nobody.stderr) == (3, True)
+        for name in ("0123456789", "../Record/record"):
+            nobody = deliver(there, "up", str(file), "--release", name)
+            assert (nobody.returncode, "[release.unknown]" in nobody.stderr) == (3, True)
     finally:
         assert deliver(there, "down", "small").returncode == 0
 

@@ -56,7 +56,13 @@ from model_delivery.verbs.plan import differs
 EVERYTHING = 10**6
 AT_ONCE = Duration("0s")
 ROLLBACK = Rollout(
-    strategy="blue-green", when_full="recreate", watch=AT_ONCE, standby=AT_ONCE, keep=EVERYTHING, history=EVERYTHING
+    strategy="blue-green",
+    when_full="recreate",
+    watch=AT_ONCE,
+    standby=AT_ONCE,
+    standby_mode="sleep",
+    keep=EVERYTHING,
+    history=EVERYTHING,
 )
 
 
@@ -148,7 +154,7 @@ def ready(stage: Stage) -> str:
     """
     session = current()
     candidate = session.candidate.release
-    if all(running.id != candidate for running in stage.desired.releases):
+    if candidate not in stage.desired.awake:
         return ""
     match session.target.readiness(session.release(candidate), session.world()):
         case Failed(retryable=True):
@@ -260,8 +266,9 @@ def verdict(
         main = session.world().objects.get(session.target.main(session.delivery, session.release(candidate.release)))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
         shown = (f"report: {where}", f"engine log: {main.status.get('log', there) if main else there}")
-        old, kept = session.record.serving, {running.id for running in stage.desired.releases}
-        still = f"release {old} {'still serves' if old in kept else 'is started again'}" if old else "nothing serves"
+        old, wanted = session.record.serving, stage.desired
+        again = "is woken" if old in wanted.asleep else "is started again"
+        still = f"release {old} {'still serves' if old in wanted.awake else again}" if old else "nothing serves"
         still = "; ".join((still, *(reason.text for reason in blamed if reason.passed)))
         what = f"the release was refused at stage {stage.phase}"
         refused = Finding("gate.refused", what, still, "read the report", shown)

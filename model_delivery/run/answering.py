@@ -20,7 +20,7 @@ from model_delivery.measure.words import printable
 from model_delivery.places import Place
 from model_delivery.places.host.asking import Answer, ask
 from model_delivery.places.host.stacks import stacks
-from model_delivery.run import evidence
+from model_delivery.run import evidence, rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.session import Session
@@ -29,7 +29,7 @@ from model_delivery.values import InProgress, ReleaseId, Server, World
 
 SHORTEST, LONGEST = 30.0, 120.0
 TTFT, TTFTS = "ttft_p95", 20
-REACH_SECONDS, LED_SECONDS, STOP_SECONDS = 5.0, 30.0, 5.0
+REACH_SECONDS, LED_SECONDS, STOP_SECONDS, STAND_IN_SECONDS = 5.0, 30.0, 5.0, 30.0
 METRICS_BYTES = 4 * 1024 * 1024
 ANSWER_BYTES = 64 * 1024
 LOG_LINES = 1000
@@ -104,10 +104,11 @@ def restart(session: Session, name: ReleaseId, found: Probe) -> None:
     """What stands still is started anew, each engine by itself, once the end of its log
     and its metrics are kept. Permanent where it gives no token then either.
     """
-    release, startup = session.release(name), session.frozen(name).startup_seconds
+    release, startup, before = session.release(name), session.frozen(name).startup_seconds, session.record
     wanted = len(session.target.servers(release, session.world()))
     kept = _keep(session, name, found.silent)
     report(Progress("answers", f"{name} gives no token ({found.why}): started anew; its state is kept in {kept}"))
+    stood_in = _stood_in(session)
     try:
         for server in found.silent:
             session.remove(server.ref, grace=STOP_SECONDS)
@@ -121,9 +122,34 @@ def restart(session: Session, name: ReleaseId, found: Probe) -> None:
     session.converge()
     session.wait_ready(name, startup)
     session.until(f"release {name}", anew, startup)
-    session.wait_routed()
     if still := probe(session, name).why:
-        raise Permanent(finding(session.delivery, f"{still}; started anew once, it did so again"))
+        led = f"; the traffic is with {stood_in} meanwhile, and `deliver rollback` leaves it there" if stood_in else ""
+        raise Permanent(finding(session.delivery, f"{still}; started anew once, it did so again{led}"))
+    if stood_in:
+        session.write(before)
+        session.converge()
+    session.wait_routed()
+
+
+def _stood_in(session: Session) -> ReleaseId | None:
+    """The standby that has the traffic while what serves is started anew; None where none
+    gives a token.
+    """
+    before = session.record
+    for standby in sorted(before.beside_serving):
+        try:
+            session.write(rules.stood_in(before, standby))
+            session.converge()
+            session.wait_ready(standby, STAND_IN_SECONDS)
+            if (found := probe(session, standby)).silent or found.unasked:
+                raise Permanent(finding(session.delivery, found.why or found.unasked))
+        except Trouble as trouble:
+            report(Progress("answers", f"{standby} cannot stand in: {trouble.findings[0].why}"))
+            session.write(before)
+            continue
+        report(Progress("answers", f"{standby} stands in meanwhile"))
+        return standby
+    return None
 
 
 def wait_led(session: Session) -> None:

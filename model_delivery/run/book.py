@@ -90,8 +90,8 @@ class Book:
 
     def serving_down(self) -> str:
         """Why what serves is down, though it shall run; empty where it is not."""
-        serving = self.record.serving
-        if serving is None or all(name != serving for name, _ in self.record.desired.releases):
+        serving, wanted = self.record.serving, self.record.desired
+        if serving is None or serving in wanted.asleep or all(name != serving for name, _ in wanted.releases):
             return ""
         match self.target.readiness(self.release(serving), self.world()):
             case Current():
@@ -113,7 +113,7 @@ class Book:
         """
         wanted = self.record.desired if wanted is None else wanted
         running = tuple(self.release(name, replicas) for name, replicas in wanted.releases)
-        return Desired(self.delivery, running, dict(wanted.traffic), self.record.address)
+        return Desired(self.delivery, running, dict(wanted.traffic), self.record.address, frozenset(wanted.asleep))
 
     def leftovers(self, keep: int) -> tuple[Ref, ...]:
         """Where nothing is on its way: steps of ended attempts, releases that no rollback

@@ -8,7 +8,7 @@ from typing import Any
 
 from model_delivery.base import Finding, Permanent
 from model_delivery.places import Place
-from model_delivery.values import ABSENT, Change, Mismatch, Observed, Ref, Resource, World, covers
+from model_delivery.values import ABSENT, RUNS, Change, Mismatch, Observed, Ref, Resource, World, covers
 
 RouteMark = Mapping[Ref, Mapping[str, Any]]
 Lead = Callable[[Resource, Observed | None], Observed | None]
@@ -33,7 +33,7 @@ def converge(
     lead: Lead = lambda _, seen: seen,
 ) -> Converged:
     """Offer every resource to ``put``, releases before the route, then delete ours that
-    are no longer wanted.
+    are no longer wanted; what shall sleep comes last, when nobody is led there any more.
 
     ``lead`` brings the route, as it is seen, to where it can be written, and returns how
     it is seen then. Else nothing is waited for. Raises Permanent when somebody else
@@ -42,7 +42,8 @@ def converge(
     world = place.world(delivery)
     _unmoved(baseline or {}, world)
     changes, beside = list[Change](), list[Change]()
-    for resource in _ordered(resources):
+    asleep = [resource for resource in resources if resource.role == "standby"]
+    for resource in _ordered(resource for resource in resources if resource not in asleep):
         offered = place.put(resource, dry_run=True)
         if offered.action != "unchanged":
             seen = world.objects.get(resource.ref)
@@ -50,6 +51,7 @@ def converge(
         if offered.stays:
             beside.append(offered)
     changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
+    changes += [change for change in map(place.put, asleep) if change.action != "unchanged"]
     route = _route(place, world, resources, {change.ref for change in changes})
     return Converged(tuple(changes), tuple(beside), route)
 
@@ -73,9 +75,7 @@ def unwanted(world: World, resources: Iterable[Resource]) -> list[Ref]:
     """
     wanted = {resource.ref for resource in resources}
     ours = [
-        seen.resource
-        for ref, seen in sorted(world.objects.items())
-        if seen.resource.role in ("release", "route") and ref not in wanted
+        seen.resource for ref, seen in sorted(world.objects.items()) if seen.resource.role in RUNS and ref not in wanted
     ]
     return [resource.ref for resource in sorted(ours, key=lambda resource: resource.role != "route")]
 

@@ -22,6 +22,8 @@ from model_delivery.run.rules import Answer
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Change, Desired, Lock, Release, ReleaseId, Stage, StageKind, Strategy, digest, stages
 
+SLEEPS = "it goes to sleep, and gives its cards back"
+
 
 @dataclass(frozen=True)
 class Route:
@@ -105,19 +107,20 @@ def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:
     candidate = book.candidate
     old, new = book.desired(book.record.only_serving), book.release(candidate.release)
     strategy = candidate.strategy or _wished(candidate)
-    planned = stages(strategy, old, new, candidate.rollout.steps, book.target.can)
+    sleep, wakes = candidate.rollout.standby_mode == "sleep", new.id in book.record.desired.asleep
+    planned = stages(strategy, old, new, candidate.rollout.steps, book.target.can, sleep=sleep, wakes=wakes)
     phases = [stage.phase for stage in planned]
     if candidate.phase in phases:
         planned = planned[phases.index(candidate.phase) :]
         return Route(strategy, planned, book.changes(planned[0].desired))
     if planned[0].phase.kind == StageKind.STOP:
-        return Route(strategy, planned, _replaced(book, old, new))
+        return Route(strategy, planned, _replaced(book, old, new, planned[0]))
     try:
         return Route(strategy, planned, book.changes(planned[0].desired))
     except NoRoom:
         if candidate.rollout.when_full == "recreate" and old.releases:
-            planned = stages("recreate", old, new, (), book.target.can)
-            return Route("recreate", planned, _replaced(book, old, new))
+            planned = stages("recreate", old, new, (), book.target.can, sleep=sleep, wakes=wakes)
+            return Route("recreate", planned, _replaced(book, old, new, planned[0]))
         raise
 
 
@@ -172,9 +175,12 @@ def _wished(candidate: Candidate) -> Strategy:
     return "blue-green" if candidate.kind == "rollback" and wished == "canary" else wished
 
 
-def _replaced(book: Book, old: Desired, new: Release) -> tuple[Change, ...]:
-    """Where the old release has to go first, the place cannot say yet what the new one
-    will change.
+def _replaced(book: Book, old: Desired, new: Release, first: Stage) -> tuple[Change, ...]:
+    """Where the old release has to make room first, the place cannot say yet what the new
+    one will change.
     """
-    gone = [Change(book.target.main(book.delivery, release), "deleted") for release in old.releases]
-    return (*gone, Change(book.target.main(book.delivery, new), "created"))
+    refs = {release.id: book.target.main(book.delivery, release) for release in (*old.releases, new)}
+    asleep = [Change(refs[release], "updated", (SLEEPS,)) for release in first.desired.asleep]
+    gone = [Change(refs[each.id], "deleted") for each in old.releases if each.id not in first.desired.asleep]
+    known = refs[new.id] in book.world().objects
+    return (*asleep, *gone, Change(refs[new.id], "updated" if known else "created"))

@@ -40,14 +40,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """``Desired`` in words that survive a crash: release ids with replicas, and percent
-    of the traffic.
+    """``Desired`` in words that survive a crash: release ids with replicas, percent of
+    the traffic, and which of them sleep.
     """
 
     __pydantic_config__ = STRICT
 
     releases: tuple[tuple[ReleaseId, Count], ...] = ()
     traffic: tuple[tuple[ReleaseId, Count], ...] = ()
+    asleep: tuple[ReleaseId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,12 @@ def _sound(record: Record) -> Record:
     """
     serving, wanted = record.serving, record.desired
     whole = ((serving, 100),)
-    if serving is None or record.candidate or (serving in dict(wanted.releases) and wanted.traffic == whole):
+    sound = serving in dict(wanted.releases) and wanted.traffic == whole and serving not in wanted.asleep
+    if serving is None or record.candidate or sound:
         return record
     others = tuple((name, count) for name, count in wanted.releases if name != serving)
-    return replace(record, desired=Wanted(((serving, record.replicas), *others), ((serving, 100),)))
+    asleep = tuple(name for name in wanted.asleep if name != serving)
+    return replace(record, desired=Wanted(((serving, record.replicas), *others), ((serving, 100),), asleep))
 
 
 def _upgraded(stored: Mapping[str, Any]) -> Mapping[str, Any]:

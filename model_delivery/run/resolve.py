@@ -43,24 +43,38 @@ def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:
     if (lock := spec.lock) is not None:
         return {
             "snapshot": lambda: lock.snapshot,
-            "engine": lambda: _same_engine(target.engine, lock.engine),
+            "engine": lambda: _same_engine(target.engine, lock.engine, sleep=spec.rollout.standby_mode == "sleep"),
             "image": lambda: lock.image,
         }
     return {
         "snapshot": spec.model.resolve,
-        "engine": lambda: load_engine(target.engine) if target.engine else None,
+        "engine": lambda: _engine(target.engine, sleep=spec.rollout.standby_mode == "sleep"),
         "image": lambda: _pinned(spec),
     }
 
 
-def _same_engine(name: str | None, locked: Engine | None) -> Engine | None:
+def _engine(name: str | None, *, sleep: bool) -> Engine | None:
+    """That of this machine. What it needs to sleep is a part of it only where the rollout
+    asks for that: an engine that sleeps is started otherwise. Refused where it cannot.
+    """
+    if name is None:
+        return None
+    engine = load_engine(name)
+    if sleep and engine.sleep is None:
+        what, why = "rollout.standby_mode sleep is refused", f"engine {name} cannot be put to sleep"
+        fix = "use standby_mode: run, or off; an engine that can says how in [sleep] of its engine.toml"
+        raise Refused(Finding("engine.cannot-sleep", what, why, fix))
+    return engine if sleep else engine.model_copy(update={"sleep": None})
+
+
+def _same_engine(name: str | None, locked: Engine | None, *, sleep: bool) -> Engine | None:
     """The engine of this machine, never the file's: what it starts is not for a file to
     say. Refused where it is another one.
     """
     if name is None or locked is None:
         return None
-    engine = load_engine(name)
-    ours, theirs = (each.model_dump(mode="json", exclude={"folder"}) for each in (engine, locked))
+    engine = _engine(name, sleep=sleep)
+    ours, theirs = (each.model_dump(mode="json", exclude={"folder"}) for each in (engine, locked) if each)
     if differs := [*difference(theirs, ours)]:
         what, why = f"engine {name} is not the one that is locked", printable("; ".join(differs[:5]), 600)
         raise Refused(

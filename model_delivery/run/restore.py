@@ -16,7 +16,7 @@ from model_delivery.run.book import Book
 from model_delivery.run.frozen import releases
 from model_delivery.run.record import Record, alone
 from model_delivery.targets import standing
-from model_delivery.values import ABSENT, RECORD_REF, Current, ReleaseId, World
+from model_delivery.values import ABSENT, RECORD_REF, RUNS, Current, ReleaseId, World
 
 
 def read(place: Place, name: str) -> Book:
@@ -58,7 +58,7 @@ def must_know(delivery: str, world: World, supposed: Iterable[ReleaseId] = ()) -
         running = ref.kind.demand(seen.resource.spec) if ref.kind.demand else {}
         release = seen.resource.release
         lost = sorted({release} - known if release else running.keys() - known)
-        if running and lost and seen.resource.role in ("release", "route"):
+        if running and lost and seen.resource.role in RUNS:
             what = f"the books of {delivery} are gone, and {ref} still runs"
             why = f"nothing says what release {lost[0]} was made with"
             fix = f"`deliver up` with the spec that made it; or end it: `deliver down {delivery}`"

@@ -116,7 +116,8 @@ def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
     """Rule 4: what the stage wants, by the strategy that was chosen."""
     releases = tuple((release.id, release.replicas) for release in stage.desired.releases)
     candidate = replace(_candidate(record), phase=stage.phase, strategy=strategy)
-    return replace(_with(record, candidate), desired=Wanted(releases, tuple(stage.desired.shares.items())))
+    asleep = tuple(sorted(stage.desired.asleep))
+    return replace(_with(record, candidate), desired=Wanted(releases, tuple(stage.desired.shares.items()), asleep))
 
 
 def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
@@ -165,11 +166,14 @@ def at_fault(tried: Candidate, trouble: Trouble) -> bool:
     return tried.kind == "deliver" and (judged or (engine and not isinstance(trouble, Retryable)))
 
 
-def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Record:
+def promoted(record: Record, now: float, facts: Facts, left: Facts | None, *, sleeps: bool = False) -> Record:
     """Rule 5: the candidate serves. A rollback holds what it left (``left``): a scheduled
-    run does not bring it back.
+    run does not bring it back. ``sleeps``: what served before can stand by asleep.
     """
     candidate, old = _candidate(record), record.serving
+    standby = 0.0 if candidate.rollout.standby_mode == "off" else candidate.rollout.standby.seconds
+    stands_by = old is not None and old in dict(record.desired.releases)
+    asleep = (old,) if old and stands_by and sleeps and standby else record.desired.asleep
     by_rollback = candidate.kind == "rollback"
     ended = _ended(candidate, Outcome.ROLLED_BACK_TO if by_rollback else Outcome.PROMOTED, 0, "", now, facts)
     endings: tuple[Ended, ...] = (ended,)
@@ -182,7 +186,8 @@ def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Re
         serving=candidate.release,
         previous=old or record.previous,
         candidate=None,
-        stop_after=now + candidate.rollout.standby.seconds if old else None,
+        desired=replace(record.desired, asleep=asleep),
+        stop_after=now + standby if old else None,
         ended=(*record.ended, *endings),
         held=held,
     )
@@ -234,6 +239,13 @@ def scaled(record: Record, replicas: int) -> Record:
 
 def standby_over(record: Record, now: float) -> bool:
     return record.candidate is None and record.stop_after is not None and now >= record.stop_after
+
+
+def stood_in(record: Record, standby: ReleaseId) -> Record:
+    """The standby has all of the traffic while what serves is started anew: after a kill
+    the record is read as if this had never been.
+    """
+    return replace(record, desired=replace(record.desired, traffic=((standby, 100),), asleep=()))
 
 
 def without_standby(record: Record) -> Record:

@@ -15,7 +15,7 @@ from model_delivery.targets.kubernetes.kinds import SHARED
 from model_delivery.targets.process import Process
 from model_delivery.targets.protocol import Adoption, Site, StepRun, Target, TargetKey, TargetSpec
 from model_delivery.targets.t9k import T9k
-from model_delivery.values import Kind, Payload, World
+from model_delivery.values import RUNS, Kind, Payload, World
 
 __all__ = [
     "ROOMS",
@@ -42,7 +42,7 @@ def cluster_kinds() -> tuple[Kind, ...]:
 
 def standing(world: World, context: str | None, namespace: str | None) -> TargetKey | None:
     """The key of the target whose objects stand in ``world``; None where none does."""
-    ours = [seen.resource for seen in world.objects.values() if seen.resource.role in ("release", "route")]
+    ours = [seen.resource for seen in world.objects.values() if seen.resource.role in RUNS]
     route = next((resource.spec for resource in ours if resource.role == "route"), {})
     kinds = {resource.ref.kind for resource in ours}
     found = (room.spec.keyed for room in ROOMS if kinds & set(room.kinds))

@@ -30,6 +30,7 @@ from model_delivery.values import (
     Ref,
     Release,
     Resource,
+    Role,
     Server,
     Started,
     StepState,
@@ -102,6 +103,10 @@ class ProcessPayload(Payload):
     def startup_seconds(self) -> float:
         return Duration(self.engine["ready"]["timeout"]).seconds
 
+    @property
+    def sleeps(self) -> bool:
+        return self.engine.get("sleep") is not None
+
 
 @dataclass(frozen=True)
 class Process(Target):
@@ -111,7 +116,7 @@ class Process(Target):
 
     spec, payloads = ProcessTarget, (ProcessPayload,)
     kinds = (ENGINE, ROUTER, SLOT, STEP, FOLDER, ENVIRONMENT)
-    can = Capabilities(dark_first=True, weights="slots")
+    can = Capabilities(dark_first=True, weights="slots", sleep=True)
     key: ProcessKey
 
     @property
@@ -160,12 +165,13 @@ class Process(Target):
             route[ROUTE] = {"host": want.address.host, "port": want.address.port}
             route |= {Ref(SLOT, f"{n:02}"): {"release": owner} for n, owner in enumerate(slot_owners(want.shares))}
         return (
-            *(
-                Resource(Ref(ENGINE, release.id), "release", want.delivery, release.payload.content(), release.id)
-                for release in want.releases
-            ),
+            *(self._engine(want, release) for release in want.releases),
             *(Resource(ref, "route", want.delivery, spec) for ref, spec in route.items()),
         )
+
+    def _engine(self, want: Desired, release: Release) -> Resource:
+        role: Role = "standby" if release.id in want.asleep else "release"
+        return Resource(Ref(ENGINE, release.id), role, want.delivery, release.payload.content(), release.id)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
@@ -185,6 +191,8 @@ class Process(Target):
             what, why = "the engine's port is another's", f"{status['stranger']} listens on {HOST}:{status['port']}"
             fix = "end what listens there, and run again: an engine that is started gets a free port"
             return Failed(Finding("host.engine-port-taken", what, why, fix, (f"log: {status['log']}",)))
+        if status["asleep"]:
+            return InProgress("it is asleep")
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
         return starting(status["log_tail"])

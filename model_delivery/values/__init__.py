@@ -27,6 +27,7 @@ from model_delivery.values.resources import (
     ANY,
     ENGINES,
     RECORD_REF,
+    RUNS,
     Change,
     Mismatch,
     Observed,

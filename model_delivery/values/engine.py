@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from model_delivery.base import Duration, Part, Size, did_you_mean
 from model_delivery.base.home import packaged
@@ -62,6 +62,19 @@ class Needs(Part):
     memory: Size = Size("1Gi")
 
 
+class Sleep(Part):
+    """How the engine gives its cards back and stays: what it is started with for that,
+    and the addresses on its own port that put it to sleep, wake it, and say whether it
+    sleeps (``{"is_sleeping": true}``).
+    """
+
+    args: tuple[str, ...] = ()
+    variables: dict[str, str] = Field(default_factory=dict)
+    sleep: Annotated[str, Field(pattern="^/")] = "/sleep?level=1&mode=wait"
+    wake: Annotated[str, Field(pattern="^/")] = "/wake_up"
+    asleep: Annotated[str, Field(pattern="^/")] = "/is_sleeping"
+
+
 class Engine(Part):
     """The content of an engine.toml, whole: what a release was started with does not
     change when the folder does.
@@ -78,6 +91,15 @@ class Engine(Part):
     ready: Ready = Ready()
     stop: Stop = Stop()
     resources: Needs = Needs()
+    sleep: Sleep | None = None
+
+    @model_serializer(mode="wrap")
+    def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One that does not sleep is written as before any could: its releases stay what
+        they are.
+        """
+        made: dict[str, Any] = dump(self)
+        return made if self.sleep else {name: value for name, value in made.items() if name != "sleep"}
 
     @field_validator("command")
     @classmethod
@@ -114,14 +136,15 @@ class Engine(Part):
             "{drain}": int(self.stop.drain.seconds),
         }
         words = [names if word == "{names}" else [_filled(word, known)] for word in self.command]
-        return [*chain.from_iterable(words), *args]
+        return [*chain.from_iterable(words), *(self.sleep.args if self.sleep else ()), *args]
 
     def environ(self, cpus: Sequence[int], environment: Path | None = None) -> dict[str, str]:
         """Its environment variables; ``{cpus}`` becomes the CPUs that it is bound to,
         such as ``0,1``.
         """
         known = {"{cpus}": ",".join(map(str, cpus)), "{folder}": self.location, "{env}": environment or ""}
-        return {name: _filled(value, known) for name, value in self.variables.items()}
+        variables = self.variables | (self.sleep.variables if self.sleep else {})
+        return {name: _filled(value, known) for name, value in variables.items()}
 
 
 def _only(known: Sequence[str], texts: Iterable[str]) -> None:

@@ -96,6 +96,7 @@ class Rollout(Part):
     watch: Duration = Duration("10m")
     when_full: Literal["refuse", "recreate"] = "refuse"
     standby: Duration = Duration("30m")
+    standby_mode: Literal["sleep", "run", "off"] = "run"
     keep: int = Field(3, ge=1)
     history: int = Field(200, ge=1)
 

@@ -62,6 +62,11 @@ class Payload(Part):
         """Of the object that was adopted."""
         return None
 
+    @property
+    def sleeps(self) -> bool:
+        """Can its engine give its cards back, and wake up as it was?"""
+        return False
+
     @classmethod
     def fits(cls, stored: Mapping[str, Any]) -> bool:
         """Was ``stored`` written from this class? By its keys: what is stored names no
@@ -103,13 +108,19 @@ class Address:
 @dataclass(frozen=True)
 class Desired:
     """Which releases run, and who gets which share of the traffic (percent; empty:
-    nobody). No address: no route.
+    nobody). No address: no route. ``asleep``: those of them that hold no card meanwhile.
     """
 
     delivery: str
     releases: tuple[Release, ...] = ()
     traffic: Mapping[ReleaseId, int] | None = None
     address: Address | None = None
+    asleep: frozenset[ReleaseId] = frozenset()
+
+    @property
+    def awake(self) -> frozenset[ReleaseId]:
+        """Those that shall answer."""
+        return frozenset(release.id for release in self.releases) - self.asleep
 
     @property
     def shares(self) -> dict[ReleaseId, int]:
@@ -119,11 +130,12 @@ class Desired:
 @dataclass(frozen=True)
 class Capabilities:
     """``dark_first``: a first release can run without traffic. ``weights``: how finely
-    traffic divides.
+    traffic divides. ``sleep``: an engine that can may sleep there.
     """
 
     dark_first: bool
     weights: Literal["none", "percent", "slots"]
+    sleep: bool = False
 
 
 def _keys(thing: Any) -> Iterator[SecretRef]:

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 from model_delivery.base import short
 from model_delivery.values.kind import RECORD, Kind
 
-Role = Literal["release", "route", "storage", "step", "record", "lease"]
+Role = Literal["release", "standby", "route", "storage", "step", "record", "lease"]
+RUNS: Final = ("release", "standby", "route")  # roles of what a delivery is, beside its books
 Version = str
 ABSENT: Final = Version("<absent>")
 ANY: Final = Version("<any>")

@@ -84,23 +84,36 @@ class Stage:
 
 
 def stages(
-    strategy: Strategy, old: Desired, new: Release, weights: tuple[int, ...], can: Capabilities
+    strategy: Strategy,
+    old: Desired,
+    new: Release,
+    weights: tuple[int, ...],
+    can: Capabilities,
+    *,
+    sleep: bool = False,
+    wakes: bool = False,
 ) -> tuple[Stage, ...]:
     """The stages from ``old`` (what serves now, alone) to ``new`` with all of the
     traffic.
 
     A recreate tests the new release before it gives it traffic, where the target can have
     a release without any; where it cannot (``dark_first``), the new one takes the place
-    of the old in one write. Refused: canary where traffic cannot be weighed, or where
-    slots of 5 % cannot hold a step.
+    of the old in one write. With ``sleep`` the old one gives its cards back in its sleep,
+    where it can, and stays; ``wakes``: the new one sleeps until then.
+
+    Refused: canary where traffic cannot be weighed, or where slots of 5 % cannot hold a
+    step.
     """
     dark, promote = Phase(StageKind.DARK), Phase(StageKind.PROMOTE)
     everything = {new.id: 100}
     beside = replace(old, releases=(*old.releases, new))
-    alone = replace(old, releases=(new,), traffic=everything)
+    sleepers = tuple(release for release in old.releases if sleep and can.sleep and release.payload.sleeps)
+    asleep = replace(old, releases=sleepers, traffic={}, asleep=frozenset(release.id for release in sleepers))
+    alone = replace(asleep, releases=(new, *sleepers), traffic=everything)
     if not old.releases or strategy == "recreate":
         first = Stage(dark, replace(alone, traffic={}) if can.dark_first else alone, ALL_GATES)
-        stop = Stage(Phase(StageKind.STOP), replace(old, releases=(), traffic={}))
+        both = replace(asleep, releases=(*sleepers, new), asleep=asleep.asleep | {new.id}) if wakes else asleep
+        stop = Stage(Phase(StageKind.STOP), both)
         return (*((stop,) if old.releases and can.dark_first else ()), first, Stage(promote, alone))
     last = Stage(promote, replace(old, releases=(new, *old.releases), traffic=everything))
     if strategy == "blue-green":

@@ -20,12 +20,12 @@ from model_delivery.run.plan import route
 from model_delivery.run.record import Record
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import Change, Current, Failed, InProgress, Payload, ReleaseId, World
+from model_delivery.values import RUNS, Change, Current, Failed, InProgress, Payload, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 from model_delivery.verbs.quoting import unknown_secret, unquoted
 
 Told = tuple[tuple[str, ...], tuple[str, ...]]
-UP, STARTING, DOWN, BROKEN = "up", "starting", "down", "broken"
+UP, STARTING, DOWN, BROKEN, ASLEEP, STOPPED = "up", "starting", "down", "broken", "asleep", "stopped"
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,10 @@ def _running(book: Book, world: World, name: ReleaseId) -> Running:
         case waiting:
             state, detail = STARTING, waiting.why
     bound = seen.status if seen else {}
+    if name in book.record.desired.asleep and bound.get("asleep"):
+        state, detail = ASLEEP, "it holds no card; a rollback wakes it"
+    elif name in book.record.desired.asleep and state != UP:
+        state, detail = STOPPED, "it does not sleep any more; a rollback starts it anew"
     return Running(
         release.id,
         share,
@@ -237,7 +241,7 @@ def down(place: Place, name: str) -> tuple[str, ...]:
     with opened(place, name, key, request=uuid.uuid4().hex) as session:
         before = session.world().objects
         protocol.take_down(session)
-        stopped = [ref for ref, seen in sorted(before.items()) if seen.resource.role in ("release", "route")]
+        stopped = [ref for ref, seen in sorted(before.items()) if seen.resource.role in RUNS]
         return tuple(str(ref) for ref in stopped if not ref.kind.detail)
 
 

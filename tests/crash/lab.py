@@ -111,7 +111,9 @@ class Lab:
         """What `deliver` prints; it ends with 0."""
         command = [str(Path(sys.executable).with_name("deliver")), *words]
         environ = {"PATH": os.environ["PATH"], "MODEL_DELIVERY_HOME": str(self.home)}
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def run(
         self, act: Callable[[], Any], kill_at: int | None = None, meanwhile: Callable[[int], None] | None = None
@@ -175,6 +177,12 @@ class Lab:
         )
         return answer
 
+    def token(self) -> str:
+        """What the stable address generates."""
+        asked = {"model": NAME, "prompt": "x", "max_tokens": 1}
+        answer = httpx.post(f"http://127.0.0.1:{self.port}/v1/completions", json=asked, timeout=10, trust_env=False)
+        return str(answer.raise_for_status().json()["choices"][0]["text"])
+
     def processes(self) -> list[psutil.Process]:
         """Every process that has to do with this lab, whoever its parent is: by its
         command line or its working folder.
@@ -198,13 +206,17 @@ class Lab:
         assert record.serving == serving, (record.serving, serving)
         world = self.host.world(NAME)
         engines = {ref.name: o.status for ref, o in world.objects.items() if ref.kind.name == "Engine"}
-        assert set(engines) == ({serving} if serving else set())
-        assert all(status["alive"] and status["healthy"] for status in engines.values())
+        asleep = set(record.desired.asleep)
+        assert set(engines) == ({serving} if serving else set()) | asleep
+        awake = [status for name, status in engines.items() if name not in asleep]
+        assert all(status["alive"] and status["healthy"] and not status["asleep"] for status in awake)
+        assert all(engines[name]["asleep"] or not engines[name]["alive"] for name in asleep)
         slots = [o.status for ref, o in world.objects.items() if ref.kind.name == "Slot"]
         if serving:
             address = f"127.0.0.1:{engines[serving]['port']}"
             assert [s["written"] for s in slots] == [address] * 20
             assert self.answers()["data"][0]["id"] == NAME
+            assert self.token()
         else:
             assert not slots
         assert not [ref for ref in world.objects if ref.kind.name == "Lease"]

@@ -56,13 +56,19 @@ def first(lab: Lab) -> object:
     return None
 
 
-def served(lab: Lab, **more: Any) -> object:
+def served(lab: Lab, *args: str, **more: Any) -> object:
     if lab.home.exists() and lab.record.serving is not None:
         return None
-    return lab.deliver(lab.untested(**more))
+    return lab.deliver(lab.untested(*args, **more))
+
+
+def card(lab: Lab) -> tuple[str, str]:
+    """What one engine at a time can hold."""
+    return "--card", str(lab.home.parent / "card")
 
 
 WHOLE: dict[str, Any] = {"cpus": len(os.sched_getaffinity(0)), "when_full": "recreate"}
+ASLEEP: dict[str, Any] = WHOLE | {"standby": "30m", "standby_mode": "sleep"}
 STORIES = (
     Story("first", first, lambda lab: lab.spec()),
     Story("second", served, lambda lab: lab.spec()),
@@ -74,6 +80,12 @@ STORIES = (
         other={"when_full": "recreate"},
     ),
     Story("refused", served, lambda lab: lab.spec(slo={"ttft_p95_max": "1ms"}), ends=4),
+    Story(
+        "one card",
+        lambda lab: served(lab, *card(lab), **ASLEEP),
+        lambda lab: lab.untested(*card(lab), **ASLEEP),
+        other=WHOLE,
+    ),
 )
 
 

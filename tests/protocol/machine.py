@@ -26,11 +26,11 @@ from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks import running
 from model_delivery.values import ABSENT, RECORD_REF, Capabilities, File, Lock, Snapshot
-from model_delivery.values.engine import Engine
+from model_delivery.values.engine import Engine, Sleep
 from tests.protocol.simulated import Clock, Place, Target
 
 TARGETS = {
-    "process": (Capabilities(dark_first=True, weights="slots"), False),
+    "process": (Capabilities(dark_first=True, weights="slots", sleep=True), False),
     "deployment": (Capabilities(dark_first=True, weights="none"), False),
     "gateway": (Capabilities(dark_first=True, weights="percent"), False),
     "t9k": (Capabilities(dark_first=False, weights="percent"), True),
@@ -39,7 +39,7 @@ played = {"steps": 0, "runs": 0, "kills": 0}
 
 
 @cache
-def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str) -> DeliverySpec:
+def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str, mode: str = "run") -> DeliverySpec:
     return parse_spec(
         {
             "apiVersion": "model-delivery/v1",
@@ -57,6 +57,7 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str)
                 "soak": "1s",
                 "watch": "1s",
                 "standby": standby,
+                "standby_mode": mode,
                 "keep": 2,
                 "history": 12,
             },
@@ -64,12 +65,16 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str)
     )
 
 
+def lock(wanted: DeliverySpec) -> Lock:
+    return _lock(sleeps=wanted.rollout.standby_mode == "sleep")
+
+
 @cache
-def lock() -> Lock:
+def _lock(*, sleeps: bool) -> Lock:
     snapshot = Snapshot(
         source="local", key="k", commit="c" * 40, files=(File(path="tokenizer.json", size=1, sha256="0" * 64),)
     )
-    return Lock(snapshot=snapshot, engine=Engine(name="e", command=("x",)))
+    return Lock(snapshot=snapshot, engine=Engine(name="e", command=("x",), sleep=Sleep() if sleeps else None))
 
 
 class Killed(BaseException):
@@ -179,7 +184,7 @@ class Runs:
 
     def deliver(self, wanted: DeliverySpec, *, scheduled: bool = False) -> Callable[[Session], Any]:
         def body(session: Session) -> Any:
-            admission = protocol.admit(session, wanted, lock(), scheduled=scheduled)
+            admission = protocol.admit(session, wanted, lock(wanted), scheduled=scheduled)
             if admission.answer.delivers:
                 if not self.bring(session, asks=wanted.approval == "manual"):
                     return running.Run(session).outcome(running.AWAITING)
@@ -217,7 +222,7 @@ class Runs:
                     return False
                 protocol.enter(session, stage, way.strategy)
                 candidate = session.candidate.release
-                if all(release.id != candidate for release in stage.desired.releases):
+                if candidate not in stage.desired.awake:
                     continue
                 session.wait_ready(candidate, 100)
                 protocol.wait_routed(session, stage)

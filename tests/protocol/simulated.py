@@ -89,7 +89,7 @@ class Target(Process):
         engines = tuple(
             Resource(
                 Ref(ENGINE, r.id),
-                "release",
+                "standby" if r.id in want.asleep else "release",
                 want.delivery,
                 {"args": list(r.payload.args), "replicas": r.replicas},
                 r.id,
@@ -194,7 +194,7 @@ class Place:
             return Change(ref, "updated" if old else "created")
         version = str(next(self._versions))
         self.objects[ref] = (resource, version)
-        for release in new or ({ref.name} if ref.kind == ENGINE else set()):
+        for release in new or ({ref.name} if ref.kind == ENGINE and resource.role == "release" else set()):
             self.starts[release] = self.starts.get(release, 0) + 1
         states = self.status.get(ref, {})
         kept = {release: states.get(release, "starting") for release in self._releases(resource)}
@@ -202,9 +202,10 @@ class Place:
         return Change(ref, "updated" if old else "created", version=version)
 
     def _releases(self, resource: Resource) -> set[str]:
+        """Those that hold a card."""
         if resource.ref.kind == ENGINE:
             self.labels[resource.ref.name] = resource.spec["args"]
-            return {resource.ref.name}
+            return {resource.ref.name} if resource.role == "release" else set()
         self.labels |= {name: args for name, _, args in resource.spec.get("releases", ())}
         return {name for name, *_ in resource.spec.get("releases", ())}
 
@@ -214,6 +215,9 @@ class Place:
 
     def running(self) -> set[str]:
         return {release for resource, _ in self.objects.values() for release in self._releases(resource)}
+
+    def asleep(self) -> set[str]:
+        return {resource.ref.name for resource, _ in self.objects.values() if resource.role == "standby"}
 
     def without(self, delivery: str, releases: Collection[str]) -> Place:
         view = copy.copy(self)

@@ -19,6 +19,7 @@ from model_delivery.run.plan import Planned, identify, planned, unchanged_digest
 from model_delivery.run.record import Ended, Outcome, Record
 from model_delivery.run.session import Session
 from model_delivery.spec import DeliverySpec
+from model_delivery.tasks import delivering as do
 from model_delivery.values import LEASE, RECORD_REF, RELEASE, Ref, Resource, Version, digest
 from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
 from tests.protocol.simulated import THE_ROUTE, weighty
@@ -31,6 +32,7 @@ SPECS = st.tuples(
     st.sampled_from(["refuse", "recreate"]),
     st.sampled_from([1, 1, 2]),
     st.sampled_from(["0s", "600s"]),
+    st.sampled_from(["run", "sleep", "sleep", "off"]),
 )
 EFFECTS = st.integers(1, 30)
 
@@ -55,14 +57,16 @@ class Deliveries(RuleBasedStateMachine, Runs):
         effects=EFFECTS,
     )
     def a_spec_is_delivered(
-        self, given: tuple[str, str, str, int, str], scheduled: bool, request: str | None, effects: int
+        self, given: tuple[str, str, str, int, str, str], scheduled: bool, request: str | None, effects: int
     ) -> None:
-        label, strategy, *rest = given
+        label, strategy, when_full, replicas, standby, mode = given
         if label == "asked":
-            strategy, rest[0] = strategy.replace("recreate", "canary"), "refuse"
+            strategy, when_full = strategy.replace("recreate", "canary"), "refuse"
         if strategy == "canary" and self.can.weights == "none":
             strategy = "blue-green"
-        self.last = spec(label, strategy, *rest)
+        if not self.can.sleep:
+            mode = mode.replace("sleep", "run")
+        self.last = spec(label, strategy, when_full, replicas, standby, mode)
         self.advance(self.start(request, self.deliver(self.last, scheduled=scheduled)), effects)
 
     @precondition(lambda self: rules.unanswered(self.record()) is not None)
@@ -86,12 +90,12 @@ class Deliveries(RuleBasedStateMachine, Runs):
 
     def _adopt(self, session: Session, wanted: DeliverySpec) -> None:
         """As ``verbs/adopt.py`` takes it."""
-        payload, address = session.target.payload(wanted, lock()), session.target.address("m")
+        payload, address = session.target.payload(wanted, lock(wanted)), session.target.address("m")
         name, now = digest(payload.content()), self.clock.now()
         frozen = Frozen(
             payload=payload,
-            lock=lock(),
-            unchanged=unchanged_digest(wanted, lock()),
+            lock=lock(wanted),
+            unchanged=unchanged_digest(wanted, lock(wanted)),
             model=wanted.model,
             storage=wanted.storage,
             args=wanted.serving.args,
@@ -184,6 +188,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.no_traffic_goes_to_an_unproven_release(now)
         self.the_old_release_is_untouched_before_the_gate(now)
         self.a_request_ends_once(now)
+        self.no_traffic_goes_to_a_sleeper()
         self.nobody_gets_traffic_before_a_person_has_said_so(now)
         if self.target.weighs:
             self.a_gateway_knows_whoever_gets_traffic_and_whoever_leaves_had_none()
@@ -203,6 +208,9 @@ class Deliveries(RuleBasedStateMachine, Runs):
         first = not self.can.dark_first and (now.candidate is not None or not now.active)
         for release, share in self.shares().items():
             assert not share or release in passed or first, (release, now)
+
+    def no_traffic_goes_to_a_sleeper(self) -> None:
+        assert not self.shares().keys() & self.place.asleep(), (self.shares(), self.record())
 
     def the_old_release_is_untouched_before_the_gate(self, now: Record) -> None:
         candidate, serving = now.candidate, now.serving
@@ -239,7 +247,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         where nothing is delivered.
         """
         try:
-            plan = planned(self.session(self.place, ""), wanted, lock(), now=self.clock.now())
+            plan = planned(self.session(self.place, ""), wanted, lock(wanted), now=self.clock.now())
         except NoRoom:
             return
         run = self.start(None, self.deliver(wanted))
@@ -264,13 +272,14 @@ class Deliveries(RuleBasedStateMachine, Runs):
         now = self.record()
         assert now.candidate is None
         assert Ref(LEASE, "lease") not in self.place.objects
-        running = {name for name, _ in now.desired.releases}
+        running = {name for name, _ in now.desired.releases} - {*now.desired.asleep}
+        assert self.place.asleep() == {*now.desired.asleep}
         assert self.place.running() == (running if now.address else set()), (self.place.running(), now)
         assert self.shares() == ({now.serving: 100} if now.serving else {}), (self.shares(), now)
         book = self.session(self.place, "")
         assert book.changes(book.desired()) == ()
-        if now.serving and now.serving == identify(book, wanted, lock(), 0)[0]:
-            assert planned(book, wanted, lock(), now=0).answer is rules.Answer.UNCHANGED
+        if now.serving and now.serving == identify(book, wanted, lock(wanted), 0)[0]:
+            assert planned(book, wanted, lock(wanted), now=0).answer is rules.Answer.UNCHANGED
 
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))
@@ -289,6 +298,51 @@ def test_any_story_killed_anywhere_twice_converges(kind: str) -> None:
     steps, runs, kills = (played[what] - before[what] for what in ("steps", "runs", "kills"))
     print(f"{kind}: {steps} effects of {runs} runs, {kills} of them killed")
     assert steps >= STEPS_WANTED / len(TARGETS)
+
+
+@pytest.mark.parametrize("room", [1, 2])
+@pytest.mark.parametrize("label", ["b", "bad", "dead"])
+def test_a_sleeper_is_neither_forgotten_nor_given_traffic_wherever_a_run_is_killed(label: str, room: int) -> None:
+    """A promotion or a refusal beside what then sleeps, and the rollback to it: killed
+    after each effect, and made again.
+    """
+    effects, slept = 0, 0
+    for story in ("deliver", "roll back"):
+        for at in range(1, 60):
+            runs = Deliveries()
+            runs.prepare("process", room)
+            specs = [spec(name, "blue-green", "recreate", 1, "600s", "sleep") for name in ("a", label)]
+            runs.start(None, runs.deliver(specs[0]))
+            runs.finish()
+            old = str(runs.record().serving)
+            if story == "roll back":
+                runs.start(None, runs.deliver(specs[1]))
+                runs.finish()
+                slept += runs.place.asleep() == {old}
+            if story == "roll back" and runs.record().previous is None:
+                break
+            act = runs.deliver(specs[1]) if story == "deliver" else runs.roll_back
+            run = runs.start(None, act)
+            runs.advance(run, at)
+            over = not run.alive
+            runs.kill(run)
+            again = runs.start(None, act)
+            runs.finish()
+            if story == "roll back":  # what it left is due, and whoever comes next ends it
+                runs.start(None, lambda session: protocol.collect(session, do.ROLLBACK))
+                runs.finish()
+            effects += 1
+            now = runs.record()
+            promoted = story == "deliver" and label == "b"
+            assert (now.serving == old) != promoted, (story, at, again.outcome, now)
+            assert now.candidate is None
+            assert (runs.place.running(), runs.place.asleep()) == ({now.serving}, {old} if promoted else set())
+            if over:
+                break
+        else:
+            raise AssertionError("a run of more than sixty effects")
+    assert effects > 5
+    assert slept or label != "b"
 
 
 def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:

@@ -55,6 +55,14 @@ def bind(
     return bound
 
 
+def is_free(bound: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> bool:
+    """Is all that a sleeper gave back still free? Woken onto a card that is taken, it
+    would answer, and fail ever after.
+    """
+    others = list(taken)
+    return not any(n in other.get(what, ()) for what in ("cpus", "gpus") for n in bound[what] for other in others)
+
+
 def free_port(given: Collection[int | None] = ()) -> int:
     """Not one that was ``given`` to an engine, which may not listen there yet."""
     with ExitStack() as held:

@@ -88,6 +88,9 @@ class Handler:
     def act(self, bound: Bound) -> None:
         """Make it so."""
 
+    def settle(self, bound: Bound) -> None:
+        """What takes long of it: nobody else is kept waiting meanwhile."""
+
     def status(self, bound: Bound) -> Bound:
         """What is seen of it now."""
         return {}

@@ -78,6 +78,7 @@ class Host(StateFolder):
                 return change
             self._write(Observed(resource, version, bound))
             handler.act(bound)
+        handler.settle(bound)
         return replace(change, version=version)
 
     def without(self, delivery: str, releases: Collection[str]) -> Host:

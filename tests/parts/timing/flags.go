@@ -28,6 +28,8 @@ type settings struct {
 	noTemplate, noAuth        bool
 	cutContext                int // the longest context, whatever --max-model-len says
 	restartAfter, wedgeAfter  int
+	card                      string // a file that one engine at a time can hold
+	sleepless                 bool   // asked to sleep, it fails
 	certificate               string // serve HTTPS and write the self-signed certificate there
 }
 
@@ -137,6 +139,10 @@ func parse(args []string) settings {
 			s.restartAfter = whole()
 		case "--wedge-after":
 			s.wedgeAfter = whole()
+		case "--card":
+			s.card = next()
+		case "--sleepless":
+			s.sleepless = true
 		case "--https":
 			s.certificate = next()
 		default:

@@ -23,6 +23,7 @@ const answer = "The capital of France is Paris."
 type server struct {
 	settings
 	truth    truth
+	bed      bed
 	served   atomic.Int64
 	waiting  atomic.Int64
 	wedged   atomic.Bool   // nothing is generated any more; all else answers
@@ -71,6 +72,7 @@ func main() {
 	mux.HandleFunc("/v1/models", s.guarded(s.models))
 	mux.HandleFunc("/v1/chat/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, true) }))
 	mux.HandleFunc("/v1/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, false) }))
+	s.makeBed(mux)
 	web := &http.Server{Handler: mux, ConnContext: withConnection}
 	var open net.Listener = listener{plain}
 	log.Printf("Starting timing server on http://%s label=%s", plain.Addr(), s.label)
@@ -211,6 +213,10 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 		case <-r.Context().Done():
 		case <-s.stopping:
 		}
+		return
+	}
+	if !s.bed.awake() {
+		fail(w, 500, "CUDA error: out of memory")
 		return
 	}
 	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}

@@ -42,6 +42,12 @@ func (t *truth) add(field *int, n int) {
 	t.Unlock()
 }
 
+func (t *truth) running() int {
+	t.Lock()
+	defer t.Unlock()
+	return t.Running
+}
+
 func (t *truth) tell(w http.ResponseWriter, _ *http.Request) {
 	t.Lock()
 	defer t.Unlock()

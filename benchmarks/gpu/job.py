@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import threading
@@ -81,12 +82,18 @@ def weights(folder: Path) -> int:
 
 @dataclass
 class Service:
-    """One delivery of this machine, whose card has ``total`` GiB."""
+    """One delivery of this machine, whose card has ``total`` GiB. ``gpus``: cards that a
+    release asks for (0: it sees them all, and its share is all that keeps it from
+    others); ``whole``: it asks for every CPU, so that two have no room.
+    """
 
     machine: Machine
     name: str
     total: float
     served: dict[str, str] = field(default_factory=dict)
+    rollout: dict[str, Any] = field(default_factory=dict)
+    gpus: int = 0
+    whole: bool = False
 
     @property
     def url(self) -> str:
@@ -96,12 +103,16 @@ class Service:
     def model(self) -> Path:
         return self.machine.work / self.name
 
-    def spec(self, share: float, *args: str) -> Path:
-        """Its file; ``share`` of the card's memory, as the engine is told."""
+    def spec(self, share: float, *args: str, ttft: str = "5s") -> Path:
+        """Its file; ``share`` of the card's memory, as the engine is told; ``ttft``: what
+        its p95 may be.
+        """
         rehearsal, small = self.machine.rehearsal, self.name == SMALL
         words = [*args, "--max-model-len", "2048" if small or rehearsal else "4096", "--dtype", "bfloat16"]
         words += ["--enforce-eager"] if rehearsal else ["--gpu-memory-utilization", str(share)]
-        bounds = {"error_rate_max": 0} if rehearsal else {"error_rate_max": 0, "ttft_p95_max": "5s"}
+        bounds = {"error_rate_max": 0, "ttft_p95_max": "60s" if rehearsal and ttft == "5s" else ttft}
+        cpus = len(os.sched_getaffinity(0)) if self.whole else 1 if rehearsal else 6
+        limits = {"cpu": cpus} | ({"nvidia.com/gpu": self.gpus} if self.gpus else {})
         profile: Any = (
             "smoke" if small or rehearsal else {"prompt_tokens": 256, "output_tokens": 128, "ignore_eos": True}
         )
@@ -111,10 +122,10 @@ class Service:
             "apiVersion": "model-delivery/v1",
             "name": self.name,
             "model": {"source": "local", "path": str(self.model)},
-            "serving": {"model_names": [MODEL], "args": words, "resources": {"limits": {"cpu": 1 if rehearsal else 6}}},
+            "serving": {"model_names": [MODEL], "args": words, "resources": {"limits": limits}},
             "target": {"kind": "process", "engine": f"{self.machine.engine()}/", "port": PORTS[self.name]},
             "gates": {"smoke": smoke, "throughput": load},
-            "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "30m"},
+            "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "30m", **self.rollout},
         }
         file = self.machine.out / f"{self.name}-{len(list(self.machine.out.glob(f'{self.name}-*.yaml'))) + 1}.yaml"
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -128,6 +139,15 @@ class Service:
         told = deliver(self.machine, "up", str(spec), limit=limit)
         return self.came_to(told) | {"engine": self.engine_says(share)}
 
+    def refused(self, share: float, *args: str, limit: float) -> dict[str, Any]:
+        """Deliver what no bound can hold; what serves then, and what was said."""
+        told = deliver(self.machine, "up", str(self.spec(share, *args, ttft="1ms")), limit=limit, code=4)
+        said = [line for at, line in told.lines if "woken" in line or "serves" in line]
+        return {"seconds": round(told.seconds, 1), "running": self.running(), "said": said[-3:]}
+
+    def told(self) -> Any:
+        return deliver(self.machine, "status", self.name, limit=60).value["running"]
+
     def back(self, *words: str, limit: float) -> dict[str, Any]:
         return self.came_to(deliver(self.machine, "rollback", self.name, *words, limit=limit))
 
@@ -139,7 +159,8 @@ class Service:
     def running(self) -> dict[str, str]:
         """Share and state of each release; where each listens is noted."""
         now = deliver(self.machine, "status", self.name, limit=60).value["running"]
-        self.served |= {one["detail"].removeprefix("http://"): one["release"] for one in now}
+        up = [one for one in now if one["detail"].startswith("http://")]
+        self.served |= {one["detail"].removeprefix("http://"): one["release"] for one in up}
         return {one["release"]: f"{one['share']} %, {one['state']}" for one in now}
 
     def figures(self, release: str) -> dict[str, float]:

@@ -44,6 +44,11 @@ class Machine:
         return OFFLINE | path | {"VLLM_CACHE_ROOT": str(self.work / "vllm-cache")}
 
     @property
+    def gpus(self) -> int:
+        """What a release of one card asks for."""
+        return 0 if self.rehearsal else 1
+
+    @property
     def engine_environ(self) -> dict[str, str]:
         return os.environ | self.engine_variables
 

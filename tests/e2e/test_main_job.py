@@ -4,6 +4,7 @@ where the one before ended.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,6 +137,33 @@ def test_status_list_logs_and_connect(service: Service) -> None:
     assert service.url in service.deliver("list").stdout
     assert "vLLM" in service.deliver("logs", NAME).stdout
     assert f"{service.url}/v1/chat/completions" in service.deliver("connect", NAME).stdout
+
+
+def test_an_engine_that_stands_still_under_load_is_noticed_and_healed_by_the_next_run(service: Service) -> None:
+    (status,) = service.engines().values()
+    children = psutil.Process(status["pid"]).children(recursive=True)
+    core = next(child for child in children if "EngineCore" in " ".join((child.name(), *child.cmdline())))
+    with service.asked_all_along() as seen:
+        while "200" not in seen:
+            time.sleep(0.1)
+        core.suspend()
+        began = time.time()
+        healed = service.deliver("up", str(service.spec(1024)), with_server=False)
+        answered = len(seen)
+        while len(seen) < answered + 3:
+            time.sleep(0.1)
+    assert healed.returncode == 0, healed.stderr
+    assert "smollm2: healed" in healed.stdout
+    told = re.search(r"it did not answer within (\d+) s, and did nothing for others meanwhile", healed.stderr)
+    assert told, healed.stderr
+    (evidence,) = (service.host.folder(NAME) / "silent").iterdir()
+    assert {file.name for file in evidence.iterdir()} == {"engine.log", "metrics.prom", "stacks.txt"}
+    noticed = (evidence / "engine.log").stat().st_mtime - began
+    assert noticed < int(told[1]) + 5 + 15, "the probe's deadline, 5 s, and the command's own start on a busy machine"
+    failed = [answer for answer in seen if answer != "200"]
+    assert failed, "nobody was asked while it stood still"
+    assert seen[-2:] == ["200", "200"], seen
+    print(f"noticed {noticed:.1f} s after the stop; {len(failed)} of {len(seen)} requests failed")
 
 
 def test_down_leaves_weights_and_history_and_no_process(service: Service) -> None:

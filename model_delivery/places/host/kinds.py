@@ -38,6 +38,7 @@ from model_delivery.places.host.handler import Bound, Handler, Process, passed_o
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import ProcessFolder, Run, identified
 from model_delivery.places.host.sleeping import PRIVATE, Sleeper, forget, held
+from model_delivery.places.host.warming import warm
 from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, ROUTE, ROUTER, SLOT, SLOTS, STEP
 from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref, Role
 from model_delivery.values.engine import Stop
@@ -108,21 +109,22 @@ class EngineProcess(Process):
             self.folder.stop(0)
         forget(self.folder)
         super().act(bound)
+        warm(self._model, self._weights.items())
 
     def settle(self, bound: Bound) -> None:
         """What cannot sleep is stopped: a standby holds no card."""
         if not self._stands_by or not self.folder.running or self._sleeper is None:
             return
-        if why := self._sleeper.sleep(self._weights, _engine(self).stop.drain.seconds):
+        if why := self._sleeper.sleep(sum(self._weights.values()), _engine(self).stop.drain.seconds):
             name = self.resource.ref.name
             report(Progress("standby", f"{name} cannot sleep ({why}): it is stopped, and a rollback starts it anew"))
             self.folder.stop(self.grace)
 
     @property
-    def _weights(self) -> int:
-        """Bytes of its weights, as its model's list says."""
+    def _weights(self) -> dict[str, int]:
+        """Bytes of its weights by file, as its model's list says."""
         manifest = read_manifest(self._model)
-        return sum(file.size for file in manifest.files if is_weights(file.path)) if manifest else 0
+        return {file.path: file.size for file in manifest.files if is_weights(file.path)} if manifest else {}
 
     @property
     def _model(self) -> Path:

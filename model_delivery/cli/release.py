@@ -105,9 +105,7 @@ def plan(file: Path) -> Answer:
     lines += [OTHER_GATES] if planned.other_gates else []
     lines += [STOPS] if StageKind.STOP in planned.stages else []
     lines += [f"  {change}" for change in planned.changes] or ([] if planned.stages else ["no changes"])
-    if planned.leaves and StageKind.STOP not in planned.stages:
-        standby = spec.rollout.standby
-        lines.append(f"then {planned.leaves} " + (f"stays on standby for {standby}" if standby.seconds else "stops"))
+    lines += [f"then {planned.leaves} {planned.standby}"] if planned.leaves and planned.standby else []
     return Answer(planned, lines + [f"  others: {line}" for line in planned.harmless])
 
 

@@ -107,8 +107,12 @@ def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:
     candidate = book.candidate
     old, new = book.desired(book.record.only_serving), book.release(candidate.release)
     strategy = candidate.strategy or _wished(candidate)
-    sleep, wakes = candidate.rollout.standby_mode == "sleep", new.id in book.record.desired.asleep
-    planned = stages(strategy, old, new, candidate.rollout.steps, book.target.can, sleep=sleep, wakes=wakes)
+    sleep = {
+        "sleep": candidate.rollout.standby_mode == "sleep",
+        "wakes": new.id in book.record.desired.asleep,
+        "nap": candidate.kind == "deliver",
+    }
+    planned = stages(strategy, old, new, candidate.rollout.steps, book.target.can, **sleep)
     phases = [stage.phase for stage in planned]
     if candidate.phase in phases:
         planned = planned[phases.index(candidate.phase) :]
@@ -119,7 +123,7 @@ def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:
         return Route(strategy, planned, book.changes(planned[0].desired))
     except NoRoom:
         if candidate.rollout.when_full == "recreate" and old.releases:
-            planned = stages("recreate", old, new, (), book.target.can, sleep=sleep, wakes=wakes)
+            planned = stages("recreate", old, new, (), book.target.can, **sleep)
             return Route("recreate", planned, _replaced(book, old, new, planned[0]))
         raise
 

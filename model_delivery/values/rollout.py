@@ -24,6 +24,7 @@ class StageKind(StrEnum):
     FETCH = "fetch"
     STOP = "stop"
     DARK = "dark"
+    NAP = "nap"
     CANARY = "canary"
     PROMOTE = "promote"
 
@@ -92,6 +93,7 @@ def stages(
     *,
     sleep: bool = False,
     wakes: bool = False,
+    nap: bool = False,
 ) -> tuple[Stage, ...]:
     """The stages from ``old`` (what serves now, alone) to ``new`` with all of the
     traffic.
@@ -99,7 +101,9 @@ def stages(
     A recreate tests the new release before it gives it traffic, where the target can have
     a release without any; where it cannot (``dark_first``), the new one takes the place
     of the old in one write. With ``sleep`` the old one gives its cards back in its sleep,
-    where it can, and stays; ``wakes``: the new one sleeps until then.
+    where it can, and stays; ``wakes``: the new one sleeps until then; ``nap``: it sleeps
+    once before it gets traffic, since a first sleep is slow, and the next is in the way
+    of a rollback.
 
     Refused: canary where traffic cannot be weighed, or where slots of 5 % cannot hold a
     step.
@@ -114,7 +118,10 @@ def stages(
         first = Stage(dark, replace(alone, traffic={}) if can.dark_first else alone, ALL_GATES)
         both = replace(asleep, releases=(*sleepers, new), asleep=asleep.asleep | {new.id}) if wakes else asleep
         stop = Stage(Phase(StageKind.STOP), both)
-        return (*((stop,) if old.releases and can.dark_first else ()), first, Stage(promote, alone))
+        naps = strategy == "recreate" and nap and sleep and can.sleep and new.payload.sleeps
+        rest = Stage(Phase(StageKind.NAP), replace(alone, traffic={}, asleep=asleep.asleep | {new.id}))
+        before = (stop,) if old.releases and can.dark_first else ()
+        return (*before, first, *((rest,) if naps else ()), Stage(promote, alone))
     last = Stage(promote, replace(old, releases=(new, *old.releases), traffic=everything))
     if strategy == "blue-green":
         return (Stage(dark, beside, ALL_GATES), last)

@@ -10,12 +10,12 @@ from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.frozen import Frozen, differences
-from model_delivery.run.plan import planned
+from model_delivery.run.plan import Route, planned
 from model_delivery.run.preflight import preflight
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.rules import other_gates
 from model_delivery.spec import DeliverySpec
-from model_delivery.values import Desired, Lock, Release, Snapshot, digest
+from model_delivery.values import Desired, Lock, Release, Rollout, Snapshot, digest
 from model_delivery.verbs.quoting import unknown_secret, unquoted
 from model_delivery.verbs.status import told
 
@@ -29,6 +29,7 @@ class Plan:
     ``other_gates``: the release stays, and its gates were others than the spec's.
     ``leaves``: what serves now and is replaced. ``tried``: how this release has ended
     before, where it did not pass. ``differs``: from what serves, line by line.
+    ``standby``: what becomes of what is replaced; empty where the first stage ends it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Plan:
     leaves: str | None
     tried: str
     differs: tuple[str, ...] = ()
+    standby: str = ""
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -76,6 +78,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         args=result.frozen.args,
         leaves=book.record.serving if result.answer.delivers else None,
         differs=differs(book, result.frozen),
+        standby=_standby(book, spec.rollout, result.route) if result.route and book.record.serving else "",
         tried=_tried(book, result.release) if result.answer.delivers else "",
         other_gates=result.release == book.record.serving and other_gates(book.record, spec.gates),
     )
@@ -88,6 +91,17 @@ def differs(book: Book, new: Frozen) -> tuple[str, ...]:
     old = book.releases().get(book.record.serving or "")
     known = old is not None and old.payload.by_hand is None and old.unchanged != new.unchanged
     return differences(old, new) if old is not None and known else ()
+
+
+def _standby(book: Book, rollout: Rollout, route: Route) -> str:
+    wanted, leaves = route.stages[-1].desired, str(book.record.serving)
+    if all(release.id != leaves for release in wanted.releases):
+        return ""
+    if not rollout.standby.seconds or rollout.standby_mode == "off":
+        return "stops"
+    sleeps = rollout.standby_mode == "sleep" and book.release(leaves).payload.sleeps
+    awake = " (awake: it was started without sleep mode)" if rollout.standby_mode == "sleep" and not sleeps else ""
+    return f"sleeps for {rollout.standby}" if sleeps else f"stays on standby for {rollout.standby}{awake}"
 
 
 def _tried(book: Book, release: str) -> str:

@@ -211,3 +211,16 @@ def test_the_standby_serves_while_what_stands_still_is_started_anew(lab: Lab) ->
     assert engine(lab, new) != wedged
     assert states(lab) == {new: "up", old: "asleep"}
     assert lab.host.get(NAME, Ref(next(r.kind for r in lab.host.world(NAME).objects if r.name == old), old))
+
+
+def test_the_plan_says_who_sleeps_and_a_first_sleep_is_before_the_traffic(lab: Lab) -> None:
+    old = delivered(lab, standby="30m")
+    spec = lab.untested(**SLEEPS)
+    assert f"then {old} stays on standby for 30m (awake: it was started without sleep mode)" in lab.says(
+        "plan", lab.written(spec)
+    )
+    new = delivered(lab, **SLEEPS, strategy="recreate")
+    told = lab.says("plan", lab.written(lab.untested(**ONE_CARD, strategy="recreate")))
+    assert "stop → dark → nap → promote" in told
+    assert f"Engine/{new} would be updated (it goes to sleep, and gives its cards back)" in told
+    assert f"then {new} sleeps for 30m" in told

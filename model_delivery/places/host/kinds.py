@@ -20,6 +20,7 @@ from model_delivery.base.durable import unfollowing
 from model_delivery.base.process import lives
 from model_delivery.places.host import binding
 from model_delivery.places.host.asking import Answer, ask
+from model_delivery.places.host.cards import choose
 from model_delivery.places.host.engines import environment_folder, is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
@@ -27,6 +28,7 @@ from model_delivery.places.host.processes import ProcessFolder, Run, identified
 from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, ROUTER, SLOT, SLOTS, STEP
 from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref, Role
 from model_delivery.values.engine import Stop
+from model_delivery.values.gpus import VISIBLE, wanted
 
 SERVED_BY = "X-Model-Delivery-Served-By"
 SECRET_REFS = TypeAdapter(dict[str, SecretRef])
@@ -43,11 +45,13 @@ class EngineProcess(Process):
     def bind(self) -> Bound:
         if self.folder.running:
             return self.folder.binding
+        others = [other for other in self.host.processes("*", f"{ENGINE}-") if other.running]
+        asked = wanted(self.spec)
+        cards = choose(asked, self.host.tenants(others) if asked.count else ())
         taken, leaving = list[Bound](), list[Bound]()
-        for other in self.host.processes("*", f"{ENGINE}-"):
-            if other.running:
-                (leaving if other in self.host.leaving else taken).append(other.binding)
-        return binding.bind(self.spec, taken, leaving)
+        for other in others:
+            (leaving if other in self.host.leaving else taken).append(other.binding)
+        return binding.bind(self.spec, taken, leaving, cards)
 
     def run(self, bound: Bound) -> Run:
         spec, engine, home, args = self.spec, _engine(self), self.host.home, list(self.spec["args"])
@@ -59,7 +63,7 @@ class EngineProcess(Process):
         secrets = {name: read_secret(ref).reveal() for name, ref in refs.items()}
         environ = passed_on() | engine.environ(bound["cpus"]) | spec["env"] | secrets
         if bound["gpus"]:
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, bound["gpus"]))
+            environ |= {VISIBLE: ",".join(map(str, bound["gpus"])), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         model, environment = Path(spec["store"] or home, spec["model"]), environment_folder(engine, home)
         argv = engine.argv(environment, model, spec["names"], bound["port"], args)
         name = self.resource.ref.name

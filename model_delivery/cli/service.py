@@ -13,6 +13,7 @@ from model_delivery.base import Finding, Permanent, Trouble, default_home, momen
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.run.answering import finding as silent
 from model_delivery.run.answering import not_asked
+from model_delivery.values import Card
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
 
@@ -59,8 +60,19 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
 
 def _row(release: statuses.Running) -> tuple[object, ...]:
     state = release.state if release.verified else f"{release.state}, unverified"
-    cpus, gpus = (",".join(map(str, numbers)) for numbers in (release.cpus, release.gpus))
-    return release.release, f"{release.share} %", state, release.detail, release.pid, cpus, gpus
+    cpus = ",".join(map(str, release.cpus))
+    return release.release, f"{release.share} %", state, release.detail, release.pid, cpus, _gpus(release)
+
+
+def _gpus(release: statuses.Running) -> str:
+    """Such as ``0: 30 %, 41.2 GiB``; the bare numbers where nothing else is known."""
+    cards = release.cards or tuple(map(Card, release.gpus))
+    told = []
+    for card in cards:
+        known = [f"{card.share:g} %"] if card.share is not None else []
+        known += [f"{card.bytes / 2**30:.1f} GiB"] if card.bytes is not None else []
+        told.append(": ".join(filter(None, (str(card.index), ", ".join(known)))))
+    return ("; " if release.cards else ",").join(told)
 
 
 @click.command("list")
@@ -85,8 +97,15 @@ def list_(context: str | None, namespace: str | None) -> Answer:
 
 
 def _table(deliveries: Iterable[statuses.Status]) -> list[Table]:
-    rows = ((d.name, d.state, d.url, d.serving, d.candidate) for d in deliveries)
-    return [table(("name", "state", "endpoint", "release", "on its way"), rows)]
+    """With the GPUs of what serves, where anything has some."""
+    rows = [(d.name, d.state, d.url, d.serving, d.candidate, _serving_on(d)) for d in deliveries]
+    width = 6 if any(row[-1] for row in rows) else 5
+    heads = ("name", "state", "endpoint", "release", "on its way", "on GPUs")
+    return [table(heads[:width], (row[:width] for row in rows))]
+
+
+def _serving_on(delivery: statuses.Status) -> str:
+    return next((_gpus(row) for row in delivery.running if row.release == delivery.serving), "")
 
 
 @click.command()

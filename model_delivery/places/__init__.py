@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from model_delivery.base import Secret, SecretRef
-from model_delivery.values import ANY, Change, Observed, Ref, ReleaseId, Resource, Snapshot, Version, World
+from model_delivery.values import ANY, Card, Change, Observed, Ref, ReleaseId, Resource, Snapshot, Version, World
 
 
 class Place(Protocol):
@@ -72,6 +72,9 @@ class Place(Protocol):
         """Is its whole folder in the store at ``root`` (none: the state folder)? None:
         that cannot be seen from here.
         """
+
+    def cards(self, delivery: str) -> Mapping[ReleaseId, tuple[Card, ...]]:
+        """The GPUs that each running release has, where that is known here."""
 
     def listener(self, port: int) -> str:
         """Who listens there, where clients will look for the service; empty: nobody."""

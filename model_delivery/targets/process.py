@@ -45,7 +45,8 @@ ROUTE = Ref(ROUTER, "router")
 SLOTS = 20
 HOST, PORT = "127.0.0.1", 8000
 SHARED = "stop what listens there (ss -ltnp shows it), or choose another target.port"
-LIMITS = ("cpu", "memory", "nvidia.com/gpu")
+GPU = "nvidia.com/gpu"
+LIMITS = ("cpu", "memory", GPU)
 
 
 class ProcessKey(TargetKey):
@@ -149,7 +150,7 @@ class Process(Target):
             api_key=serving.api_key,
             port="auto",
             cpus=whole_cpus(limits.get("cpu", 1)),
-            gpus=int(limits.get("nvidia.com/gpu", 0)),
+            gpus=int(limits.get(GPU, 0)),
             memory=Size(str(limits["memory"])).bytes if "memory" in limits else lock.engine.memory_bytes,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from model_delivery.values.engine import Engine, Environment, old_vllm
 from model_delivery.values.gates import Gates, Rollout, Schedule, Slo, ThroughputGate
+from model_delivery.values.gpus import Card, Wanted, ranks, wanted
 from model_delivery.values.kind import LEASE, RECORD, RELEASE, REPORT, Demand, Kind
 from model_delivery.values.readiness import (
     Absent,

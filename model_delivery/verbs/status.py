@@ -20,7 +20,7 @@ from model_delivery.run.plan import route
 from model_delivery.run.record import Record
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import RUNS, Change, Current, Failed, InProgress, Payload, ReleaseId, World
+from model_delivery.values import RUNS, Card, Change, Current, Failed, InProgress, Payload, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 from model_delivery.verbs.quoting import unknown_secret, unquoted
 
@@ -32,7 +32,8 @@ UP, STARTING, DOWN, BROKEN, ASLEEP, STOPPED = "up", "starting", "down", "broken"
 class Running:
     """One release that runs: its share of the traffic in percent, and how it is.
 
-    ``verified``: its weights are as their source lists them.
+    ``verified``: its weights are as their source lists them. ``cards``: its GPUs, and
+    what it holds there.
     """
 
     release: str
@@ -43,6 +44,7 @@ class Running:
     cpus: tuple[int, ...]
     gpus: tuple[int, ...]
     verified: bool = True
+    cards: tuple[Card, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
     record, candidate, world = book.record, book.record.candidate, book.world()
     changes, harmless = ((), ()) if candidate else _changes(book, world)
     running = tuple(_running(book, world, name) for name, _ in record.desired.releases)
+    cards = place.cards(name)
+    running = tuple(replace(row, cards=cards.get(row.release, ())) for row in running)
     if unknown:
         running = tuple(_unquoted(row, unknown) for row in running)
     state = next((row.state for row in running if row.release == record.serving), DOWN)

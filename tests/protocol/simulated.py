@@ -21,6 +21,7 @@ from model_delivery.values import (
     ABSENT,
     ANY,
     Capabilities,
+    Card,
     Change,
     Current,
     Desired,
@@ -277,6 +278,9 @@ class Place:
 
     def has_model(self, snapshot: Snapshot, root: str | None) -> bool | None:
         return None
+
+    def cards(self, delivery: str) -> dict[str, tuple[Card, ...]]:
+        return {}
 
     def listener(self, port: int) -> str:
         return ""

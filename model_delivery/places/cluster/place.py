@@ -25,6 +25,7 @@ from model_delivery.values import (
     ABSENT,
     ANY,
     LEASE,
+    Card,
     Change,
     Mismatch,
     Observed,
@@ -204,6 +205,9 @@ class Cluster:
 
     def listener(self, port: int) -> str:
         return ""
+
+    def cards(self, delivery: str) -> dict[str, tuple[Card, ...]]:
+        return {}
 
     def look_up(self, path: str) -> dict[str, Any] | None:
         try:

@@ -5,9 +5,7 @@ ours has.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -18,30 +16,35 @@ from typing import Any
 import psutil
 
 from model_delivery.base import Finding, NoRoom
+from model_delivery.places.host.cards import Choice
 
 LOOPBACK = IPv4Address("127.0.0.1")
 LISTENS = "0A"  # in /proc/net/tcp
 
 
 def bind(
-    needs: Mapping[str, Any], taken: Iterable[Mapping[str, Any]], leaving: Collection[Mapping[str, Any]] = ()
+    needs: Mapping[str, Any],
+    taken: Iterable[Mapping[str, Any]],
+    leaving: Collection[Mapping[str, Any]] = (),
+    cards: Choice = Choice(),  # noqa: B008 - a value
 ) -> dict[str, Any]:
-    """A port and whole CPUs and GPUs for ``needs`` (cpus, gpus: counts; memory: bytes),
-    apart from what is ``taken``; what is ``leaving`` still has its memory.
+    """A port and whole CPUs for ``needs`` (cpus: a count; memory: bytes), apart from what
+    is ``taken``; what is ``leaving`` still has its memory. And the ``cards`` that were
+    chosen.
 
     NoRoom (exit code 3) names what is missing.
     """
     others = list(taken)
-    missing = []
+    missing = [cards.missing] if cards.missing else []
     bound: dict[str, Any] = {
         "port": free_port({other.get("port") for other in (*others, *leaving)}),
         "memory": needs["memory"],
     }
-    for what, have in (("cpus", sorted(os.sched_getaffinity(0))), ("gpus", gpus() if needs["gpus"] else [])):
-        free = [n for n in have if all(n not in other.get(what, ()) for other in others)]
-        if len(free) < needs[what]:
-            missing.append(f"{needs[what]} {what.upper()[:3]} wanted, {len(free)} of {len(have)} free")
-        bound[what] = free[: needs[what]]
+    have = sorted(os.sched_getaffinity(0))
+    free = [n for n in have if all(n not in other.get("cpus", ()) for other in others)]
+    if len(free) < needs["cpus"]:
+        missing.append(f"{needs['cpus']} CPU wanted, {len(free)} of {len(have)} free")
+    bound |= {"cpus": free[: needs["cpus"]], "gpus": list(cards.gpus)} | ({"share": cards.share} if cards.gpus else {})
     memory = psutil.virtual_memory()
     available = memory.available + sum(other.get("memory", 0) for other in leaving)
     room = min(available, memory.total - sum(other.get("memory", 0) for other in others))
@@ -50,17 +53,17 @@ def bind(
     if missing:
         beside = f" beside {len(others)} running" if others else ""
         fix = "rollout.when_full: recreate stops the old release first; `deliver list` names what else runs here, and "
-        fix += "`deliver down` ends it; or ask for less in serving.resources.limits (CPUs and GPUs are given whole)"
-        raise NoRoom(Finding("host.no-room", f"this machine cannot hold the engine{beside}", "; ".join(missing), fix))
+        fix += "`deliver down` ends it; or ask for less in serving.resources.limits (CPUs are given whole)"
+        fix += ", or by --gpu-memory-utilization" if cards.missing else ""
+        what, why = f"this machine cannot hold the engine{beside}", "; ".join(missing)
+        raise NoRoom(Finding("host.no-room", what, why, fix, cards.seen))
     return bound
 
 
 def is_free(bound: Mapping[str, Any], taken: Iterable[Mapping[str, Any]]) -> bool:
-    """Is all that a sleeper gave back still free? Woken onto a card that is taken, it
-    would answer, and fail ever after.
-    """
+    """Are the CPUs that a sleeper gave back still free?"""
     others = list(taken)
-    return not any(n in other.get(what, ()) for what in ("cpus", "gpus") for n in bound[what] for other in others)
+    return not any(n in other.get("cpus", ()) for n in bound["cpus"] for other in others)
 
 
 def free_port(given: Collection[int | None] = ()) -> int:
@@ -71,19 +74,6 @@ def free_port(given: Collection[int | None] = ()) -> int:
             probe.bind(("127.0.0.1", 0))
             if (port := int(probe.getsockname()[1])) not in given:
                 return port
-
-
-def gpus() -> list[int]:
-    """The NVIDIA GPUs' indexes, as the driver numbers them; empty where there are
-    none.
-    """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return []
-    done = subprocess.run(
-        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=False
-    )
-    return [int(line) for line in done.stdout.split()] if done.returncode == 0 else []
 
 
 def listening(host: str, port: int) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,9 @@ from subprocess import Popen
 from typing import Any, ClassVar
 
 from model_delivery.base import Permanent, private_folder, proven
+from model_delivery.places.host.cards import Tenant
 from model_delivery.places.host.processes import ProcessFolder, Run, tail, wait
+from model_delivery.places.host.sleeping import held
 from model_delivery.values import Ref, Resource
 
 Bound = Mapping[str, Any]
@@ -60,6 +62,22 @@ class StateFolder:
         for state in self.home.glob(f"deliveries/{delivery}/processes/{kind}*/state.json"):
             with suppress(Permanent):
                 yield ProcessFolder(proven(state.parent, self.home), self.children)
+
+    def tenants(self, engines: Iterable[ProcessFolder]) -> tuple[Tenant, ...]:
+        """Of the GPUs, with whatever of them runs."""
+        return tuple(self._tenant(engine) for engine in engines)
+
+    def _tenant(self, engine: ProcessFolder) -> Tenant:
+        delivery, _, name = engine.path.parts[-3:]
+        bound = engine.binding
+        return Tenant(
+            f"{delivery} {name.partition('-')[2]}",
+            tuple(bound.get("gpus", ())),
+            bound.get("share"),
+            frozenset(process.pid for process in engine.members()),
+            engine in self.leaving,
+            held(engine) is not None,
+        )
 
 
 @dataclass(frozen=True)

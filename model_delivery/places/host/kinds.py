@@ -18,148 +18,26 @@ from pydantic import TypeAdapter
 from model_delivery.base import (
     Finding,
     Permanent,
-    Progress,
-    Refused,
     SecretRef,
     private_folder,
     read_file,
-    read_secret,
     replace_file,
-    report,
 )
 from model_delivery.base.durable import unfollowing
 from model_delivery.base.process import lives
-from model_delivery.models.listing import is_weights
-from model_delivery.models.manifest import read_manifest
 from model_delivery.places.host import binding
 from model_delivery.places.host.asking import Answer, ask
-from model_delivery.places.host.engines import environment_folder, is_made, make_environment
+from model_delivery.places.host.engines import is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.launcher import start_time
 from model_delivery.places.host.processes import ProcessFolder, Run, identified
-from model_delivery.places.host.sleeping import PRIVATE, Sleeper, forget, held
-from model_delivery.places.host.warming import warm
-from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, ROUTE, ROUTER, SLOT, SLOTS, STEP
-from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Engine, Kind, Ref, Role
-from model_delivery.values.engine import Stop
+from model_delivery.places.host.serving import EngineProcess, engine_of
+from model_delivery.places.host.sleeping import PRIVATE
+from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, ROUTER, SLOT, SLOTS, STEP
+from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Kind, Ref, Role
 
 SERVED_BY = "X-Model-Delivery-Served-By"
 SECRET_REFS = TypeAdapter(dict[str, SecretRef])
-
-
-class EngineProcess(Process):
-    """With a port, CPUs and GPUs of its own."""
-
-    @property
-    def grace(self) -> float:
-        stop = _engine(self).stop if self.spec else Stop()
-        return stop.drain.seconds + stop.grace.seconds
-
-    @property
-    def _stands_by(self) -> bool:
-        """It holds no card: it sleeps, or is not started at all."""
-        return self.resource.role == "standby"
-
-    @property
-    def _sleeper(self) -> Sleeper | None:
-        ways = _engine(self).sleep if self.spec else None
-        return Sleeper(self.folder, ways) if ways else None
-
-    @property
-    def _asleep(self) -> bool:
-        return self._sleeper is not None and self._sleeper.asleep
-
-    def stands(self) -> bool:
-        if self._stands_by:
-            return not self.folder.running or self._asleep
-        return self.folder.running and not self._asleep
-
-    def bind(self) -> Bound:
-        running = self.folder.running
-        if self._stands_by or (running and not self._asleep):
-            return self.folder.binding
-        taken, leaving = list[Bound](), list[Bound]()
-        for other in self.host.processes("*", f"{ENGINE}-"):
-            if other.running and other.path != self.folder.path:
-                (leaving if other in self.host.leaving else taken).append(_taken(other))
-        if running and binding.is_free(self.folder.binding, taken):
-            return self.folder.binding
-        if self._sleeper:
-            self._must_be_private()
-        return binding.bind(self.spec, taken, leaving)
-
-    def _must_be_private(self) -> None:
-        """The addresses of its sleep are ours alone: a router that an older version
-        started leads clients there.
-        """
-        router = self.host.process(self.resource.delivery, ROUTE)
-        if router.running and PRIVATE[0] not in read_file(router.path / "caddy.json").decode(errors="replace"):
-            what = f"the router of {self.resource.delivery} leads clients to what puts its engine to sleep"
-            fix = f"`deliver down {self.resource.delivery}` once, then `deliver up`: its router is made anew"
-            raise Refused(Finding("host.router-open", what, "an older version started it", fix))
-
-    def act(self, bound: Bound) -> None:
-        if self._stands_by:
-            return
-        if self.folder.running and self._sleeper and self._asleep:
-            why = "others have its cards" if bound != self.folder.binding else self._sleeper.wake()
-            if not why:
-                return
-            report(Progress("wake", f"{self.resource.ref.name} is not woken ({why}): started anew"))
-            self.folder.stop(0)
-        forget(self.folder)
-        super().act(bound)
-        warm(self._model, self._weights.items())
-
-    def settle(self, bound: Bound) -> None:
-        """What cannot sleep is stopped: a standby holds no card."""
-        if not self._stands_by or not self.folder.running or self._sleeper is None:
-            return
-        if why := self._sleeper.sleep(sum(self._weights.values()), _engine(self).stop.drain.seconds):
-            name = self.resource.ref.name
-            report(Progress("standby", f"{name} cannot sleep ({why}): it is stopped, and a rollback starts it anew"))
-            self.folder.stop(self.grace)
-
-    @property
-    def _weights(self) -> dict[str, int]:
-        """Bytes of its weights by file, as its model's list says."""
-        manifest = read_manifest(self._model)
-        return {file.path: file.size for file in manifest.files if is_weights(file.path)} if manifest else {}
-
-    @property
-    def _model(self) -> Path:
-        return Path(self.spec["store"] or self.host.home, self.spec["model"])
-
-    def run(self, bound: Bound) -> Run:
-        spec, engine, home, args = self.spec, _engine(self), self.host.home, list(self.spec["args"])
-        if spec["chat_template"] is not None:
-            template = self.folder.path / "chat_template.jinja"
-            replace_file(template, spec["chat_template"])
-            args += ["--chat-template", str(template)]
-        refs = SECRET_REFS.validate_python(spec["secret_env"])
-        secrets = {name: read_secret(ref).reveal() for name, ref in refs.items()}
-        environ = passed_on() | engine.environ(bound["cpus"]) | spec["env"] | secrets
-        if bound["gpus"]:
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, bound["gpus"]))
-        environment = environment_folder(engine, home)
-        argv = engine.argv(environment, self._model, spec["names"], bound["port"], args)
-        name = self.resource.ref.name
-        number = max(self.host.engine_logs(self.resource.delivery, name), default=0) + 1
-        return Run(argv, environ, self.logs / f"{name}-{number}.log", bound)
-
-    def status(self, bound: Bound) -> Bound:
-        """``stranger``: who else has its port. What is not its own is not healthy: it
-        would be given the key.
-        """
-        seen = super().status(bound)
-        healthy = bool(seen["alive"] and self.spec) and self._healthy(seen["port"])
-        stranger = self.folder.stranger(seen["port"]) if seen["alive"] else ""
-        asleep = bool(seen["alive"] and self._asleep)
-        return {**seen, "healthy": healthy and not stranger, "stranger": stranger, "asleep": asleep}
-
-    def _healthy(self, port: int) -> bool:
-        answer = ask(HOST, port, self.spec["engine"]["ready"]["health"])
-        return answer is not None and answer.status == HTTPStatus.OK
 
 
 class Router(Process):
@@ -326,7 +204,7 @@ class Slot(Handler):
         return f"{HOST}:{port}" if port else None
 
     @property
-    def _engine(self) -> ProcessFolder:
+    def engine_of(self) -> ProcessFolder:
         return self.host.process(self.resource.delivery, Ref(ENGINE, self.spec.get("release", "")))
 
 
@@ -384,10 +262,10 @@ class PythonEnvironment(Handler):
     stored = False
 
     def stands(self) -> bool:
-        return is_made(_engine(self), self.host.home)
+        return is_made(engine_of(self), self.host.home)
 
     def act(self, bound: Bound) -> None:
-        make_environment(_engine(self), self.host.home)
+        make_environment(engine_of(self), self.host.home)
 
 
 class Lease(Handler):
@@ -402,16 +280,6 @@ class Lease(Handler):
         if "space" in self.spec:
             return {"alive": lives(self.spec)}
         return {"alive": identified({**self.spec, **bound}) is not None}
-
-
-def _taken(other: ProcessFolder) -> Bound:
-    """What its engine has of this machine; asleep, only its port and memory."""
-    bound, weights = other.binding, held(other)
-    return bound if weights is None else {"port": bound["port"], "memory": bound["memory"] + weights}
-
-
-def _engine(handler: Handler) -> Engine:
-    return Engine.model_validate(handler.spec["engine"])
 
 
 HANDLERS: dict[Kind, type[Handler]] = {

@@ -17,6 +17,7 @@ from model_delivery.base.durable import replace_file
 from model_delivery.models.manifest import model_folder, read_manifest
 from model_delivery.models.verify import misfit
 from model_delivery.places.host import binding
+from model_delivery.places.host.cards import held
 from model_delivery.places.host.handler import Handler, StateFolder
 from model_delivery.places.host.kinds import HANDLERS, KINDS, ROLES
 from model_delivery.places.host.processes import locked, read_json, unreadable, wait
@@ -25,6 +26,7 @@ from model_delivery.values import (
     ABSENT,
     ANY,
     RELEASE,
+    Card,
     Change,
     Mismatch,
     Observed,
@@ -64,6 +66,7 @@ class Host(StateFolder):
                 handler.act({})
             return Change(ref, "unchanged" if there else "created")
         if dry_run and not self.home.exists():
+            handler.bind()
             return Change(ref, "created")
         with locked(self.home / "lock"):
             old = self._stored(self._object(resource.delivery, ref))
@@ -120,6 +123,11 @@ class Host(StateFolder):
         """The releases of which an engine runs, as its process alone says."""
         engines = self.processes(delivery, f"{ENGINE}-")
         return {engine.path.name.removeprefix(f"{ENGINE}-") for engine in engines if engine.alive}
+
+    def cards(self, delivery: str) -> dict[str, tuple[Card, ...]]:
+        engines = [one for one in self.processes(delivery, f"{ENGINE}-") if one.running and one.binding.get("gpus")]
+        names = [one.path.name.removeprefix(f"{ENGINE}-") for one in engines]
+        return dict(zip(names, held(self.tenants(engines)) if engines else (), strict=True))
 
     def has_run(self, delivery: str) -> bool:
         """Not where a first run ended before it began a release."""

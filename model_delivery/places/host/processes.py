@@ -54,6 +54,7 @@ class _Binding(BaseModel):
     port: Port | None = None
     cpus: list[Count] = []
     gpus: list[Count] = []
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     memory: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     log: str = ""
     since: Count = 0

@@ -79,7 +79,7 @@ func parse(args []string) settings {
 			}
 		case "--host":
 			s.host = next()
-		case "--label", "--dtype":
+		case "--label", "--dtype", "--gpu-memory-utilization", "--tensor-parallel-size":
 			s.label = next()
 		case "--port":
 			s.port = whole()

@@ -16,6 +16,7 @@ from model_delivery.diagnosis.starting import starting
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
+    Absent,
     Address,
     Capabilities,
     Current,
@@ -179,6 +180,8 @@ class Process(Target):
         if seen is None or seen.resource.spec != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
+        if status.get("cache_suspect"):
+            return Absent("the engine ended, and is started once more without the cache of an earlier start")
         if not status["alive"]:
             return diagnose(status["log_tail"], status["exit_code"], f"log: {status['log']}")
         if status["stranger"]:

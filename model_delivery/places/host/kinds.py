@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from model_delivery.base import Finding, Permanent, SecretRef, private_folder, read_file, read_secret, replace_file
 from model_delivery.base.durable import unfollowing
 from model_delivery.base.process import lives
-from model_delivery.places.host import binding
+from model_delivery.places.host import binding, caches
 from model_delivery.places.host.asking import Answer, ask
 from model_delivery.places.host.engines import environment_folder, is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
@@ -57,7 +57,8 @@ class EngineProcess(Process):
             args += ["--chat-template", str(template)]
         refs = SECRET_REFS.validate_python(spec["secret_env"])
         secrets = {name: read_secret(ref).reveal() for name, ref in refs.items()}
-        environ = passed_on() | engine.environ(bound["cpus"]) | spec["env"] | secrets
+        cache, bound = caches.kept(self, engine, bound)
+        environ = passed_on() | cache | engine.environ(bound["cpus"]) | spec["env"] | secrets
         if bound["gpus"]:
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, bound["gpus"]))
         model, environment = Path(spec["store"] or home, spec["model"]), environment_folder(engine, home)
@@ -73,7 +74,8 @@ class EngineProcess(Process):
         seen = super().status(bound)
         healthy = bool(seen["alive"] and self.spec) and self._healthy(seen["port"])
         stranger = self.folder.stranger(seen["port"]) if seen["alive"] else ""
-        return {**seen, "healthy": healthy and not stranger, "stranger": stranger}
+        suspect = caches.noted(self.folder, healthy=healthy)
+        return {**seen, "healthy": healthy and not stranger, "stranger": stranger, "cache_suspect": suspect}
 
     def _healthy(self, port: int) -> bool:
         answer = ask(HOST, port, self.spec["engine"]["ready"]["health"])
@@ -333,6 +335,7 @@ HANDLERS: dict[Kind, type[Handler]] = {
     FOLDER: Folder,
     ENVIRONMENT: PythonEnvironment,
     LEASE: Lease,
+    RELEASE: caches.Books,
 }
 ROLES: dict[str, Role] = {
     ENGINE.name: "release",

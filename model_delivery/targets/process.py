@@ -236,6 +236,7 @@ class Process(Target):
             "storage.notebook": asked.storage.notebook,
             "serving.replicas above 1": serving.replicas.max > 1,
             "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),
+            "serving.cache (a host keeps one anyway)": serving.cache != "none",
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}

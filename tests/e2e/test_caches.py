@@ -14,7 +14,7 @@ from tests.e2e.service_under_test import BIN, MODEL, NAME, ROOT, prepare
 from tests.parts.ports import free_port
 
 pytestmark = pytest.mark.timeout(1500)
-COMPILED, LOADED = ("Compiling a graph for compile range", "saved AOT compiled function"), "Directly load"
+COMPILED, LOADED = "saved AOT compiled function", "Directly load AOT compilation"
 
 
 def test_a_second_start_of_real_vllm_compiles_nothing(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_a_second_start_of_real_vllm_compiles_nothing(tmp_path: Path) -> None:
         "model": {"source": "local", "path": str(MODEL)},
         "serving": {"args": ["--max-model-len", "256", "--dtype", "bfloat16"]},
         "target": {"kind": "process", "engine": str(engine), "port": free_port()},
-        "gates": {"smoke": {"prompt": "What is the capital of France?", "expect": "Paris"}, "throughput": None},
+        "gates": {"smoke": None, "throughput": None},
         "rollout": {"watch": "0s", "standby": "0s"},
     }
     file.write_text(yaml.safe_dump(spec))
@@ -57,7 +57,7 @@ def test_a_second_start_of_real_vllm_compiles_nothing(tmp_path: Path) -> None:
     finally:
         deliver("down", NAME)
     first, second = (log.read_text() for log in sorted((home / "deliveries" / NAME / "logs").glob("*-[12].log")))
-    assert all(words in first for words in COMPILED), first[-4000:]
+    assert COMPILED in first, first[-4000:]
     assert LOADED not in first
     assert LOADED in second, second[-4000:]
-    assert not any(words in second for words in COMPILED)
+    assert COMPILED not in second

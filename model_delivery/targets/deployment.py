@@ -13,6 +13,7 @@ from pydantic import Field
 
 from model_delivery.base import Object, manifest
 from model_delivery.diagnosis.pods import living
+from model_delivery.targets.kubernetes import caches
 from model_delivery.targets.kubernetes.adoption import Found, engine_of, model_of, on_a_claim, refusal
 from model_delivery.targets.kubernetes.cluster import ClusterTarget
 from model_delivery.targets.kubernetes.kinds import SERVICE
@@ -71,6 +72,10 @@ class DeploymentPayload(ClusterPayload):
     deployment: Object
     service: Object
 
+    @property
+    def caches(self) -> tuple[str, ...]:
+        return tuple(caches.used(self.deployment["spec"]["template"]["spec"]))
+
     def resources(self, delivery: str, release: Release) -> Iterator[Resource]:
         name = f"{delivery}-{release.id}"
         made = copy.deepcopy(self.deployment)
@@ -115,12 +120,14 @@ def _service(payload: DeploymentPayload | DeploymentAdopted, delivery: str, rele
 class Deployment(Routed):
     """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
-    spec, kinds, engine_port = DeploymentTarget, (DEPLOYMENT,), PORT
+    spec, kinds, engine_port, keeps_caches = DeploymentTarget, (DEPLOYMENT,), PORT, True
     payloads = DeploymentPayload, DeploymentAdopted
 
     def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:
         made, shared = manifest(FILE, "Deployment"), common(asked, lock)
         serve(made["spec"]["template"], asked, lock)
+        pod = made["spec"]["template"]["spec"]
+        caches.keep(pod, pod["containers"][0], asked, lock)
         made["metadata"]["labels"]["app.kubernetes.io/version"] = version("model-delivery")
         made["spec"]["progressDeadlineSeconds"] = shared["startup_seconds"] + MARGIN_SECONDS
         return DeploymentPayload(deployment=made, service=manifest(FILE, "Service"), **shared)

@@ -16,6 +16,7 @@ from model_delivery.diagnosis.starting import starting
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
+    Absent,
     Address,
     Capabilities,
     Current,
@@ -186,6 +187,8 @@ class Process(Target):
         if seen is None or seen.resource.spec != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
+        if status.get("cache_suspect"):
+            return Absent("the engine ended, and is started once more without the cache of an earlier start")
         if not status["alive"]:
             return diagnose(status["log_tail"], status["exit_code"], f"log: {status['log']}")
         if status["stranger"]:
@@ -242,6 +245,7 @@ class Process(Target):
             "storage.notebook": asked.storage.notebook,
             "serving.replicas above 1": serving.replicas.max > 1,
             "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),
+            "serving.cache (a host keeps one anyway)": serving.cache != "none",
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}

@@ -19,6 +19,15 @@ PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
 COMMAND_KNOWS = ("{env}", "{folder}", "{model}", "{names}", "{port}", "{drain}")
 VARIABLES_KNOW = ("{cpus}", "{folder}", "{env}")
 OLDEST = (0, 18)  # of vLLM: the first that knows --shutdown-timeout
+VLLM_CACHES = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "CUDA_CACHE_PATH": "cuda",
+}
+LATER = ("cache", "sleep")
+VARIABLE, SUBFOLDER = r"^[A-Za-z_][A-Za-z0-9_]*$", r"^[a-z0-9][a-z0-9._-]*$"
 IMAGE = re.compile(r"(?:^|/)vllm(?:-openai|-cpu|-tpu)?[a-z-]*:(?:.*vllm[_-])?(v?\d+\.\d+[\w.]*)")
 
 
@@ -80,7 +89,8 @@ class Engine(Part):
     change when the folder does.
 
     ``folder`` is the name of an engine that comes with Model Delivery (so that a moved
-    checkout changes no release), else an absolute path.
+    checkout changes no release), else an absolute path. ``cache``: by variable, the
+    folder of what it compiles; None: what vLLM compiles, where it is one.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
@@ -91,15 +101,16 @@ class Engine(Part):
     ready: Ready = Ready()
     stop: Stop = Stop()
     resources: Needs = Needs()
+    cache: dict[Annotated[str, Field(pattern=VARIABLE)], Annotated[str, Field(pattern=SUBFOLDER)]] | None = None
     sleep: Sleep | None = None
 
     @model_serializer(mode="wrap")
     def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """One that does not sleep is written as before any could: its releases stay what
-        they are.
+        """What says nothing of a cache or of sleep is written as before there were any:
+        its releases stay what they are.
         """
         made: dict[str, Any] = dump(self)
-        return made if self.sleep else {name: value for name, value in made.items() if name != "sleep"}
+        return {name: value for name, value in made.items() if name not in LATER or value is not None}
 
     @field_validator("command")
     @classmethod
@@ -114,6 +125,14 @@ class Engine(Part):
     def _variables(cls, values: dict[str, str]) -> dict[str, str]:
         _only(VARIABLES_KNOW, values.values())
         return values
+
+    @property
+    def caches(self) -> Mapping[str, str]:
+        """The folders of what it compiles, by the variable that leads it there."""
+        if self.cache is not None:
+            return self.cache
+        vllm = any(word.startswith("vllm.") or Path(word).name == "vllm" for word in self.command)
+        return VLLM_CACHES if vllm else {}
 
     @property
     def memory_bytes(self) -> int:

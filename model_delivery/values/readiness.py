@@ -44,7 +44,7 @@ class InProgress:
 
 @dataclass(frozen=True)
 class Absent(InProgress):
-    """The object itself is not there: who waits may put it again."""
+    """The object itself is not there, or ends so: who waits may put it again."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from model_delivery.base import Duration, Part, SecretRef, Size, Text
 
@@ -106,7 +106,7 @@ EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 class Serving(Part):
     """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a
-    template's content, once loaded.
+    template's content, once loaded. ``cache``: where pods keep what the engine compiles.
     """
 
     model_names: tuple[ModelName, ...] = ()
@@ -118,6 +118,13 @@ class Serving(Part):
     replicas: Replicas = Replicas()
     startup_timeout: Duration | None = None
     pod: Pod = Pod()
+    cache: Literal["none", "claim", "node"] = "none"
+
+    @model_serializer(mode="wrap")
+    def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What keeps none is written as before there were any."""
+        made: dict[str, Any] = dump(self)
+        return {name: value for name, value in made.items() if (name, value) != ("cache", "none")}
 
     @field_validator("args")
     @classmethod

@@ -22,6 +22,7 @@ from model_delivery.run.session import Session, opened
 from model_delivery.run.stepping import run_step
 from model_delivery.steps.gc import STEP, GcInput, Item
 from model_delivery.targets import TargetKey
+from model_delivery.targets.kubernetes.caches import FOLDER
 from model_delivery.targets.kubernetes.release import MOUNT, ClusterPayload
 from model_delivery.values import ReleaseId
 
@@ -34,10 +35,12 @@ def collect(context: str | None, namespace: str, *, dry_run: bool) -> tuple[Garb
     with ExitStack() as held:
         sessions = {name: held.enter_context(_held(place, name, request)) for name in place.at_work()}
         for claim, users in sorted(_users(place).items()):
-            wanted = tuple(sorted({folder for _, _, folder in users}))
+            folders = {folder for _, _, folder in users}
+            kept = tuple(sorted(folder for folder in folders if folder.startswith(f"{FOLDER}/")))
+            wanted = tuple(sorted(folders - {*kept}))
             able = ((session, release) for name, release, _ in users if (session := sessions.get(name)))
             for session, release in islice(able, 1):
-                found = _run(session, release, GcInput(root=MOUNT, wanted=wanted, dry_run=dry_run))
+                found = _run(session, release, GcInput(root=MOUNT, wanted=wanted, dry_run=dry_run, caches=kept))
                 items += (Garbage(Path(f"{claim}:{item.path}"), item.bytes, item.why) for item in found)
     return tuple(items)
 
@@ -72,7 +75,7 @@ def _users(place: Cluster) -> dict[str, list[tuple[str, ReleaseId, str]]]:
         must_know(delivery, world)
         for release, frozen in releases(world).items():
             if isinstance(frozen.payload, ClusterPayload):
-                folders = {folder_name(frozen.lock.snapshot), frozen.payload.by_hand}
+                folders = {folder_name(frozen.lock.snapshot), frozen.payload.by_hand, *frozen.payload.caches}
                 users[frozen.payload.claim] += [(delivery, release, folder) for folder in folders if folder]
     return users
 

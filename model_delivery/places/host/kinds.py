@@ -13,19 +13,16 @@ from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from model_delivery.base import (
     Finding,
     Permanent,
-    SecretRef,
     private_folder,
     read_file,
     replace_file,
 )
 from model_delivery.base.durable import unfollowing
 from model_delivery.base.process import lives
-from model_delivery.places.host import binding
+from model_delivery.places.host import binding, caches
 from model_delivery.places.host.asking import Answer, ask
 from model_delivery.places.host.engines import is_made, make_environment
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
@@ -37,7 +34,6 @@ from model_delivery.targets.process import ENGINE, ENVIRONMENT, FOLDER, HOST, RO
 from model_delivery.values import LEASE, RECORD, RELEASE, REPORT, Kind, Ref, Role
 
 SERVED_BY = "X-Model-Delivery-Served-By"
-SECRET_REFS = TypeAdapter(dict[str, SecretRef])
 
 
 class Router(Process):
@@ -204,7 +200,7 @@ class Slot(Handler):
         return f"{HOST}:{port}" if port else None
 
     @property
-    def engine_of(self) -> ProcessFolder:
+    def _engine(self) -> ProcessFolder:
         return self.host.process(self.resource.delivery, Ref(ENGINE, self.spec.get("release", "")))
 
 
@@ -290,6 +286,7 @@ HANDLERS: dict[Kind, type[Handler]] = {
     FOLDER: Folder,
     ENVIRONMENT: PythonEnvironment,
     LEASE: Lease,
+    RELEASE: caches.Books,
 }
 ROLES: dict[str, Role] = {
     ENGINE.name: "release",

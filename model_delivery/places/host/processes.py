@@ -58,6 +58,7 @@ class _Binding(BaseModel):
     memory: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     log: str = ""
     since: Count = 0
+    cache: dict[str, str | bool] = {}
 
 
 class _State(BaseModel):

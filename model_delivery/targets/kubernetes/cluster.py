@@ -85,6 +85,7 @@ class InCluster(Target):
 
     adopts = True
     notebooks: ClassVar[bool] = False
+    keeps_caches: ClassVar[bool] = False
     payloads: ClassVar[tuple[type[ClusterPayload], type[AdoptedPayload]]]
     engine_port: ClassVar[int]
     key: ClusterKey
@@ -178,6 +179,9 @@ class InCluster(Target):
     def preflight(self, asked: Asked, secrets: Mapping[str, SecretRef], place: Site, up_at: UpAt) -> Iterator[Finding]:
         """Where rights or the namespace are missing, nothing else can be known."""
         wanted = {"storage.notebook": asked.storage.notebook and not self.notebooks}
+        cache, read_only = asked.serving.cache, asked.storage.access == "ReadOnlyMany"
+        wanted["serving.cache"] = cache != "none" and not self.keeps_caches
+        wanted["serving.cache: claim, on one that is only read,"] = cache == "claim" and read_only
         yield from not_yet(self.key.kind, wanted)
         yield from _foreign(secrets)
         missing = [*self._rights(asked, place)] or [*self._namespace(place)]

@@ -94,6 +94,11 @@ class ClusterPayload(Payload):
     image: str | None
     devices: dict[str, int]
 
+    @property
+    def caches(self) -> tuple[str, ...]:
+        """Folders on its claim of what its engine compiled."""
+        return ()
+
     def origin(self, name: str) -> Origin:
         """``name``: of a release that was made here."""
         return Origin(name=name, pods={"labels": {"model-delivery/object": name}})

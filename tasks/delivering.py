@@ -25,7 +25,8 @@ from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
 from model_delivery.run.record import Outcome
-from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.run.replicas import without_ended
+from model_delivery.run.resolve import resolve_lock
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session, current
 from model_delivery.run.stepping import fetch as fetch_weights
@@ -73,7 +74,7 @@ def resolve(spec: DeliverySpec) -> Lock:
     """
     session = current()
     try:
-        return resolve_lock(spec, last_snapshot(spec.model, session.releases().values()))
+        return resolve_lock(spec, session)
     except Trouble:
         protocol.look_after(session)
         raise
@@ -182,7 +183,7 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
         max_tokens=gate.max_tokens,
         max_model_len=max_model_len(payload.args),
     )
-    return run_step(session, SMOKE, given, f"{stage.phase}{again}")
+    return without_ended(run_step(session, SMOKE, given, f"{stage.phase}{again}"), session.world())
 
 
 @step("throughput", per_stage=True)

@@ -64,7 +64,7 @@ CASES = (
     smoke(
         "ignores SIGTERM", "'Paris' is not in", "--wrong-answer", "--ignore-sigterm", then="stopped, nothing remains"
     ),
-    Case("one bad replica of two", elsewhere="a cluster's: on a host there is one engine"),
+    Case("one bad replica of two", elsewhere="tests/cluster/control/test_replicas.py"),
     smoke("health without generation", "timeout after", "--wedge-after", "0"),
     smoke("no key asked for", "without the key it gives an answer", "--no-auth", spec={"api_key": True}),
     load("restarted during the test", "gate.not-valid", "was restarted during the test", "--restart-after", "60"),

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import ValidationError
 
-from model_delivery.base import BadInput, Duration, Finding, GateFailed, Permanent, Rate, did_you_mean, problems
+from model_delivery.base import (
+    BadInput,
+    Duration,
+    Finding,
+    GateFailed,
+    Permanent,
+    Rate,
+    did_you_mean,
+    problems,
+    read_file,
+)
 from model_delivery.cli.printing import OUTPUT, PATH, Answer, answers, progress_lines, table
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.spec.loading import read_profile
@@ -178,12 +188,18 @@ def _capacity(given: LoadInput, steps: int) -> Capacity:
 def _baseline(folder: Path | None) -> LoadReport | None:
     if folder is None:
         return None
-    from model_delivery.measure import report
+    from model_delivery.measure.report import parse
 
-    load = report.read(folder / "report.html")
+    why = "it was no load test that was reported"
+    try:
+        load = parse(read_file(folder / "report.json", links=True)).throughput
+    except OSError as error:
+        load, why = None, f"report.json: {error.strerror or error}"
+    except ValueError as error:
+        load, why = None, str(error)
     if load is None:
-        what, why = f"{folder} holds no load report", "there is no report.json of this version"
-        raise BadInput(Finding("cli.no-report", what, why, "name an earlier --report folder"))
+        fix = "name an earlier --report folder"
+        raise BadInput(Finding("cli.no-report", f"{folder} holds no load report that this version reads", why, fix))
     return load
 
 

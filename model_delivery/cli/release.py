@@ -91,6 +91,7 @@ def plan(file: Path) -> Answer:
     planned = plans.plan(Location.of(spec.target.key()).open(), spec)
     there = "there already" if planned.fetched else "to be fetched"
     lines = [f"{planned.name}: {planned.result} ({planned.release})"]
+    lines += planned.notes
     lines += [f"what serves now is down: {planned.down}"] if planned.down else []
     lines += [f"replaces the candidate {planned.replaces}"] if planned.replaces else []
     lines += [f"model {planned.commit[:12]}: {planned.files} files, {planned.bytes / 1e6:,.1f} MB, {there}"]

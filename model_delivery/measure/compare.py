@@ -64,14 +64,23 @@ def comparable(new: LoadReport, old: LoadReport) -> str | None:
     return None
 
 
+def repeated(load: LoadReport) -> LoadReport:
+    """With its runs; of a report that kept none, all of it is one."""
+    return load if load.runs else load.model_copy(update={"runs": (load.figures(),)})
+
+
 def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Comparison, ...]:
     """Every judged metric that both have; ``allowed``: the share by which a metric may be
-    worse.
+    worse. ArithmeticError where figures are none that a load test has.
     """
+    new, old = repeated(new), repeated(old)
     every = (*new.runs, *old.runs)
     judged = [f for f in HEADLINES if f.metric.compared and new.validity.judges(f.metric.key)]
     figures = [f for f in judged if old.validity.judges(f.metric.key) and all(run.get(f.name, 0) > 0 for run in every)]
-    return tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
+    found = tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
+    if not all(math.isfinite(value) for c in found for value in (c.before, c.after, c.change, c.noise or 0)):
+        raise ArithmeticError
+    return found
 
 
 def _comparison(figure: Figure, new: LoadReport, old: LoadReport, allowed: float, tests: int) -> Comparison:

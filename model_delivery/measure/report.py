@@ -5,6 +5,7 @@ people, a PNG, Markdown.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 from string import Template
 
 import vl_convert
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from model_delivery.base import Part, moment, read_file, replace_file, scrub
+from model_delivery.base import Part, moment, problems, replace_file, scrub
 from model_delivery.measure import charts
 from model_delivery.measure.capacity import Capacity
 from model_delivery.measure.metrics import LoadReport
@@ -26,6 +27,9 @@ from model_delivery.values.metrics import FIGURES, LATENCIES, PERCENTILES, RATES
 MARKS = {"✓": "yes", "✗": "no"}
 SPECIAL, LINE = re.compile(r"[\\`*_\[\]<>|~&$#]|(?<=:)//|(?<=www)\."), 4000
 PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Subject:
 class Report(Part):
     """``report.json``, as docs/report.schema.json describes it."""
 
-    report_version: int = 1
+    report_version: int = VERSION
     subject: Subject
     passed: bool
     reasons: tuple[Reason, ...]
@@ -64,6 +68,12 @@ class Report(Part):
     def result(self) -> str:
         judged = all(reason.code != NOT_VALID for reason in self.reasons)
         return "Passed" if self.passed else "Refused" if judged else "Not judged"
+
+
+class _Version(BaseModel):
+    """What every version of a report says of itself."""
+
+    report_version: int = VERSION
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,19 @@ def write(
     return Written(page, png, scrub(to_markdown(whole)), load.figures() if load else {})
 
 
-def read(page: Path) -> LoadReport | None:
-    """The load test of the report whose HTML file is ``page``; None: there is none any
-    more, or of another version.
-    """
+def parse(content: bytes) -> Report:
+    """A report.json. ValueError says why this version cannot read it."""
     try:
-        return load_test(read_file(page.with_name("report.json"), links=True))
-    except OSError:
-        return None
+        version = _Version.model_validate_json(content).report_version
+        if version == VERSION:
+            found = Report.model_validate_json(content)
+            json.dumps(found.model_dump(), allow_nan=False)
+            return found
+    except ValidationError as error:
+        raise ValueError(printable(problems(error)[0])) from None
+    except ValueError:
+        raise ValueError("a figure in it is not finite") from None
+    raise ValueError(f"report_version is {version}, this version reads {VERSION}")
 
 
 def load_test(content: bytes) -> LoadReport | None:
@@ -122,8 +137,8 @@ def load_test(content: bytes) -> LoadReport | None:
     version.
     """
     try:
-        return Report.model_validate_json(content).throughput
-    except ValidationError:
+        return parse(content).throughput
+    except ValueError:
         return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from model_delivery.base import Finding
 from model_delivery.measure.compare import CONFIDENCE, ONE_RUN, Comparison, comparable, compare
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.smoke import SmokeReport
+from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.values import Slo
 from model_delivery.values.metrics import Figure, shown
 
@@ -19,6 +19,7 @@ OUTCOMES = {
 NOT_VALID, ANSWER = "gate.not-valid", "known answer"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
+    "gate.replica": "read that pod's log (`kubectl logs POD`), and see its node: the others may answer rightly",
     NOT_VALID: "put right what the reason names, then run it again: nothing is known against the release",
     "gate.node": "see what else runs on the node, then run again: nothing is known against the release",
     "gate.bound": "what serves does not keep to it either: change the bound, or give both more room",
@@ -50,7 +51,7 @@ class Reason:
     @property
     def fix(self) -> str:
         """What may be done where it is not passed."""
-        if self.gate == "smoke" and self.name != ANSWER:
+        if self.code == "gate.smoke" and self.name != ANSWER:
             return "read the engine's log, which may say why: `deliver logs`"
         bound = f"change the bound {self.name} (gates.throughput.slo, --slo)"
         return FIXES.get(self.code) or f"load it less, give it more room, or {bound}"
@@ -86,7 +87,7 @@ def judge(
     by more than ``max_regression`` (a share).
     """
     checks = smoke.checks if smoke else ()
-    reasons = [Reason("smoke", c.name, c.passed, f"{c.name}: {c.detail}", code="gate.smoke") for c in checks]
+    reasons = [_smoked(check) for check in checks]
     if load and not load.validity.judges("error_rate"):
         text = f"the load test cannot be judged, it is {load.validity.kind}: {load.validity.why}{_unjudged(load, slo)}"
         reasons.append(Reason("throughput", "validity", passed=False, text=text, code="gate.not-valid"))
@@ -95,6 +96,13 @@ def judge(
         if baseline and max_regression is not None:
             reasons += _regressions(load, baseline, max_regression)
     return Verdict(tuple(reasons))
+
+
+def _smoked(check: Check) -> Reason:
+    text = f"{check.name}: {check.detail}"
+    if check.replica:
+        return Reason("smoke", check.name, check.passed, text, code="gate.replica")
+    return Reason("smoke", check.name, check.passed, text, code="gate.smoke")
 
 
 def _unjudged(load: LoadReport, slo: Slo | None) -> str:
@@ -108,10 +116,14 @@ def _unjudged(load: LoadReport, slo: Slo | None) -> str:
 
 
 def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list[Reason]:
-    if why := comparable(load, baseline):
-        text = f"not compared with the release before: {why}"
-        return [Reason("throughput", "regression", passed=True, text=text)]
-    return [regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
+    why = comparable(load, baseline)
+    try:
+        if why is None:
+            return [regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
+    except (ArithmeticError, ValueError):
+        why = "no load test has such figures"
+    text = f"not compared with the release before: {why}"
+    return [Reason("throughput", "regression", passed=True, text=text)]
 
 
 def regression(c: Comparison, allowed: float) -> Reason:

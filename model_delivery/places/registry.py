@@ -5,13 +5,14 @@ made.
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Iterable
 
 import httpx
 from pydantic import ConfigDict, ValidationError
 
-from model_delivery.base import Finding, KubeSecret, Part, Refused, Retryable, Secret, Trouble, read_secret
+from model_delivery.base import BadInput, Finding, KubeSecret, Part, Refused, Retryable, Secret, Trouble, read_secret
 from model_delivery.models.sources.http import trusted
 
 HUB = "registry-1.docker.io"
@@ -24,6 +25,8 @@ ACCEPT = ", ".join(f"application/vnd.{form}+json" for form in FORMS)
 IMAGE = re.compile(r"^(?:(localhost|[^/]*[.:][^/]*)/)?([^:]*):?(.*)")
 PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 LOCAL = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+)(:\d+)?$")
+MIRRORS = "MODEL_DELIVERY_REGISTRY_MIRRORS"
+MIRROR = re.compile(r"([\w.:-]+)=([\w.-]+(?::\d+)?)/?((?:[\w.-]+/)*)")
 FIX = "correct target.image, or name its digest: NAME@sha256:…"
 
 
@@ -50,20 +53,22 @@ class Token(Told):
 
 def pin(image: str, pull_secrets: Iterable[str] = ()) -> str:
     """``image`` by its digest (one that has a digest stays as it is). ``pull_secrets``:
-    names of docker-registry Secrets.
+    names of docker-registry Secrets. Where ``MIRRORS`` names a mirror of its registry,
+    that is asked; the image keeps its name.
 
     Refused when the registry says no, Retryable when it is busy or away.
     """
     if PINNED.search(image):
         return image
     host, repository, tag = parts(image)
+    host, repository, asked = _mirrored(host, repository)
     url = f"{'http' if LOCAL.match(host) else 'https'}://{host}/v2/{repository}/manifests/{tag}"
     try:
         with httpx.Client(verify=trusted(), timeout=httpx.Timeout(20, connect=5), follow_redirects=True) as client:
-            answer = client.head(url, headers={"Accept": ACCEPT})
+            answer = client.head(url, params=asked, headers={"Accept": ACCEPT})
             if answer.status_code == httpx.codes.UNAUTHORIZED:
                 allowed = _authorization(client, answer.headers.get("WWW-Authenticate", ""), _login(host, pull_secrets))
-                answer = client.head(url, headers={"Accept": ACCEPT, **allowed})
+                answer = client.head(url, params=asked, headers={"Accept": ACCEPT, **allowed})
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         why = f"{type(error).__name__}: {error}; an image is pinned to its digest before anything is touched"
         raise Retryable(Finding("image.no-answer", f"the registry {host} does not answer", why, FIX)) from None
@@ -99,6 +104,19 @@ def parts(image: str) -> tuple[str, str, str]:
     if host in ("", *HUBS):
         host, name = HUB, name if "/" in name else f"library/{name}"
     return host, name, tag or "latest"
+
+
+def _mirrored(host: str, repository: str) -> tuple[str, str, dict[str, str]]:
+    """Whom to ask in place of ``host``, for what, and the query that containerd adds
+    there. BadInput where ``MIRRORS`` is no list of them.
+    """
+    for entry in filter(None, os.environ.get(MIRRORS, "").replace(" ", "").split(",")):
+        if not (said := MIRROR.fullmatch(f"{entry.rstrip('/')}/")):
+            fix = "write HOST=MIRROR, or HOST=MIRROR/PATH, with commas between"
+            raise BadInput(Finding("image.bad-mirror", f"{MIRRORS} cannot be read", "it is no list of mirrors", fix))
+        if _host_of(said[1]) == host:
+            return said[2], said[3] + repository, {"ns": HUBS[0] if host == HUB else host}
+    return host, repository, {}
 
 
 def _login(host: str, pull_secrets: Iterable[str]) -> str | None:

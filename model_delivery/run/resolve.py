@@ -14,6 +14,7 @@ from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
 from model_delivery.models.sources.spec import ModelSpec, RemoteModel
 from model_delivery.places.host.engines import load_engine
+from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Engine, Lock, Snapshot, means, option
@@ -23,8 +24,8 @@ TOKENIZERS = ("tokenizer*", "tekken*.json", "*.tiktoken", "*.model", "*.model.v*
 ELSEWHERE = ("--tokenizer", "--skip-tokenizer-init")
 
 
-def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
-    """The lock of ``spec`` as of now.
+def resolve_lock(spec: DeliverySpec, book: Book | None = None) -> Lock:
+    """The lock of ``spec`` as of now; what cannot be asked is as ``book`` last knew it.
 
     Raises what the source raises: Retryable when a hub is overloaded, Refused when it
     says no.
@@ -32,7 +33,27 @@ def resolve_lock(spec: DeliverySpec, last: Snapshot | None = None) -> Lock:
     own = upstream(spec)
     if spec.lock is not None:
         return spec.lock.model_copy(update={"engine": own["engine"]()})
-    return Lock(snapshot=resolve_model(spec.model, last), engine=own["engine"](), image=own["image"]())
+    last = last_snapshot(spec.model, book.releases().values()) if book else None
+    snapshot, engine = resolve_model(spec.model, last), own["engine"]()
+    try:
+        return Lock(snapshot=snapshot, engine=engine, image=own["image"]())
+    except Retryable as away:
+        if book is None or (image := _last_image(book, spec.target.image)) is None:
+            raise
+        what, kept = f"whether {spec.target.image} has moved is unknown", f"it stays at {image} of the last record"
+        unknown = Finding("image.unknown", what, away.findings[0].what, f"{kept}; run again to ask again")
+        report(Progress("resolve", str(unknown)))
+        return Lock(snapshot=snapshot, engine=engine, image=image)
+
+
+def _last_image(book: Book, named: str | None) -> str | None:
+    """What the image of this very name was, of the candidate or of what serves."""
+    record, known = book.record, book.releases()
+    for name in (record.candidate.release if record.candidate else None, record.serving):
+        frozen = known.get(name or "")
+        if frozen and frozen.spec and frozen.spec["target"].get("image") == named:
+            return frozen.lock.image
+    return None
 
 
 def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:

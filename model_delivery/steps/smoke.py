@@ -7,9 +7,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from pydantic import Field
 
 from model_delivery.base import Part, Progress, SecretRef, bearer, report, short
 from model_delivery.measure.asking import BaseAddress, ask
@@ -18,6 +21,7 @@ from model_delivery.measure.smoke import Check, SmokeReport
 from model_delivery.measure.words import fault, message, printable, spoken
 from model_delivery.steps import Step
 
+AT_ONCE = 16  # replicas that are asked at the same time
 SECONDS, TOKEN_SECONDS, SHORT_SECONDS, LED_SECONDS = 120.0, 0.5, 10.0, 20.0
 BYTES, TOKEN_BYTES = 4 << 20, 4096
 NOT_FOUND, LINE = 404, 4000
@@ -29,7 +33,8 @@ RAISE = "raise gates.smoke.max_tokens"
 class SmokeInput(Part):
     """``url`` is the base address, without /v1.
 
-    ``max_model_len`` None: whatever the server says is reported.
+    ``max_model_len`` None: whatever the server says is reported. ``replicas``: the base
+    address of each engine behind ``url``, by its pod's name (none: it is one engine).
     """
 
     url: BaseAddress
@@ -39,6 +44,7 @@ class SmokeInput(Part):
     expect: str
     max_tokens: int
     max_model_len: int | None = None
+    replicas: dict[str, BaseAddress] = Field({}, exclude_if=lambda replicas: not replicas)
 
 
 class Wrong(Exception):
@@ -198,6 +204,16 @@ class _Smoke:
             raise Wrong(f"a model that is not served gets {answer.why() or 'an answer'}, not status 404")
         return "404"
 
+    def by_itself(self, url: str) -> str:
+        """A short proof of one replica, past any balancer. One that says nothing at all
+        may be out of reach from here, and is not judged: the address has its own checks.
+        """
+        well = ask(url, "/health", headers=self.headers, seconds=SHORT_SECONDS, limit=BYTES)
+        if not well.status:
+            return f"not judged: it is not reached from here ({well.why()})"
+        seen = [check() for check in (self.health, self.models, partial(self.chat, self.given.model_names[0]))]
+        return f"{seen[0]}; {self.known_answer()}"
+
     def no_key(self, name: str) -> str:
         """A key that is set must be asked for."""
         self.headers = {}
@@ -216,22 +232,37 @@ def counted(answer: dict[str, Any]) -> int:
 
 def run(given: SmokeInput) -> SmokeReport:
     """Every check runs; a failed one is in the report, never an exception."""
-    checks, smoke = [], _Smoke(given, bearer(given.api_key))
-    for name, check in smoke.checks():
-        start = time.monotonic()
-        try:
-            passed, detail = True, check()
-        except Wrong as wrong:
-            passed, detail = False, str(wrong)
-        except Exception as error:
-            passed, detail = False, f"the answer is not as OpenAI's: {type(error).__name__}: {error}"
-        detail = printable(detail, 600)
-        report(Progress("smoke", f"{name}: {'ok' if passed else 'FAILED'}: {detail}"))
-        checks.append(Check(name=name, passed=passed, detail=detail, seconds=round(time.monotonic() - start, 3)))
+    smoke = _Smoke(given, bearer(given.api_key))
+    checks = [_told(_checked(name, check)) for name, check in smoke.checks()]
+    if len(given.replicas) > 1:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            checks += map(_told, pool.map(partial(_replica, given), *zip(*given.replicas.items(), strict=True)))
     return SmokeReport(
         checks=tuple(checks),
         answer="\n".join(printable(line, 4000) for line in short(smoke.answer, 16000).splitlines()),
     )
+
+
+def _replica(given: SmokeInput, name: str, url: str) -> Check:
+    smoke = _Smoke(given.model_copy(update={"url": url}), bearer(given.api_key))
+    return _checked(f"replica {name}", partial(smoke.by_itself, url), name)
+
+
+def _checked(name: str, check: Callable[[], str], replica: str = "") -> Check:
+    start = time.monotonic()
+    try:
+        passed, detail = True, check()
+    except Wrong as wrong:
+        passed, detail = False, str(wrong)
+    except Exception as error:
+        passed, detail = False, f"the answer is not as OpenAI's: {type(error).__name__}: {error}"
+    seconds = round(time.monotonic() - start, 3)
+    return Check(name=name, passed=passed, detail=printable(detail, 600), seconds=seconds, replica=replica)
+
+
+def _told(check: Check) -> Check:
+    report(Progress("smoke", f"{check.name}: {'ok' if check.passed else 'FAILED'}: {check.detail}"))
+    return check
 
 
 STEP = Step("smoke", SmokeInput, SmokeReport, run)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from model_delivery.base import BadInput, Finding, Permanent, did_you_mean, problems, read_file, replace_file
-from model_delivery.measure.compare import Comparison, comparable, compare
+from model_delivery.base import BadInput, Finding, Permanent, did_you_mean, read_file, replace_file
+from model_delivery.measure.compare import Comparison, comparable, compare, repeated
 from model_delivery.measure.metrics import LoadReport
-from model_delivery.measure.report import Report
+from model_delivery.measure.report import Report, parse
 from model_delivery.measure.words import printable
 from model_delivery.run import evidence
 from model_delivery.run.frozen import Frozen, differences
@@ -22,7 +19,7 @@ from model_delivery.values.resources import difference
 from model_delivery.values.serving import by_option
 from model_delivery.verbs.where import Where, find
 
-ANY, VERSION = 1e-9, 1
+ANY = 1e-9
 FORM = "name it NAME (what serves), NAME@RELEASE, or a report.json (or its folder)"
 
 
@@ -64,7 +61,6 @@ def compared(a: str, b: str, context: str | None, namespace: str | None, allowed
         raise BadInput(Finding("compare.one-run", what, why, "test both with repeats of 2 at least"))
     try:
         figures = compare(after.load, before.load, ANY if allowed is None else allowed)
-        json.dumps([(c.change, c.worse, c.noise, c.words) for c in figures], allow_nan=False)
     except (ArithmeticError, ValueError):
         what, why = f"{before.named} and {after.named} cannot be compared", "no load test has such figures"
         raise BadInput(Finding("compare.bad-figures", what, why, FORM)) from None
@@ -138,25 +134,18 @@ def _kept(where: Where, release: str) -> Side:
 
 
 def _parsed(content: bytes, shown: str) -> Report:
-    why, fix = "", "was it written by another version of Model Delivery? test it again with this one"
     try:
-        report = Report.model_validate_json(content)
-        if report.report_version == VERSION:
-            json.dumps(report.model_dump(), allow_nan=False)
-            return report
-        why = f"report_version is {report.report_version}, this version reads {VERSION}"
-    except ValidationError as error:
-        why = printable(problems(error)[0])
-    except ValueError:
-        why = "a figure in it is not finite"
-    raise BadInput(Finding("compare.unreadable-report", f"{shown} is no report that this version reads", why, fix))
+        return parse(content)
+    except ValueError as error:
+        what, fix = f"{shown} is no report that this version reads", "was it written by another version? test it again"
+        raise BadInput(Finding("compare.unreadable-report", what, str(error), fix)) from None
 
 
 def _tested(report: Report, shown: str) -> LoadReport:
     load = report.throughput
     if load is None:
         raise _untested(shown)
-    return load if load.runs else load.model_copy(update={"runs": (load.figures(),)})
+    return repeated(load)
 
 
 def _untested(shown: str) -> BadInput:

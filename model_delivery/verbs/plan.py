@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from model_delivery.base import Finding, Refused, SystemClock, from_cluster
+from model_delivery.base import Finding, Refused, SystemClock, from_cluster, sink
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.frozen import Frozen, differences
 from model_delivery.run.plan import Route, planned
 from model_delivery.run.preflight import preflight
-from model_delivery.run.resolve import last_snapshot, resolve_lock
+from model_delivery.run.resolve import resolve_lock
 from model_delivery.run.rules import other_gates
 from model_delivery.spec import DeliverySpec
 from model_delivery.values import Desired, Lock, Release, Rollout, Snapshot, digest
@@ -30,6 +30,7 @@ class Plan:
     ``leaves``: what serves now and is replaced. ``tried``: how this release has ended
     before, where it did not pass. ``differs``: from what serves, line by line.
     ``standby``: what becomes of what is replaced; empty where the first stage ends it.
+    ``notes``: what could not be asked, and is as it was last known.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Plan:
     tried: str
     differs: tuple[str, ...] = ()
     standby: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def plan(place: Place, spec: DeliverySpec) -> Plan:
@@ -57,8 +59,9 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
     preflight(spec, place, spec.target.key().target())
     book = read_or_new(place, spec.name, spec.target.key())
     book = unquoted(book) if unknown_secret(book) else book
-    with from_cluster(place.secret):
-        lock = resolve_lock(spec, last_snapshot(spec.model, book.releases().values()))
+    notes = list[str]()
+    with from_cluster(place.secret), sink(lambda progress: notes.append(progress.note)):
+        lock = resolve_lock(spec, book)
     result = planned(book, spec, lock, now=SystemClock().now())
     changes, harmless = told(result.changes)
     new = Release(result.release, result.frozen.payload, spec.serving.replicas.min)
@@ -81,6 +84,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
         standby=_standby(book, spec.rollout, result.route) if result.route and book.record.serving else "",
         tried=_tried(book, result.release) if result.answer.delivers else "",
         other_gates=result.release == book.record.serving and other_gates(book.record, spec.gates),
+        notes=tuple(notes),
     )
 
 

@@ -152,6 +152,8 @@ def as_then(step: str, resources: list[dict[str, Any]]) -> list[dict[str, Any]]:
         job["containers"] += puller["containers"]
         del resources[1]
     for resource in resources:
+        if step == "smoke" and "bind" in resource:
+            assert resource["bind"].pop("replicas")
         if "spec" in resource.get("object", {}):
             pod = resource["object"]["spec"]["template"]["spec"]
             assert pod["containers"][0]["env"].pop()["name"] == "MODEL_DELIVERY_MARK"

@@ -4,12 +4,14 @@ network between by toxiproxy.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model_delivery.base import Refused, Retryable
 from model_delivery.models.manifest import model_folder
@@ -22,8 +24,12 @@ from model_delivery.steps.fetch import run as fetch
 from tests.fetch.fetching import WEIGHTS, given, models, whole
 from tests.parts.hubs.huggingface import REPO, HuggingFaceHub, running_hub
 from tests.parts.olah import repository, running_olah
+from tests.parts.ports import free_port
 from tests.parts.tiny_model import tiny_model
 from tests.parts.toxiproxy import Network, network
+from tests.unit.test_answering import engine
+from tests.unit.test_answering import spec as answering
+from tests.unit.test_cli import deliver
 
 MODEL = HuggingFaceModel.model_validate({"source": "huggingface", "repo": REPO})
 
@@ -50,6 +56,47 @@ def test_a_real_hubs_moved_branch_is_a_new_commit(hub: HuggingFaceHub, root: Pat
     second = fetch(given(root, MODEL))
     whole(second, hub.files)
     assert Path(second.path).name == commit != Path(first.path).name
+
+
+def delivered(home: Path, file: Path) -> tuple[str, str]:
+    """The release and the commit that ``up FILE`` has promoted."""
+    made = deliver(home, "up", str(file))
+    assert made.returncode == 0, made.stderr
+    (ended,) = json.loads(deliver(home, "history", "small", "--json").stdout)
+    assert ended["outcome"] == "promoted"
+    return ended["release"], ended["commit"]
+
+
+def test_a_locked_release_is_made_again_elsewhere_though_the_branch_has_moved(
+    hub: HuggingFaceHub, tmp_path: Path
+) -> None:
+    engine(tmp_path)
+    file, locked = answering(tmp_path, tmp_path, free_port()), tmp_path / "locked.yaml"
+    asked = yaml.safe_load(file.read_text()) | {"model": {"source": "huggingface", "repo": REPO}}
+    file.write_text(yaml.safe_dump(asked))
+    here, there, unlocked = homes = [tmp_path / name for name in ("here", "there", "unlocked")]
+    try:
+        release, commit = delivered(here, file)
+        locked.write_text(deliver(here, "lock", "small").stdout)
+        hub.older[commit] = files = dict(hub.files)
+        hub.files["tokenizer.json"] = b'{"second": true}'
+        moved = repository(tmp_path / "mirrors", hub.files)
+        assert deliver(here, "down", "small").returncode == 0
+
+        hub.asked.clear()
+        assert delivered(there, locked) == (release, commit)
+        assert not [path for path, _ in hub.asked if "/revision/main" in path], "where the branch is, nobody asks"
+        (tokenizer,) = (there / "models").rglob("tokenizer.json")
+        assert tokenizer.read_bytes() == files["tokenizer.json"]
+        assert deliver(there, "down", "small").returncode == 0
+
+        other = delivered(unlocked, file)
+        assert [path for path, _ in hub.asked if "/revision/main" in path]
+        assert other[0] != release
+        assert other[1] == moved != commit
+    finally:
+        for home in homes:
+            deliver(home, "down", "small")
 
 
 def test_a_real_hubs_no_is_named(hub: HuggingFaceHub, root: Path) -> None:

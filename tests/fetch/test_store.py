@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -246,11 +246,11 @@ def test_a_file_whose_name_is_as_long_as_may_be_is_fetched(hub: HuggingFaceHub, 
 class Gone(Handler):
     """Sends whole files only, and breaks off in the middle of the weights."""
 
-    def send(self, name: str) -> None:
+    def send(self, name: str, files: Mapping[str, bytes] | None = None) -> None:
         hub: Any = self.hub
         if name == WEIGHTS and not self.headers.get("Range"):
             hub.truncated = name
-        super().send(name)
+        super().send(name, files)
         if name == WEIGHTS and not hub.truncated:
             hub.missing = hub.missing or (hub.then_missing and name)
 

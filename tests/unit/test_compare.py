@@ -70,3 +70,16 @@ def test_other_loads_and_invalid_tests_are_not_compared() -> None:
     verdict = judge(None, of_runs(900, 900), Slo(), baseline=of_runs(1, 1, profile="rag"), max_regression=0.1)
     assert verdict.passed
     assert "not compared with the release before: the profile was rag" in verdict.reasons[-1].text
+
+
+def test_a_test_that_kept_no_runs_is_one_run_and_shows_no_noise() -> None:
+    verdict = judge(None, of_runs(130, 131, 129), Slo(), baseline=load(runs=[]), max_regression=0.1)
+    (told,) = [reason.text for reason in verdict.reasons if reason.name == "ttft_p95 regression"]
+    assert "TTFT p95 130 ms, before 100 ms: 30 % worse" in told
+    assert told.endswith("(one run shows no noise)")
+    assert verdict.passed
+
+
+def test_figures_that_no_load_test_has_are_not_compared() -> None:
+    verdict = judge(None, of_runs(1e-300, 1e300), Slo(), baseline=of_runs(1, 2), max_regression=0.1)
+    assert "not compared with the release before: no load test has such figures" in verdict.reasons[-1].text

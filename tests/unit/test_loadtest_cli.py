@@ -15,6 +15,7 @@ from model_delivery.cli.loadtest import loadtest
 from model_delivery.verbs import loadtest as loads
 from tests.parts.timing_engine import TimingServer
 from tests.unit.test_cli import deliver, environment, home
+from tests.unit.test_compare_cli import report
 
 __all__ = ["environment", "home"]
 QUICK = ("--profile", "smoke", "--users", "2", "--duration", "1s", "--warmup", "0s")
@@ -109,6 +110,47 @@ def test_a_wrong_argument_ends_with_2_before_anything_is_asked(home: Path, args:
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({"report_version": 2, "figures_of_2": {}}, "report_version is 2, this version reads 1"),
+        (json.loads(report(ttft=float("inf")).model_dump_json()), ""),
+        ({}, "subject: is missing"),
+        (report().model_copy(update={"throughput": None}).model_dump(mode="json"), "it was no load test"),
+        (None, "report.json: No such file or directory"),
+    ],
+    ids=["newer", "not-finite", "no-report", "no-load-test", "gone"],
+)
+def test_a_baseline_that_cannot_be_read_ends_with_2_before_anything_is_asked(
+    home: Path, tmp_path: Path, content: dict[str, object] | None, why: str
+) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_text(json.dumps(content))
+    done = deliver(home, "loadtest", "http://127.0.0.1:9", "--model", "m", "--baseline", str(tmp_path), "--json")
+    assert done.returncode == 2, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "cli.no-report"
+    assert f"{tmp_path} holds no load report that this version reads" in error["what"]
+    assert why in error["why"]
+
+
+def test_a_baseline_that_kept_no_runs_is_compared_and_its_noise_is_not_invented(
+    home: Path, model: Path, tmp_path: Path
+) -> None:
+    asked = (*QUICK, "--repeats", "2", "--report")
+    with TimingServer(model, "--ttft", "20", "--itl", "2") as server:
+        assert deliver(home, "loadtest", server.url, *asked, str(tmp_path / "old")).returncode == 0
+        kept = json.loads((tmp_path / "old" / "report.json").read_text())
+        del kept["throughput"]["runs"]
+        (tmp_path / "old" / "report.json").write_text(json.dumps(kept))
+        compared = ("--baseline", str(tmp_path / "old"), "--max-regression", "0.1", "--json")
+        done = deliver(home, "loadtest", server.url, *asked, str(tmp_path / "new"), *compared)
+    assert done.returncode == 0, done.stderr
+    texts = [reason["text"] for reason in json.loads(done.stdout)["reasons"] if "regression" in reason["name"]]
+    assert any(text.startswith("too noisy to tell, raise repeats: TTFT p95") for text in texts), texts
+    assert all(text.endswith("(one run shows no noise)") for text in texts)
 
 
 @pytest.mark.parametrize(

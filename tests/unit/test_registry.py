@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model_delivery.base import Refused, Retryable, Secret, Trouble, from_cluster
-from model_delivery.places.registry import parts, pin
+from model_delivery.base import BadInput, Refused, Retryable, Secret, Trouble, from_cluster
+from model_delivery.places.registry import MIRRORS, parts, pin
 from tests.parts.ports import free_port
 
 DIGEST = "sha256:" + "a" * 64
@@ -33,6 +33,7 @@ class Registry:
     status: int = 200
     challenge: str = ""
     digest: str = DIGEST
+    repository: str = "a/b"
     asked: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -50,7 +51,7 @@ def running(registry: Registry) -> Iterator[Registry]:
                     registry.challenge
                     or f'{registry.wants} realm="http://{registry.host}/token",service="s",scope="repository:a/b:pull"',
                 )
-            elif self.path != "/v2/a/b/manifests/v1":
+            elif self.path.partition("?")[0] != f"/v2/{registry.repository}/manifests/v1":
                 self.send_response(404)
             else:
                 self.send_response(registry.status)
@@ -170,3 +171,48 @@ def test_a_digest_that_is_none_is_not_pinned() -> None:
         pytest.raises(Refused, match=r"image\.no-digest"),
     ):
         pin(f"{registry.host}/a/b:v1")
+
+
+@pytest.mark.parametrize(
+    ("image", "mirrors", "path"),
+    [
+        ("registry.invalid/a/b:v1", "registry.invalid={host}", "/v2/a/b/manifests/v1?ns=registry.invalid"),
+        ("a/b:v1", "ghcr.io=127.0.0.1:1, docker.io={host}/hub/ ,", "/v2/hub/a/b/manifests/v1?ns=docker.io"),
+        ("docker.io/a/b:v1", "registry-1.docker.io={host}/hub", "/v2/hub/a/b/manifests/v1?ns=docker.io"),
+        ("r.invalid:5000/a/b:v1", "r.invalid:5000={host}/x/y", "/v2/x/y/a/b/manifests/v1?ns=r.invalid%3A5000"),
+    ],
+)
+def test_a_mirror_is_asked_and_the_image_keeps_its_name(
+    monkeypatch: pytest.MonkeyPatch, image: str, mirrors: str, path: str
+) -> None:
+    with running(Registry(repository=path.removeprefix("/v2/").partition("/manifests")[0])) as mirror:
+        monkeypatch.setenv(MIRRORS, mirrors.format(host=mirror.host))
+        assert pin(image) == f"{image.removesuffix(':v1')}@{DIGEST}"
+    assert mirror.asked == [(path, "")]
+
+
+def test_a_mirror_gets_its_own_login_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(Registry(wants="Basic")) as mirror:
+        monkeypatch.setenv(MIRRORS, f"registry.invalid={mirror.host}")
+        known = {"pull": {mirror.host: {"auth": LOGIN}}, "other": {"registry.invalid": {"auth": LOGIN}}}
+        with from_cluster(lambda ref: Secret(json.dumps({"auths": known[ref.kube.name]}))):
+            assert pin("registry.invalid/a/b:v1", ["pull"]).endswith(DIGEST)
+            mirror.asked.clear()
+            with pytest.raises(Refused, match="does not let us see"):
+                pin("registry.invalid/a/b:v1", ["other"])
+    assert {given for _, given in mirror.asked} == {""}
+
+
+def test_a_registry_without_a_mirror_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(Registry()) as registry:
+        monkeypatch.setenv(MIRRORS, "registry.invalid=127.0.0.1:1,127.0.0.1=127.0.0.1:1")
+        assert pin(f"{registry.host}/a/b:v1") == f"{registry.host}/a/b@{DIGEST}"
+
+
+@pytest.mark.parametrize("text", ["mirror", "=m", "a=", "a=http://m", "a=u:s3cret@m", "a=m;b=n", "a=m/../x?y"])
+def test_mirrors_that_are_none_are_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(MIRRORS, text)
+    with pytest.raises(BadInput) as refused:
+        pin("registry.invalid/a/b:v1")
+    assert refused.value.findings[0].code == "image.bad-mirror"
+    assert "s3cret" not in refused.value.text

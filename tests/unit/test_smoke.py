@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from model_delivery.base import EnvSecret
-from model_delivery.measure.smoke import SmokeReport
+from model_delivery.measure.smoke import Check, SmokeReport
+from model_delivery.measure.verdict import judge
+from model_delivery.run.replicas import without_ended
 from model_delivery.steps.smoke import SmokeInput, run
+from model_delivery.values import World
+from tests.parts.ports import free_port
 from tests.parts.timing_engine import TimingServer
 
 QUESTION = "What is the capital of France?"
@@ -120,3 +124,75 @@ def test_a_key_is_sent_and_never_told(model: Path, monkeypatch: pytest.MonkeyPat
     assert report.passed
     assert "s3cret" not in report.model_dump_json()
     assert "/v1/models answers 401" in refused.model_dump_json()
+
+
+def asked_each(server: TimingServer, **replicas: str) -> dict[str, Check]:
+    """What is said of each replica; ``server`` is whom the balancer happens to choose."""
+    return {check.replica: check for check in smoked(server, replicas=replicas).checks if check.replica}
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("--wrong-answer", "'Paris' is not in"),
+        ("--health-broken", "/health answers 503"),
+        ("--says=ĠParis", "in the tokenizer's own marks"),
+        ("--no-chat-template", "you must provide a chat template"),
+    ],
+)
+def test_a_bad_replica_that_the_balancer_did_not_choose_is_refused_by_its_name(
+    model: Path, flag: str, why: str
+) -> None:
+    with TimingServer(model) as good, TimingServer(model, flag) as bad:
+        report = smoked(good, replicas={"pod-a": good.url, "pod-b": bad.url})
+    assert failed(report) == ["replica pod-b"]
+    (found,) = judge(report, None, None).findings()
+    assert found.code == "gate.replica"
+    assert "pod-b" in found.what
+    assert why in found.what
+
+
+def test_each_replica_is_asked_with_the_key_and_by_the_name_that_it_must_serve(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY", "s3cret")
+    key = {"VLLM_API_KEY": "s3cret"}
+    with TimingServer(model, environ=key) as good, TimingServer(model, environ=key, names=("other",)) as bad:
+        report = smoked(good, replicas={"a": good.url, "b": bad.url}, api_key=EnvSecret(env="KEY"))
+    assert failed(report) == ["replica b"]
+    assert "m not served; served: other" in report.model_dump_json()
+
+
+def test_a_replica_out_of_reach_is_not_called_bad_and_the_report_says_so(model: Path) -> None:
+    with TimingServer(model) as good:
+        told = asked_each(good, a=good.url, b=f"http://127.0.0.1:{free_port()}")
+    assert told["a"].detail.startswith("/health answers 200; 'Paris' is in")
+    assert told["b"].passed
+    assert "not judged: it is not reached from here (connection: ConnectionRefusedError" in told["b"].detail
+
+
+def test_one_engine_alone_is_asked_once(model: Path) -> None:
+    with TimingServer(model) as server:
+        assert asked_each(server, only=server.url) == {}
+
+
+def test_a_replica_that_was_ended_meanwhile_is_not_called_bad() -> None:
+    def pod(name: str, phase: str = "Running", **metadata: str) -> dict[str, object]:
+        return {"metadata": {"name": name, **metadata}, "status": {"phase": phase}}
+
+    names = ("crashed", "drained", "evicted", "gone")
+    checks = (Check(name=f"replica {name}", passed=False, detail="no", seconds=0, replica=name) for name in names)
+    service = Check(name="chat", passed=False, detail="no", seconds=0)
+    pods = (pod("crashed"), pod("drained", deletionTimestamp="now"), pod("evicted", "Failed"))
+    left = without_ended(SmokeReport(checks=(service, *checks), answer=""), World("small", {}, 0, beside={"Pod": pods}))
+    assert left is not None
+    assert failed(left) == ["chat", "replica crashed"]
+    assert "its pod was ended meanwhile (no)" in left.checks[-1].detail
+
+
+def test_what_has_one_engine_is_asked_and_told_as_before_there_were_replicas(model: Path) -> None:
+    """Jobs of before are found again by their input, and images of before read it."""
+    facts = {"url": "http://m", "model_names": ["m"], "prompt": "x", "expect": "x", "max_tokens": 1}
+    assert SmokeInput.model_validate(facts).model_dump(mode="json").keys() == {*facts, "api_key", "max_model_len"}
+    check = {"name": "chat", "passed": True, "detail": "", "seconds": 0.0}
+    assert Check.model_validate(check).model_dump() == check

@@ -39,9 +39,10 @@ def bound(resource: Resource, look: Look, live: Object | None = None) -> Object:
     """The manifest. ``bind.near``: only nodes that have these resources, their taints
     tolerated. ``bind.beside``: claims whose node it is to run on. ``bind.hub``: endpoint,
     proxy and CA of this environment. ``bind.servers``: a release; the step's ``metrics``
-    are the addresses of its pods. A step without an image runs in ours. What mounts a
-    claim of one node runs where a pod has it. Where the namespace gives its pods users,
-    ours have none of their own.
+    are the addresses of its pods; ``bind.replicas``: the step's ``replicas`` are those
+    that are ready, by name, where there are several. A step without an image runs in
+    ours. What mounts a claim of one node runs where a pod has it. Where the namespace
+    gives its pods users, ours have none of their own.
     """
     needs, body = resource.spec.get("bind", {}), to_object(resource, look.client.namespace)
     if resource.ref.kind == CONFIG_MAP:
@@ -77,9 +78,13 @@ def _bind_route(spec: Object, look: Look) -> None:
 
 
 def _bind_input(data: Object, needs: Object, delivery: str, look: Look) -> None:
+    more: Object = {}
     if needs.get("servers"):
-        metrics = list(look.servers(delivery, needs["servers"]))
-        data["input.json"] = json.dumps(json.loads(data["input.json"]) | {"metrics": metrics})
+        more = {"metrics": [server.url for server in look.servers(delivery, needs["servers"])]}
+    if needs.get("replicas") and len(ready := look.servers(delivery, needs["replicas"], ready=True)) > 1:
+        more = {"replicas": {server.ref.name: server.url for server in ready}}
+    if more:
+        data["input.json"] = json.dumps(json.loads(data["input.json"]) | more)
     if needs.get("hub") and (text := _certificates()):
         data["ca.crt"] = text
 

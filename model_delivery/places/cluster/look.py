@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from model_delivery.base import short
+from model_delivery.diagnosis.pods import is_ready, living
 from model_delivery.places.cluster import pods
 from model_delivery.places.cluster.client import Broken, Client, Forbidden, Query, Status
 from model_delivery.places.cluster.objects import Object, content, from_object, is_made_by_controller, label, owner
@@ -28,7 +29,7 @@ from model_delivery.targets.kubernetes.kinds import (
     SERVICE,
 )
 from model_delivery.targets.kubernetes.release import pod_labels, servers
-from model_delivery.values import RELEASE, Kind, Observed, Ref, World
+from model_delivery.values import RELEASE, Kind, Observed, Ref, Server, World
 
 PAGE = 500
 OLD = 58.0
@@ -261,12 +262,12 @@ class Look:
         listed = [_marked(pod, delivery, adopted) for pod in self.listed(POD)]
         return [pod for pod in listed if label(pod, "object") == name]
 
-    def servers(self, delivery: str, release: str) -> Iterator[str]:
-        """The base address of each engine of a release: a pod's own, never a
-        balancer's.
+    def servers(self, delivery: str, release: str, *, ready: bool = False) -> list[Server]:
+        """Each engine of a release at its pod's own address, never a balancer's.
+        ``ready``: only those that are.
         """
-        pods = self.listed(POD, _of(delivery, f"release={release}", "role=release"))
-        yield from (server.url for server in servers(pods, None))
+        found = self.listed(POD, _of(delivery, f"release={release}", "role=release"))
+        return list(servers(filter(is_ready, living(found)) if ready else found, None))
 
     def log(self, pod: Object, query: Object) -> Iterator[bytes]:
         """Of the container that it is for, where ``query`` names no other."""

@@ -25,6 +25,7 @@ from model_delivery.values import Ended, Failed, Observed, Ref, Resource, StepSt
 
 FETCH = "fetch"
 PULL = "-image"  # of the Job that pulls beside it
+BOUND = {"load": "servers", "smoke": "replicas"}  # of a release, which the place names in the step's input
 NEAR_MODELS = (FETCH, "verify", "gc")  # steps that work in the models' claim
 
 
@@ -51,7 +52,7 @@ def resources(run: StepRun) -> tuple[Resource, ...]:
     pod["volumes"][0]["configMap"]["name"] = name
     image["image"] = pulled
     pod["containers"].remove(image)
-    bind: dict[str, Any] = {"servers": run.release} if run.name == "load" else {}
+    bind: dict[str, Any] = {BOUND[run.name]: run.release} if run.name in BOUND else {}
     where = run.runner.pod.model_dump(mode="json") if run.runner.pod else payload.pod
     if run.name not in NEAR_MODELS:  # the image's own user: whose files a claim holds does not matter
         pod["securityContext"] = {key: v for key, v in pod["securityContext"].items() if key not in IDENTITY}

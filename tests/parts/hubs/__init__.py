@@ -31,7 +31,8 @@ class Hub:
     ``whole_only``: Range is ignored; ``lying_size``: the list is wrong;
     ``dripping``: the head never ends of an answer to a path that holds this (``stuck``
     says that it was asked for), ``dripping_body``: the body;
-    ``chunking``: it comes in chunks, and the first one's size never ends.
+    ``chunking``: it comes in chunks, and the first one's size never ends; ``older``: the
+    files of commits that the branch has left.
     """
 
     files: dict[str, bytes]
@@ -50,6 +51,7 @@ class Hub:
     dripping: str = ""
     dripping_body: str = ""
     chunking: str = ""
+    older: dict[str, dict[str, bytes]] = field(default_factory=dict)
     token: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
@@ -106,16 +108,18 @@ class HubHandler(BaseHTTPRequestHandler):
             self.wfile.write(b"a")
         self.close_connection = True
 
-    def send(self, name: str) -> None:
+    def send(self, name: str, files: Mapping[str, bytes] | None = None) -> None:
+        """``files``: of an older commit."""
         hub = self.hub
+        files = hub.files if files is None else files
         self.tally = hub.tally
-        if name not in hub.files or name == hub.missing:
+        if name not in files or name == hub.missing:
             self.refuse(404, "EntryNotFound")
             return
         if name == hub.chunking:
             self.drip(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0")
             return
-        body = bytearray(hub.files[name])
+        body = bytearray(files[name])
         if name == hub.flipped:
             body[len(body) // 2] ^= 1
         start, stop, ranged = 0, len(body), False

@@ -86,7 +86,9 @@ class Handler(HubHandler):
 
     def resolve(self, commit: str, name: str) -> None:
         hub = self.hub
-        if commit != hub.commit and not hub.api:
+        if commit in hub.older:
+            self.send(name, hub.older[commit])
+        elif commit != hub.commit and not hub.api:
             self.refuse(404, "EntryNotFound")
         elif hub.elsewhere:
             self.answer(302, b"", {"Location": f"{hub.elsewhere}/signed/0/{name}"})

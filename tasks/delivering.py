@@ -19,7 +19,7 @@ from model_delivery.measure.control import blame, breaks_figures
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict, judge
-from model_delivery.run import evidence, protocol, rules, watching
+from model_delivery.run import evidence, protocol, rules, starting, watching
 from model_delivery.run.answering import finding, in_use, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
@@ -153,7 +153,7 @@ def ready(stage: Stage) -> str:
     match session.target.readiness(session.release(candidate), session.world()):
         case Failed(retryable=True):
             session.converge()
-    endpoint = session.wait_ready(candidate, session.frozen(candidate).startup_seconds)
+    endpoint = starting.wait_ready(session, candidate)
     protocol.wait_routed(session, stage)
     return endpoint
 
@@ -176,7 +176,9 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
         max_tokens=gate.max_tokens,
         max_model_len=max_model_len(payload.args),
     )
-    return run_step(session, SMOKE, given, f"{stage.phase}{again}")
+    smoked = run_step(session, SMOKE, given, f"{stage.phase}{again}")
+    starting.answered(session, smoked)
+    return smoked
 
 
 @step("throughput", per_stage=True)

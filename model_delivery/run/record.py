@@ -14,9 +14,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from model_delivery.base import Count, Finding, Moment, Permanent, problems, short
 from model_delivery.targets import AnyKey
-from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
+from model_delivery.values import Address, Gates, Phase, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
 STRICT = ConfigDict(extra="forbid")
+Starts = Mapping[Phase, Moment]  # seconds from the start's beginning until each
 
 
 class Outcome(StrEnum):
@@ -91,6 +92,7 @@ class Ended:
     report: str | None = None
     gates: str = ""
     approval: Approval | None = None
+    starts: Starts = field(default_factory=dict)
 
     def why(self, most: int = 200) -> str:
         """The first line of what it ended with; where it ended well, who approved it."""
@@ -121,6 +123,7 @@ class Candidate:
     report: str | None = None
     ending: Ended | None = None
     approval: Approval | None = None
+    starts: Starts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from model_delivery.base import GateFailed, Retryable, Trouble
 from model_delivery.measure.verdict import NOT_VALID
-from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Wanted, alone
+from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Starts, Wanted, alone
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
 GATE = GateFailed.exit_code
@@ -126,6 +126,12 @@ def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
     return _with(record, replace(_candidate(record), figures=figures, report=report))
 
 
+def started(record: Record, starts: Starts) -> Record:
+    """How its engine's start went belongs to the attempt too."""
+    candidate = _candidate(record)
+    return _with(record, replace(candidate, starts={**candidate.starts, **starts}))
+
+
 def asked(record: Record, until: float) -> Record:
     """Rule 11: a person is asked, until ``until``, whether the candidate may have
     traffic.
@@ -176,7 +182,7 @@ def promoted(record: Record, now: float, facts: Facts, left: Facts | None) -> Re
     held = record.held
     if by_rollback and old is not None and left is not None:
         gone = replace(ended, release=old, attempt=0, outcome=Outcome.ROLLED_BACK_FROM, request="", figures={})
-        endings, held = (replace(gone, commit=left.commit, args=left.args), ended), left.unchanged
+        endings, held = (replace(gone, starts={}, commit=left.commit, args=left.args), ended), left.unchanged
     return replace(
         record,
         serving=candidate.release,
@@ -330,4 +336,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         report=c.report,
         gates=_digest_of(c.gates) if c.kind == "deliver" else "",
         approval=c.approval,
+        starts=c.starts,
     )

@@ -8,11 +8,11 @@ from model_delivery.base import Progress, report
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.run import rules
 from model_delivery.run.book import Book
-from model_delivery.run.frozen import Frozen
+from model_delivery.run.frozen import Frozen, releases
 from model_delivery.run.record import Starts
 from model_delivery.run.session import Session
 from model_delivery.run.wait import Timeline
-from model_delivery.values import Phase, ReleaseId
+from model_delivery.values import Phase, ReleaseId, World
 
 PATIENCE = 3.0  # times the longest start that is kept
 ANSWERS = ("chat", "completions")  # checks of a smoke test that need a token
@@ -24,11 +24,12 @@ def words(starts: Mapping[Phase, float | None]) -> str:
     return ", ".join(phase if at is None else f"{phase} {at:.1f} s" for phase, at in told)
 
 
-def kept(book: Book, release: ReleaseId) -> list[Starts]:
+def kept(book: Book, release: ReleaseId, world: World | None = None) -> list[Starts]:
     """How the starts of the same model by the same engine went, the newest last."""
-    known = book.releases()
+    went = [ended for ended in book.record.ended if Phase.HEALTHY in ended.starts]
+    known = releases(world or book.world()) if went else {}
     same = {name for name, frozen in known.items() if release in known and _of(frozen) == _of(known[release])}
-    return [e.starts for e in book.record.ended if e.release in same and Phase.HEALTHY in e.starts]
+    return [ended.starts for ended in went if ended.release in same]
 
 
 def _of(frozen: Frozen) -> tuple[object, ...]:

@@ -33,10 +33,14 @@ class Timeline:
         if start.began != self.began:
             self.began, self.seconds = start.began, {}
             self.missed = {phase for phase, at in start.reached.items() if at is None}
-        for phase in sorted(start.reached.keys() - self.seconds.keys() - self.missed, key=[*Phase].index):
-            at = start.reached[phase]
-            spent = min(now if at is None else at, now) - start.began
-            self.seconds[phase] = round(max(0.0, *self.seconds.values(), spent), 1)
+        order = [*Phase]
+        for number, phase in enumerate(order):
+            if phase in start.reached and phase not in self.seconds.keys() | self.missed:
+                at, told = start.reached[phase], self.seconds
+                after = [told[later] for later in order[number:] if later in told]
+                before = [told[earlier] for earlier in order[:number] if earlier in told]
+                spent = min(now if at is None else at, now) - start.began
+                self.seconds[phase] = round(max(0.0, *before, min(spent, *after, spent)), 1)
 
     def left(self, now: float) -> float | None:
         """Seconds, as the start before went on from the phase that this one has come
@@ -44,7 +48,7 @@ class Timeline:
         """
         if self.began is None or Phase.HEALTHY not in self.before:
             return None
-        last = next((phase for phase in reversed(self.seconds) if phase in self.before), None)
+        last = next((phase for phase in reversed(Phase) if phase in self.seconds and phase in self.before), None)
         late = self.seconds[last] - self.before[last] if last else 0.0
         left = self.before[Phase.HEALTHY] + late - (now - self.began)
         return left if left > 0 else None

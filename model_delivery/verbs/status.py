@@ -121,25 +121,27 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
         silent=probed.why,
         unasked=probed.unasked,
         start=start,
-        before=before if candidate else {},
+        before=before,
     )
 
 
 def _starts(book: Book, world: World) -> tuple[Mapping[Phase, float | None], Starts]:
     """Of the candidate, else of what serves: its start as it is seen now, else as it is
-    kept; and the last one of the same.
+    kept. And, of a candidate, the last one of the same.
     """
     candidate = book.record.candidate
     about = candidate.release if candidate else book.record.serving
+    if about is None:
+        return {}, {}
+    own = (ended.starts for ended in reversed(book.record.ended) if ended.release == about and ended.starts)
+    start = candidate.starts if candidate else next(own, {})
+    before: Starts = {}
     with suppress(Trouble):  # of a release that is not known: its own line says it
-        if about is not None:
-            before = next(reversed(starting.kept(book, about)), {})
-            now = book.target.start(book.release(about), world)
-            if now is None or Phase.HEALTHY in now.reached:
-                own = (e.starts for e in reversed(book.record.ended) if e.release == about and e.starts)
-                return (candidate.starts if candidate else next(own, {})), before
+        before = next(reversed(starting.kept(book, about, world)), {}) if candidate else {}
+        now = book.target.start(book.release(about), world)
+        if now is not None and Phase.HEALTHY not in now.reached:
             return {phase: at and round(max(0.0, at - now.began), 1) for phase, at in now.reached.items()}, before
-    return {}, {}
+    return start, before
 
 
 def _why_held(record: Record) -> str:

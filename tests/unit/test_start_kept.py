@@ -33,6 +33,12 @@ os.execv(here / "timing-server", [str(here / "timing-server"), *sys.argv[1:]])
 """
 LOGGED = (Phase.WEIGHTS, Phase.COMPILED, Phase.WARM)
 COMPILED = "(EngineCore pid=3) INFO 11-23 15:40:18 [monitor.py:53] torch.compile took 3.22 s in total"
+LINES = (
+    (START[5].strip(), "the weights are loaded, file 3 of 6"),
+    (START[6], "the weights are in memory"),
+    (COMPILED, "memory is laid out"),
+    (START[10], "its kernels are warmed up"),
+)
 
 
 @pytest.fixture
@@ -121,12 +127,7 @@ def test_a_start_is_told_by_its_phases_kept_with_its_release_and_the_measure_of_
     file = spec(engine, model, port, "one")
     try:
         with started(home, file) as (up, lines):
-            for line, words in (
-                (START[5].strip(), "the weights are loaded, file 3 of 6"),
-                (START[6], "the weights are in memory"),
-                (COMPILED, "memory is laid out"),
-                (START[10], "its kernels are warmed up"),
-            ):
+            for line, words in LINES:
                 lines.write(f"{line}\n")
                 assert "s left" not in up.until(f"the engine is starting: {words}")
             now = deliver(home, "status", "small")

@@ -154,6 +154,10 @@ def test_clocks_that_differ_turn_no_time_round() -> None:
     timeline.note(Start(1000, {Phase.SCHEDULED: 990, Phase.PULLED: 5000}), 1020)
     timeline.note(Start(1000, {Phase.PROCESS: 1010}), 1030)
     assert timeline.seconds == {Phase.SCHEDULED: 0, Phase.PULLED: 20, Phase.PROCESS: 20}
+    late = Timeline()
+    late.note(Start(1000, {Phase.PROCESS: 1010}), 1020)
+    late.note(Start(1000, {Phase.PULLED: 1011, Phase.PROCESS: 1010}), 1030)
+    assert late.seconds == {Phase.PULLED: 10, Phase.PROCESS: 10}
 
 
 def test_what_is_left_follows_the_start_before_from_the_phase_that_this_one_is_past() -> None:

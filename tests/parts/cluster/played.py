@@ -56,9 +56,8 @@ class Player(threading.Thread):
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()
-        self.failed_at: dict[
-            str, float
-        ] = {}  # by container: when it first ended, or could not start (seconds since the epoch)
+        # by container: when it first ended, or could not start (seconds since the epoch)
+        self.failed_at: dict[str, float] = {}
         self._said: Any = None
         self.began, self.turned = now(), (False, now())
 

@@ -24,7 +24,7 @@ from model_delivery.run.answering import finding, in_use, probe, restart, wait_l
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
-from model_delivery.run.record import Outcome
+from model_delivery.run.record import Outcome, Starts
 from model_delivery.run.resolve import last_snapshot, resolve_lock
 from model_delivery.run.rules import Answer
 from model_delivery.run.session import Session, current
@@ -176,9 +176,7 @@ def smoke(stage: Stage, endpoint: str) -> SmokeReport | None:
         max_tokens=gate.max_tokens,
         max_model_len=max_model_len(payload.args),
     )
-    smoked = run_step(session, SMOKE, given, f"{stage.phase}{again}")
-    starting.answered(session, smoked)
-    return smoked
+    return run_step(session, SMOKE, given, f"{stage.phase}{again}")
 
 
 @step("throughput", per_stage=True)
@@ -257,7 +255,7 @@ def verdict(
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate.release}")
-    where = keep(session, written)
+    where = keep(session, written, starting.answered(candidate, smoked))
     if not judged.passed:
         main = session.world().objects.get(session.target.main(session.delivery, session.release(candidate.release)))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
@@ -337,17 +335,18 @@ def _ended(session: Session, release: ReleaseId) -> tuple[Finding, ...]:
     return ()
 
 
-def keep(session: Session, written: reports.Written) -> str:
-    """Note figures and report of the attempt, in a cluster its files too.
+def keep(session: Session, written: reports.Written, starts: Starts) -> str:
+    """Note figures and report of the attempt, and when it gave its first token, in a
+    cluster its files too.
 
     Returns what the record says of them: a path, or a ConfigMap's name.
     """
     candidate, folder = session.candidate, written.html.parent
     if session.place.keeps_files:
-        session.write(rules.judged(session.record, written.figures, str(written.html)))
+        session.write(rules.judged(session.record, written.figures, str(written.html), starts))
         return str(written.html)
     where = evidence.where(session.delivery, candidate.release, candidate.attempt)
-    session.write(rules.judged(session.record, written.figures, where))
+    session.write(rules.judged(session.record, written.figures, where, starts))
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     evidence.keep(session.place, session.delivery, candidate.release, candidate.attempt, files)
     return where

@@ -18,6 +18,7 @@ from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Run
 
 GATE = GateFailed.exit_code
 LAPSED = "nobody approved it in time"
+NO_STARTS: Starts = {}
 NO_GATES = Gates(smoke=None, throughput=None)
 OTHER_GATES = "the spec's gates are not those that what serves has passed: they judge the next release, not this one"
 
@@ -119,11 +120,11 @@ def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
     return replace(_with(record, candidate), desired=Wanted(releases, tuple(stage.desired.shares.items())))
 
 
-def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
+def judged(record: Record, figures: Mapping[str, float], report: str, starts: Starts = NO_STARTS) -> Record:
     """What the gates measured belongs to the attempt, and a rerun that starts behind them
     must know it.
     """
-    return _with(record, replace(_candidate(record), figures=figures, report=report))
+    return started(_with(record, replace(_candidate(record), figures=figures, report=report)), starts)
 
 
 def started(record: Record, starts: Starts) -> Record:

@@ -9,7 +9,7 @@ from model_delivery.measure.smoke import SmokeReport
 from model_delivery.run import rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen, releases
-from model_delivery.run.record import Starts
+from model_delivery.run.record import Candidate, Starts
 from model_delivery.run.session import Session
 from model_delivery.run.wait import Timeline
 from model_delivery.values import Phase, ReleaseId, World
@@ -45,15 +45,17 @@ def wait_ready(session: Session, release: ReleaseId) -> str:
     longest = 0.0 if frozen.startup_timeout else max((one[Phase.HEALTHY] for one in before), default=0.0)
     timeline = Timeline(before[-1] if before else {})
     endpoint = session.wait_ready(release, max(frozen.startup_seconds, PATIENCE * longest), timeline)
-    if Phase.HEALTHY in timeline.seconds and not session.candidate.starts:
-        report(Progress("start", words(timeline.seconds)))
+    if timeline.seconds and not session.candidate.starts:
+        if Phase.HEALTHY in timeline.seconds:
+            report(Progress("start", words(timeline.seconds)))
         session.write(rules.started(session.record, timeline.seconds))
     return endpoint
 
 
-def answered(session: Session, smoked: SmokeReport) -> None:
+def answered(candidate: Candidate, smoked: SmokeReport | None) -> Starts:
     """A smoke test's first answer is its first token, as if it was asked for at once."""
-    healthy = session.candidate.starts.get(Phase.HEALTHY)
-    first = next((one for one in smoked.checks if one.passed and one.name.startswith(ANSWERS)), None)
-    if healthy is not None and first and Phase.ANSWERED not in session.candidate.starts:
-        session.write(rules.started(session.record, {Phase.ANSWERED: round(healthy + first.seconds, 1)}))
+    healthy, checks = candidate.starts.get(Phase.HEALTHY), smoked.checks if smoked else ()
+    first = next((one for one in checks if one.passed and one.name.startswith(ANSWERS)), None)
+    if healthy is None or first is None or Phase.ANSWERED in candidate.starts:
+        return {}
+    return {Phase.ANSWERED: round(healthy + first.seconds, 1)}

@@ -19,12 +19,12 @@ from model_delivery.measure.control import blame, breaks_figures
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict, judge
-from model_delivery.run import evidence, protocol, rules, watching
+from model_delivery.run import evidence, protocol, rules, starting, watching
 from model_delivery.run.answering import finding, in_use, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
-from model_delivery.run.record import Outcome
+from model_delivery.run.record import Outcome, Starts
 from model_delivery.run.replicas import without_ended
 from model_delivery.run.resolve import resolve_lock
 from model_delivery.run.rules import Answer
@@ -160,7 +160,7 @@ def ready(stage: Stage) -> str:
     match session.target.readiness(session.release(candidate), session.world()):
         case Failed(retryable=True):
             session.converge()
-    endpoint = session.wait_ready(candidate, session.frozen(candidate).startup_seconds)
+    endpoint = starting.wait_ready(session, candidate)
     protocol.wait_routed(session, stage)
     return endpoint
 
@@ -262,7 +262,7 @@ def verdict(
     artifacts.publish_verdict(written.markdown)
     if written.png is not None:
         artifacts.publish_picture(written.png, f"{session.delivery} {candidate.release}")
-    where = keep(session, written)
+    where = keep(session, written, starting.answered(candidate, smoked))
     if not judged.passed:
         main = session.world().objects.get(session.target.main(session.delivery, session.release(candidate.release)))
         there = f"`deliver history {session.delivery} --reports DIR` writes it, beside its report"
@@ -343,17 +343,18 @@ def _ended(session: Session, release: ReleaseId) -> tuple[Finding, ...]:
     return ()
 
 
-def keep(session: Session, written: reports.Written) -> str:
-    """Note figures and report of the attempt, in a cluster its files too.
+def keep(session: Session, written: reports.Written, starts: Starts) -> str:
+    """Note figures and report of the attempt, and when it gave its first token, in a
+    cluster its files too.
 
     Returns what the record says of them: a path, or a ConfigMap's name.
     """
     candidate, folder = session.candidate, written.html.parent
     if session.place.keeps_files:
-        session.write(rules.judged(session.record, written.figures, str(written.html)))
+        session.write(rules.judged(session.record, written.figures, str(written.html), starts))
         return str(written.html)
     where = evidence.where(session.delivery, candidate.release, candidate.attempt)
-    session.write(rules.judged(session.record, written.figures, where))
+    session.write(rules.judged(session.record, written.figures, where, starts))
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
     evidence.keep(session.place, session.delivery, candidate.release, candidate.attempt, files)
     return where

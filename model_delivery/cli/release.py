@@ -28,6 +28,7 @@ from model_delivery.cli.printing import (
 from model_delivery.places.opening import Location
 from model_delivery.run.record import Ended, dump_ended
 from model_delivery.run.rules import OTHER_GATES
+from model_delivery.run.starting import words
 from model_delivery.spec import load_spec
 from model_delivery.values import StageKind
 from model_delivery.verbs import adopt as adopting
@@ -213,8 +214,9 @@ def down(where: Where) -> Answer:
 @click.command()
 @delivery
 @click.option("--reports", type=OUTPUT, metavar="DIR", help="Write the reports and logs that are kept into DIR.")
+@click.option("--starts", is_flag=True, help="Say of each how its engine's start went, too.")
 @answers
-def history(where: Where, reports: Path | None) -> Answer:
+def history(where: Where, reports: Path | None, *, starts: bool) -> Answer:
     """How every delivery of NAME ended: release, commit, arguments and figures; newest
     last.
     """
@@ -222,7 +224,8 @@ def history(where: Where, reports: Path | None) -> Answer:
     files = histories.save_reports(where.place, where.name, reports) if reports else ()
     show((f"wrote {file}" for file in files), err=True)
     columns = ("when", "release", "try", "outcome", "why", "commit", "args", "figures (ms, tok/s)")
-    return Answer([dump_ended(e) for e in ended], [table(columns, map(_row, ended))])
+    went = [f"{e.release}-{e.attempt} started: {words(e.starts)}" for e in ended if starts and e.starts]
+    return Answer([dump_ended(e) for e in ended], [table(columns, map(_row, ended)), *went])
 
 
 def _row(ended: Ended) -> tuple[object, ...]:

@@ -13,6 +13,7 @@ from model_delivery.base import Finding, Permanent, Trouble, default_home, momen
 from model_delivery.cli.printing import FIND, Answer, answers, as_json, delivery, emit, table
 from model_delivery.run.answering import finding as silent
 from model_delivery.run.answering import not_asked
+from model_delivery.run.starting import words
 from model_delivery.values import Card
 from model_delivery.verbs import status as statuses
 from model_delivery.verbs.where import Where, location
@@ -47,6 +48,9 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
             yield f"it waits until {moment(now.approval_until)} for an approval: {how}"
         elif not now.at_work:
             yield "no run is at work on it: `deliver up` of its spec goes on, of another one ends it"
+    if now.start:
+        last = f"; the last one of the same: {words(now.before)}" if now.before else ""
+        yield f"its start: {words(now.start)}{last}"
     if now.standby_until:
         late = " (overdue: the next delivery ends it)" if now.standby_until < time.time() else ""
         yield f"standby until {moment(now.standby_until)}{late}"

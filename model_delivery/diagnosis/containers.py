@@ -53,7 +53,7 @@ def judged(pod: Object, status: Object, events: Sequence[Object]) -> InProgress 
     waiting, ended = status["state"].get("waiting", {}), _ended(status)
     reason = waiting.get("reason", "")
     if reason in PULLING:
-        pulls = [event["message"] for event in events if "pull" in event.get("message", "")]
+        pulls = [e["message"] for e in events if "pull" in e.get("message", "") and e.get("reason") != "Pulled"]
         return unpulled(status, waiting, pulls)
     if reason == "InvalidImageName":
         what = f"the image's name {status['image']} is not valid"

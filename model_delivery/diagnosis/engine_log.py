@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from model_delivery.base import Finding, scrub, short
 from model_delivery.diagnosis import machine_signs as machine
 from model_delivery.diagnosis.engine_signs import ARGUMENTS, MODEL, Sign
-from model_delivery.diagnosis.log_lines import ANSI, EFFECT, Raised, causes, exceptions, read
+from model_delivery.diagnosis.log_lines import ANSI, EFFECT, STAMP, Raised, causes, exceptions, read
 from model_delivery.values import Failed
 
 USAGE = 2  # the exit code for arguments that are refused
@@ -155,7 +155,8 @@ def _ended(exit_code: int | None) -> str:
 
 def last_line(text: str) -> str:
     """The last one that says anything, its end."""
-    return next((short(line, -160) for line in reversed(ANSI.sub("", text).splitlines()) if line.strip()), "")
+    lines = (re.sub(STAMP, "", line) for line in reversed(ANSI.sub("", text).splitlines()))
+    return next((short(line, -160) for line in lines if line.strip()), "")
 
 
 def _evidence(texts: Iterable[str]) -> tuple[str, ...]:

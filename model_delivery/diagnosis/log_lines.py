@@ -11,8 +11,9 @@ from dataclasses import dataclass
 WIDTH = 2000  # of a line, so that no pattern works long
 MORE_LINES = 8  # of a message that has several
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+STAMP = r"^(?:(?P<at>\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:std(?:out|err) [FP] )?)?"  # of a container's log
 PREFIX = re.compile(
-    r"(?:\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d) (?:std(?:out|err) [FP] )?)?"  # of a container's log
+    rf"{STAMP}"
     r"(?:\((?P<who>\w*)[^()]*?\bpid=\d+[^()]*\) ?)*"  # Ray's stand within vLLM's own
     r"(?P<rank>\[rank\d+\]: ?)?"
     r"(?:(?P<level>[A-Z]+) [\d-]+ [\d:.,]+ \[(?P<file>[\w./-]*)[^\]]*\] ?|(?P<server>[A-Z]+): {3,}"
@@ -51,11 +52,14 @@ EFFECT = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """``depth``: of the process that wrote it, 2 of a worker, 1 of the engine's core."""
+    """``depth``: of the process that wrote it, 2 of a worker, 1 of the engine's core.
+    ``at``: when, as a container's log says.
+    """
 
     depth: int
     text: str
     quiet: bool = False
+    at: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,16 @@ def read(log: str) -> Iterator[Line]:
     """Without prefixes, blank lines, the input that pydantic repeats, and a parser's
     usage, which names every argument there is.
     """
-    usage = False
+    usage, at = False, ""
     for raw in ANSI.sub("", log).splitlines():
         found = PREFIX.match(raw[:WIDTH])
+        at = (found and found["at"]) or at  # a bar is rewritten in its line
         if found is not None and (text := raw[found.end() : WIDTH].partition(" [type=")[0].rstrip()):
             if usage := text.startswith("usage: ") or (usage and text[0].isspace()):
                 continue
             level = found["level"] or found["server"] or found["native"]
             depth = 2 if found["rank"] else _depth(found["who"] or found["file"] or "")
-            yield Line(depth, text, level in QUIET or WARNED.match(text) is not None)
+            yield Line(depth, text, level in QUIET or WARNED.match(text) is not None, at)
 
 
 def _depth(who: str) -> int:

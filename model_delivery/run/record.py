@@ -8,15 +8,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from model_delivery.base import Count, Finding, Moment, Permanent, problems, short
 from model_delivery.targets import AnyKey
-from model_delivery.values import Address, Gates, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
+from model_delivery.values import Address, Gates, Phase, ReleaseId, Rollout, Runner, StageKind, StoredPhase, Strategy
 
 STRICT = ConfigDict(extra="forbid")
+
+
+def _in_order(told: Mapping[Phase, float]) -> Mapping[Phase, float]:
+    """A cluster stores keys sorted."""
+    return {phase: told[phase] for phase in Phase if phase in told}
+
+
+Starts = Annotated[Mapping[Phase, Moment], AfterValidator(_in_order)]  # seconds from a start's beginning
 
 
 class Outcome(StrEnum):
@@ -92,6 +100,7 @@ class Ended:
     report: str | None = None
     gates: str = ""
     approval: Approval | None = None
+    starts: Starts = field(default_factory=dict)
 
     def why(self, most: int = 200) -> str:
         """The first line of what it ended with; where it ended well, who approved it."""
@@ -122,6 +131,7 @@ class Candidate:
     report: str | None = None
     ending: Ended | None = None
     approval: Approval | None = None
+    starts: Starts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from enum import StrEnum
 
 from model_delivery.base import GateFailed, Retryable, Trouble
 from model_delivery.measure.verdict import NOT_VALID
-from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Wanted, alone
+from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Starts, Wanted, alone
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
 GATE = GateFailed.exit_code
 LAPSED = "nobody approved it in time"
+NO_STARTS: Starts = {}
 NO_GATES = Gates(smoke=None, throughput=None)
 OTHER_GATES = "the spec's gates are not those that what serves has passed: they judge the next release, not this one"
 
@@ -120,11 +121,17 @@ def entered(record: Record, stage: Stage, strategy: Strategy) -> Record:
     return replace(_with(record, candidate), desired=Wanted(releases, tuple(stage.desired.shares.items()), asleep))
 
 
-def judged(record: Record, figures: Mapping[str, float], report: str) -> Record:
+def judged(record: Record, figures: Mapping[str, float], report: str, starts: Starts = NO_STARTS) -> Record:
     """What the gates measured belongs to the attempt, and a rerun that starts behind them
     must know it.
     """
-    return _with(record, replace(_candidate(record), figures=figures, report=report))
+    return started(_with(record, replace(_candidate(record), figures=figures, report=report)), starts)
+
+
+def started(record: Record, starts: Starts) -> Record:
+    """How its engine's start went belongs to the attempt too."""
+    candidate = _candidate(record)
+    return _with(record, replace(candidate, starts={**candidate.starts, **starts}))
 
 
 def asked(record: Record, until: float) -> Record:
@@ -180,7 +187,7 @@ def promoted(record: Record, now: float, facts: Facts, left: Facts | None, *, sl
     held = record.held
     if by_rollback and old is not None and left is not None:
         gone = replace(ended, release=old, attempt=0, outcome=Outcome.ROLLED_BACK_FROM, request="", figures={})
-        endings, held = (replace(gone, commit=left.commit, args=left.args), ended), left.unchanged
+        endings, held = (replace(gone, starts={}, commit=left.commit, args=left.args), ended), left.unchanged
     return replace(
         record,
         serving=candidate.release,
@@ -342,4 +349,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         report=c.report,
         gates=_digest_of(c.gates) if c.kind == "deliver" else "",
         approval=c.approval,
+        starts=c.starts,
     )

@@ -19,7 +19,7 @@ from model_delivery.run.converge import Converged, RouteMark, converge, mark, pu
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.lease import Lease
 from model_delivery.run.record import Record
-from model_delivery.run.wait import until
+from model_delivery.run.wait import Timeline, until
 from model_delivery.targets import TargetKey
 from model_delivery.values import (
     ABSENT,
@@ -128,13 +128,18 @@ class Session(Book):
         if refs:
             self.until("what was deleted", lambda world: _left(refs, world), GONE_SECONDS, "gone")
 
-    def wait_ready(self, release: ReleaseId, timeout: float) -> str:
-        """The release's own endpoint, once it is ready."""
-        wanted = self.release(release)
-        ready = self.until(
-            f"release {release}", lambda world: self._kept(self.target.readiness(wanted, world)), timeout
-        )
-        return ready.endpoint
+    def wait_ready(self, release: ReleaseId, timeout: float, timeline: Timeline | None = None) -> str:
+        """The release's own endpoint, once it is ready. ``timeline``: where its start is
+        noted.
+        """
+        wanted, what = self.release(release), f"release {release}"
+        timeline = timeline or Timeline()
+
+        def judge(world: World) -> Readiness:
+            timeline.note(self.target.start(wanted, world), world.observed_at)
+            return self._kept(self.target.readiness(wanted, world))
+
+        return self.until(what, judge, timeout, timeline=timeline).endpoint
 
     def wait_routed(self) -> None:
         """Return once the traffic is where the record wants it. One of whom it goes to
@@ -165,10 +170,19 @@ class Session(Book):
         timeout: float,
         reached: str = "ready",
         since: float | None = None,
+        timeline: Timeline | None = None,
     ) -> R:
         """Wait for a judgement on the delivery's world, ``timeout`` seconds at most."""
         return until(
-            self.place, self.delivery, judge, what=what, timeout=timeout, clock=self.clock, reached=reached, since=since
+            self.place,
+            self.delivery,
+            judge,
+            what=what,
+            timeout=timeout,
+            clock=self.clock,
+            reached=reached,
+            since=since,
+            timeline=timeline,
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from model_delivery.base import Count, Duration, Finding, KubeSecret, Refused, SecretRef, Size, Text
 from model_delivery.diagnosis.engine_log import diagnose, last_line
-from model_delivery.diagnosis.starting import starting
+from model_delivery.diagnosis.starting import passed, starting
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked, Site, StepRun, Target, TargetKey, TargetSpec, UpAt, not_yet
 from model_delivery.values import (
@@ -27,12 +27,14 @@ from model_delivery.values import (
     Kind,
     Lock,
     Payload,
+    Phase,
     Readiness,
     Ref,
     Release,
     Resource,
     Role,
     Server,
+    Start,
     Started,
     StepState,
     Storage,
@@ -200,6 +202,13 @@ class Process(Target):
         if status["healthy"]:
             return Current(f"http://{HOST}:{status['port']}")
         return starting(status["log_tail"])
+
+    def start(self, release: Release, world: World) -> Start | None:
+        seen = world.objects.get(self.main(world.delivery, release))
+        if seen is None or not seen.status["alive"]:
+            return None
+        began, healthy = seen.status["began"], {Phase.HEALTHY: None} if seen.status["healthy"] else {}
+        return Start(began, {Phase.PROCESS: began, **passed(seen.status["log_tail"]), **healthy})
 
     def servers(self, release: Release, world: World) -> tuple[Server, ...]:
         ref = self.main(world.delivery, release)

@@ -37,6 +37,7 @@ from model_delivery.values import (
     Server,
     Serving,
     Snapshot,
+    Start,
     StepState,
     Storage,
     World,
@@ -265,6 +266,10 @@ class Target(Protocol):
         """Failed when it cannot start, or was ended from outside."""
 
     def readiness(self, release: Release, world: World) -> Readiness: ...
+
+    def start(self, release: Release, world: World) -> Start | None:
+        """How far its engines' start is, or was."""
+        return None
 
     def servers(self, release: Release, world: World) -> tuple[Server, ...]:
         """Its engines that are ready, each by itself."""

@@ -17,8 +17,10 @@ from model_delivery.values.readiness import (
     Ended,
     Failed,
     InProgress,
+    Phase,
     Readiness,
     Server,
+    Start,
     Started,
     StepState,
 )

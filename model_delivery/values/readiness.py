@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from model_delivery.base import Finding
 from model_delivery.values.resources import Ref
@@ -29,6 +31,29 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+class Phase(StrEnum):
+    """What an engine's start comes by, in this order; not every engine by each."""
+
+    SCHEDULED = "scheduled"
+    PULLED = "image pulled"
+    PROCESS = "process up"
+    WEIGHTS = "weights"
+    COMPILED = "compiled"
+    WARM = "warmed up"
+    HEALTHY = "healthy"
+    ANSWERED = "first token"
+
+
+@dataclass(frozen=True)
+class Start:
+    """How far a start is that ``began`` (seconds since the epoch): the phases it has come
+    by, and when; None: nobody says when.
+    """
+
+    began: float
+    reached: Mapping[Phase, float | None]
 
 
 @dataclass(frozen=True)

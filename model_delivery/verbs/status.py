@@ -5,22 +5,23 @@ and its end.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
-from model_delivery.run import protocol, rules
+from model_delivery.run import protocol, rules, starting
 from model_delivery.run.answering import Probe
 from model_delivery.run.answering import probe as ask_engines
 from model_delivery.run.book import Book
 from model_delivery.run.lease import held
 from model_delivery.run.plan import route
-from model_delivery.run.record import Record
+from model_delivery.run.record import Record, Starts
 from model_delivery.run.restore import must_know, read
 from model_delivery.run.session import opened
-from model_delivery.values import RUNS, Card, Change, Current, Failed, InProgress, Payload, ReleaseId, World
+from model_delivery.values import RUNS, Card, Change, Current, Failed, InProgress, Payload, Phase, ReleaseId, World
 from model_delivery.verbs.connect import Connection, connect
 from model_delivery.verbs.quoting import unknown_secret, unquoted
 
@@ -59,6 +60,8 @@ class Status:
     may say whether it gets traffic.
     ``silent``: why what serves gives no token, where that was asked and it does not;
     ``unasked``: why it could not be asked.
+    ``start``: of the candidate, else of what serves: the phases that it has come by, in
+    seconds; None: nobody says when. ``before``: of the last one of the same.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Status:
     approval_until: float | None = None
     silent: str = ""
     unasked: str = ""
+    start: Mapping[Phase, float | None] = field(default_factory=dict)
+    before: Starts = field(default_factory=dict)
 
 
 def status(place: Place, name: str, *, probe: bool = False) -> Status:
@@ -98,6 +103,7 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
     if unknown:
         running = tuple(_unquoted(row, unknown) for row in running)
     state = next((row.state for row in running if row.release == record.serving), DOWN)
+    start, before = _starts(book, world)
     return Status(
         name=name,
         state=state,
@@ -118,7 +124,28 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
         approval_until=asked.until if (asked := rules.unanswered(record)) else None,
         silent=probed.why,
         unasked=probed.unasked,
+        start=start,
+        before=before,
     )
+
+
+def _starts(book: Book, world: World) -> tuple[Mapping[Phase, float | None], Starts]:
+    """Of the candidate, else of what serves: its start as it is seen now, else as it is
+    kept. And, of a candidate, the last one of the same.
+    """
+    candidate = book.record.candidate
+    about = candidate.release if candidate else book.record.serving
+    if about is None:
+        return {}, {}
+    own = (ended.starts for ended in reversed(book.record.ended) if ended.release == about and ended.starts)
+    start = candidate.starts if candidate else next(own, {})
+    before: Starts = {}
+    with suppress(Trouble):  # of a release that is not known: its own line says it
+        before = next(reversed(starting.kept(book, about, world)), {}) if candidate else {}
+        now = book.target.start(book.release(about), world)
+        if now is not None and Phase.HEALTHY not in now.reached:
+            return {phase: at and round(max(0.0, at - now.began), 1) for phase, at in now.reached.items()}, before
+    return start, before
 
 
 def _why_held(record: Record) -> str:

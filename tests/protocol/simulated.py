@@ -32,12 +32,14 @@ from model_delivery.values import (
     Lock,
     Mismatch,
     Observed,
+    Phase,
     Readiness,
     Ref,
     Release,
     Resource,
     Server,
     Snapshot,
+    Start,
     StepState,
     Storage,
     Version,
@@ -127,6 +129,10 @@ class Target(Process):
         if state == "failed":
             return Failed(BROKEN)
         return Current("") if state == "ready" else InProgress("it starts")
+
+    def start(self, release: Release, world: World) -> Start:
+        ready = isinstance(self.readiness(release, world), Current)
+        return Start(0, {Phase.PROCESS: 0, **({Phase.HEALTHY: None} if ready else {})})
 
     def servers(self, release: Release, world: World) -> tuple[Server, ...]:
         """None that could be asked for a token."""

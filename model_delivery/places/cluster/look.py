@@ -33,8 +33,8 @@ from model_delivery.values import RELEASE, Kind, Observed, Ref, Server, World
 
 PAGE = 500
 OLD = 58.0
-USUAL = ("Scheduled", "Pulled", "Created", "Started", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet")
-TELLING = ("FailedBinding", "Killing", "Pulling")
+USUAL = ("Scheduled", "Created", "Started", "SuccessfulCreate", "SuccessfulDelete", "ScalingReplicaSet")
+TELLING = ("FailedBinding", "Killing", "Pulling", "Pulled")
 TAIL_LINES = 400
 SILENCE = 60.0
 RANGE, OPENSHIFT = "openshift.io/sa.scc.uid-range", "/apis/security.openshift.io/v1"
@@ -56,6 +56,7 @@ class Look:
         self._absent = set[Kind]()
         self._nodes: tuple[Object, ...] | None = None
         self._turns: dict[Ref, Any] = {}
+        self._starting = set[str]()
         self._adopted: Mapping[str, Object] = {}
         self._known: dict[Kind, list[Object]] = {}
         self._known_at = -math.inf
@@ -275,12 +276,15 @@ class Look:
         return self.client.lines(f"{path}/log", {"container": pods.main(pod), **query}, SILENCE)
 
     def _with_log(self, pod: Object) -> Object:
-        """With the end of the engine's log, where the engine is not ready."""
-        query = pods.log_query(pod)
-        if query is None:
+        """With the end of the engine's log, where the engine is not ready, or was not at
+        the last look.
+        """
+        query, uid = pods.log_query(pod), pod["metadata"]["uid"]
+        if query is None and not (uid in self._starting and pods.settled(pod)):
             return pod
+        (self._starting.discard if query is None else self._starting.add)(uid)
         try:
-            lines = list(self.log(pod, query | {"tailLines": TAIL_LINES}))
+            lines = list(self.log(pod, {"timestamps": "true", **(query or {}), "tailLines": TAIL_LINES}))
         except (Broken, Status, Forbidden):
             lines = []
         return {**pod, "log": short(b"\n".join(lines).decode(errors="replace"), -65536)}

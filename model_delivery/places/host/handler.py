@@ -164,6 +164,7 @@ class Process(Handler):
             **binding,
             "alive": self.folder.running,
             "pid": state.get("pid"),
+            "began": self.folder.began,
             "exit_code": self.folder.exit_code(),
             "log_tail": tail(Path(binding["log"] or os.devnull), since),
         }

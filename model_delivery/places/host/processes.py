@@ -113,6 +113,13 @@ class ProcessFolder:
         """
         return dict(self.state.get("binding", {}))
 
+    @property
+    def began(self) -> float:
+        """When it was started, in seconds since the epoch; 0 where nobody is known."""
+        with suppress(OSError):
+            return (self.path / "state.json").lstat().st_mtime
+        return 0.0
+
     def members(self) -> Iterator[psutil.Process]:
         """Whoever holds the lock, though in a session of its own, and whoever is of the
         session that the process led. Nobody of another boot, of another user, or who only

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from model_delivery.base import Finding, KubeSecret, Permanent, Refused, SecretRef, Text, document, manifest
-from model_delivery.diagnosis import pods
+from model_delivery.diagnosis import pod_starts, pods
 from model_delivery.targets.kubernetes import adoption, steps
 from model_delivery.targets.kubernetes.kinds import CLAIM, SECRET
 from model_delivery.targets.kubernetes.release import (
@@ -50,6 +50,7 @@ from model_delivery.values import (
     Release,
     Resource,
     Server,
+    Start,
     StepState,
     Storage,
     World,
@@ -120,6 +121,9 @@ class InCluster(Target):
         ref = self.main(world.delivery, release)
         seen = world.objects.get(ref)
         return self.ready(release, world, seen) if seen else Absent(f"the {ref.kind} is not there")
+
+    def start(self, release: Release, world: World) -> Start | None:
+        return pod_starts.start(pods_of(world, release.id), world.beside["Event"])
 
     def servers(self, release: Release, world: World) -> tuple[Server, ...]:
         well = [pod for pod in pods.living(pods_of(world, release.id)) if pods.is_ready(pod)]

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.parts.cluster.authority import Authority
 
-KNOWN = {"follow", "tailLines", "limitBytes", "previous"}
+KNOWN = {"follow", "tailLines", "limitBytes", "previous", "timestamps"}  # the last is played without moments
 
 
 class Logs(Protocol):

@@ -56,11 +56,10 @@ class Player(threading.Thread):
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self.states: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()
-        self.failed_at: dict[
-            str, float
-        ] = {}  # by container: when it first ended, or could not start (seconds since the epoch)
+        # by container: when it first ended, or could not start (seconds since the epoch)
+        self.failed_at: dict[str, float] = {}
         self._said: Any = None
-        self.began = now()
+        self.began, self.turned = now(), (False, now())
 
     def run(self) -> None:
         spec = self.pod["spec"]
@@ -268,13 +267,14 @@ class Player(threading.Thread):
         main = [one["name"] for one in spec["containers"]]
         images = {one["name"]: one["image"] for one in [*spec.get("initContainers", ()), *spec["containers"]]}
         ready = phase == "Running" and set(main) <= self.ready
+        self.turned = self.turned if self.turned[0] == ready else (ready, now())
         made: dict[str, Any] = {
             "phase": phase, "podIP": self.address, "podIPs": [{"ip": self.address}], "hostIP": "192.0.2.10", "startTime": self.began,
             "conditions": [
                 {"type": "PodScheduled", "status": "True", "lastTransitionTime": self.began},
                 {"type": "Initialized", "status": str(phase != "Pending"), "lastTransitionTime": self.began},
-                {"type": "ContainersReady", "status": str(ready), "lastTransitionTime": self.began},
-                {"type": "Ready", "status": str(ready), "lastTransitionTime": self.began},
+                {"type": "ContainersReady", "status": str(ready), "lastTransitionTime": self.turned[1]},
+                {"type": "Ready", "status": str(ready), "lastTransitionTime": self.turned[1]},
             ],
         }  # fmt: skip
         for key, names in (("initContainerStatuses", init), ("containerStatuses", main)):

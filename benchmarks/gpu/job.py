@@ -84,7 +84,8 @@ def weights(folder: Path) -> int:
 class Service:
     """One delivery of this machine, whose card has ``total`` GiB. ``gpus``: cards that a
     release asks for (0: it sees them all, and its share is all that keeps it from
-    others); ``whole``: it asks for every CPU, so that two have no room.
+    others); ``whole``: it asks for every CPU, so that two have no room; ``env``: of its
+    engine; ``measured``: how long its load test measures.
     """
 
     machine: Machine
@@ -94,6 +95,8 @@ class Service:
     rollout: dict[str, Any] = field(default_factory=dict)
     gpus: int = 0
     whole: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    measured: str = "12s"
 
     @property
     def url(self) -> str:
@@ -116,13 +119,19 @@ class Service:
         profile: Any = (
             "smoke" if small or rehearsal else {"prompt_tokens": 256, "output_tokens": 128, "ignore_eos": True}
         )
-        load = {"profile": profile, "users": 2 if rehearsal else 16, "warmup": "3s", "duration": "12s", "slo": bounds}
+        load = {
+            "profile": profile,
+            "users": 2 if rehearsal else 16,
+            "warmup": "2s",
+            "duration": self.measured,
+            "slo": bounds,
+        }
         smoke = {"prompt": "What is the capital of France?", "expect": "Paris" if small else "e", "max_tokens": 32}
         content = {
             "apiVersion": "model-delivery/v1",
             "name": self.name,
             "model": {"source": "local", "path": str(self.model)},
-            "serving": {"model_names": [MODEL], "args": words, "resources": {"limits": limits}},
+            "serving": {"model_names": [MODEL], "args": words, "resources": {"limits": limits}, "env": self.env},
             "target": {"kind": "process", "engine": f"{self.machine.engine()}/", "port": PORTS[self.name]},
             "gates": {"smoke": smoke, "throughput": load},
             "rollout": {"strategy": "blue-green", "watch": "0s", "standby": "30m", **self.rollout},

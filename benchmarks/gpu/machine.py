@@ -49,6 +49,14 @@ class Machine:
         return 0 if self.rehearsal else 1
 
     @property
+    def first_card(self) -> dict[str, Any]:
+        """What keeps a service to the first card: where there are more, the others would
+        be taken.
+        """
+        several = len(self.cards("index")) > 1
+        return {"env": {"CUDA_VISIBLE_DEVICES": "0"}} if several else {"gpus": self.gpus}
+
+    @property
     def engine_environ(self) -> dict[str, str]:
         return os.environ | self.engine_variables
 
@@ -58,6 +66,9 @@ class Machine:
         """
         shipped = ROOT / "engines" / ("vllm-cpu" if self.rehearsal else "vllm") / "engine.toml"
         folder, more = self.work / "engine", self.engine_variables
+        more = {
+            name: value for name, value in more.items() if name != "VLLM_CACHE_ROOT"
+        }  # what is delivered keeps its own
         text = shipped.read_text(encoding="utf-8").replace("{env}/bin/python", self.engine_python)
         head, _, rest = text.partition("[environment]")
         _, _, rest = rest.partition("[variables]\n")

@@ -27,6 +27,7 @@ from machine import Machine, Told, deliver  # noqa: E402
 from run import Results, arguments, begun  # noqa: E402
 
 SLEEPS = {"standby_mode": "sleep", "when_full": "recreate"}
+MEASURED = "6s"
 SECOND = ("--max-num-seqs", "512")
 FIRST_WRITE = r"^the fetch step: started"  # the step is the effect after the candidate's proposal
 
@@ -39,7 +40,7 @@ def wrote_at(told: Told) -> float:
 def back(service: Service, watcher: Watcher, to: str, limit: float) -> dict[str, Any]:
     """Roll back; when ``to`` first answered at the stable address."""
     began = time.monotonic()
-    told = deliver(service.machine, "rollback", service.name, limit=limit)
+    told = deliver(service.machine, "rollback", service.name, "--to", to, limit=limit)
     came = service.came_to(told)
     time.sleep(0.5)
     first = watcher.first_after(began, address_of(service, to))
@@ -72,7 +73,7 @@ def watched(service: Service, came: dict[str, Any], rate: float = 0.0) -> Iterat
 
 
 def beside(machine: Machine, results: Results) -> None:
-    service = Service(machine, LARGE, results.card, rollout=SLEEPS, gpus=machine.gpus)
+    service = Service(machine, LARGE, results.card, rollout=SLEEPS, measured=MEASURED, **machine.first_card)
     with results.step("beside: first", 300) as came:
         came.update(service.up(SHARES["first"], limit=290))
         came["cards"] = machine.on_the_cards()
@@ -100,7 +101,8 @@ def whole(machine: Machine, results: Results) -> None:
     either.
     """
     share = 0.85
-    service = Service(machine, LARGE, results.card, rollout=SLEEPS, gpus=machine.gpus, whole=True)
+    alone = machine.first_card
+    service = Service(machine, LARGE, results.card, rollout=SLEEPS, measured=MEASURED, whole=True, **alone)
     with results.step("whole: first", 300) as came:
         came.update(service.up(share, limit=290))
         came["cards"] = machine.on_the_cards()
@@ -120,7 +122,7 @@ def whole(machine: Machine, results: Results) -> None:
 
 def cards(machine: Machine, results: Results) -> None:
     """Two cards: a release a card, then one release over both."""
-    service = Service(machine, LARGE, results.card, rollout=SLEEPS, gpus=machine.gpus)
+    service = Service(machine, LARGE, results.card, rollout=SLEEPS, measured=MEASURED, gpus=machine.gpus)
     with results.step("cards: one", 300) as came:
         came.update(service.up(0.85, limit=290))
     with (
@@ -152,7 +154,11 @@ def main() -> None:
     given = parser.parse_args()
     machine, results = begun(given)
     with results.step("facts", 240) as came:
-        came.update(machine.facts() | {"cards before": machine.on_the_cards()})
+        total = [float(line.split()[0]) / 1024 for line in machine.cards("memory.total")]
+        came.update(
+            {"cards": machine.cards("name,memory.total,driver_version"), "card_total_gib": min(total, default=0)}
+        )
+        came["cards before"] = machine.on_the_cards()
     with results.step("model", 300):
         make_large(machine)
     for part in given.parts:

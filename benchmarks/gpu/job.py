@@ -126,7 +126,11 @@ class Service:
             "duration": self.measured,
             "slo": bounds,
         }
-        smoke = {"prompt": "What is the capital of France?", "expect": "Paris" if small else "e", "max_tokens": 32}
+        smoke = {
+            "prompt": "What is the capital of France?",
+            "expect": "Paris" if small else "e",
+            "max_tokens": 32 if small else 12,
+        }
         content = {
             "apiVersion": "model-delivery/v1",
             "name": self.name,

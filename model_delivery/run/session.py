@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from model_delivery.base import Clock, Finding, NoRoom, Permanent, Progress, SystemClock, Trouble, from_cluster, report
+from model_delivery.base.home import disk_full
 from model_delivery.places import Place
 from model_delivery.places.guarded import guarded
 from model_delivery.run import record as records
@@ -66,7 +67,8 @@ class Session(Book):
             seen = self.place.get(self.delivery, RECORD_REF)
             if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
                 what = f"the record of {self.delivery} cannot be written"
-                raise Permanent(Finding("record.unwritable", what, str(doubt), "make room, then run again")) from doubt
+                unwritable = Finding("record.unwritable", what, str(doubt), "see who may write there, then run again")
+                raise Permanent(disk_full(doubt) or unwritable) from doubt
             if seen is None or seen.resource != resource:
                 what = f"the record of {self.delivery} was changed by another run"
                 raise Permanent(Finding("record.raced", what, str(doubt), "run again")) from doubt

@@ -17,6 +17,12 @@ pytestmark = pytest.mark.timeout(1500)
 COMPILED, LOADED = "saved AOT compiled function", "Directly load AOT compilation"
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="vLLM 0.32 on a CPU finds the file, cannot load it ('function' object has no attribute 'finalize_loading'), "
+    "and compiles again",
+)
 def test_a_second_start_of_real_vllm_compiles_nothing(tmp_path: Path) -> None:
     home, engine, file = tmp_path / "home", tmp_path / "engine", tmp_path / "spec.yaml"
     prepare(home)

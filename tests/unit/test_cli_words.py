@@ -117,6 +117,7 @@ def test_a_load_of_no_time_is_refused_with_the_spec(home: Path, model: Path) -> 
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts in the background has it ignored
 
 class Finder:
     def find_spec(self, name, path=None, target=None):

@@ -67,7 +67,9 @@ class Session(Book):
             seen = self.place.get(self.delivery, RECORD_REF)
             if isinstance(doubt, OSError) and (seen.version if seen else ABSENT) == self.version:
                 what = f"the record of {self.delivery} cannot be written"
-                unwritable = Finding("record.unwritable", what, str(doubt), "see who may write there, then run again")
+                unwritable = Finding(
+                    "record.unwritable", what, str(doubt), "make room, or see who may write there; then run again"
+                )
                 raise Permanent(disk_full(doubt) or unwritable) from doubt
             if seen is None or seen.resource != resource:
                 what = f"the record of {self.delivery} was changed by another run"

@@ -57,7 +57,7 @@ def test_a_healing_that_is_killed_is_finished_by_the_next_run(hasty: Lab, rollou
         assert again.code == 0, (whole.events[at], again.said)
         assert hasty.record.serving == new
         assert hasty.token()
-        assert not wedged.is_running()
+        assert not wedged.is_running() or wedged.status() == psutil.STATUS_ZOMBIE
         kept = {name for name, _ in hasty.record.desired.releases}
         assert kept == ({old, new} if rollout else {new})
 

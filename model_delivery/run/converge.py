@@ -42,8 +42,7 @@ def converge(
     world = place.world(delivery)
     _unmoved(baseline or {}, world)
     changes, beside = list[Change](), list[Change]()
-    asleep = [resource for resource in resources if resource.role == "standby"]
-    for resource in _ordered(resource for resource in resources if resource not in asleep):
+    for resource in _ordered(resource for resource in resources if resource.role != "standby"):
         offered = place.put(resource, dry_run=True)
         if offered.action != "unchanged":
             seen = world.objects.get(resource.ref)
@@ -51,7 +50,8 @@ def converge(
         if offered.stays:
             beside.append(offered)
     changes += [place.delete(delivery, ref) for ref in unwanted(world, resources)]
-    changes += [change for change in map(place.put, asleep) if change.action != "unchanged"]
+    asleep = (place.put(resource) for resource in resources if resource.role == "standby")
+    changes += [change for change in asleep if change.action != "unchanged"]
     route = _route(place, world, resources, {change.ref for change in changes})
     return Converged(tuple(changes), tuple(beside), route)
 

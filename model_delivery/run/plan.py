@@ -108,7 +108,7 @@ def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:
     old, new = book.desired(book.record.only_serving), book.release(candidate.release)
     strategy = candidate.strategy or _wished(candidate)
     sleep = {
-        "sleep": candidate.rollout.standby_mode == "sleep",
+        "sleep": candidate.rollout.sleeps,
         "wakes": new.id in book.record.desired.asleep,
         "nap": candidate.kind == "deliver",
     }

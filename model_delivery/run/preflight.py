@@ -31,11 +31,8 @@ def preflight(spec: DeliverySpec, place: Place, target: Target) -> None:
     if version := old_vllm(spec.target.image or ""):
         what, why = f"vLLM {version} is too old", f"target.image {spec.target.image} does not know --shutdown-timeout"
         findings.append(Finding("engine.too-old", what, why, "use vLLM 0.18 or newer"))
-    if spec.rollout.standby_mode == "sleep" and not target.can.sleep:
-        what, why = (
-            "rollout.standby_mode sleep is refused",
-            f"no engine sleeps on target {target.key.kind}",
-        )
+    if spec.rollout.sleeps and not target.can.sleep:
+        what, why = "rollout.standby_mode sleep is refused", f"no engine sleeps on target {target.key.kind}"
         findings.append(Finding("rollout.cannot-sleep", what, why, "use standby_mode: run, or off"))
     old, new = Release("old", NOTHING), Release("new", NOTHING)
     try:

@@ -192,7 +192,7 @@ def promote(session: Session) -> None:
     candidate, old = session.candidate, session.record.serving
     left = session.frozen(old).facts if old and candidate.kind == "rollback" else None
     facts, now = session.frozen(candidate.release).facts, session.clock.now()
-    sleeps = old is not None and candidate.rollout.standby_mode == "sleep" and session.frozen(old).payload.sleeps
+    sleeps = old is not None and candidate.rollout.sleeps and session.frozen(old).payload.sleeps
     _write_history(session, rules.promoted(session.record, now, facts, left, sleeps=sleeps), candidate.rollout)
     if session.record.desired.asleep:
         session.converge()

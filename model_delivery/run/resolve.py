@@ -64,12 +64,12 @@ def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:
     if (lock := spec.lock) is not None:
         return {
             "snapshot": lambda: lock.snapshot,
-            "engine": lambda: _same_engine(target.engine, lock.engine, sleep=spec.rollout.standby_mode == "sleep"),
+            "engine": lambda: _same_engine(target.engine, lock.engine, sleep=spec.rollout.sleeps),
             "image": lambda: lock.image,
         }
     return {
         "snapshot": spec.model.resolve,
-        "engine": lambda: _engine(target.engine, sleep=spec.rollout.standby_mode == "sleep"),
+        "engine": lambda: _engine(target.engine, sleep=spec.rollout.sleeps),
         "image": lambda: _pinned(spec),
     }
 

@@ -100,6 +100,11 @@ class Rollout(Part):
     keep: int = Field(3, ge=1)
     history: int = Field(200, ge=1)
 
+    @property
+    def sleeps(self) -> bool:
+        """Shall what served before sleep, where its engine can?"""
+        return self.standby_mode == "sleep"
+
 
 class Schedule(Part):
     """``cron``: minute, hour, day, month and weekday, or ``@daily`` and the like, as

@@ -103,8 +103,8 @@ def _standby(book: Book, rollout: Rollout, route: Route) -> str:
         return ""
     if not rollout.standby.seconds or rollout.standby_mode == "off":
         return "stops"
-    sleeps = rollout.standby_mode == "sleep" and book.release(leaves).payload.sleeps
-    awake = " (awake: it was started without sleep mode)" if rollout.standby_mode == "sleep" and not sleeps else ""
+    sleeps = rollout.sleeps and book.release(leaves).payload.sleeps
+    awake = " (awake: it was started without sleep mode)" if rollout.sleeps and not sleeps else ""
     return f"sleeps for {rollout.standby}" if sleeps else f"stays on standby for {rollout.standby}{awake}"
 
 

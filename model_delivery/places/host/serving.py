@@ -46,7 +46,8 @@ class EngineProcess(Process):
 
     @property
     def _asleep(self) -> bool:
-        return self._sleeper is not None and self._sleeper.asleep
+        sleeper = self._sleeper
+        return sleeper is not None and sleeper.asleep
 
     def stands(self) -> bool:
         if self._stands_by:
@@ -84,8 +85,8 @@ class EngineProcess(Process):
     def act(self, bound: Bound) -> None:
         if self._stands_by:
             return
-        if self.folder.running and self._sleeper and self._asleep:
-            why = "others have its cards" if bound != self.folder.binding else self._sleeper.wake()
+        if (sleeper := self._sleeper) and sleeper.asleep:
+            why = "others have its cards" if bound != self.folder.binding else sleeper.wake()
             if not why:
                 return
             report(Progress("wake", f"{self.resource.ref.name} is not woken ({why}): started anew"))
@@ -96,9 +97,10 @@ class EngineProcess(Process):
 
     def settle(self, bound: Bound) -> None:
         """What cannot sleep is stopped: a standby holds no card."""
-        if not self._stands_by or not self.folder.running or self._sleeper is None:
+        sleeper = self._sleeper
+        if not self._stands_by or not self.folder.running or sleeper is None:
             return
-        if why := self._sleeper.sleep(sum(self._weights.values()), engine_of(self).stop.drain.seconds):
+        if why := sleeper.sleep(sum(self._weights.values()), engine_of(self).stop.drain.seconds):
             name = self.resource.ref.name
             report(Progress("standby", f"{name} cannot sleep ({why}): it is stopped, and a rollback starts it anew"))
             self.folder.stop(self.grace)
@@ -138,7 +140,7 @@ class EngineProcess(Process):
         seen = super().status(bound)
         healthy = bool(seen["alive"] and self.spec) and self._healthy(seen["port"])
         stranger = self.folder.stranger(seen["port"]) if seen["alive"] else ""
-        asleep, suspect = bool(seen["alive"] and self._asleep), caches.noted(self.folder, healthy=healthy)
+        asleep, suspect = self._asleep, caches.noted(self.folder, healthy=healthy)
         told = {"healthy": healthy and not stranger, "stranger": stranger, "asleep": asleep, "cache_suspect": suspect}
         return {**seen, **told}
 

@@ -5,12 +5,14 @@ answers nobody until it is woken.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import psutil
 
-from model_delivery.base import replace_file
+from model_delivery.base import Permanent, replace_file
 from model_delivery.places.host.asking import ask
 from model_delivery.places.host.processes import ProcessFolder, read_json
 from model_delivery.targets.process import HOST
@@ -85,10 +87,12 @@ class Sleeper:
 
 
 def held(folder: ProcessFolder) -> int | None:
-    """Bytes of the host's memory that the sleeper there holds; None: nobody sleeps
-    there.
+    """Bytes of the host's memory that the sleeper there holds; None: nobody sleeps there,
+    or what was noted is damaged, so that its cards count as taken.
     """
-    noted = read_json(folder.path / "asleep") or {}
+    noted: dict[str, Any] = {}
+    with suppress(Permanent):
+        noted = read_json(folder.path / "asleep") or {}
     size = noted.get("bytes")
     return size if noted.get("pid") == folder.state.get("pid") and isinstance(size, int) and size >= 0 else None
 

@@ -72,6 +72,12 @@ def watched(service: Service, came: dict[str, Any], rate: float = 0.0) -> Iterat
     }
 
 
+def of_its_first(results: Results, step: str) -> int:
+    """The step "… again" beside ``step``: a release's second start, in percent."""
+    first, again = (results.steps[name]["phases"]["start"] for name in (step, f"{step} again"))
+    return round(100 * again / first)
+
+
 def beside(machine: Machine, results: Results) -> None:
     service = Service(machine, LARGE, results.card, rollout=SLEEPS, measured=MEASURED, **machine.first_card)
     with results.step("beside: first", 300) as came:
@@ -90,8 +96,10 @@ def beside(machine: Machine, results: Results) -> None:
             woken["cards"] = machine.on_the_cards()
     with results.step("beside: second again", 300) as came:
         came.update(service.up(SHARES["second"], *SECOND, limit=290))
-        starts = [results.steps[step]["phases"]["start"] for step in ("beside: second", "beside: second again")]
-        came["of its first start, %"] = round(100 * starts[1] / starts[0])
+        came["of its first start, %"] = of_its_first(results, "beside: second")
+    with results.step("beside: first again", 300) as came:
+        came.update(service.up(SHARES["first"], limit=290))
+        came["of its first start, %"] = of_its_first(results, "beside: first")
     with results.step("beside: down", 120) as came:
         came.update(service.down() | machine.on_the_cards())
 

@@ -89,23 +89,30 @@ def stranger(port: int, ours: Iterable[int]) -> str:
     """
     sockets = _listeners(port)
     for pid in ours if sockets else ():
-        if not sockets:
-            return ""
         own = _sockets(pid)
         sockets = {name: user for name, user in sockets.items() if name not in own}
+        if not sockets:
+            break
+    if not sockets:
+        return ""
     found = (process for process in psutil.process_iter(["name"]) if sockets.keys() & _sockets(process.pid))
     named = ", ".join(f"process {process.pid} ({process.info['name']})" for process in found)
     return named or ", ".join(sorted(f"a process of user {user}" for user in set(sockets.values())))
 
 
 def _listeners(port: int) -> dict[str, str]:
-    """The sockets, as a process's descriptors name them, each with its user."""
+    """The sockets, as a process's descriptors name them, each with its user. Linux tells
+    of those that listen before all others, of which there may be many thousands.
+    """
     found = dict[str, str]()
     for file in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for _, local, _, state, *rest in map(str.split, Path(f"/proc/net/{file}").read_text().splitlines()[1:]):
+        with suppress(OSError), Path(f"/proc/net/{file}").open(encoding="ascii") as lines:
+            next(lines, None)
+            for _, local, _, state, *rest in map(str.split, lines):
+                if state != LISTENS:
+                    break
                 address, _, number = local.rpartition(":")
-                if state == LISTENS and int(number, 16) == port and _is_local(address):
+                if int(number, 16) == port and _is_local(address):
                     found[f"socket:[{rest[5]}]"] = rest[3]
     return found
 

@@ -286,10 +286,12 @@ def watch(stage: Stage) -> None:
 
 @step("promote")
 def promote() -> None:
-    """From now on it is what serves."""
+    """From now on it is what serves. A first one's address answers then."""
     session = current()
-    candidate = session.candidate
+    candidate, first = session.candidate, session.record.serving is None
     protocol.promote(session)
+    if first:
+        wait_led(session)
     event = Event.ROLLED_BACK if candidate.kind == "rollback" else Event.PROMOTED
     events.tell(event, session.delivery, candidate.release)
 

@@ -143,8 +143,8 @@ def _stood_in(session: Session) -> ReleaseId | None:
 
 
 def wait_led(session: Session) -> None:
-    """What was put right may have another address, to which a name leads late. Whether
-    one is reached from here is not the release's affair.
+    """What is new or was put right may have another address, to which a name or a
+    Service leads late. Whether one is reached from here is not the release's affair.
     """
     url, began = session.url(session.world()), session.clock.monotonic()
     while url and (spent := session.clock.monotonic() - began) < LED_SECONDS:

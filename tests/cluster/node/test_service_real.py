@@ -45,11 +45,14 @@ def told(lab: Lab, name: str, flips: int) -> Steady:
     promotion, and stands by after every second one.
     """
     delivered(lab, name, "first", SHAPES[0])
+    began = time.monotonic()
     with steady(f"http://{name}.{lab.namespace}.svc:8000", name, **LOAD) as load:
         for flip in range(flips):
             delivered(lab, name, f"r{flip}", SHAPES[flip % len(SHAPES)])
+            print(f"{name}: promoted after {time.monotonic() - began:.1f} s", flush=True)
             assert rollback.fn(name, where=Location(namespace=lab.namespace))["result"] == "rolled back to"
-            print(f"{name}: {flip + 1} of {flips}", flush=True)
+            print(f"{name}: {flip + 1} of {flips}, rolled back after {time.monotonic() - began:.1f} s", flush=True)
+    print(f"{name}: failed at {load.failed}", flush=True)
     assert status(lab.place, name).changes == ()
     return load
 

@@ -30,6 +30,7 @@ type told struct {
 	sync.Mutex
 	Probes, Streams     map[string]int
 	Longest             float64        // seconds, of a whole stream
+	Failed              []float64      // at which second of the load
 	Connections, Resets map[string]int // by the engine behind them: all, and those that ended as a reset
 	links               map[net.Conn]*link
 }
@@ -50,6 +51,7 @@ func main() {
 	once := flag.Bool("once", false, "")
 	flag.Parse()
 	seen := told{Probes: map[string]int{}, Streams: map[string]int{}, Connections: map[string]int{}, Resets: map[string]int{}, links: map[net.Conn]*link{}}
+	start := time.Now()
 	var over atomic.Bool
 	var group sync.WaitGroup
 	keep := func(clients int, ask func(*http.Client)) {
@@ -75,6 +77,9 @@ func main() {
 		seen.Lock()
 		defer seen.Unlock()
 		seen.Streams[outcome]++
+		if outcome != "ok" {
+			seen.Failed = append(seen.Failed, time.Since(start).Seconds())
+		}
 		if took := time.Since(began).Seconds(); outcome == "ok" && took > seen.Longest {
 			seen.Longest = took
 		}

@@ -35,7 +35,7 @@ def lab(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node:
 
 def spec(lab: Lab, *args: str, **more: Any) -> DeliverySpec:
     """Of a release that shall give its first token in time."""
-    load = {"profile": "smoke", "users": 4, "warmup": "0s", "duration": "3s"}
+    load = {"profile": "smoke", "users": 4, "warmup": "0s", "duration": "2s"}
     load |= {"slo": {"error_rate_max": 0, "ttft_p50_max": BOUND}}
     gates = {"smoke": {"max_tokens": 16}, "throughput": load}
     return lab.spec(gates=gates, serving={"args": ["--itl", "1", *args]}, **more)

@@ -17,9 +17,9 @@ SOURCES = Path(__file__).parent
 
 class Steady:
     """Counts by outcome; ``ok`` is a whole answer, ``reset`` none at all on a connection
-    that had served before. ``longest``: seconds, of a whole stream; ``failed``: when streams failed,
-    seconds from the beginning. ``connections``, and of them those that ended in a
-    ``reset``: by the name of the engine behind them.
+    that had served before. ``longest``: seconds, of a whole stream; ``failed``: at which
+    seconds streams failed. ``connections``, and of them those that ended in a ``reset``:
+    by the name of the engine behind them.
     """
 
     def __init__(self, url: str, model: str, **flags: float | str | bool) -> None:

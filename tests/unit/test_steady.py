@@ -42,10 +42,11 @@ def answering(*said: bytes) -> Iterator[tuple[str, Callable[[], None]]]:
     with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield (
-            f"http://127.0.0.1:{server.server_address[1]}",
-            lambda: (enough.wait(30) or pytest.fail("too few")) and None,
-        )
+
+        def wait() -> None:
+            assert enough.wait(30), "too few requests"
+
+        yield f"http://127.0.0.1:{server.server_address[1]}", wait
         server.shutdown()
 
 

@@ -69,13 +69,15 @@ def test_a_slow_release_is_told_from_a_slow_node(lab: Lab, tmp_path: Path) -> No
     slow = said(lab, tmp_path, "up", spec(lab, "--ttft", SLOW), code=4)
     assert f"{serves}, loaded alike in the same minutes, keeps to ttft_p50_max: it is the release" in slow
     assert "[gate.ttft-p50]" in slow
-    assert lab.record.held is not None
+    before = lab.record
+    assert before.held is not None
     hot.touch()
     good = spec(lab, "--tokens", "17")
     told = said(lab, tmp_path, "up", good, code=4)
     assert f"{serves}, loaded alike in the same minutes, does no better, and did when it was promoted" in told
     assert "[gate.node]" in told
-    assert (lab.record.serving, lab.record.held) == (serves, None)
+    after = lab.record
+    assert (after.serving, after.held) == (serves, None)
     hot.unlink()
     assert f"{NAME}: promoted" in said(lab, tmp_path, "up", good)
 

@@ -83,9 +83,9 @@ def test_a_slow_release_is_told_from_a_slow_node(lab: Lab, tmp_path: Path) -> No
 
 
 def test_what_serves_is_not_loaded_while_somebody_uses_it(lab: Lab, tmp_path: Path) -> None:
-    said(lab, tmp_path, "up", spec(lab, "--itl", "40"))
+    said(lab, tmp_path, "up", spec(lab, "--itl", "40", "--max-model-len", "8000"))
     serves = lab.record.serving
-    asked = {"model": NAME, "prompt": "hello", "max_tokens": 2000, "stream": True}
+    asked = {"model": NAME, "prompt": "hello", "max_tokens": 7000, "stream": True}
     with httpx.stream("POST", f"{pod(lab, serves)}/v1/completions", json=asked, trust_env=False, timeout=60) as user:
         lines = user.iter_lines()
         next(lines)

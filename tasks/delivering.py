@@ -20,7 +20,7 @@ from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict, judge
 from model_delivery.run import evidence, protocol, rules, starting, watching
-from model_delivery.run.answering import finding, in_use, probe, restart, wait_led
+from model_delivery.run.answering import finding, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
 from model_delivery.run.protocol import Admission
@@ -201,7 +201,9 @@ def throughput(stage: Stage, endpoint: str, smoked: SmokeReport | None) -> LoadR
     return run_step(session, LOAD, _load(session, gate, tried, endpoint, shared=shared), str(stage.phase))
 
 
-def _load(session: Session, gate: ThroughputGate, tried: Release, endpoint: str, *, shared: bool) -> LoadInput:
+def _load(
+    session: Session, gate: ThroughputGate, tried: Release, endpoint: str, *, shared: bool, unless_used: bool = False
+) -> LoadInput:
     return LoadInput(
         **gate.load(),
         url=endpoint,
@@ -209,6 +211,7 @@ def _load(session: Session, gate: ThroughputGate, tried: Release, endpoint: str,
         model=tried.payload.names[0],
         seed=session.candidate.attempt,
         shared=shared,
+        unless_used=unless_used,
     )
 
 
@@ -231,11 +234,8 @@ def control(stage: Stage) -> LoadReport | None:
     state = session.target.readiness(running, session.world()) if running else None
     if running is None or not isinstance(state, Current):
         return None
-    if why := in_use(session, running.id):
-        report(Progress("control", f"{serving} is not loaded beside it: {why}"))
-        return None
     try:
-        given = _load(session, gate, running, state.endpoint, shared=False)
+        given = _load(session, gate, running, state.endpoint, shared=False, unless_used=True)
         return run_step(session, LOAD, given, f"{stage.phase}-control", running.id)
     except Trouble as trouble:  # what was measured says no, whatever this would tell
         report(Progress("control", f"{serving} could not be measured beside it: {trouble.findings[0].what}"))
@@ -286,10 +286,12 @@ def watch(stage: Stage) -> None:
 
 @step("promote")
 def promote() -> None:
-    """From now on it is what serves."""
+    """From now on it is what serves. A first one's address answers then."""
     session = current()
-    candidate = session.candidate
+    candidate, first = session.candidate, session.record.serving is None
     protocol.promote(session)
+    if first:
+        wait_led(session)
     event = Event.ROLLED_BACK if candidate.kind == "rollback" else Event.PROMOTED
     events.tell(event, session.delivery, candidate.release)
 

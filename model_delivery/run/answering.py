@@ -24,7 +24,6 @@ from model_delivery.run import evidence, rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
 from model_delivery.run.session import Session
-from model_delivery.steps.pods import Watch
 from model_delivery.values import InProgress, ReleaseId, Server, World
 
 SHORTEST, LONGEST = 30.0, 120.0
@@ -78,15 +77,6 @@ def probe(book: Book, name: ReleaseId) -> Probe:
         told = dict(zip(servers, pool.map(asked, servers), strict=True))
     missed = [f"{server.ref} at {server.url} does not answer from here" for server, why in told.items() if why is None]
     return Probe({server: why for server, why in told.items() if why}, ", ".join(missed))
-
-
-def in_use(book: Book, name: ReleaseId) -> str:
-    """Why its engines should not be loaded now; empty: they stand idle."""
-    urls = tuple(server.url for server in book.target.servers(book.release(name), book.world()))
-    before = [pod.before for pod in Watch(urls, {}).pods()]
-    if not urls or len(before) < len(urls) or None in before:
-        return "it cannot be seen from here whether somebody uses it"
-    return "somebody uses it" if any(before) else ""
 
 
 def finding(delivery: str, why: str) -> Finding:
@@ -153,8 +143,8 @@ def _stood_in(session: Session) -> ReleaseId | None:
 
 
 def wait_led(session: Session) -> None:
-    """What was put right may have another address, to which a name leads late. Whether
-    one is reached from here is not the release's affair.
+    """What is new or was put right may have another address, to which a name or a
+    Service leads late. Whether one is reached from here is not the release's affair.
     """
     url, began = session.url(session.world()), session.clock.monotonic()
     while url and (spent := session.clock.monotonic() - began) < LED_SECONDS:

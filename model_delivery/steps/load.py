@@ -62,7 +62,7 @@ class LoadInput(Part):
     ``folder`` is where Locust's own output goes. ``metrics``: the base address of each
     server behind ``url`` (none: it is one server). ``slo`` says what is to be judged, and
     so how much must be measured. ``shared``: others' traffic is expected there, as on a
-    canary.
+    canary. ``unless_used``: where somebody uses it, it is not loaded.
     """
 
     url: BaseAddress
@@ -80,6 +80,7 @@ class LoadInput(Part):
     metrics: tuple[BaseAddress, ...] = ()
     slo: Slo = Slo()
     shared: bool = False
+    unless_used: bool = Field(False, exclude_if=lambda asked: not asked)
 
 
 def profile(named: str | dict[str, Any], *lasting: Duration) -> Profile:
@@ -112,9 +113,12 @@ def run(given: LoadInput) -> LoadReport:
     """The load test, made again once where it could not be judged for a reason that is
     not the server's own.
 
-    Permanent when the generator died or asked nothing.
+    Permanent when the generator died or asked nothing, or the server is in use and must
+    not be.
     """
     asked = profile(given.profile)
+    if given.unless_used:
+        _must_stand_idle(given)
     first = _test(given, asked, "load")
     if first.validity.judges("error_rate") or first.validity.kind == CHANGED:
         return first
@@ -122,6 +126,19 @@ def run(given: LoadInput) -> LoadReport:
     why = f"{first.validity.kind}: {first.validity.why}"
     report(Progress("throughput", f"{why}; once more, {again.duration} with {again.processes} process(es)"))
     return _test(again, asked, "again")
+
+
+def _must_stand_idle(given: LoadInput) -> None:
+    """As each server itself says."""
+    from model_delivery.steps.pods import Watch
+
+    urls, fix = given.metrics or (given.url,), "load it when nobody uses it"
+    told = [pod.before for pod in Watch(urls, bearer(given.api_key)).pods() if pod.before is not None]
+    if any(told):
+        raise Permanent(Finding("load.in-use", "somebody uses it", f"{sum(told):g} requests run there", fix))
+    if len(told) < len(urls):
+        why = f"{len(told)} of {len(urls)} engines tell their figures"
+        raise Permanent(Finding("load.in-use", "it cannot be seen whether somebody uses it", why, fix))
 
 
 def better(given: LoadInput, asked: Profile, measured: LoadReport) -> LoadInput:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
-from model_delivery.base import BadInput
+from model_delivery.base import BadInput, Permanent
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.steps.load import LoadInput, profile, run
+from tests.parts.raw_server import RawServer
 from tests.parts.timing_engine import TimingServer
 
 
@@ -44,6 +46,21 @@ def test_an_open_loop_keeps_its_rate(model: Path, tmp_path: Path) -> None:
         assert report.requests == server.truth()["requests"]
     assert 80 <= report.requests <= 160
     assert report.load == "40 requests/s, Poisson"
+
+
+def test_what_must_not_be_used_is_loaded_only_where_it_says_that_it_stands_idle(model: Path, tmp_path: Path) -> None:
+    asked = {"model": "m", "prompt": "hello", "max_tokens": 1000, "stream": True}
+    with TimingServer(model, "--itl", "20") as server, RawServer({}) as silent:
+        given = {"unless_used": True, "users": 2}
+        assert loaded(server, tmp_path, **given).good
+        with pytest.raises(Permanent, match="it cannot be seen whether somebody uses it"):
+            loaded(server, tmp_path, metrics=[server.url, silent.url], **given)
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=asked, trust_env=False) as user:
+            next(user.iter_lines())
+            served = server.truth()["requests"]
+            with pytest.raises(Permanent, match="somebody uses it"):
+                loaded(server, tmp_path, metrics=[server.url, silent.url], **given)
+            assert server.truth()["requests"] == served
 
 
 def test_errors_inside_a_stream_are_errors(model: Path, tmp_path: Path) -> None:

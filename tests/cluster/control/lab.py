@@ -5,6 +5,7 @@ engine as the serving image, our own steps as children.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from model_delivery.base import Permanent
 from model_delivery.flows.deliver import deliver
@@ -80,6 +82,13 @@ class Lab:
             }
         )
 
+    def deliver(self, *words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """``deliver`` with ``words``, as a user types it; its exit code is ``code``."""
+        command = [str(Path(sys.executable).with_name("deliver")), *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
     def running(self, world: World) -> list[str]:
         """The releases that the target has been asked to run."""
         if self.kind == "t9k":
@@ -107,6 +116,13 @@ class Lab:
         seen = self.place.get(NAME, RECORD_REF)
         assert seen is not None
         return load(seen.resource.spec)
+
+
+def written(spec: DeliverySpec, folder: Path) -> Path:
+    """The spec as a file, for ``deliver``."""
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    return file
 
 
 @contextmanager

@@ -52,14 +52,14 @@ def lab(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
 
 
-def delivered(lab: Lab, name: str, label: str, rollout: dict[str, Any]) -> None:
+def delivered(lab: Lab, name: str, label: str, rollout: dict[str, Any], **target: str) -> None:
     with writing:
         file = lab.spec(
             lab.images["engine"],
             name=name,
             storage={"claim": f"{name}-models"},
             serving={"args": ["--label", label, "--itl", str(1000 // PER_SECOND)]},
-            target={"gateway": GATEWAY, "hostname": f"{name}.test"},
+            target=target,
             gates={"smoke": None, "throughput": None},
             rollout=rollout,
         )
@@ -69,11 +69,12 @@ def delivered(lab: Lab, name: str, label: str, rollout: dict[str, Any]) -> None:
 
 def told(lab: Lab, name: str, flips: int) -> tuple[Counter[str], Counter[str], float]:
     """What became of the probes and the streams of a delivery, and the longest stream."""
-    delivered(lab, name, "first", SHAPES[1])
+    target = {"gateway": GATEWAY, "hostname": f"{name}.test"}
+    delivered(lab, name, "first", SHAPES[1], **target)
     url = f"http://{name}.test"
     with steady(url, name, **SHORT) as short, steady(url, name, **(LONG if FLIPS else ONCE)) as long:
         for flip in range(flips):
-            delivered(lab, name, f"r{flip}", SHAPES[flip % len(SHAPES)])
+            delivered(lab, name, f"r{flip}", SHAPES[flip % len(SHAPES)], **target)
             assert rollback.fn(name, where=Location(namespace=lab.namespace))["result"] == "rolled back to"
             print(f"{name}: {flip + 1} of {flips}", flush=True)
     assert status(lab.place, name).changes == ()

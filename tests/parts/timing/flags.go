@@ -30,6 +30,7 @@ type settings struct {
 	restartAfter, wedgeAfter  int
 	card                      string // a file that one engine at a time can hold
 	sleepless                 bool   // asked to sleep, it fails
+	throttled                 string // while this file is there, all takes four times as long
 	certificate               string // serve HTTPS and write the self-signed certificate there
 }
 
@@ -143,6 +144,8 @@ func parse(args []string) settings {
 			s.card = next()
 		case "--sleepless":
 			s.sleepless = true
+		case "--throttled":
+			s.throttled = next()
 		case "--https":
 			s.certificate = next()
 		default:

@@ -17,6 +17,7 @@ type generation struct {
 	reason       string
 	broken       string
 	model, id    string
+	pace         float64
 }
 
 // due is when token k shall be written.
@@ -25,7 +26,7 @@ func (g generation) due(k int) int64 {
 	if k > 0 && k >= len(g.tokens)/2 {
 		ms += g.stall
 	}
-	return g.begin + int64(ms*1e6)
+	return g.begin + int64(ms*g.pace*1e6)
 }
 
 func (g generation) usage() map[string]int {

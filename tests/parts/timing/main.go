@@ -73,7 +73,12 @@ func main() {
 	mux.HandleFunc("/v1/chat/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, true) }))
 	mux.HandleFunc("/v1/completions", s.guarded(func(w http.ResponseWriter, r *http.Request) { s.generate(w, r, false) }))
 	s.makeBed(mux)
-	web := &http.Server{Handler: mux, ConnContext: withConnection}
+	host, _ := os.Hostname() // of a pod: its name
+	named := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Engine", host)
+		mux.ServeHTTP(w, r)
+	}
+	web := &http.Server{Handler: http.HandlerFunc(named), ConnContext: withConnection}
 	var open net.Listener = listener{plain}
 	log.Printf("Starting timing server on http://%s label=%s", plain.Addr(), s.label)
 	if s.certificate != "" {
@@ -219,7 +224,10 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 		fail(w, 500, "CUDA error: out of memory")
 		return
 	}
-	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin)}
+	g := generation{server: s, chat: chat, asked: arrived, prompt: len(asked), model: q.Model, id: fmt.Sprintf("gen-%016x", begin), pace: 1}
+	if _, err := os.Stat(s.throttled); err == nil {
+		g.pace = 4
+	}
 	g.tokens, g.reason = s.text(strings.Join(asked, " "), limit, q.IgnoreEOS)
 	if s.fault != "" && n%int64(max(1, s.faultEvery)) == 0 && n/int64(max(1, s.faultEvery)) <= int64(s.faults) {
 		g.broken = s.fault

@@ -40,6 +40,7 @@ type question struct {
 	MaxTokens     *int `json:"max_tokens"`
 	MaxCompletion *int `json:"max_completion_tokens"`
 	Stream        bool `json:"stream"`
+	Logprobs      any  `json:"logprobs"`
 	IgnoreEOS     bool `json:"ignore_eos"`
 	Options       struct {
 		Usage bool `json:"include_usage"`
@@ -58,6 +59,7 @@ func main() {
 		os.Exit(1)
 	}
 	time.Sleep(time.Duration(s.startDelay * 1e6))
+	s.loadWeights()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
 		if s.sick {
@@ -82,6 +84,19 @@ func main() {
 	go s.wedgeOnSignal()
 	go func() { _ = web.Serve(open) }()
 	s.untilTerm(web)
+}
+
+// loadWeights takes its time and says so in vLLM's words.
+func (s *server) loadWeights() {
+	say := func(text string) {
+		stamp := time.Now().Format("01-02 15:04:05")
+		fmt.Fprintf(os.Stderr, "(EngineCore pid=%d) INFO %s [default_loader.py:1] %s\n", os.Getpid(), stamp, text)
+	}
+	if s.load > 0 {
+		say("Starting to load model " + s.model + "...")
+		time.Sleep(time.Duration(s.load * 1e6))
+		say(fmt.Sprintf("Loading weights took %.2f seconds", s.load/1e3))
+	}
 }
 
 func (s *server) wedgeOnSignal() {
@@ -244,7 +259,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	if q.Stream {
 		g.stream(w, r, q.Options.Usage)
 	} else {
-		g.whole(w)
+		g.whole(w, q.Logprobs)
 	}
 }
 

@@ -110,15 +110,17 @@ def winner(laps: Iterable[Lap]) -> str:
 
 
 def words(race: Race | None) -> str:
-    """In one line: ``default 9.8 s, prefetch 7.1 s, won, runai out: it is not there``."""
-    return ", ".join(_told(race)) if race else ""
+    """In one line: ``default 9.8 s; prefetch 7.1 s, won; runai out: it is not there``."""
+    return "; ".join(_told(race)) if race else ""
 
 
 def _told(race: Race) -> Iterator[str]:
     for lap in race.laps:
-        went = f"out: {lap.out}" if lap.out else f"{lap.starts.get(Phase.HEALTHY, 0):.1f} s"
-        weights = f" (weights {lap.starts[Phase.WEIGHTS]:.1f} s)" if Phase.WEIGHTS in lap.starts and not lap.out else ""
-        yield f"{lap.loader} {went}{weights}{', won' if lap.loader == race.won else ''}"
+        weights = f" (weights {lap.starts[Phase.WEIGHTS]:.1f} s)" if Phase.WEIGHTS in lap.starts else ""
+        won = ", won" if lap.loader == race.won else ""
+        yield f"{lap.loader} " + (
+            f"out: {lap.out}" if lap.out else f"{lap.starts.get(Phase.HEALTHY, 0):.1f} s{weights}{won}"
+        )
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,17 @@ class _Start:
     def run(self) -> None:
         before, timeline = _race(self.session), Timeline()
         self.session.lap = self.loader, uuid4().hex
+        report(Progress("race", f"{self.loader}: it is started, its weights on the disk alone"))
         try:
             self.session.converge()
             endpoint = self.session.wait_ready(self.session.candidate.release, self._deadline(before), timeline)
+            if timeline.began is not None:  # where it was ready before the first look, now is not too little
+                timeline.seconds.setdefault(Phase.HEALTHY, round(self.session.clock.now() - timeline.began, 1))
             out = unlike(self.reference, self.ask(self.session, endpoint))
         except Interrupted:
             raise
         except Trouble as trouble:  # a lost lease is told by the write that follows
             out = _why(trouble)
-        if not out and Phase.HEALTHY not in timeline.seconds:
-            out = "it was ready before it was looked at"
         lap = Lap(self.loader, timeline.seconds, out)
         report(Progress("race", f"{self.loader}: {out or starting.words(timeline.seconds)}"))
         self.session.write(rules.raced(self.session.record, replace(before, laps=(*before.laps, lap))))

@@ -24,8 +24,11 @@ from tests.crash.test_crash_matrix import moments
 from tests.parts.sampling import sampled
 from tests.unit.test_cli import deliver
 
-LOAD = ("--load", "4000")  # of the engine's own loader; of quick it is 300 ms, of other, whose answers differ, 100
-QUICK = ["--load", "300"]
+LOAD = (
+    "--weights-ms",
+    "4000",
+)  # of the engine's own loader; of quick it is 300 ms, of other, whose answers differ, 100
+QUICK = ["--weights-ms", "300"]
 
 
 def race(lab: Lab, *args: str, **more: Any) -> DeliverySpec:
@@ -62,7 +65,7 @@ def test_the_fastest_of_equal_answers_serves_is_locked_and_makes_every_later_sta
     assert laps.keys() == {"default", "quick", "other", "broken"}
     assert not laps["default"] + laps["quick"]
     assert "other log-probabilities" in laps["other"]
-    assert "cache blocks" in laps["broken"]
+    assert "no memory is left for the KV cache" in laps["broken"]
     assert "its loaders: default " in lab.says("status", NAME)
     assert f"{release}-1 raced: default " in lab.says("history", NAME, "--starts")
     locked = yaml.safe_load(lab.says("lock", NAME))
@@ -138,15 +141,15 @@ def test_a_loader_that_is_late_is_out_and_the_rest_goes_on(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(racing, "LATE_SECONDS", 0.5)
-    loaders = 'hangs = { args = ["--load", "600000"] }\nbrings = { args = ["--load", "1200"] }\n'
+    loaders = 'hangs = { args = ["--weights-ms", "600000"] }\nbrings = { args = ["--weights-ms", "1200"] }\n'
     lab.engine = with_loaders(lab, tmp_path, loaders)
-    content = lab.untested("--load", "3500").model_dump(mode="json")
+    content = lab.untested("--weights-ms", "3500").model_dump(mode="json")
     content["serving"]["loader"] = "race"
     done = lab.deliver(parse_spec(content))
     assert done.code == 0, done.said
     outs = {lap.loader: lap.out for lap in lab.record.ended[-1].race.laps}  # type: ignore[union-attr]
     assert "is not ready after" in outs["hangs"]
-    assert loaded(lab) == ["--load", "1200"]
+    assert loaded(lab) == ["--weights-ms", "1200"]
 
 
 def with_loaders(lab: Lab, tmp_path: Path, loaders: str) -> Path:
@@ -167,7 +170,7 @@ def test_an_engine_without_other_loaders_and_a_cluster_refuse_a_race(lab: Lab, t
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(content))
     refused = deliver(lab.home, "up", str(tmp_path / "cluster.yaml"))
     assert (refused.returncode, "loaders race on a host only" in refused.stderr) == (2, True), refused.stderr
-    assert not lab.home.exists()
+    assert not lab.host.world(NAME).objects
 
 
 def test_a_lock_that_names_another_loader_than_the_one_that_has_won_is_refused(lab: Lab, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_winner_is_surely_faster_with_equal_answers_else_nothing_changes(lap
 
 def test_a_race_is_told_in_one_line() -> None:
     laps = (lap("default", 9.8, 4.0), lap("prefetch", 7.1, 2.0), lap("runai", None, out="it is not there"))
-    told = "default 9.8 s (weights 4.0 s), prefetch 7.1 s (weights 2.0 s), won, runai out: it is not there"
+    told = "default 9.8 s (weights 4.0 s); prefetch 7.1 s (weights 2.0 s), won; runai out: it is not there"
     assert words(Race(laps, "prefetch")) == told
     assert words(None) == ""
 

@@ -144,7 +144,7 @@ func parse(args []string) settings {
 			s.card = next()
 		case "--sleepless":
 			s.sleepless = true
-		case "--load":
+		case "--weights-ms":
 			s.load = float()
 		case "--unsure":
 			s.unsure = float()

@@ -50,6 +50,7 @@ type question struct {
 func main() {
 	s := &server{settings: parse(os.Args[1:]), stopping: make(chan struct{})}
 	s.check()
+	s.loadWeights()
 	if s.slots > 0 {
 		s.room = make(chan struct{}, s.slots)
 	}
@@ -59,7 +60,6 @@ func main() {
 		os.Exit(1)
 	}
 	time.Sleep(time.Duration(s.startDelay * 1e6))
-	s.loadWeights()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/health", func(w http.ResponseWriter, _ *http.Request) {
 		if s.sick {
@@ -86,7 +86,7 @@ func main() {
 	s.untilTerm(web)
 }
 
-// loadWeights takes its time and says so in vLLM's words.
+// loadWeights takes its time and says so in vLLM's words; nobody listens meanwhile.
 func (s *server) loadWeights() {
 	say := func(text string) {
 		stamp := time.Now().Format("01-02 15:04:05")

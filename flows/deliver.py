@@ -55,6 +55,8 @@ def stages(run: Run, approval: Duration | None = None) -> bool:
             return False
         do.release(stage, way)
         endpoint = do.ready(stage)
+        if do.races(stage):
+            endpoint = do.race(stage, endpoint, way)
         if stage.gates:
             smoke = do.smoke(stage, endpoint)
             load = do.throughput(stage, endpoint, smoke)

@@ -26,6 +26,7 @@ from model_delivery.cli.printing import (
     table,
 )
 from model_delivery.places.opening import Location
+from model_delivery.run.racing import words as raced
 from model_delivery.run.record import Ended, dump_ended
 from model_delivery.run.rules import OTHER_GATES
 from model_delivery.run.starting import words
@@ -225,6 +226,7 @@ def history(where: Where, reports: Path | None, *, starts: bool) -> Answer:
     show((f"wrote {file}" for file in files), err=True)
     columns = ("when", "release", "try", "outcome", "why", "commit", "args", "figures (ms, tok/s)")
     went = [f"{e.release}-{e.attempt} started: {words(e.starts)}" for e in ended if starts and e.starts]
+    went += [f"{e.release}-{e.attempt} raced: {raced(e.race)}" for e in ended if starts and e.race]
     return Answer([dump_ended(e) for e in ended], [table(columns, map(_row, ended)), *went])
 
 

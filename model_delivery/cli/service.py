@@ -51,6 +51,8 @@ def _lines(now: statuses.Status) -> Iterator[str | Table]:
     if now.start:
         last = f"; the last one of the same: {words(now.before)}" if now.before else ""
         yield f"its start: {words(now.start)}{last}"
+    if now.race:
+        yield f"its loaders: {now.race}"
     if now.standby_until:
         late = " (overdue: the next delivery ends it)" if now.standby_until < time.time() else ""
         yield f"standby until {moment(now.standby_until)}{late}"

@@ -35,6 +35,7 @@ from model_delivery.values import (
     Version,
     World,
 )
+from model_delivery.values.engine import DEFAULT_LOADER
 
 NAMED = re.compile(r"[A-Za-z0-9-]{1,63}")
 
@@ -103,7 +104,8 @@ class Book:
 
     def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
         frozen = self.frozen(release)
-        made = Release(release, frozen.payload, replicas or self.record.replicas)
+        loader = frozen.lock.loader or DEFAULT_LOADER
+        made = Release(release, frozen.payload, replicas or self.record.replicas, loader=loader)
         kept = self.target.keeper(self.delivery, made) is not None
         return replace(made, copy=releases.copied(frozen)) if kept else made
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from model_delivery.base import NoRoom
+from model_delivery.base import BadInput, Finding, NoRoom
 from model_delivery.run import rules
 from model_delivery.run.book import Book
 from model_delivery.run.frozen import Frozen
@@ -54,11 +54,12 @@ def unchanged_digest(spec: DeliverySpec, lock: Lock) -> str:
     """By this a rerun knows a release again: model, serving without replicas, target,
     storage and lock.
 
-    Replicas, gates and rollout are no part of what a release is.
+    Replicas, gates and rollout are no part of what a release is, nor which loader has won
+    where they raced.
     """
     parts = spec.model_dump(mode="json", include={"model", "serving", "target", "storage"})
     parts["serving"].pop("replicas")
-    return digest([parts, lock.model_dump(mode="json")], 20)
+    return digest([parts, lock.model_dump(mode="json", exclude={"loader"})], 20)
 
 
 def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[ReleaseId, Frozen]:
@@ -76,10 +77,13 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
     }
     if same:
         name = book.record.serving if book.record.serving in same else next(iter(same))
-        return name, same[name]
+        return name, _led(book, name, same[name], lock.loader)
     served = spec.served(lock.snapshot)
     must_have_tokenizer(lock.snapshot, served.serving.args)
     payload = book.target.payload(served, lock)
+    name = digest(payload.content())
+    if lock.loader is None and (race := book.record.raced(name)) and race.won:
+        lock = lock.model_copy(update={"loader": race.won})
     frozen = Frozen(
         payload=payload,
         lock=lock,
@@ -93,7 +97,23 @@ def identify(book: Book, spec: DeliverySpec, lock: Lock, now: float) -> tuple[Re
         mirrored=True,
         spec=spec.model_dump(mode="json", exclude={"lock"}),
     )
-    return digest(payload.content()), frozen
+    return name, frozen
+
+
+def _led(book: Book, name: ReleaseId, known: Frozen, loader: str | None) -> Frozen:
+    """With the loader that a lock names, where it has none yet and is not started.
+    BadInput where another has won here.
+    """
+    before, record = known.lock.loader, book.record
+    if loader in (None, before):
+        return known
+    if before is not None:
+        what, why = f"the lock names the loader {loader}", f"of release {name} {before} has won here"
+        fix = f"write lock.loader: {before}, or leave it out"
+        raise BadInput(Finding("release.other-loader", what, why, fix))
+    if name in (record.serving, record.candidate and record.candidate.release):
+        return known
+    return known.model_copy(update={"lock": known.lock.model_copy(update={"loader": loader})})
 
 
 def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:

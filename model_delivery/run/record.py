@@ -79,6 +79,29 @@ class Approval:
 
 
 @dataclass(frozen=True)
+class Lap:
+    """A timed start of a release with one of its engine's loaders; ``out``: why it does
+    not count.
+    """
+
+    __pydantic_config__ = STRICT
+
+    loader: str
+    starts: Starts = field(default_factory=dict)
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class Race:
+    """``won``: the loader of all later starts, empty while nobody knows."""
+
+    __pydantic_config__ = STRICT
+
+    laps: tuple[Lap, ...] = ()
+    won: str = ""
+
+
+@dataclass(frozen=True)
 class Ended:
     """How an attempt ended; ``figures`` are metric names with their values, ``at``
     seconds since the epoch; ``gates``: a digest of those that judged it, empty where
@@ -101,6 +124,7 @@ class Ended:
     gates: str = ""
     approval: Approval | None = None
     starts: Starts = field(default_factory=dict)
+    race: Race | None = None
 
     def why(self, most: int = 200) -> str:
         """The first line of what it ended with; where it ended well, who approved it."""
@@ -132,6 +156,7 @@ class Candidate:
     ending: Ended | None = None
     approval: Approval | None = None
     starts: Starts = field(default_factory=dict)
+    race: Race | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +204,11 @@ class Record:
     def answered(self, request: str) -> Ended | None:
         """How the request has ended, None when it has not."""
         return next((e for e in reversed(self.ended) if request and e.request == request), None)
+
+    def raced(self, release: ReleaseId) -> Race | None:
+        """How its loaders raced, of the candidate or when it last ended."""
+        now = self.candidate.race if self.candidate and self.candidate.release == release else None
+        return now or next((e.race for e in reversed(self.ended) if e.release == release and e.race), None)
 
     def rolled_back_from(self) -> set[ReleaseId]:
         """Releases that a rollback left: a bare ``rollback`` never picks them."""

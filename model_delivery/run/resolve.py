@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-from model_delivery.base import Finding, Progress, Refused, Retryable, Trouble, report
+from model_delivery.base import BadInput, Finding, Progress, Refused, Retryable, Trouble, report
 from model_delivery.measure.words import printable
 from model_delivery.models.listing import is_weights
 from model_delivery.models.sources.http import NotGiven
@@ -60,41 +60,48 @@ def upstream(spec: DeliverySpec) -> dict[str, Callable[[], Any]]:
     """How each part of the lock of ``spec`` is asked of its own source: no fallback
     speaks for it, and no record. What a spec has locked moves nowhere.
     """
-    target = spec.target
     if (lock := spec.lock) is not None:
         return {
             "snapshot": lambda: lock.snapshot,
-            "engine": lambda: _same_engine(target.engine, lock.engine, sleep=spec.rollout.sleeps),
+            "engine": lambda: _same_engine(spec, lock.engine),
             "image": lambda: lock.image,
         }
     return {
         "snapshot": spec.model.resolve,
-        "engine": lambda: _engine(target.engine, sleep=spec.rollout.sleeps),
+        "engine": lambda: _engine(spec),
         "image": lambda: _pinned(spec),
     }
 
 
-def _engine(name: str | None, *, sleep: bool) -> Engine | None:
-    """That of this machine. What it needs to sleep is a part of it only where the rollout
-    asks for that: an engine that sleeps is started otherwise. Refused where it cannot.
+def _engine(spec: DeliverySpec) -> Engine | None:
+    """That of this machine. What it needs to sleep, and its other loaders, are a part of
+    it only where the spec asks for them: it is started otherwise. Refused where it cannot
+    sleep, BadInput where nothing can race.
     """
+    name, sleep, race = spec.target.engine, spec.rollout.sleeps, spec.serving.loader == "race"
     if name is None:
         return None
     engine = load_engine(name)
+    if race and not engine.loaders:
+        what, why = "serving.loader race is refused", f"engine {name} names no loader beside its own"
+        fix = "leave serving.loader out; an engine that has others names them in [loaders] of its engine.toml"
+        raise BadInput(Finding("engine.no-loaders", what, why, fix))
     if sleep and engine.sleep is None:
         what, why = "rollout.standby_mode sleep is refused", f"engine {name} cannot be put to sleep"
         fix = "use standby_mode: run, or off; an engine that can says how in [sleep] of its engine.toml"
         raise Refused(Finding("engine.cannot-sleep", what, why, fix))
-    return engine if sleep else engine.model_copy(update={"sleep": None})
+    asked = {"sleep": engine.sleep if sleep else None, "loaders": engine.loaders if race else None}
+    return engine.model_copy(update=asked)
 
 
-def _same_engine(name: str | None, locked: Engine | None, *, sleep: bool) -> Engine | None:
+def _same_engine(spec: DeliverySpec, locked: Engine | None) -> Engine | None:
     """The engine of this machine, never the file's: what it starts is not for a file to
     say. Refused where it is another one.
     """
+    name = spec.target.engine
     if name is None or locked is None:
         return None
-    engine = _engine(name, sleep=sleep)
+    engine = _engine(spec)
     ours, theirs = (each.model_dump(mode="json", exclude={"folder"}) for each in (engine, locked) if each)
     if differs := [*difference(theirs, ours)]:
         what, why = f"engine {name} is not the one that is locked", printable("; ".join(differs[:5]), 600)

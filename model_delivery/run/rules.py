@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from model_delivery.base import GateFailed, Retryable, Trouble
 from model_delivery.measure.verdict import NOT_VALID
-from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Record, Starts, Wanted, alone
+from model_delivery.run.record import Approval, Candidate, Ended, Outcome, Race, Record, Starts, Wanted, alone
 from model_delivery.values import FETCH, Address, Gates, ReleaseId, Rollout, Runner, Stage, Strategy, digest
 
 GATE = GateFailed.exit_code
@@ -132,6 +132,11 @@ def started(record: Record, starts: Starts) -> Record:
     """How its engine's start went belongs to the attempt too."""
     candidate = _candidate(record)
     return _with(record, replace(candidate, starts={**candidate.starts, **starts}))
+
+
+def raced(record: Record, race: Race, starts: Starts = NO_STARTS) -> Record:
+    """How far the race of its loaders is; ``starts``: of the one that has won."""
+    return started(_with(record, replace(_candidate(record), race=race)), starts)
 
 
 def asked(record: Record, until: float) -> Record:
@@ -350,4 +355,5 @@ def _ended(c: Candidate, outcome: Outcome, code: int, message: str, now: float, 
         gates=_digest_of(c.gates) if c.kind == "deliver" else "",
         approval=c.approval,
         starts=c.starts,
+        race=c.race,
     )

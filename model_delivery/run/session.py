@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from model_delivery.base import Clock, Finding, NoRoom, Permanent, Progress, SystemClock, Trouble, from_cluster, report
@@ -33,6 +33,7 @@ from model_delivery.values import (
     Observed,
     Readiness,
     Ref,
+    Release,
     ReleaseId,
     Resource,
     World,
@@ -47,12 +48,20 @@ _current: ContextVar[Session] = ContextVar("session")
 @dataclass
 class Session(Book):
     """Open for one request on one delivery; the only writer of its record, by compare and
-    swap.
+    swap. ``lap``: of a race, the loader that the candidate is started with just now, and
+    what tells this start from others; a run that is killed in one leaves nothing of it.
     """
 
     request: str = ""
     clock: Clock = field(default_factory=SystemClock)
     baseline: RouteMark | None = None
+    lap: tuple[str, str] | None = None
+
+    def release(self, release: ReleaseId, replicas: int | None = None) -> Release:
+        made, tried = super().release(release, replicas), self.record.candidate
+        if self.lap is None or tried is None or tried.release != release:
+            return made
+        return replace(made, loader=self.lap[0], lap=self.lap[1])
 
     def write(self, record: Record) -> None:
         """Store ``record``. A doubtful answer is read again: ours, it was applied; else

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from model_delivery.base import Progress, report
 from model_delivery.measure.smoke import SmokeReport
@@ -37,14 +37,19 @@ def _of(frozen: Frozen) -> tuple[object, ...]:
     return lock.snapshot.source, lock.snapshot.key, lock.image, lock.engine and lock.engine.name
 
 
+def patience(frozen: Frozen, before: Sequence[Starts]) -> float:
+    """How long its start may take. Where a spec does not say, a start before does too."""
+    longest = 0.0 if frozen.startup_timeout else max((one[Phase.HEALTHY] for one in before), default=0.0)
+    return max(frozen.startup_seconds, PATIENCE * longest)
+
+
 def wait_ready(session: Session, release: ReleaseId) -> str:
-    """The candidate's own endpoint, once it is ready; how its start went is noted, once.
-    Where a spec does not say how long it may take, a start before does too.
+    """The candidate's own endpoint, once it is ready; how its start went is noted,
+    once.
     """
     frozen, before = session.frozen(release), kept(session, release)
-    longest = 0.0 if frozen.startup_timeout else max((one[Phase.HEALTHY] for one in before), default=0.0)
     timeline = Timeline(before[-1] if before else {})
-    endpoint = session.wait_ready(release, max(frozen.startup_seconds, PATIENCE * longest), timeline)
+    endpoint = session.wait_ready(release, patience(frozen, before), timeline)
     if timeline.seconds and not session.candidate.starts:
         if Phase.HEALTHY in timeline.seconds:
             report(Progress("start", words(timeline.seconds)))

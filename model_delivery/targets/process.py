@@ -41,6 +41,7 @@ from model_delivery.values import (
     World,
     digest,
 )
+from model_delivery.values.engine import DEFAULT_LOADER
 
 ENGINE, ROUTER, SLOT = Kind("Engine", foreground=True), Kind("Router"), Kind("Slot", detail=True)
 STEP, FOLDER, ENVIRONMENT = Kind("Step"), Kind("Folder"), Kind("Environment")
@@ -50,6 +51,10 @@ HOST, PORT = "127.0.0.1", 8000
 SHARED = "stop what listens there (ss -ltnp shows it), or choose another target.port"
 GPU = "nvidia.com/gpu"
 LIMITS = ("cpu", "memory", GPU)
+STARTED_AS: Mapping[str, Any] = {
+    "loader": DEFAULT_LOADER,
+    "lap": "",
+}  # beside an Engine's payload
 
 
 class ProcessKey(TargetKey):
@@ -110,6 +115,10 @@ class ProcessPayload(Payload):
     @property
     def sleeps(self) -> bool:
         return self.engine.get("sleep") is not None
+
+    @property
+    def loaders(self) -> tuple[str, ...]:
+        return tuple(self.engine.get("loaders") or ())
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,9 @@ class Process(Target):
 
     def _engine(self, want: Desired, release: Release) -> Resource:
         role: Role = "standby" if release.id in want.asleep else "release"
-        return Resource(Ref(ENGINE, release.id), role, want.delivery, release.payload.content(), release.id)
+        how = {"loader": release.loader, "lap": release.lap}
+        told = {name: value for name, value in how.items() if value != STARTED_AS[name]}
+        return Resource(Ref(ENGINE, release.id), role, want.delivery, release.payload.content() | told, release.id)
 
     def step(self, run: StepRun) -> tuple[Resource, ...]:
         name = f"{run.name}-{digest([run.input, run.stage, run.attempt, run.try_])}"
@@ -186,7 +197,7 @@ class Process(Target):
 
     def readiness(self, release: Release, world: World) -> Readiness:
         seen = world.objects.get(self.main(world.delivery, release))
-        if seen is None or seen.resource.spec != release.payload.content():
+        if seen is None or _without_how(seen.resource.spec) != release.payload.content():
             return InProgress("the engine is not started")
         status = seen.status
         if status.get("cache_suspect"):
@@ -287,6 +298,11 @@ class Process(Target):
                 f"it is up on port {up.port}, the spec says {self.port}",
                 f"`deliver down {asked.name}` first",
             )
+
+
+def _without_how(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A race starts the same release in several ways."""
+    return {name: value for name, value in spec.items() if name not in STARTED_AS}
 
 
 def whole_cpus(limit: float | str) -> int:

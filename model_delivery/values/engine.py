@@ -26,8 +26,10 @@ VLLM_CACHES = {
     "FLASHINFER_WORKSPACE_BASE": "flashinfer",
     "CUDA_CACHE_PATH": "cuda",
 }
-LATER = ("cache", "sleep")
+LATER = ("cache", "sleep", "loaders")
+DEFAULT_LOADER = "default"  # the engine's own, without an argument of ours
 VARIABLE, SUBFOLDER = r"^[A-Za-z_][A-Za-z0-9_]*$", r"^[a-z0-9][a-z0-9._-]*$"
+LoaderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 IMAGE = re.compile(r"(?:^|/)vllm(?:-openai|-cpu|-tpu)?[a-z-]*:(?:.*vllm[_-])?(v?\d+\.\d+[\w.]*)")
 
 
@@ -84,6 +86,16 @@ class Sleep(Part):
     asleep: Annotated[str, Field(pattern="^/")] = "/is_sleeping"
 
 
+class Loader(Part):
+    """Another way than the engine's own of reading the weights: the arguments that choose
+    it. ``module``: what it needs of the engine's environment, where that is not sure to
+    be there.
+    """
+
+    args: tuple[str, ...] = Field(min_length=1)
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+
+
 class Engine(Part):
     """The content of an engine.toml, whole: what a release was started with does not
     change when the folder does.
@@ -103,11 +115,12 @@ class Engine(Part):
     resources: Needs = Needs()
     cache: dict[Annotated[str, Field(pattern=VARIABLE)], Annotated[str, Field(pattern=SUBFOLDER)]] | None = None
     sleep: Sleep | None = None
+    loaders: dict[LoaderName, Loader] | None = None
 
     @model_serializer(mode="wrap")
     def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What says nothing of a cache or of sleep is written as before there were any:
-        its releases stay what they are.
+        """What says nothing of these is written as before there were any: its releases
+        stay what they are.
         """
         made: dict[str, Any] = dump(self)
         return {name: value for name, value in made.items() if name not in LATER or value is not None}
@@ -125,6 +138,13 @@ class Engine(Part):
     def _variables(cls, values: dict[str, str]) -> dict[str, str]:
         _only(VARIABLES_KNOW, values.values())
         return values
+
+    @field_validator("loaders")
+    @classmethod
+    def _others(cls, loaders: dict[str, Loader] | None) -> dict[str, Loader] | None:
+        if DEFAULT_LOADER in (loaders or ()):
+            raise ValueError(f"{DEFAULT_LOADER} is the engine's own loader, and has no arguments")
+        return loaders
 
     @property
     def caches(self) -> Mapping[str, str]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from model_delivery.base import Host, KubeKey, KubeSecret, Part, Port, SecretRef
-from model_delivery.values.engine import Engine
+from model_delivery.values.engine import DEFAULT_LOADER, Engine, LoaderName
 from model_delivery.values.snapshot import Snapshot
 
 ReleaseId = str
@@ -15,12 +17,20 @@ ReleaseId = str
 
 class Lock(Part):
     """All that was resolved before anything was touched: the model's commit with its
-    files, and the engine that will serve it.
+    files, and the engine that will serve it. ``loader``: which of the engine's has won,
+    where they raced.
     """
 
     snapshot: Snapshot
     engine: Engine | None = None
     image: str | None = None
+    loader: LoaderName | None = None
+
+    @model_serializer(mode="wrap")
+    def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What has no loader is written as before there were any."""
+        made: dict[str, Any] = dump(self)
+        return {name: value for name, value in made.items() if name != "loader" or value is not None}
 
 
 class Payload(Part):
@@ -67,6 +77,11 @@ class Payload(Part):
         """Can its engine give its cards back, and wake up as it was?"""
         return False
 
+    @property
+    def loaders(self) -> tuple[str, ...]:
+        """Ways of reading its weights that shall race with the engine's own."""
+        return ()
+
     @classmethod
     def fits(cls, stored: Mapping[str, Any]) -> bool:
         """Was ``stored`` written from this class? By its keys: what is stored names no
@@ -85,12 +100,15 @@ class Release:
     """``id`` is the digest of the payload's content; ``replicas`` is not part of it.
 
     ``copy``: of its books, for the object that keeps one; empty where none does.
+    ``loader``: how it reads its weights; ``lap``: the start of a race that it is.
     """
 
     id: ReleaseId
     payload: Payload
     replicas: int = 1
     copy: str = field(default="", compare=False, repr=False)
+    loader: str = field(default=DEFAULT_LOADER, compare=False)
+    lap: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from model_delivery.base import Duration, Part, SecretRef, Size, Text
 MOST_GPUS = 1024
 MODEL_NAME, LONGEST_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"), 200
 SECRET = re.compile(r"-(token|secret|password|api-key)$")
+LATER = (("cache", "none"), ("loader", "default"))
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 
 
@@ -107,6 +108,8 @@ EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 class Serving(Part):
     """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a
     template's content, once loaded. ``cache``: where pods keep what the engine compiles.
+    ``loader``: how it reads the weights; ``race``: each new release tries all ways of its
+    engine, and keeps the fastest of equal answers.
     """
 
     model_names: tuple[ModelName, ...] = ()
@@ -119,12 +122,13 @@ class Serving(Part):
     startup_timeout: Duration | None = None
     pod: Pod = Pod()
     cache: Literal["none", "claim", "node"] = "none"
+    loader: Literal["default", "race"] = "default"
 
     @model_serializer(mode="wrap")
     def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What keeps none is written as before there were any."""
+        """What asks for neither is written as before there were any."""
         made: dict[str, Any] = dump(self)
-        return {name: value for name, value in made.items() if (name, value) != ("cache", "none")}
+        return {name: value for name, value in made.items() if (name, value) not in LATER}
 
     @field_validator("args")
     @classmethod

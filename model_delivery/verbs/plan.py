@@ -8,6 +8,7 @@ from typing import Any
 from model_delivery.base import Finding, Refused, SystemClock, from_cluster, sink
 from model_delivery.places import Place
 from model_delivery.places.opening import Location
+from model_delivery.run import racing
 from model_delivery.run.book import Book, read_or_new
 from model_delivery.run.frozen import Frozen, differences
 from model_delivery.run.plan import Route, planned
@@ -30,7 +31,7 @@ class Plan:
     ``leaves``: what serves now and is replaced. ``tried``: how this release has ended
     before, where it did not pass. ``differs``: from what serves, line by line.
     ``standby``: what becomes of what is replaced; empty where the first stage ends it.
-    ``notes``: what could not be asked, and is as it was last known.
+    ``notes``: what could not be asked, and is as it was last known; what will race.
     """
 
     name: str
@@ -63,6 +64,8 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
     with from_cluster(place.secret), sink(lambda progress: notes.append(progress.note)):
         lock = resolve_lock(spec, book)
     result = planned(book, spec, lock, now=SystemClock().now())
+    if (way := result.route) and not (way.strategy == "recreate" and book.record.serving):
+        notes += racing.announced(result.frozen)
     changes, harmless = told(result.changes)
     new = Release(result.release, result.frozen.payload, spec.serving.replicas.min)
     return Plan(

@@ -12,7 +12,7 @@ from itertools import chain
 
 from model_delivery.base import Finding, Permanent, Refused, Trouble
 from model_delivery.places import Place
-from model_delivery.run import protocol, rules, starting
+from model_delivery.run import protocol, racing, rules, starting
 from model_delivery.run.answering import Probe
 from model_delivery.run.answering import probe as ask_engines
 from model_delivery.run.book import Book
@@ -61,7 +61,8 @@ class Status:
     ``silent``: why what serves gives no token, where that was asked and it does not;
     ``unasked``: why it could not be asked.
     ``start``: of the candidate, else of what serves: the phases that it has come by, in
-    seconds; None: nobody says when. ``before``: of the last one of the same.
+    seconds; None: nobody says when. ``before``: of the last one of the same. ``race``:
+    of its loaders, in words.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Status:
     unasked: str = ""
     start: Mapping[Phase, float | None] = field(default_factory=dict)
     before: Starts = field(default_factory=dict)
+    race: str = ""
 
 
 def status(place: Place, name: str, *, probe: bool = False) -> Status:
@@ -126,6 +128,7 @@ def status(place: Place, name: str, *, probe: bool = False) -> Status:
         unasked=probed.unasked,
         start=start,
         before=before,
+        race=racing.words(record.raced((candidate.release if candidate else record.serving) or "")),
     )
 
 

@@ -17,7 +17,7 @@ import greenlet
 
 from model_delivery.base import Finding, GateFailed, Trouble
 from model_delivery.places.guarded import guarded, observed
-from model_delivery.run import approval, protocol, record, watching
+from model_delivery.run import approval, protocol, racing, record, watching
 from model_delivery.run.lease import Lease
 from model_delivery.run.plan import route
 from model_delivery.run.record import Approval, Record
@@ -26,7 +26,7 @@ from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks import running
 from model_delivery.values import ABSENT, RECORD_REF, Capabilities, File, Lock, Snapshot
-from model_delivery.values.engine import Engine, Sleep
+from model_delivery.values.engine import Engine, Loader, Sleep
 from tests.protocol.simulated import Clock, Place, Target
 
 TARGETS = {
@@ -45,7 +45,11 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str,
             "apiVersion": "model-delivery/v1",
             "name": "m",
             "model": {"source": "local", "path": "/model"},
-            "serving": {"args": ["--label", label], "replicas": {"min": replicas, "max": replicas}},
+            "serving": {
+                "args": ["--label", label],
+                "replicas": {"min": replicas, "max": replicas},
+                "loader": "race" if label == "raced" else "default",
+            },
             "target": {"kind": "process", "engine": "vllm-cpu", "port": 8000},
             "gates": {"throughput": None},
             "approval": "manual" if label == "asked" else "none",
@@ -66,15 +70,24 @@ def spec(label: str, strategy: str, when_full: str, replicas: int, standby: str,
 
 
 def lock(wanted: DeliverySpec) -> Lock:
-    return _lock(sleeps=wanted.rollout.standby_mode == "sleep")
+    return _lock(sleeps=wanted.rollout.standby_mode == "sleep", races=wanted.serving.loader == "race")
 
 
 @cache
-def _lock(*, sleeps: bool) -> Lock:
+def _lock(*, sleeps: bool, races: bool) -> Lock:
     snapshot = Snapshot(
         source="local", key="k", commit="c" * 40, files=(File(path="tokenizer.json", size=1, sha256="0" * 64),)
     )
-    return Lock(snapshot=snapshot, engine=Engine(name="e", command=("x",), sleep=Sleep() if sleeps else None))
+    loaders = {name: Loader(args=(name,)) for name in ("odd", "fast", "dead")} if races else None
+    engine = Engine(name="e", command=("x",), sleep=Sleep() if sleeps else None, loaders=loaders)
+    return Lock(snapshot=snapshot, engine=engine)
+
+
+def told(session: Session, endpoint: str) -> tuple[racing.Choice, ...]:
+    """What an engine answers: with one loader something else."""
+    loader = session.lap[0] if session.lap else "default"
+    text, sure = "odd" if loader == "odd" else "even", racing.Logprobs(tokens=[], top_logprobs=[])
+    return (racing.Choice(text=text, logprobs=sure),)
 
 
 class Killed(BaseException):
@@ -226,6 +239,8 @@ class Runs:
                     continue
                 session.wait_ready(candidate, 100)
                 protocol.wait_routed(session, stage)
+                if racing.wanted(session, stage):
+                    racing.race(session, "", way.strategy, told)
                 if stage.gates and session.candidate.kind == "deliver":
                     if "bad" in session.frozen(candidate).args:
                         raise GateFailed(Finding("gate.test", "the gate says no"))

@@ -22,10 +22,10 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
 from model_delivery.values import LEASE, RECORD_REF, RELEASE, Ref, Resource, Version, digest
 from tests.protocol.machine import TARGETS, Run, Runs, lock, played, spec
-from tests.protocol.simulated import THE_ROUTE, weighty
+from tests.protocol.simulated import ENGINE, THE_ROUTE, weighty
 
 STEPS_WANTED = 20_000
-LABELS = ("a", "b", "c", "dead", "bad", "broken", "asked")
+LABELS = ("a", "b", "c", "dead", "bad", "broken", "asked", "raced")
 SPECS = st.tuples(
     st.sampled_from(LABELS),
     st.sampled_from(["canary", "blue-green", "recreate"]),
@@ -60,6 +60,8 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self, given: tuple[str, str, str, int, str, str], scheduled: bool, request: str | None, effects: int
     ) -> None:
         label, strategy, when_full, replicas, standby, mode = given
+        if label == "raced" and self.kind != "process":
+            label = "b"
         if label == "asked":
             strategy, when_full = strategy.replace("recreate", "canary"), "refuse"
         if strategy == "canary" and self.can.weights == "none":
@@ -189,6 +191,7 @@ class Deliveries(RuleBasedStateMachine, Runs):
         self.the_old_release_is_untouched_before_the_gate(now)
         self.a_request_ends_once(now)
         self.no_traffic_goes_to_a_sleeper()
+        self.no_traffic_goes_to_a_lap_of_a_race()
         self.nobody_gets_traffic_before_a_person_has_said_so(now)
         if self.target.weighs:
             self.a_gateway_knows_whoever_gets_traffic_and_whoever_leaves_had_none()
@@ -211,6 +214,11 @@ class Deliveries(RuleBasedStateMachine, Runs):
 
     def no_traffic_goes_to_a_sleeper(self) -> None:
         assert not self.shares().keys() & self.place.asleep(), (self.shares(), self.record())
+
+    def no_traffic_goes_to_a_lap_of_a_race(self) -> None:
+        engines = (resource for resource, _ in self.place.objects.values() if resource.ref.kind == ENGINE)
+        laps = {resource.ref.name for resource in engines if resource.spec["lap"]}
+        assert not laps & {name for name, share in self.shares().items() if share}, (laps, self.record())
 
     def the_old_release_is_untouched_before_the_gate(self, now: Record) -> None:
         candidate, serving = now.candidate, now.serving
@@ -343,6 +351,38 @@ def test_a_sleeper_is_neither_forgotten_nor_given_traffic_wherever_a_run_is_kill
             raise AssertionError("a run of more than sixty effects")
     assert effects > 5
     assert slept or label != "b"
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "beside what serves"])
+@pytest.mark.parametrize("strategy", ["canary", "recreate"])
+def test_a_race_that_is_killed_anywhere_is_finished_and_has_one_winner(strategy: str, before: bool) -> None:
+    """Not in a recreate while nothing serves."""
+    wanted, won = spec("raced", strategy, "refuse", 1, "0s"), "default" if before and strategy == "recreate" else "fast"
+    for at in range(1, 200):
+        runs = Deliveries()
+        runs.prepare("process", 2)
+        if before:
+            runs.start(None, runs.deliver(spec("a", "blue-green", "refuse", 1, "0s")))
+            runs.finish()
+        run = runs.start(None, runs.deliver(wanted))
+        runs.advance(run, at)
+        over = not run.alive
+        runs.kill(run)
+        again = runs.start(None, runs.deliver(wanted))
+        runs.finish()
+        now, (new, frozen) = runs.record(), identify(runs.session(runs.place, ""), wanted, lock(wanted), 0)
+        assert (now.serving, now.candidate) == (new, None), (at, again.outcome, now)
+        assert runs.place.objects[Ref(ENGINE, new)][0].spec["loader"] == won, at
+        assert frozen.lock.loader == (None if won == "default" else won)
+        assert runs.place.running() == {new}
+        started = dict(runs.place.starts)
+        again = runs.start(None, runs.deliver(wanted))
+        runs.finish()
+        assert (again.outcome["result"], runs.place.starts) == ("unchanged", started)
+        if over:
+            break
+    else:
+        raise AssertionError("a run of more than two hundred effects")
 
 
 def test_a_fault_of_ours_withdraws_the_release_as_a_refusal_does() -> None:

@@ -70,9 +70,10 @@ def kept(process: Process, engine: Engine, bound: Bound) -> tuple[dict[str, str]
 
 def suspected(folder: ProcessFolder) -> bool:
     """Did its last process end before it was ever ready, with a cache of an earlier
-    start?
+    start? Not in a race: there the loader is doubted.
     """
-    return bool(_bound(folder).get("kept")) and not folder.running and not (folder.path / READY).exists()
+    told = bool(_bound(folder).get("kept")) and not folder.binding.get("lap")
+    return told and not folder.running and not (folder.path / READY).exists()
 
 
 def noted(folder: ProcessFolder, *, healthy: bool) -> bool:

@@ -117,6 +117,11 @@ def is_made(engine: Engine, home: Path) -> bool:
     return engine.environment is None or (environment_folder(engine, home) / DONE).exists()
 
 
+def has_module(engine: Engine, home: Path, module: str) -> bool:
+    """Is a module of this name in its environment?"""
+    return any(environment_folder(engine, home).glob(f"lib/python3*/site-packages/{module}*"))
+
+
 def make_environment(engine: Engine, home: Path) -> Path:
     """Make the environment unless it is there; one maker at a time, and a killed one's
     half is made again.

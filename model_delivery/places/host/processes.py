@@ -59,6 +59,8 @@ class _Binding(BaseModel):
     log: str = ""
     since: Count = 0
     cache: dict[str, str | bool] = {}
+    loader: str = ""
+    lap: str = ""
 
 
 class _State(BaseModel):

@@ -8,19 +8,29 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from model_delivery.base import Finding, Progress, Refused, SecretRef, read_file, read_secret, replace_file, report
+from model_delivery.base import (
+    Finding,
+    Permanent,
+    Progress,
+    Refused,
+    SecretRef,
+    read_file,
+    read_secret,
+    replace_file,
+    report,
+)
 from model_delivery.models.listing import is_weights
 from model_delivery.models.manifest import read_manifest
 from model_delivery.places.host import binding, caches, cards
 from model_delivery.places.host.asking import ask
-from model_delivery.places.host.engines import environment_folder
+from model_delivery.places.host.engines import environment_folder, has_module
 from model_delivery.places.host.handler import Bound, Handler, Process, passed_on
 from model_delivery.places.host.processes import ProcessFolder, Run
 from model_delivery.places.host.sleeping import PRIVATE, Sleeper, forget, held
-from model_delivery.places.host.warming import warm
+from model_delivery.places.host.warming import cool, warm
 from model_delivery.targets.process import ENGINE, HOST, ROUTE
 from model_delivery.values import Engine
-from model_delivery.values.engine import Stop
+from model_delivery.values.engine import DEFAULT_LOADER, Stop
 from model_delivery.values.gpus import VISIBLE, wanted
 
 SECRET_REFS = TypeAdapter(dict[str, SecretRef])
@@ -52,10 +62,26 @@ class EngineProcess(Process):
     def stands(self) -> bool:
         if self._stands_by:
             return not self.folder.running or self._asleep
-        return self.folder.running and not self._asleep
+        return self.folder.running and self._as_wanted and not self._asleep
+
+    @property
+    def _as_wanted(self) -> bool:
+        """Was it started with the loader that is wanted, and for this lap of a race?"""
+        started = self.folder.binding
+        return started.get("loader", DEFAULT_LOADER) == self._loader and self._lap in ("", started.get("lap"))
+
+    @property
+    def _lap(self) -> str:
+        return str(self.spec.get("lap", ""))
+
+    @property
+    def _loader(self) -> str:
+        return str(self.spec.get("loader", DEFAULT_LOADER))
 
     def bind(self) -> Bound:
         running = self.folder.running
+        if self._lap:
+            _must_have(engine_of(self), self._loader, self.host.home)
         if self._stands_by or (running and not self._asleep):
             return self.folder.binding
         others = [one for one in self.host.processes("*", f"{ENGINE}-") if one.running and one.path != self.folder.path]
@@ -91,9 +117,16 @@ class EngineProcess(Process):
                 return
             report(Progress("wake", f"{self.resource.ref.name} is not woken ({why}): started anew"))
             self.folder.stop(0)
+        if self.folder.running:
+            if self._as_wanted:
+                return
+            self.folder.stop(engine_of(self).stop.grace.seconds)
         forget(self.folder)
+        if self._lap:
+            cool(self._model, self._weights)
         super().act(bound)
-        warm(self._model, self._weights.items())
+        started = self.host.children.get(self.folder.path)
+        warm(self._model, self._weights.items(), lambda: started is None or started.poll() is None)
 
     def settle(self, bound: Bound) -> None:
         """What cannot sleep is stopped: a standby holds no card."""
@@ -123,7 +156,9 @@ class EngineProcess(Process):
             args += ["--chat-template", str(template)]
         refs = SECRET_REFS.validate_python(spec["secret_env"])
         secrets = {name: read_secret(ref).reveal() for name, ref in refs.items()}
-        cache, bound = caches.kept(self, engine, bound)
+        if self._loader != DEFAULT_LOADER:
+            args += (engine.loaders or {})[self._loader].args
+        cache, bound = caches.kept(self, engine, {**bound, "loader": self._loader, "lap": self._lap})
         environ = passed_on() | cache | engine.environ(bound["cpus"]) | spec["env"] | secrets
         if bound["gpus"]:
             environ |= {VISIBLE: ",".join(map(str, bound["gpus"])), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -153,6 +188,14 @@ def _taken(other: ProcessFolder) -> Bound:
     """What its engine has of this machine; asleep, only its port and memory."""
     bound, weights = other.binding, held(other)
     return bound if weights is None else {"port": bound["port"], "memory": bound["memory"] + weights}
+
+
+def _must_have(engine: Engine, loader: str, home: Path) -> None:
+    """Permanent where the engine's own environment lacks what the loader needs."""
+    module = found.module if (found := (engine.loaders or {}).get(loader)) else None
+    if module and engine.environment and not has_module(engine, home, module):
+        what, why = f"it is not there: {module} is not in the environment of {engine.name}", f"loader {loader} needs it"
+        raise Permanent(Finding("engine.no-loader", what, why, "add it to the engine's uv.lock, or leave it"))
 
 
 def engine_of(handler: Handler) -> Engine:

@@ -186,6 +186,7 @@ class InCluster(Target):
         cache, read_only = asked.serving.cache, asked.storage.access == "ReadOnlyMany"
         wanted["serving.cache"] = cache != "none" and not self.keeps_caches
         wanted["serving.cache: claim, on one that is only read,"] = cache == "claim" and read_only
+        wanted["serving.loader: race"] = asked.serving.loader == "race"
         yield from not_yet(self.key.kind, wanted)
         yield from _foreign(secrets)
         missing = [*self._rights(asked, place)] or [*self._namespace(place)]

@@ -28,10 +28,11 @@ type settings struct {
 	noTemplate, noAuth        bool
 	cutContext                int // the longest context, whatever --max-model-len says
 	restartAfter, wedgeAfter  int
-	card                      string // a file that one engine at a time can hold
-	sleepless                 bool   // asked to sleep, it fails
-	throttled                 string // while this file is there, all takes four times as long
-	certificate               string // serve HTTPS and write the self-signed certificate there
+	card                      string  // a file that one engine at a time can hold
+	sleepless                 bool    // asked to sleep, it fails
+	throttled                 string  // while this file is there, all takes four times as long
+	load, unsure              float64 // ms that its weights take; what is added to its log-probabilities
+	certificate               string  // serve HTTPS and write the self-signed certificate there
 }
 
 // faultKinds are the ways in which a stream can be wrong without a word from the HTTP status.
@@ -146,6 +147,10 @@ func parse(args []string) settings {
 			s.sleepless = true
 		case "--throttled":
 			s.throttled = next()
+		case "--weights-ms":
+			s.load = float()
+		case "--unsure":
+			s.unsure = float()
 		case "--https":
 			s.certificate = next()
 		default:

@@ -151,10 +151,24 @@ func (g generation) pieces() []string {
 	return events
 }
 
-func (g generation) whole(w http.ResponseWriter) {
+// logprobs are as sure of each token as of the one before: known values, moved by --unsure.
+func (g generation) logprobs(top any) any {
+	if top == nil {
+		return nil
+	}
+	sure := make([]float64, len(g.tokens))
+	tops := make([]map[string]float64, len(g.tokens))
+	for k, token := range g.tokens {
+		sure[k] = -0.25 - g.unsure
+		tops[k] = map[string]float64{token: sure[k], "other": -1.5 - g.unsure}
+	}
+	return map[string]any{"tokens": g.tokens, "token_logprobs": sure, "top_logprobs": tops}
+}
+
+func (g generation) whole(w http.ResponseWriter, top any) {
 	time.Sleep(time.Duration(g.due(len(g.tokens)-1) - now()))
 	text := strings.TrimSpace(strings.Join(g.tokens, ""))
-	choice := map[string]any{"index": 0, "text": text, "finish_reason": g.reason}
+	choice := map[string]any{"index": 0, "text": text, "finish_reason": g.reason, "logprobs": g.logprobs(top)}
 	if g.chat {
 		choice = map[string]any{"index": 0, "message": map[string]any{"role": "assistant", "content": text}, "finish_reason": g.reason}
 	}

@@ -40,6 +40,7 @@ type question struct {
 	MaxTokens     *int `json:"max_tokens"`
 	MaxCompletion *int `json:"max_completion_tokens"`
 	Stream        bool `json:"stream"`
+	Logprobs      any  `json:"logprobs"`
 	IgnoreEOS     bool `json:"ignore_eos"`
 	Options       struct {
 		Usage bool `json:"include_usage"`
@@ -49,6 +50,7 @@ type question struct {
 func main() {
 	s := &server{settings: parse(os.Args[1:]), stopping: make(chan struct{})}
 	s.check()
+	s.loadWeights()
 	if s.slots > 0 {
 		s.room = make(chan struct{}, s.slots)
 	}
@@ -87,6 +89,19 @@ func main() {
 	go s.wedgeOnSignal()
 	go func() { _ = web.Serve(open) }()
 	s.untilTerm(web)
+}
+
+// loadWeights takes its time and says so in vLLM's words; nobody listens meanwhile.
+func (s *server) loadWeights() {
+	say := func(text string) {
+		stamp := time.Now().Format("01-02 15:04:05")
+		fmt.Fprintf(os.Stderr, "(EngineCore pid=%d) INFO %s [default_loader.py:1] %s\n", os.Getpid(), stamp, text)
+	}
+	if s.load > 0 {
+		say("Starting to load model " + s.model + "...")
+		time.Sleep(time.Duration(s.load * 1e6))
+		say(fmt.Sprintf("Loading weights took %.2f seconds", s.load/1e3))
+	}
 }
 
 func (s *server) wedgeOnSignal() {
@@ -252,7 +267,7 @@ func (s *server) generate(w http.ResponseWriter, r *http.Request, chat bool) {
 	if q.Stream {
 		g.stream(w, r, q.Options.Usage)
 	} else {
-		g.whole(w)
+		g.whole(w, q.Logprobs)
 	}
 }
 

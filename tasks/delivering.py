@@ -18,7 +18,7 @@ from model_delivery.measure import report as reports
 from model_delivery.measure.control import blame, breaks_figures
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
-from model_delivery.measure.verdict import Reason, Verdict, judge
+from model_delivery.measure.verdict import UNCOMPARED, Reason, Verdict, judge
 from model_delivery.run import evidence, protocol, racing, rules, starting, watching
 from model_delivery.run.answering import finding, probe, restart, wait_led
 from model_delivery.run.book import Book
@@ -269,6 +269,9 @@ def verdict(
     candidate, judged = session.candidate, _judged(session, smoked, load, earlier)
     blamed = _blamed(session, judged, load, beside, earlier)
     judged = replace(judged, reasons=(*judged.reasons, *blamed))
+    for reason in judged.reasons:
+        if reason.name == UNCOMPARED:
+            report(Progress("verdict", reason.text))
     home, attempt = default_home(), f"{candidate.release}-{candidate.attempt}"
     folder = proven(home / "deliveries" / session.delivery / "reports" / attempt, home)
     written = reports.write(folder, subject(session, stage), smoked, load, judged)
@@ -316,7 +319,7 @@ def collect(rollout: Rollout) -> None:
 
 
 def _judged(
-    session: Session, smoked: SmokeReport | None, load: LoadReport | None, earlier: LoadReport | None
+    session: Session, smoked: SmokeReport | None, load: LoadReport | None, earlier: LoadReport | str | None
 ) -> Verdict:
     gate = session.candidate.gates.throughput
     return judge(
@@ -333,12 +336,13 @@ def _blamed(
     judged: Verdict,
     load: LoadReport | None,
     beside: LoadReport | None,
-    earlier: LoadReport | None,
+    earlier: LoadReport | str | None,
 ) -> tuple[Reason, ...]:
     gate, serving = session.candidate.gates.throughput, session.record.serving
     if load is None or beside is None or gate is None or serving is None:
         return ()
-    return (blame(judged, load, beside, earlier, gate.slo, gate.max_regression, serving),)
+    before = earlier if isinstance(earlier, LoadReport) else None
+    return (blame(judged, load, beside, before, gate.slo, gate.max_regression, serving),)
 
 
 def _passed(session: Session, stage: Stage) -> bool:
@@ -375,18 +379,21 @@ def keep(session: Session, written: reports.Written, starts: Starts) -> str:
     return where
 
 
-def baseline(book: Book) -> LoadReport | None:
-    """The load test that what serves now has passed; None when there was none, or its
-    report is gone.
+def baseline(book: Book) -> LoadReport | str | None:
+    """The load test that what serves now has passed, or why there is none to compare
+    with; None where nothing serves.
     """
     serving = book.record.serving
+    if serving is None:
+        return None
     passed = [e for e in book.record.ended if e.release == serving and e.outcome == Outcome.PROMOTED and e.report]
     if not passed:
-        return None
+        return f"no report is kept of a load test that {serving} has passed"
     try:
-        return reports.load_test(evidence.report_json(book.place, book.delivery, passed[-1]))
-    except OSError:
-        return None
+        load = reports.parse(evidence.report_json(book.place, book.delivery, passed[-1])).throughput
+    except (OSError, ValueError) as error:
+        return f"the report of {serving} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return load or f"{serving} was promoted without a load test"
 
 
 def subject(session: Session, stage: Stage) -> reports.Subject:

@@ -53,13 +53,13 @@ def find(place: Place, service: str, load: ThroughputGate, model: str | None, ap
     asked for.
     """
     profile(load.profile, load.duration, load.warmup)
-    url, before = loads.base(service), None
+    url, before, why = loads.base(service), None, "nothing is kept of what was measured at an address before"
     if "://" not in service:
         book, payload = served(place, service)
-        url, before = str(book.url(book.world())), baseline(book)
+        url, earlier = str(book.url(book.world())), baseline(book)
+        before, why = (None, earlier) if isinstance(earlier, str) else (earlier, "")
         model, api_key = model or payload.names[0], api_key or payload.api_key
     if load.max_regression is not None and before is None:
-        why = "no figures are kept of a load test that what serves there has passed"
         raise BadInput(Finding("load.no-baseline", "nothing can have regressed", why, "leave max_regression out"))
     home = default_home()
     folder = proven(home / "loadtests" / (run_id() or time.strftime("%Y%m%d-%H%M%S")), home)

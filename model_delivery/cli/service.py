@@ -87,7 +87,7 @@ def _gpus(release: statuses.Running) -> str:
 @answers
 def list_(context: str | None, namespace: str | None) -> Answer:
     """Every delivery of this host, or of a namespace."""
-    place = location(context, namespace).open()
+    place = location(context, namespace).open().overview()
     deliveries, unreadable = list[statuses.Status](), list[Finding]()
     for name in place.deliveries():
         try:

@@ -132,16 +132,6 @@ def parse(content: bytes) -> Report:
     raise ValueError(f"report_version is {version}, this version reads {VERSION}")
 
 
-def load_test(content: bytes) -> LoadReport | None:
-    """The load test of a report.json; None when it holds none, or is of another
-    version.
-    """
-    try:
-        return parse(content).throughput
-    except ValueError:
-        return None
-
-
 def to_markdown(whole: Report) -> str:
     """The verdict as a table, the latencies as another. What a model or a server said
     stays text, whatever it looks like.

@@ -17,6 +17,7 @@ OUTCOMES = {
     "no regression": "",
 }
 NOT_VALID, ANSWER = "gate.not-valid", "known answer"
+UNCOMPARED = "regression"
 FIXES = {
     "gate.smoke": "ask it yourself with the same prompt; if the answer is right, correct gates.smoke",
     "gate.replica": "read that pod's log (`kubectl logs POD`), and see its node: the others may answer rightly",
@@ -75,7 +76,7 @@ def judge(
     load: LoadReport | None,
     slo: Slo | None,
     *,
-    baseline: LoadReport | None = None,
+    baseline: LoadReport | str | None = None,
     max_regression: float | None = None,
 ) -> Verdict:
     """Passed when every smoke check and every bound of ``slo`` holds; what was not
@@ -84,7 +85,7 @@ def judge(
     Figures that are not valid are not judged: that they are not is the one reason. Of a
     buffered stream those between its tokens are not.
     ``baseline``: the load test of the release before, than which no metric may be worse
-    by more than ``max_regression`` (a share).
+    by more than ``max_regression`` (a share); or why there is none to compare with.
     """
     checks = smoke.checks if smoke else ()
     reasons = [_smoked(check) for check in checks]
@@ -115,15 +116,15 @@ def _unjudged(load: LoadReport, slo: Slo | None) -> str:
     return f"; seen, and not judged: {', '.join(seen)}" if seen else ""
 
 
-def _regressions(load: LoadReport, baseline: LoadReport, allowed: float) -> list[Reason]:
-    why = comparable(load, baseline)
+def _regressions(load: LoadReport, baseline: LoadReport | str, allowed: float) -> list[Reason]:
     try:
-        if why is None:
+        why = baseline if isinstance(baseline, str) else comparable(load, baseline)
+        if not isinstance(baseline, str) and why is None:
             return [regression(comparison, allowed) for comparison in compare(load, baseline, allowed)]
     except (ArithmeticError, ValueError):
         why = "no load test has such figures"
     text = f"not compared with the release before: {why}"
-    return [Reason("throughput", "regression", passed=True, text=text)]
+    return [Reason("throughput", UNCOMPARED, passed=True, text=text)]
 
 
 def regression(c: Comparison, allowed: float) -> Reason:

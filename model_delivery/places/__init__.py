@@ -42,6 +42,11 @@ class Place(Protocol):
         room.
         """
 
+    def overview(self) -> Place:
+        """The place as it is now, for who only looks, at many deliveries: nothing is read
+        twice.
+        """
+
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         """Make it gone, or begin its end (then it is in the world until it is gone); a
         process gets ``grace`` seconds after SIGTERM (none: its own setting).

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -27,6 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import ValidationError
+
 from model_delivery.base import (
     BadInput,
     Finding,
@@ -36,10 +39,12 @@ from model_delivery.base import (
     Refused,
     Retryable,
     Trouble,
+    problems,
     report,
     scrub,
     sink,
 )
+from model_delivery.base.findings import UNKNOWN
 from model_delivery.base.home import disk_full
 from model_delivery.steps import Step
 
@@ -52,6 +57,9 @@ KINDS: dict[str, type[Trouble]] = {
     "gate": GateFailed,
     "permanent": Permanent,
 }
+
+
+OTHER_INPUT = re.compile(r"ValidationError: \d+ validation errors? for \w+Input\n(.*)", re.DOTALL)
 
 
 def find(name: str) -> Step[Any, Any]:
@@ -76,8 +84,9 @@ def outcome(name: str, text: str, out: TextIO, mark: str = "") -> int:
     tell = partial(say, out, mark=mark)
     try:
         step = find(name)
+        given = _given(step, text)
         with sink(lambda p: tell({"progress": {k: v for k, v in asdict(p).items() if v is not None}})):
-            result = step.run(step.input.model_validate_json(text)).model_dump_json()
+            result = step.run(given).model_dump_json()
         result = scrub(result)
         step.output.model_validate_json(result)  # what JSON cannot say (NaN) is told here, not by who reads it
     except Trouble as trouble:
@@ -92,6 +101,32 @@ def outcome(name: str, text: str, out: TextIO, mark: str = "") -> int:
         return _failed(tell, "permanent", Permanent(Finding("step.broke", what, why, fix)))
     tell(_sealed(result))
     return 0
+
+
+def _given(step: Step[Any, Any], text: str) -> Any:
+    """Permanent where the run is of another version, and asks what is not known here."""
+    try:
+        return step.input.model_validate_json(text)
+    except ValidationError as error:
+        raise Permanent(_other_version(step.name, "; ".join(problems(error)[:3]))) from None
+
+
+def _other_version(name: str, why: str) -> Finding:
+    what = f"the image of the steps cannot run the {name} step of this version"
+    fix = "build and push the image of this version (Containerfile), name it in runner.image, then `up`"
+    return Finding("step.older-image", what, f"it is of another version: {why}", fix)
+
+
+def _plainly(name: str, ended: Trouble) -> Trouble:
+    """An older image tells as its own fault that it does not know a step, or a field."""
+    match ended.findings:
+        case [Finding(code=code, why=why)] if code in ("step.broke", UNKNOWN):
+            if found := OTHER_INPUT.match(why):
+                fields = [line for line in found[1].splitlines() if line and not line.startswith(" ")]
+                return Permanent(_other_version(name, f"it cannot read {', '.join(fields[:3])}"))
+            if why == f"KeyError: {name!r}":
+                return Permanent(_other_version(name, "it knows no such step"))
+    return ended
 
 
 def _sealed(text: str) -> dict[str, Any]:
@@ -122,7 +157,9 @@ def read(name: str, lines: Iterable[bytes], mark: str = "") -> str:
     if isinstance(ending, str):
         return ending
     what, why = f"the {name} step ended without a result", "its process was killed or its output was cut"
-    raise ending or Retryable(Finding("step.no-result", what, why, "run again; its log says more"))
+    if ending:
+        raise _plainly(name, ending)
+    raise Retryable(Finding("step.no-result", what, why, "run again; its log says more"))
 
 
 def _heard(line: bytes) -> str | Trouble | None:

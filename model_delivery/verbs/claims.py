@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 
-from model_delivery.base import BadInput, Finding, Permanent, SystemClock
+from model_delivery.base import BadInput, SystemClock
 from model_delivery.models.manifest import folder_name
 from model_delivery.models.store.garbage import Garbage
 from model_delivery.places.cluster.place import Cluster
@@ -83,11 +83,6 @@ def _users(place: Cluster) -> dict[str, list[tuple[str, ReleaseId, str]]]:
 def _run(session: Session, release: ReleaseId, given: GcInput) -> tuple[Item, ...]:
     try:
         return run_step(session, STEP, given, f"gc {session.request}", release).items
-    except Permanent as trouble:
-        if "KeyError: 'gc'" not in trouble.text:
-            raise
-        what, fix = "the image of the steps cannot collect garbage", "name a newer one in runner.image, then `up`"
-        raise Permanent(Finding("step.older-image", what, "it is of an older version", fix)) from None
     finally:
         _forget(session)
 

@@ -9,8 +9,13 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from model_delivery.base import sink
 from model_delivery.spec import DeliverySpec, parse_spec
 from model_delivery.values import RECORD, Ref
 from tests.crash.lab import NAME, Lab, Result
@@ -222,3 +227,47 @@ def test_what_of_a_refused_release_did_it_is_found_in_the_dark(lab: Lab) -> None
     assert 1 <= len(tried) <= 3
     assert lab.record.held == held is not None
     lab.converged(serving)
+
+
+def compared(lab: Lab) -> DeliverySpec:
+    content = lab.spec().model_dump(mode="json")
+    content["gates"]["throughput"] |= {"repeats": 2, "max_regression": 1000}
+    return parse_spec(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (
+            lambda text: text.replace('"report_version": 1', '"report_version": 99'),
+            "report_version is 99, this version",
+        ),
+        (lambda _: None, "No such file or directory"),
+    ],
+    ids=["another version's", "gone"],
+)
+def test_a_gate_says_that_the_report_of_what_serves_cannot_be_compared_with(
+    lab: Lab, spoil: Callable[[str], str | None], why: str
+) -> None:
+    lab.deliver(compared(lab))
+    (first,) = lab.record.ended
+    report = Path(str(first.report)).with_name("report.json")
+    if (spoilt := spoil(report.read_text())) is None:
+        report.unlink()
+    else:
+        assert spoilt != report.read_text()
+        report.write_text(spoilt)
+    second = lab.run(lambda: heard(compared(lab)))
+    told = f"not compared with the release before: the report of {first.release} cannot be read: {why}"
+    assert any(told in line for line in second.said["lines"]), second.said
+    reasons = json.loads(Path(str(lab.record.ended[-1].report)).with_name("report.json").read_text())["reasons"]
+    assert [reason["passed"] for reason in reasons if reason["text"].startswith(told)] == [True]
+
+
+def heard(spec: DeliverySpec) -> dict[str, Any]:
+    """What it came to, and its lines of progress."""
+    from model_delivery.flows.deliver import deliver
+
+    lines = list[str]()
+    with sink(lambda news: lines.append(news.line())):
+        return {"came": deliver.fn(spec), "lines": lines}

@@ -236,6 +236,9 @@ class Place:
         view.leaving = frozenset(releases)
         return view
 
+    def overview(self) -> Place:
+        return self
+
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         self.status.pop(ref, None)
         return Change(ref, "deleted" if self.objects.pop(ref, None) else "absent")

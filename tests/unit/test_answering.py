@@ -32,12 +32,13 @@ class Handler(BaseHTTPRequestHandler):
         reasons = {"stop": 100 * asked, "error": 10 * asked if "--sick" in sys.argv else 0}
         late = 20 if "--slow" in sys.argv else 0
         waits = {"0.1": 100 - late, "0.25": 100 - late, "+Inf": 100}
-        lines = [f"vllm:generation_tokens_total{{}} {count}"]
+        held = time.time_ns() / 2**63 if (here / "reading").exists() else 0.0
+        lines = [f"vllm:generation_tokens_total{{}} {count}", f"vllm:kv_cache_usage_perc{{}} {held}"]
         lines += [f'vllm:request_success_total{{finished_reason="{name}"}} {n}' for name, n in reasons.items()]
         lines += [f'vllm:time_to_first_token_seconds_bucket{{le="{le}"}} {asked * n}' for le, n in waits.items()]
         self.say("\\n".join(lines) + "\\n" if self.path == "/metrics" else "{}")
     def do_POST(self):
-        if any((here / flag).exists() for flag in ("silent", "busy", "hung")):
+        if any((here / flag).exists() for flag in ("silent", "busy", "reading", "hung")):
             time.sleep(60)
         text = '{"choices": [{"text": ""}]}'
         self.say("{}" if (here / "empty").exists() else text, 500 if (here / "broken").exists() else 200)
@@ -87,6 +88,7 @@ def spec(folder: Path, model: Path, port: int, *args: str, rollout: str = "watch
         ("broken", 1, "answered with status 500"),
         ("empty", 1, "its answer has none: {}"),
         ("busy", 0, "small: unchanged"),
+        ("reading", 0, "small: unchanged"),
     ],
 )
 def test_up_of_what_serves_unchanged_asks_it_for_a_token(
@@ -101,7 +103,7 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
         assert (well.returncode, "small: up" in well.stdout) == (0, True), well.stderr
         (folder / flag).touch()
         seen = deliver(home, "status", "small", "--probe", "--json")
-        bad = flag not in ("none", "busy")
+        bad = flag not in ("none", "busy", "reading")
         assert (seen.returncode, "[release.silent]" in seen.stderr) == (int(bad), bad), seen.stderr
         assert bool(json.loads(seen.stdout)["silent"]) == bad
         assert deliver(home, "status", "small").returncode == 0

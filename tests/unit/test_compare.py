@@ -72,6 +72,14 @@ def test_other_loads_and_invalid_tests_are_not_compared() -> None:
     assert "not compared with the release before: the profile was rag" in verdict.reasons[-1].text
 
 
+def test_a_release_before_without_figures_that_can_be_read_is_told_and_not_passed_over() -> None:
+    verdict = judge(None, of_runs(900, 900), Slo(), baseline="report_version is 2", max_regression=0.1)
+    assert verdict.passed
+    *bounds, told = verdict.reasons
+    assert told.text == "not compared with the release before: report_version is 2"
+    assert judge(None, of_runs(900, 900), Slo(), baseline="report_version is 2").reasons == tuple(bounds)
+
+
 def test_a_test_that_kept_no_runs_is_one_run_and_shows_no_noise() -> None:
     verdict = judge(None, of_runs(130, 131, 129), Slo(), baseline=load(runs=[]), max_regression=0.1)
     (told,) = [reason.text for reason in verdict.reasons if reason.name == "ttft_p95 regression"]

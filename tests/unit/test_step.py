@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 
-from model_delivery.base import BadInput, Progress, Retryable, sink
+from model_delivery.base import BadInput, Finding, Permanent, Progress, Retryable, sink
 from model_delivery.steps import run as protocol
 from model_delivery.steps.run import read
 
@@ -140,3 +140,30 @@ def test_a_step_in_a_pod_marks_its_lines_and_tells_nobody_its_mark(tmp_path: Pat
     with pytest.raises(Exception, match="exit code") as told:
         read("smoke", [*lines[:1], FORGED, *lines[1:]], MARK)
     assert not isinstance(told.value, BadInput)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("ValidationError: 1 validation error for SmokeInput\nreplicas\n  Extra inputs are not permitted [type=extra_forbidden]\n    For further information visit https://errors.pydantic.dev/2.14/v/extra_forbidden", "it cannot read replicas"),
+        ("KeyError: 'smoke'", "it knows no such step"),
+    ],
+)  # fmt: skip
+def test_an_image_of_an_older_version_is_named_with_its_remedy_and_not_as_a_fault_of_ours(told: str, why: str) -> None:
+    fault = Finding("step.broke", "the smoke step broke", told, "this is a fault of Model Delivery: report it")
+    with pytest.raises(Permanent) as ended:
+        read("smoke", [json.dumps({"findings": [fault.to_json()], "kind": "permanent"}).encode()])
+    (found,) = ended.value.findings
+    assert found.code == "step.older-image"
+    assert found.why.endswith(why)
+    assert "runner.image" in found.fix
+
+
+def test_an_image_that_is_asked_what_it_does_not_know_says_that_it_is_of_another_version(tmp_path: Path) -> None:
+    asked = {"url": "http://127.0.0.1:1", "model_names": ["m"], "prompt": "p", "expect": "", "max_tokens": 1, "mood": 1}
+    with (tmp_path / "out").open("w+") as out:
+        assert protocol.outcome("smoke", json.dumps(asked), out) == 1
+        out.seek(0)
+        said = out.read()
+    with pytest.raises(Permanent, match=r"(?s)another version: mood: there is no such field.*runner\.image"):
+        read("smoke", said.encode().splitlines())

@@ -21,7 +21,7 @@ ANOTHER = "name another claim in storage.claim"
 
 def on_one_node(look: Look, names: Collection[str]) -> list[str]:
     """Of the claims, those that one node at a time can mount."""
-    there = [look.client.get(Ref(CLAIM, name)) for name in names]
+    there = [look.get(Ref(CLAIM, name)) for name in names]
     return [live["metadata"]["name"] for live in there if live and "ReadWriteMany" not in live["spec"]["accessModes"]]
 
 

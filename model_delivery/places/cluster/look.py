@@ -85,6 +85,9 @@ class Look:
             yield page
             rest = query["continue"] = page["metadata"].get("continue")
 
+    def get(self, ref: Ref) -> Object | None:
+        return self.client.get(ref)
+
     def maybe(self, kind: Kind, query: Query = None) -> list[Object]:
         if kind not in self._absent:
             try:

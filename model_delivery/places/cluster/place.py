@@ -19,6 +19,7 @@ from model_delivery.places.cluster import binding, claims, pods, writing
 from model_delivery.places.cluster.client import Broken, Client, Status
 from model_delivery.places.cluster.look import Look
 from model_delivery.places.cluster.objects import MANAGER, Object, from_object, label, object_ref, owner
+from model_delivery.places.cluster.overview import Overview
 from model_delivery.places.cluster.pace import Pace
 from model_delivery.targets.kubernetes.kinds import CLAIM, JOB, POD, SECRET
 from model_delivery.values import (
@@ -65,7 +66,7 @@ class Cluster:
         if not dry_run and resource.role != "lease":
             self._pace.restart()
         ref = object_ref(resource.delivery, resource.ref)
-        live = self.client.get(ref)
+        live = self._look.get(ref) if dry_run else self.client.get(ref)
         version = live["metadata"]["resourceVersion"] if live else ABSENT
         if expect not in (ANY, version):
             raise Mismatch(resource.ref)
@@ -85,8 +86,14 @@ class Cluster:
         return writing.apply(self._look, resource, live, expect, take_over=self.take_over, dry_run=dry_run)
 
     def without(self, delivery: str, releases: Collection[str]) -> Cluster:
+        return self._seen_by(self._look.without(releases))
+
+    def overview(self) -> Cluster:
+        return self._seen_by(Overview(self.client))
+
+    def _seen_by(self, look: Look) -> Cluster:
         view = Cluster.__new__(Cluster)
-        vars(view).update(vars(self), _look=self._look.without(releases))
+        vars(view).update(vars(self), _look=look)
         return view
 
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
@@ -113,7 +120,7 @@ class Cluster:
         return self._look.world(delivery, fresh=fresh)
 
     def get(self, delivery: str, ref: Ref) -> Observed | None:
-        live = self.client.get(object_ref(delivery, ref))
+        live = self._look.get(object_ref(delivery, ref))
         seen = from_object(live, ref.kind) if live else None
         if seen is None or ref.kind != LEASE:
             return seen
@@ -178,7 +185,7 @@ class Cluster:
         if not isinstance(ref, KubeSecret):
             return read_secret(ref)
         name, key = ref.kube.name, ref.kube.key
-        live = self.client.get(Ref(SECRET, name)) or {}
+        live = self._look.get(Ref(SECRET, name)) or {}
         data = live.get("data") or {}
         if key not in data:
             has = f"it has no key {key}; it has: {', '.join(data) or 'none'}"

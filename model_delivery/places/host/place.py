@@ -87,6 +87,9 @@ class Host(StateFolder):
     def without(self, delivery: str, releases: Collection[str]) -> Host:
         return replace(self, leaving=tuple(self.process(delivery, Ref(ENGINE, release)) for release in releases))
 
+    def overview(self) -> Host:
+        return self
+
     def delete(self, delivery: str, ref: Ref, *, grace: float | None = None) -> Change:
         path = self._object(delivery, ref)
         old = self._stored(path)

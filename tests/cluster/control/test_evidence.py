@@ -19,7 +19,7 @@ import pytest
 
 from model_delivery.base import GateFailed, Permanent
 from model_delivery.flows.deliver import deliver
-from model_delivery.measure.report import load_test
+from model_delivery.measure.report import parse
 from model_delivery.run import evidence
 from model_delivery.run.record import Ended, Outcome
 from model_delivery.spec import DeliverySpec
@@ -68,7 +68,7 @@ def test_a_report_outlives_its_run_and_is_what_the_next_release_is_compared_with
     assert first["release"] in done.stdout
     saved = tmp_path / "saved" / f"{NAME}-{first['release']}-1"
     assert {file.name for file in saved.iterdir()} == {"report.json", "report.html", "metrics.prom", "throughput.png"}
-    load = load_test((saved / "report.json").read_bytes())
+    load = parse((saved / "report.json").read_bytes()).throughput
     assert load is not None
     assert [pod.requests is not None for pod in load.server] == [True], "the figures of the one pod, by its own address"
     assert f"{NAME}-{first['release']}" not in load.server[0].url

@@ -38,18 +38,20 @@ class Fault:
 
 @dataclass
 class FaultyApi:
-    """``faults``: each befalls one request; ``met``: those that did. ``kubeconfig``: the
-    administrator's, by way of the proxy.
+    """``faults``: each befalls one request; ``met``: those that did; ``asked``: the
+    method of every request. ``kubeconfig``: the administrator's, by way of the proxy.
     """
 
     cluster: Cluster
     kubeconfig: Path
     faults: list[Fault] = field(default_factory=list)
     met: list[Fault] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self, method: str, path: str) -> Fault | None:
         with self.lock:
+            self.asked.append(method)
             found = next((one for one in self.faults if one.method == method and one.path in path), None)
             if found is not None:
                 self.faults.remove(found)

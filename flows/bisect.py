@@ -9,7 +9,7 @@ from prefect import flow
 from model_delivery.base import Trouble
 from model_delivery.run.bisecting import Search
 from model_delivery.spec import DeliverySpec
-from model_delivery.tasks import artifacts, bisecting
+from model_delivery.tasks import artifacts, bisecting, gates
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks.cancelling import withdraw
 from model_delivery.tasks.running import Run, delivering
@@ -43,8 +43,8 @@ def _passes(run: Run, spec: DeliverySpec, lock: Lock, search: Search, asked: str
             stage = bisecting.dark(way)
             do.release(stage, way)
             endpoint = do.ready(stage)
-            smoke = do.smoke(stage, endpoint)
-            do.verdict(stage, smoke, do.throughput(stage, endpoint, smoke))
+            smoke = gates.smoke(stage, endpoint)
+            gates.verdict(stage, smoke, gates.throughput(stage, endpoint, smoke))
         except Trouble as trouble:
             if not bisecting.is_its_fault(trouble):
                 raise

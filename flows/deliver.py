@@ -9,6 +9,7 @@ from prefect import flow
 from model_delivery.base import Duration
 from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
+from model_delivery.tasks import gates
 from model_delivery.tasks.approving import answered, approved
 from model_delivery.tasks.cancelling import withdraw
 from model_delivery.tasks.running import AWAITING, Run, delivering, named
@@ -58,10 +59,10 @@ def stages(run: Run, approval: Duration | None = None) -> bool:
         if do.races(stage):
             endpoint = do.race(stage, endpoint, way)
         if stage.gates:
-            smoke = do.smoke(stage, endpoint)
-            load = do.throughput(stage, endpoint, smoke)
-            beside = do.control(stage) if do.breaks_a_figure(smoke, load) else None
-            do.verdict(stage, smoke, load, beside)
+            smoke = gates.smoke(stage, endpoint)
+            load = gates.throughput(stage, endpoint, smoke)
+            beside = gates.control(stage) if gates.breaks_a_figure(smoke, load) else None
+            gates.verdict(stage, smoke, load, beside)
         if stage.watched:
             do.watch(stage)
     do.promote()

@@ -15,8 +15,8 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-AREAS = {("model_delivery",): 705_000, ("loadtests",): 21_000, ("flows", "tasks"): 67_000}
-LIMIT = 792_000
+AREAS = {("model_delivery",): 735_000, ("loadtests",): 21_000, ("flows", "tasks"): 67_000}
+LIMIT = 825_000
 FILE_LIMIT = 400
 IDLE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 

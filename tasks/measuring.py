@@ -18,7 +18,7 @@ from model_delivery.places import Place
 from model_delivery.places.opening import Location
 from model_delivery.steps.load import LoadInput, profile, run
 from model_delivery.tasks import artifacts
-from model_delivery.tasks.delivering import baseline
+from model_delivery.tasks.gates import baseline
 from model_delivery.tasks.running import page
 from model_delivery.tasks.step import run_id, step
 from model_delivery.values import ThroughputGate

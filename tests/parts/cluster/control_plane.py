@@ -163,7 +163,8 @@ class Cluster:
         waited for).
         """
         name = f"t-{secrets.token_hex(4)}"
-        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        self.client.post("/api/v1/namespaces", json=made).raise_for_status()
         needed = [
             f"/api/v1/namespaces/{name}/{one}" for one in ("serviceaccounts/default", "configmaps/kube-root-ca.crt")
         ]
@@ -175,7 +176,7 @@ class Cluster:
         try:
             yield name
         finally:
-            self.kubectl("delete", "namespace", name, "--wait=false")
+            self.client.delete(f"/api/v1/namespaces/{name}").raise_for_status()
 
     def start(self) -> None:
         self.start_etcd()

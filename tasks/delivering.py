@@ -1,4 +1,4 @@
-"""The steps of the DAG but its gates: bodies of a few lines over this context's session."""
+"""The steps of the DAG but its gates: bodies of a few lines over a session."""
 
 from __future__ import annotations
 

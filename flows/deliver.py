@@ -11,6 +11,7 @@ from model_delivery.spec import DeliverySpec
 from model_delivery.tasks import delivering as do
 from model_delivery.tasks.approving import answered, approved
 from model_delivery.tasks.cancelling import withdraw
+from model_delivery.tasks.racing import race, races
 from model_delivery.tasks.running import AWAITING, Run, delivering, named
 
 
@@ -55,8 +56,8 @@ def stages(run: Run, approval: Duration | None = None) -> bool:
             return False
         do.release(stage, way)
         endpoint = do.ready(stage)
-        if do.races(stage):
-            endpoint = do.race(stage, endpoint, way)
+        if races(stage):
+            endpoint = race(stage, endpoint, way)
         if stage.gates:
             smoke = do.smoke(stage, endpoint)
             load = do.throughput(stage, endpoint, smoke)

@@ -19,7 +19,7 @@ from model_delivery.measure.control import blame, breaks_figures
 from model_delivery.measure.metrics import LoadReport
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.measure.verdict import Reason, Verdict, judge
-from model_delivery.run import evidence, protocol, racing, rules, starting, watching
+from model_delivery.run import evidence, protocol, rules, starting, watching
 from model_delivery.run.answering import finding, in_use, probe, restart, wait_led
 from model_delivery.run.book import Book
 from model_delivery.run.plan import Route
@@ -163,19 +163,6 @@ def ready(stage: Stage) -> str:
     endpoint = starting.wait_ready(session, candidate)
     protocol.wait_routed(session, stage)
     return endpoint
-
-
-def races(stage: Stage) -> bool:
-    """Do the candidate's loaders race there?"""
-    return racing.wanted(current(), stage)
-
-
-@step("race", per_stage=True)
-def race(stage: Stage, endpoint: str, way: Route) -> str:  # noqa: ARG001 - the stage is shown
-    """Its endpoint, once it is started with the loader that has won; nothing serves from
-    it meanwhile.
-    """
-    return racing.race(current(), endpoint, way.strategy)
 
 
 @step("smoke", per_stage=True)

@@ -27,7 +27,7 @@ from tests.parts.steady import Steady, steady
 from tests.parts.tiny_model import tiny_model
 
 SPARED = 5  # seconds between a pod's end and its engine's SIGTERM: manifests/deployment.yaml
-LOAD: dict[str, Any] = {"rate": 6.0, "probes": 0, "low": 5, "high": (30 if FLIPS else 8) * PER_SECOND}
+LOAD: dict[str, Any] = {"rate": 6.0, "probes": 0, "low": 5, "high": 30 * PER_SECOND if FLIPS else 65}
 SHAPES: tuple[dict[str, Any], ...] = ({"standby": "0s"}, {"standby": "10m"})
 pytestmark = pytest.mark.timeout(3600 if FLIPS else 300)
 

@@ -22,7 +22,7 @@ from model_delivery.flows.rollback import rollback
 from model_delivery.measure.report import parse
 from model_delivery.run import protocol
 from model_delivery.run.session import Session
-from model_delivery.spec import DeliverySpec, load_spec
+from model_delivery.spec import DeliverySpec, load_spec, parse_spec
 from model_delivery.steps.run import find, read
 from model_delivery.values import Stage, Strategy
 from tests.compatibility import restore
@@ -46,12 +46,23 @@ class Case:
     facts: dict[str, Any]
     rerun: dict[str, Any]
 
+    @property
+    def asked(self) -> DeliverySpec:
+        """Where a gate refused a figure, an answer is refused: on a busy machine a load
+        test of 0.3 s cannot be judged, or asks nothing.
+        """
+        if self.rerun["said"].get("exit_code") != 4:
+            return self.spec
+        content = self.spec.model_dump(mode="json")
+        content["gates"]["smoke"]["expect"] = "no model says this"
+        return parse_spec(content)
+
     def run(self) -> tuple[dict[str, Any], list[str]]:
         """As ``rerun`` says, in a process of its own: what it came to, and the stages
         that it passed.
         """
         asked = self.rerun["asked"][0]
-        return self.forked(lambda: rollback.fn(NAME) if asked == "rollback" else deliver.fn(self.spec))
+        return self.forked(lambda: rollback.fn(NAME) if asked == "rollback" else deliver.fn(self.asked))
 
     def forked(self, act: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
         def watched() -> dict[str, Any]:
@@ -188,13 +199,11 @@ def as_it_planned(case: Case, planned: dict[str, Any]) -> None:
 
 def ends_as_it_did(case: Case) -> None:
     """In every field but those of a run's own: its pids, times and requests. What a gate
-    refuses by figures that hold is held since; whether they do, on a busy machine, the
-    verdict says.
+    refuses is held since.
     """
     status, then = says("status", NAME), case.rerun["status"]
     if case.rerun["said"].get("exit_code") == 4:
-        judged = "[gate.not-valid]" not in says("history", NAME)[-1]["message"]
-        assert status.pop("held") == judged, "a schedule does not try it again"
+        assert status.pop("held"), "a schedule does not try it again"
         then = {name: value for name, value in then.items() if name != "held"}
     own = ("running", "standby_until")
     assert {name: status[name] for name in then if name not in own} == {

@@ -107,6 +107,8 @@ EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 class Serving(Part):
     """How the engine serves; ``model_names`` is what clients send, ``chat_template`` a
     template's content, once loaded. ``cache``: where pods keep what the engine compiles.
+    ``readahead``: pods read the weights into their node's memory while the engine imports
+    its libraries.
     """
 
     model_names: tuple[ModelName, ...] = ()
@@ -119,12 +121,14 @@ class Serving(Part):
     startup_timeout: Duration | None = None
     pod: Pod = Pod()
     cache: Literal["none", "claim", "node"] = "none"
+    readahead: bool = False
 
     @model_serializer(mode="wrap")
     def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What keeps none is written as before there were any."""
+        """What asks for neither is written as before there were any."""
         made: dict[str, Any] = dump(self)
-        return {name: value for name, value in made.items() if (name, value) != ("cache", "none")}
+        unsaid = {"cache": "none", "readahead": False}
+        return {name: value for name, value in made.items() if name not in unsaid or value != unsaid[name]}
 
     @field_validator("args")
     @classmethod

@@ -1,5 +1,5 @@
 """The manifests that come with Model Delivery: valid YAML, read once, given out as fresh
-copies.
+copies; and the scripts that pods run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ Object = dict[str, Any]
 def _documents(file: str) -> dict[str, Object]:
     text = (packaged("manifests") / file).read_text(encoding="utf-8")
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+@cache
+def script(file: str) -> str:
+    return (packaged("manifests") / file).read_text(encoding="utf-8")
 
 
 def document(file: str, kind: str) -> Object:

@@ -125,7 +125,10 @@ def _crashed(pod: Object, status: Object, ended: Object, events: Sequence[Object
 
 
 def _probe(events: Sequence[Object]) -> Failed | None:
-    """The kubelet ended it itself, because a probe failed."""
+    """The kubelet ended it itself, because a probe failed, or its hook."""
+    if hooks := [event["message"] for event in events if event.get("reason") == "FailedPostStartHook"]:
+        what, fix = "the engine was killed: its hook could not be run", "leave out serving.readahead, which needs sh"
+        return Failed(Finding("engine.hook-failed", what, hooks[-1], fix))
     killing = [match[1] for event in events if (match := PROBE.search(event.get("message", "")))]
     if not killing:
         return None

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model_delivery.diagnosis import pod_caches
 from model_delivery.diagnosis.pods import condition, living
 from model_delivery.diagnosis.starting import moment_of, passed
 from model_delivery.values import ENGINES, Phase, Start
@@ -20,13 +21,13 @@ def start(pods: Sequence[Object], events: Sequence[Object]) -> Start | None:
     """What all of those that live have come by, and when the last did. None: there is
     none.
     """
-    made = (_start(pod, events) for pod in living(pods) if pod["status"].get("phase") != "Failed")
-    starts = [one for one in made if one]
+    own = [pod for pod in living(pods) if pod["status"].get("phase") != "Failed"]
+    starts = [one for pod in own if (one := _start(pod, events))]
     if not starts:
         return None
     every = {phase: [one.reached.get(phase, LATER) for one in starts] for phase in Phase}
     reached = {phase: None if None in at else max(filter(None, at)) for phase, at in every.items() if LATER not in at}
-    return Start(min(one.began for one in starts), reached)
+    return Start(min(one.began for one in starts), reached, *pod_caches.told(own))
 
 
 def _start(pod: Object, events: Sequence[Object]) -> Start | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model_delivery.base import Progress, report
+from model_delivery.base import Finding, Progress, Trouble, report
 from model_delivery.measure.smoke import SmokeReport
 from model_delivery.run import rules
 from model_delivery.run.book import Book
@@ -48,13 +48,31 @@ def wait_ready(session: Session, release: ReleaseId) -> str:
     once.
     """
     frozen, before = session.frozen(release), kept(session, release)
-    timeline = Timeline(before[-1] if before else {})
-    endpoint = session.wait_ready(release, patience(frozen, before), timeline)
+    timeline, timeout = Timeline(before[-1] if before else {}), patience(frozen, before)
+    try:
+        endpoint = session.wait_ready(release, timeout, timeline)
+    except Trouble as failed:
+        plain = frozen.payload.without_cache()
+        if plain is None or not timeline.kept or not failed.findings[0].code.startswith("engine."):
+            raise
+        report(Progress("cache", str(_dropped(failed.findings[0]))))
+        session.freeze(release, frozen.model_copy(update={"payload": plain}))
+        session.remove(session.target.main(session.delivery, session.release(release)))
+        session.converge()
+        timeline = Timeline(timeline.before)
+        endpoint = session.wait_ready(release, timeout, timeline)
     if timeline.seconds and not session.candidate.starts:
         if Phase.HEALTHY in timeline.seconds:
             report(Progress("start", words(timeline.seconds)))
         session.write(rules.started(session.record, timeline.seconds))
     return endpoint
+
+
+def _dropped(failed: Finding) -> Finding:
+    """A start is doubted, not its error: a spoilt cache has no words of its own."""
+    what, why = "the engine is started once more, without its cache", f"with what an earlier start left: {failed.what}"
+    fix = "where it becomes ready now, `deliver gc` removes what was spoilt"
+    return Finding("engine.cache-dropped", what, why, fix)
 
 
 def answered(candidate: Candidate, smoked: SmokeReport | None) -> Starts:

@@ -11,6 +11,7 @@ from model_delivery.places import Place
 from model_delivery.values import Failed, InProgress, Phase, Start, World
 
 R = TypeVar("R")
+BEFORE_PROCESS = (Phase.SCHEDULED, Phase.PULLED)
 NEWS_SECONDS = 15.0  # between two lines that say the same
 
 
@@ -18,22 +19,35 @@ NEWS_SECONDS = 15.0  # between two lines that say the same
 class Timeline:
     """When each phase of a start was come by, in seconds since it began: as somebody told
     it, else as it was first seen. One that was over before the first look, and nobody
-    says when, has no time. ``before``: of the last start of the same.
+    says when, has no time. ``before``: of the last start of the same. ``process``: when
+    its process began, as it was told. ``kept``: does it start with what an earlier one
+    compiled?
     """
 
     before: Mapping[Phase, float] = field(default_factory=dict)
     began: float | None = None
     seconds: dict[Phase, float] = field(default_factory=dict)
     missed: set[Phase] = field(default_factory=set)
+    process: float | None = None
+    kept: bool = False
+    told: set[Finding] = field(default_factory=set)
 
     def note(self, start: Start | None, now: float) -> None:
         """What a look at ``now`` (seconds since the epoch) shows of it."""
         if start is None:
             return
+        self.kept = start.kept
+        for finding in start.findings:
+            if finding not in self.told:
+                self.told.add(finding)
+                report(Progress("cache", str(finding)))
         if start.began != self.began:
-            self.began, self.seconds = start.began, {}
+            self.began, self.seconds, self.process = start.began, {}, None
             self.missed = {phase for phase, at in start.reached.items() if at is None}
-        order = [*Phase]
+        order, process = [*Phase], start.reached.get(Phase.PROCESS)
+        if process and self.process and process > self.process:  # it ended, and was started anew where it was
+            self.seconds = {phase: at for phase, at in self.seconds.items() if phase in BEFORE_PROCESS}
+        self.process = process or self.process
         for number, phase in enumerate(order):
             if phase in start.reached and phase not in self.seconds.keys() | self.missed:
                 at, told = start.reached[phase], self.seconds

@@ -120,7 +120,7 @@ def _service(payload: DeploymentPayload | DeploymentAdopted, delivery: str, rele
 class Deployment(Routed):
     """Without a gateway a Service selects one release: traffic cannot be weighed."""
 
-    spec, kinds, engine_port, keeps_caches = DeploymentTarget, (DEPLOYMENT,), PORT, True
+    spec, kinds, engine_port, shapes_pods = DeploymentTarget, (DEPLOYMENT,), PORT, True
     payloads = DeploymentPayload, DeploymentAdopted
 
     def payload(self, asked: Asked, lock: Lock) -> ClusterPayload:

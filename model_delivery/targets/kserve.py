@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from model_delivery.base import Finding, Object, base_url, manifest
 from model_delivery.diagnosis import pods
 from model_delivery.models.manifest import folder_name
+from model_delivery.targets.kubernetes import caches
 from model_delivery.targets.kubernetes.adoption import (
     Found,
     engine_of,
@@ -40,7 +41,7 @@ from model_delivery.targets.kubernetes.release import (
     verbatim,
 )
 from model_delivery.targets.kubernetes.route import Routed, RoutedKey
-from model_delivery.targets.protocol import Asked, Get, Site, Target
+from model_delivery.targets.protocol import Asked, Get, Site, Target, not_yet
 from model_delivery.values import (
     Current,
     Demand,
@@ -131,7 +132,7 @@ class KServeAdopted(AdoptedPayload):
 class KServe(Routed):
     """The predictor's own Service is the endpoint of a release."""
 
-    spec, kinds, engine_port = KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080
+    spec, kinds, engine_port, shapes_pods = KServeTarget, (INFERENCE_SERVICE, SERVING_RUNTIME), 8080, True
     payloads = KServePayload, KServeAdopted
     backend, port = BACKEND, 80
 
@@ -147,6 +148,8 @@ class KServe(Routed):
         predictor = service["spec"]["predictor"]
         template: Object = {"metadata": {}, "spec": runtime["spec"] | predictor}
         serve(template, asked, lock, MODELS)
+        if asked.serving.cache == "node":
+            caches.keep(template["spec"], runtime["spec"]["containers"][0], asked, lock)
         predictor |= {key: value for key, value in template["spec"].items() if key not in runtime["spec"]}
         predictor |= template["metadata"]
         (engine,) = runtime["spec"]["containers"]
@@ -185,6 +188,7 @@ class KServe(Routed):
     def misfits(self, asked: Asked, place: Site) -> Iterator[Finding]:
         """Is its API there, and can what KServe makes be called so?"""
         yield from super().misfits(asked, place)
+        yield from not_yet(self.key.kind, {"serving.cache: claim (not node)": asked.serving.cache == "claim"})
         for kind in absent_kinds(place, self.kinds):
             yield Finding(
                 "kserve.not-installed",

@@ -266,6 +266,7 @@ class Process(Target):
             "serving.replicas above 1": serving.replicas.max > 1,
             "serving.pod": bool(serving.pod.model_dump(exclude_defaults=True)),
             "serving.cache (a host keeps one anyway)": serving.cache != "none",
+            "serving.readahead (a host does so anyway)": serving.readahead,
             "runner.image": asked.runner.image is not None,
         }
         limits = {f"serving.resources.limits: {name}": name not in LIMITS for name in serving.resources.limits}

@@ -49,11 +49,14 @@ class Phase(StrEnum):
 @dataclass(frozen=True)
 class Start:
     """How far a start is that ``began`` (seconds since the epoch): the phases it has come
-    by, and when; None: nobody says when.
+    by, and when; None: nobody says when. ``kept``: it goes on with what an earlier start
+    compiled. ``findings``: what it goes on without.
     """
 
     began: float
     reached: Mapping[Phase, float | None]
+    kept: bool = False
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)

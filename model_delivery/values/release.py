@@ -72,6 +72,12 @@ class Payload(Part):
         """Of the object that was adopted."""
         return None
 
+    def without_cache(self) -> Payload | None:
+        """As it is, but that its engine keeps nothing of what it compiles; None: it keeps
+        nothing anyway, or the place leaves that out by itself.
+        """
+        return None
+
     @property
     def sleeps(self) -> bool:
         """Can its engine give its cards back, and wake up as it was?"""

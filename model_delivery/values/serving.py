@@ -13,7 +13,7 @@ from model_delivery.base import Duration, Part, SecretRef, Size, Text
 MOST_GPUS = 1024
 MODEL_NAME, LONGEST_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"), 200
 SECRET = re.compile(r"-(token|secret|password|api-key)$")
-LATER = (("cache", "none"), ("loader", "default"))
+LATER = (("cache", "none"), ("loader", "default"), ("readahead", False))
 OURS = ("--model", "--served-model-name", "--host", "--port", "--api-key")
 
 
@@ -110,6 +110,8 @@ class Serving(Part):
     template's content, once loaded. ``cache``: where pods keep what the engine compiles.
     ``loader``: how it reads the weights; ``race``: each new release tries all ways of its
     engine, and keeps the fastest of equal answers.
+    ``readahead``: pods read the weights into their node's memory while the engine imports
+    its libraries.
     """
 
     model_names: tuple[ModelName, ...] = ()
@@ -123,6 +125,7 @@ class Serving(Part):
     pod: Pod = Pod()
     cache: Literal["none", "claim", "node"] = "none"
     loader: Literal["default", "race"] = "default"
+    readahead: bool = False
 
     @model_serializer(mode="wrap")
     def _plainly(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

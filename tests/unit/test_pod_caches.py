@@ -4,7 +4,10 @@ so.
 
 from __future__ import annotations
 
+import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import pytest
 
 from model_delivery.steps.gc import STEP, GcInput
 from model_delivery.targets.deployment import DeploymentPayload
-from model_delivery.targets.kserve import KServe, KServeKey
-from model_delivery.targets.kubernetes.caches import FOLDER, LINKED, MOUNT
+from model_delivery.targets.kserve import KServe, KServeKey, KServePayload
+from model_delivery.targets.kubernetes.caches import FOLDER, MOUNT, WHOLE
+from model_delivery.targets.process import Process, ProcessKey
+from model_delivery.targets.t9k import T9k, T9kKey
 from model_delivery.values import Lock
 from tests.parts.asked import asked
 from tests.unit.test_deployment import LOCK, PLAIN
@@ -61,8 +66,9 @@ def test_what_changes_the_code_changes_the_folder_and_a_name_does_not() -> None:
 def test_a_nodes_folder_is_made_where_it_is_missing() -> None:
     made = payload(cache="node")
     (volume,) = (volume for volume in pod(made)["volumes"] if "hostPath" in volume)
-    assert volume["hostPath"]["type"] == "DirectoryOrCreate"
-    assert volume["hostPath"]["path"].startswith("/var/cache/model-delivery/m/")
+    assert volume["hostPath"] == {"path": "/var/cache/model-delivery", "type": "DirectoryOrCreate"}
+    (mount,) = (mount for mount in pod(made)["containers"][0]["volumeMounts"] if mount["name"] == volume["name"])
+    assert mount["subPath"].startswith("m/")
     assert made.caches == ()
     assert pod(made)["volumes"][0]["persistentVolumeClaim"]["readOnly"] is True
 
@@ -73,26 +79,95 @@ def test_the_container_that_tries_asks_for_no_device_and_is_as_restricted_as_the
     assert tries["resources"] == {"limits": {"memory": "8Gi"}, "requests": {"memory": "8Gi"}}
     assert engine["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "8Gi"}
     assert (tries["image"], tries["securityContext"]) == (engine["image"], engine["securityContext"])
-    assert {mount["mountPath"] for mount in tries["volumeMounts"]} == {"/tmp", MOUNT}  # noqa: S108
+    assert {mount["mountPath"] for mount in tries["volumeMounts"]} == {"/tmp", WHOLE}  # noqa: S108
 
 
-@pytest.mark.parametrize("usable", [True, False])
-def test_the_caches_are_linked_only_where_they_can_be_written(tmp_path: Path, *, usable: bool) -> None:
-    (script,) = pod(payload(cache="claim"))["initContainers"][0]["command"][2:]
-    kept, tmp = tmp_path / "kept", tmp_path / "tmp"
-    tmp.mkdir()
-    if usable:
-        kept.mkdir()
-    else:
-        kept.write_text("a file")
-    moved = script.replace("/tmp/", f"{tmp}/").replace(MOUNT, str(kept))  # noqa: S108
-    done = subprocess.run(["sh", "-c", moved], capture_output=True, text=True, check=True)
-    assert ("[engine.cache-unusable]" in done.stdout) is not usable, done.stderr
-    for name, path in LINKED.items():
-        link = tmp / Path(path).relative_to("/tmp")  # noqa: S108
-        assert link.is_symlink() is usable
-        assert not usable or link.resolve() == kept / name
-    assert not usable or not [path for path in kept.rglob("*") if path.is_file()], "what was tried leaves nothing"
+@dataclass
+class Tried:
+    """The init container's script, with its folders below one of the test's."""
+
+    top: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.top / "whole" / payload(cache="claim").caches[0]
+
+    def again(self) -> str:
+        """What it says of the cache."""
+        script, *words = pod(payload(cache="claim"))["initContainers"][0]["command"][2:]
+        for path, here in (("/tmp/", "tmp/"), (f"{WHOLE}/", "whole/"), ("/dev/termination-log", "said")):  # noqa: S108
+            script, *words = (word.replace(path, f"{self.top}/{here}") for word in (script, *words))
+        done = subprocess.run(["sh", "-c", script, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def links(self) -> dict[str, str]:
+        there = {name: self.top / Path(path).relative_to("/") for name, path in LINKED.items()}
+        return {name: str(path.readlink()) for name, path in there.items() if path.is_symlink()}
+
+
+@pytest.fixture
+def tried(tmp_path: Path) -> Tried:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return Tried(tmp_path)
+
+
+LINKED = {"vllm": "/tmp/cache/vllm", "triton": "/tmp/.triton", "flashinfer": "/tmp/.cache/flashinfer"}  # noqa: S108
+NEW, KEPT, UNWRITABLE, FOREIGN = "new", "kept", "unwritable", "foreign"
+EVERY = {name: f"{MOUNT}/{name}" for name in LINKED}
+
+
+def test_the_caches_are_linked_and_what_an_earlier_start_left_is_told(tried: Tried) -> None:
+    assert (tried.again(), tried.links()) == (NEW, EVERY)
+    assert not [path for path in tried.folder.rglob("*") if path.is_file()], "what was tried leaves nothing"
+    assert tried.folder.stat().st_mode & 0o777 == 0o700
+    assert (tried.top / "said").read_text() == f"{NEW}\n"
+    (tried.folder / "triton" / "code").write_text("compiled")
+    assert (tried.again(), tried.links()) == (KEPT, EVERY)
+
+
+def test_many_that_start_at_once_all_find_it(tried: Tried) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert {run.result() for run in [pool.submit(tried.again) for _ in range(32)]} == {NEW}
+
+
+def test_what_cannot_be_written_or_is_anothers_is_left_out_and_the_pod_starts(tried: Tried) -> None:
+    assert tried.again() == NEW
+    triton = tried.folder / "triton"
+    triton.rmdir()
+    triton.write_text("a file")
+    assert (tried.again(), tried.links()) == (UNWRITABLE, {}), "a link of a start before is gone too"
+    triton.unlink()
+    os.chown(tried.folder, 12345, 12345)
+    assert (tried.again(), tried.links()) == (FOREIGN, {})
+
+
+@pytest.mark.parametrize("cache", ["claim", "node"])
+def test_what_starts_without_is_otherwise_the_same(cache: str) -> None:
+    assert payload().without_cache() is None
+    made = payload(cache=cache).without_cache()
+    assert made is not None
+    assert made.caches == ()
+    claim = pod(made)["volumes"][0]["persistentVolumeClaim"]
+    assert claim.pop("readOnly", True), "its engine's mount is read-only anyway"
+    pod(made)["volumes"][0]["persistentVolumeClaim"] = claim | {"readOnly": True}
+    assert made == payload()
+
+
+def kserve(**serving: Any) -> KServePayload:
+    made = KServe(KServeKey(namespace="ns")).payload(asked(**serving), LOCK)
+    assert isinstance(made, KServePayload)
+    return made
+
+
+def test_kserves_pods_keep_one_on_their_node() -> None:
+    made = kserve(cache="node")
+    (tries,) = made.service["spec"]["predictor"]["initContainers"]
+    assert {mount["mountPath"] for mount in tries["volumeMounts"]} == {"/tmp", WHOLE}  # noqa: S108
+    assert MOUNT in [mount["mountPath"] for mount in made.runtime["spec"]["containers"][0]["volumeMounts"]]
+    assert set(made.runtime["spec"]) == set(kserve().runtime["spec"]), "a ServingRuntime has no init containers"
+    assert made.without_cache() == kserve()
+    assert kserve().without_cache() is None
 
 
 def test_gc_removes_what_no_release_needs_and_nothing_else(tmp_path: Path) -> None:
@@ -114,7 +189,8 @@ def test_an_older_images_gc_reads_what_it_is_given_where_no_cache_is_kept() -> N
     assert set(GcInput(root="/", wanted=(), dry_run=True).model_dump()) == {"root", "wanted", "dry_run"}
 
 
-def test_kserve_has_none_yet() -> None:
-    target = KServe(KServeKey(namespace="ns"))
-    told = next(target.preflight(asked(cache="claim"), {}, None, lambda: None))  # type: ignore[arg-type]
-    assert (told.code, "serving.cache" in told.what) == ("target.not-there-yet", True)
+@pytest.mark.parametrize("setting", [{"cache": "claim"}, {"readahead": True}])
+@pytest.mark.parametrize("target", [T9k(T9kKey(namespace="ns")), Process(ProcessKey())])
+def test_what_a_target_cannot_do_is_refused_by_name(target: Any, setting: dict[str, Any]) -> None:
+    told = next(target.preflight(asked(**setting), {}, None, lambda: None))
+    assert (told.code, f"serving.{next(iter(setting))}" in told.what) == ("target.not-there-yet", True)

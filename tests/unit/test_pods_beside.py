@@ -129,6 +129,15 @@ def test_an_engine_that_the_kubelet_ends_because_a_probe_fails(code: int, probe:
     assert fix in finding.fix
 
 
+def test_an_engine_that_the_kubelet_ends_because_its_hook_cannot_be_run() -> None:
+    message = 'PostStartHook failed: exec: "sh": executable file not found in $PATH'
+    events = (event("FailedPostStartHook", message), event("Killing", "FailedPostStartHook"))
+    ended = {"reason": "Error", "exitCode": 137}
+    finding = told(judged(pod(waiting=("CrashLoopBackOff", ""), ended=ended, restarts=1), events=events))
+    assert (finding.code, finding.why) == ("engine.hook-failed", message)
+    assert "serving.readahead" in finding.fix
+
+
 @pytest.mark.parametrize(
     ("message", "why", "fix"),
     [

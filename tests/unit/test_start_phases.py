@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from model_delivery.base import sink
 from model_delivery.diagnosis.engine_log import diagnose, last_line
+from model_delivery.diagnosis.pod_caches import CONTAINER
 from model_delivery.diagnosis.pod_starts import start
 from model_delivery.diagnosis.starting import passed, starting
 from model_delivery.run.starting import words
@@ -123,6 +125,38 @@ def test_a_pods_start_is_timed_by_what_the_cluster_says_though_nobody_looked() -
     assert [*told.values()] == sorted(told.values())
     assert (told[Phase.SCHEDULED], told[Phase.HEALTHY]) == (2, 400)
     assert words(told).startswith("scheduled 2.0 s, image pulled 300.0 s, process up 301.0 s, weights 3")
+
+
+def test_a_container_that_is_started_anew_has_come_by_nothing_yet() -> None:
+    timeline = Timeline(BEFORE)
+    timeline.note(start([running(stamped(REAL, 310), 301)], (PULLED,)), BEGAN + 400)
+    assert Phase.COMPILED in timeline.seconds
+    timeline.note(start([running("", 450)], (PULLED,)), BEGAN + 451)
+    assert timeline.seconds == {Phase.SCHEDULED: 2, Phase.PULLED: 300, Phase.PROCESS: 450}
+    timeline.note(start([running("", 450, since("Ready", 500))], (PULLED,)), BEGAN + 501)
+    assert timeline.seconds[Phase.HEALTHY] == 500
+
+
+def test_why_a_pods_engine_starts_without_its_cache_is_told_once() -> None:
+    def made(word: str, name: str = CONTAINER) -> dict[str, Any]:
+        pod = running("", 5)
+        ended = {"terminated": {"exitCode": 0, "message": f"{word}\n"}}
+        pod["status"]["initContainerStatuses"] = [{"name": name, "state": ended}]
+        return pod
+
+    told, timeline = list[str](), Timeline()
+    with sink(lambda news: told.append(news.line())):
+        for _ in range(2):
+            timeline.note(start([made("foreign"), made("new")], ()), BEGAN + 10)
+    [line] = told
+    assert "the engine starts without its cache: its folder is another user's [engine.cache-unusable]" in line
+    for pods, kept in (([made("foreign"), made("new")], False), ([made("kept"), made("new")], True)):
+        timeline.note(start(pods, ()), BEGAN + 10)
+        assert timeline.kept is kept
+    for pods in ([made("unwritable", "mine")], [made("[x.y] rm -rf")], [running("", 5)]):
+        found = start(pods, ())
+        assert found is not None
+        assert (found.kept, found.findings) == (False, ())
 
 
 def test_several_engines_are_as_far_as_the_slowest_and_a_pod_that_ends_does_not_count() -> None:

@@ -1,7 +1,7 @@
 """What an engine in a pod compiled, kept on its claim or its node for its next start.
 
-An init container tries whether it can be written, and only then links it to where the
-engine's caches are anyway: a pod that cannot use it starts as without.
+An init container, which never fails, tries whether it can be used, and only then links it
+to where the engine's caches are anyway: a pod that cannot use it starts as without.
 """
 
 from __future__ import annotations
@@ -11,39 +11,36 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from model_delivery.base import Object
+from model_delivery.base.manifests import script
+from model_delivery.diagnosis.pod_caches import CONTAINER
 from model_delivery.models.manifest import folder_name
 from model_delivery.targets.protocol import Asked
 from model_delivery.values import Lock, digest
 
 FOLDER, NODE = "model-delivery-cache", "/var/cache/model-delivery"  # on a claim; on a node
-MOUNT, VOLUME, CLAIM = "/var/cache/model-delivery", "cache", "models"
-LINKED = {"vllm": "/tmp/cache/vllm", "triton": "/tmp/.triton", "flashinfer": "/tmp/.cache/flashinfer"}  # noqa: S108
-TRY = """wrote() { mkdir -p "$1" && dd if=/dev/zero of="$1/.probe" bs=65536 count=16 2>/dev/null && rm "$1/.probe"; }
-try() { wrote "$1" || { rm -f "$1/.probe"; false; }; }
-link() { mkdir -p "${2%/*}" && ln -s "$1" "$2"; }
-unused="[engine.cache-unusable] the engine starts without its cache: it cannot be written, or is full"
-"""
+MOUNT, WHOLE = "/var/cache/model-delivery", "/mnt/cache"  # the engine's; all of the volume
+VOLUME, CLAIM = CONTAINER, "models"
 
 
 def keep(pod: Object, engine: Object, asked: Asked, lock: Lock) -> None:
     """By ``serving.cache``; the GPU is not known before a pod is placed, and is part of
-    vLLM's own names in the folder.
+    vLLM's own names in the folder. Where it is a claim, the pod's volume ``models`` is
+    that.
     """
     serving = asked.serving
     if serving.cache == "none":
         return
     code = {"args": serving.args, "env": serving.model_dump(mode="json")["env"], "limits": engine["resources"]}
-    key = digest([lock.image, folder_name(lock.snapshot), code], 16)
-    mount = {"name": CLAIM, "mountPath": MOUNT, "subPath": f"{FOLDER}/{asked.name}/{key}"}
+    folder = f"{asked.name}/{digest([lock.image, folder_name(lock.snapshot), code], 16)}"
     if serving.cache == "node":
-        where = {"path": f"{NODE}/{asked.name}/{key}", "type": "DirectoryOrCreate"}
-        pod["volumes"].append({"name": VOLUME, "hostPath": where})
-        mount = {"name": VOLUME, "mountPath": MOUNT}
+        volume = VOLUME
+        pod["volumes"].append({"name": volume, "hostPath": {"path": NODE, "type": "DirectoryOrCreate"}})
     else:  # one volume: a pod that names a claim twice never starts (kubernetes/kubernetes#127004)
+        volume, folder = CLAIM, f"{FOLDER}/{folder}"
         claim = next(volume for volume in pod["volumes"] if volume["name"] == CLAIM)
-        del claim["persistentVolumeClaim"]["readOnly"]
-    engine["volumeMounts"].append(mount)
-    pod["initContainers"] = [*pod.get("initContainers", []), _tries(engine, mount)]
+        claim["persistentVolumeClaim"].pop("readOnly", None)
+    engine["volumeMounts"].append({"name": volume, "mountPath": MOUNT, "subPath": folder})
+    pod["initContainers"] = [*pod.get("initContainers", []), _tries(engine, volume, folder)]
 
 
 def used(pod: Mapping[str, Any]) -> Iterator[str]:
@@ -53,13 +50,27 @@ def used(pod: Mapping[str, Any]) -> Iterator[str]:
         yield from (folder for folder in folders if folder.startswith(f"{FOLDER}/"))
 
 
-def _tries(engine: Object, mount: Object) -> Object:
-    links = " && ".join(f"link {MOUNT}/{name} {path}" for name, path in LINKED.items())
-    tried = " && ".join(f"try {MOUNT}/{name}" for name in LINKED)
+def left_out(made: Any) -> Any:
+    """What is made of a payload, without what keeps a cache."""
+    if isinstance(made, dict):
+        parts = {key: (one, left_out(one)) for key, one in made.items()}
+        return {key: left for key, (one, left) in parts.items() if left or not one}
+    return [left_out(one) for one in made if not _ours(one)] if isinstance(made, list) else made
+
+
+def _ours(one: Any) -> bool:
+    return isinstance(one, dict) and (one.get("name") == CONTAINER or one.get("mountPath") == MOUNT)
+
+
+def _tries(engine: Object, volume: str, folder: str) -> Object:
+    """Its folder is made here, as the pod's user: a kubelet would make it for root, or
+    could not, and the engine would never start.
+    """
     tmp = [one for one in engine["volumeMounts"] if one["name"] == "tmp"]
     made = {key: copy.deepcopy(engine[key]) for key in ("image", "securityContext", "resources")}
     for amounts in made["resources"].values():
         for name in [name for name in amounts if "/" in name]:
             del amounts[name]
-    script = f'{TRY}if {tried}; then {links}; else echo "$unused"; fi\n'
-    return {"name": "cache", "command": ["sh", "-c", script], "volumeMounts": [*tmp, dict(mount)], **made}
+    command = ["sh", "-c", script("cache.sh"), CONTAINER, f"{WHOLE}/{folder}", MOUNT]
+    mounts = [*tmp, {"name": volume, "mountPath": WHOLE}]
+    return {"name": CONTAINER, "command": command, "volumeMounts": mounts, **made}

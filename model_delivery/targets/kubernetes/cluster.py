@@ -81,12 +81,13 @@ class InCluster(Target):
     first of its kinds can be adopted.
 
     ``payloads``: of a release that is made here, and of one that was adopted;
-    ``engine_port``: of somebody's container that names none.
+    ``engine_port``: of somebody's container that names none. ``shapes_pods``: may its
+    pods have init containers and hooks?
     """
 
     adopts = True
     notebooks: ClassVar[bool] = False
-    keeps_caches: ClassVar[bool] = False
+    shapes_pods: ClassVar[bool] = False
     payloads: ClassVar[tuple[type[ClusterPayload], type[AdoptedPayload]]]
     engine_port: ClassVar[int]
     key: ClusterKey
@@ -184,7 +185,8 @@ class InCluster(Target):
         """Where rights or the namespace are missing, nothing else can be known."""
         wanted = {"storage.notebook": asked.storage.notebook and not self.notebooks}
         cache, read_only = asked.serving.cache, asked.storage.access == "ReadOnlyMany"
-        wanted["serving.cache"] = cache != "none" and not self.keeps_caches
+        wanted["serving.cache"] = cache != "none" and not self.shapes_pods
+        wanted["serving.readahead"] = asked.serving.readahead and not self.shapes_pods
         wanted["serving.cache: claim, on one that is only read,"] = cache == "claim" and read_only
         wanted["serving.loader: race"] = asked.serving.loader == "race"
         yield from not_yet(self.key.kind, wanted)

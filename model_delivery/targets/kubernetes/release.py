@@ -8,14 +8,16 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from model_delivery.base import Finding, KubeSecret, Object, Refused, SecretRef
 from model_delivery.diagnosis.scheduling import number
 from model_delivery.models.manifest import folder_name
+from model_delivery.targets.kubernetes.caches import left_out
 from model_delivery.targets.kubernetes.kinds import CONFIG_MAP, POD
+from model_delivery.targets.kubernetes.readahead import read_ahead
 from model_delivery.targets.protocol import Asked
 from model_delivery.values import (
     ENGINES,
@@ -98,6 +100,10 @@ class ClusterPayload(Payload):
     def caches(self) -> tuple[str, ...]:
         """Folders on its claim of what its engine compiled."""
         return ()
+
+    def without_cache(self) -> Self | None:
+        made = self.content()
+        return None if (plain := left_out(made)) == made else type(self).model_validate(plain)
 
     def origin(self, name: str) -> Origin:
         """``name``: of a release that was made here."""
@@ -281,11 +287,13 @@ def serve(template: Object, asked: Asked, lock: Lock, model: str = "") -> None:
     (engine,) = pod["containers"]
     seconds = startup_seconds(serving, lock)
     engine["image"] = lock.image
-    engine["args"] = [literal(word) for word in arguments(model or f"{MOUNT}/{folder_name(lock.snapshot)}", serving)]
+    folder = model or f"{MOUNT}/{folder_name(lock.snapshot)}"
+    engine["args"] = [literal(word) for word in arguments(folder, serving)]
     engine["env"] += [{"name": READY_TIMEOUT, "value": str(seconds)}, *environment(serving)]
     engine["startupProbe"]["failureThreshold"] = math.ceil(seconds / engine["startupProbe"]["periodSeconds"])
     limits = limits_of(serving)
     engine["resources"] = {"limits": limits, "requests": limits} if limits else {}
+    read_ahead(engine, folder, serving)
     if not model:
         claim = {"claimName": claim_name(asked.name, asked.storage), "readOnly": True}
         _named(pod["volumes"], "models")["persistentVolumeClaim"] = claim

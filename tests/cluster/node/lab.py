@@ -21,6 +21,7 @@ from model_delivery.run.record import Record, load
 from model_delivery.values import RECORD_REF
 from model_delivery.verbs.status import status
 from tests.parts.cluster.node import ADDRESS, Node
+from tests.parts.cluster.provisioner import folder_of
 from tests.parts.gateway import running_gateway
 from tests.parts.hubs.huggingface import HuggingFaceHub, running_hub
 from tests.parts.kserve import running_kserve
@@ -77,6 +78,11 @@ class Lab:
         assert run.returncode == code, f"exit code {run.returncode}\n{said}"
         return said
 
+    def volume(self) -> Path:
+        """Where what its claim holds is on this machine."""
+        (claim,) = self.there("pvc")
+        return folder_of(json.loads(self.node.kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json")))
+
     def there(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
         """What kubectl shows of this delivery's namespace."""
         return list(
@@ -123,17 +129,22 @@ def controller(node: Node, kind: str) -> Iterator[None]:
 
 @contextmanager
 def running_lab(
-    node: Node, folder: Path, model: Path, images: Mapping[str, str], kind: str = "deployment"
+    node: Node,
+    folder: Path,
+    model: Path,
+    images: Mapping[str, str],
+    kind: str = "deployment",
+    level: str = "restricted",
 ) -> Iterator[Lab]:
-    """In a namespace of its own with the pull secret ``pull``; it enforces the restricted
-    Pod Security level, which Knative's pods would not pass.
+    """In a namespace of its own with the pull secret ``pull``; it enforces the Pod
+    Security level, of which Knative's pods would not pass the restricted one.
     """
-    level = {} if kind == "t9k" else {"pod-security.kubernetes.io/enforce": "restricted"}
+    labels = {} if kind == "t9k" else {"pod-security.kubernetes.io/enforce": level}
     crt, key = node.authority.issue("hub", "hub.test", names=["hub.test"])
     certificate = folder / "hub.pem"
     certificate.write_text(key.read_text() + crt.read_text())
     with (
-        node.namespace(**level) as namespace,
+        node.namespace(**labels) as namespace,
         running_hub(model, certificate, (ADDRESS, "hub.test")) as hub,
         pytest.MonkeyPatch.context() as patch,
     ):

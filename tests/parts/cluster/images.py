@@ -235,6 +235,15 @@ def push_engine(registry: Registry) -> str:
     return registry.push("vllm-cpu", tag, [_base_layer(registry, "vllm-cpu"), layer], config)
 
 
+def push_told_engine(registry: Registry, repository: str, code: str) -> str:
+    """``code`` in Python, then the stand-in engine; new to every node."""
+    program = timing_engine.build()
+    layers = [_base_layer(registry, repository), _program(registry, repository, program)]
+    layers.append(registry.push_blob(repository, [_tar({"new": secrets.token_bytes()})], LAYER))
+    serves = f"{code}\nimport os, sys\nos.execv('/{program.name}', ['engine', '--host', '0.0.0.0', *sys.argv[1:]])"
+    return registry.push(repository, "new", layers, {"Env": [PATH], "Entrypoint": ["python3", "-c", serves]})
+
+
 def _base_layer(registry: Registry, repository: str) -> Descriptor:
     return registry.push_blob(repository, _read(base()), LAYER)
 

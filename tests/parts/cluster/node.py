@@ -29,7 +29,10 @@ NODE, ADDRESS, DNS = "node0", "192.0.2.10", "10.96.0.10"
 SERVICES, PODS = "10.96.0.0/16", "10.244.0.0/24"
 SOURCES = Path(__file__).parent
 PROGRAMS = ("containerd", "runc", "ctr", "nft", "ip", "docker-registry", "buildah", "debootstrap")
-COVERED = ("/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/netns")
+COVERED = (
+    *("/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/netns"),
+    "/var/cache/model-delivery",
+)
 
 
 def missing() -> str:
@@ -76,6 +79,12 @@ class Node(Cluster):
         """Into containerd's store, past the kubelet."""
         shown = f"{USER}:{PASSWORD}"
         self.ctr("images", "pull", "--hosts-dir", str(self.folder / "registries"), "--user", shown, reference)
+
+    def forget_image(self, reference: str) -> None:
+        """Out of containerd's store, by each of its names."""
+        names = [line.split() for line in self.ctr("images", "list").splitlines()]
+        (digest,) = {words[2] for words in names if words[0] == reference}
+        self.ctr("images", "remove", "--sync", *(words[0] for words in names if words[2] == digest))
 
     def _cover(self) -> None:
         """The folders that the kubelet and the rest cannot be told to leave alone are

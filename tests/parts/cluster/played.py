@@ -186,12 +186,10 @@ class Player(threading.Thread):
         del self.children[name]
         self.ready.discard(name)
         self.failed_at.setdefault(name, time.time())
-        began = self.states[name]["running"]["startedAt"]
+        told = {**self.states[name]["running"], **self.scene.last_words(name)}
         number = 128 - code if code < 0 else code
         reason = "Error" if number else "Completed"
-        self.states[name] = {
-            "terminated": {"exitCode": number, "reason": reason, "startedAt": began, "finishedAt": now()}
-        }
+        self.states[name] = {"terminated": {"exitCode": number, "reason": reason, **told, "finishedAt": now()}}
         return True
 
     def code(self, name: str) -> int | None:

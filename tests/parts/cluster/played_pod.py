@@ -21,6 +21,7 @@ from tests.parts.cluster.control_plane import Cluster
 from tests.parts.cluster.provisioner import folder_of
 
 Object = Mapping[str, Any]
+LAST_WORDS = "/dev/termination-log"
 KEPT = ("PATH", "HOME", "PYTHONPATH", "LANG", "VIRTUAL_ENV")
 
 
@@ -66,6 +67,7 @@ class Scene:
                 one["mountPath"].rstrip("/"): self._volume(one["name"]) / one.get("subPath", "")
                 for one in spec.get("volumeMounts", ())
             }
+            mounts[LAST_WORDS] = self._words_of(spec["name"])
         except LookupError as missing:
             return Container((), {}, ("CreateContainerConfigError", str(missing.args[0])))
         expanded = [_expand(word, environ) for word in (*spec.get("command", ()), *spec.get("args", ()))]
@@ -81,6 +83,14 @@ class Scene:
         return Container(
             (*image, *map(place, expanded)), kept | {name: place(value) for name, value in environ.items()}
         )
+
+    def last_words(self, container: str) -> dict[str, str]:
+        """Its termination message, as its status has it."""
+        said = self._words_of(container)
+        return {"message": said.read_text()} if said.exists() else {}
+
+    def _words_of(self, container: str) -> Path:
+        return self.folder / f"termination-{container}"
 
     def _placer(self, mounts: Mapping[str, Path]) -> Callable[[str], str]:
         """Rewrites text; the mounted files' own text is rewritten here too."""
@@ -126,6 +136,8 @@ class Scene:
             real = folder_of(found)
             real.mkdir(parents=True, exist_ok=True)
             return real
+        if host := volume.get("hostPath"):
+            folder = self.cluster.folder / "host" / host["path"].strip("/")
         folder.mkdir(parents=True, exist_ok=True)
         sources = volume["projected"]["sources"] if "projected" in volume else [volume]
         for source in sources:

@@ -39,13 +39,14 @@ Descriptor = Mapping[str, Any]
 @dataclass
 class Fault:
     """Answers requests whose path matches ``path`` with ``status``, ``times`` times
-    (None: always).
+    (None: always). ``over``: they are held until then, and answered as they are.
     """
 
     status: int
     path: str = ""
     times: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    over: threading.Event | None = None
 
 
 @dataclass
@@ -89,6 +90,16 @@ class Registry:
             yield fault
         finally:
             self.faults.remove(fault)
+
+    @contextmanager
+    def holding(self, path: str) -> Iterator[threading.Event]:
+        """Requests whose path matches ``path`` wait for the event, or the block's end."""
+        with self.failing(0, path) as fault:
+            fault.over = threading.Event()
+            try:
+                yield fault.over
+            finally:
+                fault.over.set()
 
     def answers(self) -> bool:
         try:
@@ -160,6 +171,9 @@ class _Proxy(BaseHTTPRequestHandler):
         self.registry.asked.append((self.command, self.path))
         for fault in self.registry.faults:
             if fault.times != 0 and re.search(fault.path, self.path):
+                if fault.over:
+                    fault.over.wait()
+                    break
                 fault.times = None if fault.times is None else fault.times - 1
                 self._answer(fault.status, fault.headers, b"")
                 return

@@ -30,6 +30,7 @@ from model_delivery.base.part import (
     Part,
     Port,
     Text,
+    Word,
     base_url,
     did_you_mean,
     moment,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 
 class Part(BaseModel):
@@ -19,7 +19,16 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
 
+def _short_enough(text: str) -> str:
+    """Linux starts no program with a longer one."""
+    if len(text.encode(errors="surrogatepass")) > WORD_BYTES:
+        raise ValueError(f"longer than {WORD_BYTES:,} bytes")
+    return text
+
+
+WORD_BYTES = 128_000
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
+Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$"), AfterValidator(_short_enough)]
 Moment = Annotated[float, Field(ge=0, lt=1 << 37, allow_inf_nan=False)]  # seconds since the epoch, for 4,000 years
 
 

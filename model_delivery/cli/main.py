@@ -74,7 +74,8 @@ def main() -> None:
             what, why = "a setting of Prefect is wrong", "; ".join(problems(error)[:3])
             fix = "correct the PREFECT_ variable, or see `prefect config view`"
             sys.exit(bad_news(BadInput(Finding("prefect.bad-setting", what, why, fix))))
-        sys.exit(bad_news(Permanent(unexpected(error))))
+        kind = BadInput if getattr(error, "errno", None) == errno.ENAMETOOLONG else Permanent
+        sys.exit(bad_news(kind(unexpected(error))))
 
 
 def _usage(error: click.ClickException) -> Trouble:

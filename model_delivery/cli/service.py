@@ -33,6 +33,9 @@ def status(where: Where, *, probe: bool) -> Answer:
     now = statuses.status(where.place, where.name, probe=probe)
     found = [silent(where.name, now.silent)] if now.silent else []
     found += [not_asked(where.name, now.unasked)] if now.unasked else []
+    if probe and now.serving and now.state != statuses.UP and not found:
+        fix = "`deliver up` of its spec puts it right, or says why not"
+        found += [Finding("release.not-up", f"what serves {where.name} gives no token", f"it is {now.state}", fix)]
     return Answer(asdict(now), _lines(now), Permanent(*found) if found else None)
 
 

@@ -14,7 +14,7 @@ ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@
 STAMP = r"^(?:(?P<at>\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:std(?:out|err) [FP] )?)?"  # of a container's log
 PREFIX = re.compile(
     rf"{STAMP}"
-    r"(?:\((?P<who>\w*)[^()]*?\bpid=\d+[^()]*\) ?)*"  # Ray's stand within vLLM's own
+    r"(?:\((?=[^()]*\))(?=[^()]*?\bpid=\d)(?P<who>\w*)[^()]*?\bpid=\d+[^()]*\) ?)*"  # Ray's stand within vLLM's own
     r"(?P<rank>\[rank\d+\]: ?)?"
     r"(?:(?P<level>[A-Z]+) [\d-]+ [\d:.,]+ \[(?P<file>[\w./-]*)[^\]]*\] ?|(?P<server>[A-Z]+): {3,}"
     r"|\[?(?P<native>[DIWEF])\d{4} [\d:.]+ [^\]]*\] ?)?"

@@ -81,7 +81,7 @@ def probe(book: Book, name: ReleaseId) -> Probe:
 
 
 def finding(delivery: str, why: str) -> Finding:
-    fix = f"`deliver logs {delivery}` may say why; `deliver down {delivery}`, then `deliver up` again, starts it anew"
+    fix = f"`deliver up` of its spec keeps its state and starts it anew; `deliver logs {delivery}` may say why"
     what = f"the engine of {delivery} says it is well, and gives no token"
     return Finding("release.silent", what, f"asked for one, {why}", fix)
 

@@ -170,7 +170,7 @@ def _settled(session: Session) -> str:
         session.freeze(release, frozen.model_copy(update={"lock": frozen.lock.model_copy(update={"loader": won})}))
         session.converge()
         try:
-            endpoint = starting.wait_ready(session, release)
+            endpoint = starting.wait_ready(session, release, racing=True)
         except Trouble as trouble:
             if won == DEFAULT_LOADER or isinstance(trouble, Interrupted):
                 raise

@@ -13,6 +13,7 @@ from model_delivery.run.record import Candidate, Starts
 from model_delivery.run.session import Session
 from model_delivery.run.wait import Timeline
 from model_delivery.values import Phase, ReleaseId, World
+from model_delivery.values.engine import DEFAULT_LOADER
 
 PATIENCE = 3.0  # times the longest start that is kept
 ANSWERS = ("chat", "completions")  # checks of a smoke test that need a token
@@ -43,20 +44,20 @@ def patience(frozen: Frozen, before: Sequence[Starts]) -> float:
     return max(frozen.startup_seconds, PATIENCE * longest)
 
 
-def wait_ready(session: Session, release: ReleaseId) -> str:
-    """The candidate's own endpoint, once it is ready; how its start went is noted,
-    once.
+def wait_ready(session: Session, release: ReleaseId, *, racing: bool = False) -> str:
+    """The candidate's own endpoint, once it is ready; how its start went is noted, once.
+    A start that fails with what may be left out (an earlier start's cache, the loader
+    that has won, unless they are ``racing``) is tried once without it.
     """
     frozen, before = session.frozen(release), kept(session, release)
     timeline, timeout = Timeline(before[-1] if before else {}), patience(frozen, before)
     try:
         endpoint = session.wait_ready(release, timeout, timeline)
     except Trouble as failed:
-        plain = frozen.payload.without_cache()
-        if plain is None or not timeline.kept or not failed.findings[0].code.startswith("engine."):
+        plain = _plainer(frozen, failed.findings[0], kept=timeline.kept, racing=racing)
+        if plain is None:
             raise
-        report(Progress("cache", str(_dropped(failed.findings[0]))))
-        session.freeze(release, frozen.model_copy(update={"payload": plain}))
+        session.freeze(release, plain)
         session.remove(session.target.main(session.delivery, session.release(release)))
         session.converge()
         timeline = Timeline(timeline.before)
@@ -68,11 +69,21 @@ def wait_ready(session: Session, release: ReleaseId) -> str:
     return endpoint
 
 
-def _dropped(failed: Finding) -> Finding:
+def _plainer(frozen: Frozen, failed: Finding, *, kept: bool, racing: bool) -> Frozen | None:
     """A start is doubted, not its error: a spoilt cache has no words of its own."""
-    what, why = "the engine is started once more, without its cache", f"with what an earlier start left: {failed.what}"
-    fix = "where it becomes ready now, `deliver gc` removes what was spoilt"
-    return Finding("engine.cache-dropped", what, why, fix)
+    if not failed.code.startswith("engine."):
+        return None
+    if kept and (payload := frozen.payload.without_cache()):
+        what, why = "the engine is started once more, without its cache", "with what an earlier start left"
+        fix = "where it becomes ready now, `deliver gc` removes what was spoilt"
+        report(Progress("cache", str(Finding("engine.cache-dropped", what, f"{why}: {failed.what}", fix))))
+        return frozen.model_copy(update={"payload": payload})
+    if not racing and frozen.lock.loader not in (None, DEFAULT_LOADER):
+        what, why = "the engine is started once more, with its own loader", f"with {frozen.lock.loader}: {failed.what}"
+        fix = "where it becomes ready now, nothing: it keeps that one"
+        report(Progress("race", str(Finding("engine.loader-dropped", what, why, fix))))
+        return frozen.model_copy(update={"lock": frozen.lock.model_copy(update={"loader": DEFAULT_LOADER})})
+    return None
 
 
 def answered(candidate: Candidate, smoked: SmokeReport | None) -> Starts:

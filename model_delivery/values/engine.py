@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from model_delivery.base import Duration, Part, Size, did_you_mean
+from model_delivery.base import Duration, Part, Size, Word, did_you_mean
 from model_delivery.base.home import packaged
 
 PLACEHOLDER = re.compile(r"\{[a-z_]+\}")
@@ -29,6 +29,7 @@ VLLM_CACHES = {
 LATER = ("cache", "sleep", "loaders")
 DEFAULT_LOADER = "default"  # the engine's own, without an argument of ours
 VARIABLE, SUBFOLDER = r"^[A-Za-z_][A-Za-z0-9_]*$", r"^[a-z0-9][a-z0-9._-]*$"
+VariableName = Annotated[str, Field(pattern=VARIABLE)]
 LoaderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 IMAGE = re.compile(r"(?:^|/)vllm(?:-openai|-cpu|-tpu)?[a-z-]*:(?:.*vllm[_-])?(v?\d+\.\d+[\w.]*)")
 
@@ -79,8 +80,8 @@ class Sleep(Part):
     sleeps (``{"is_sleeping": true}``).
     """
 
-    args: tuple[str, ...] = ()
-    variables: dict[str, str] = Field(default_factory=dict)
+    args: tuple[Word, ...] = ()
+    variables: dict[VariableName, Word] = Field(default_factory=dict)
     sleep: Annotated[str, Field(pattern="^/")] = "/sleep?level=1&mode=wait"
     wake: Annotated[str, Field(pattern="^/")] = "/wake_up"
     asleep: Annotated[str, Field(pattern="^/")] = "/is_sleeping"
@@ -92,7 +93,7 @@ class Loader(Part):
     be there.
     """
 
-    args: tuple[str, ...] = Field(min_length=1)
+    args: tuple[Word, ...] = Field(min_length=1)
     module: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
 
 
@@ -107,9 +108,9 @@ class Engine(Part):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     folder: str = ""
-    command: tuple[str, ...] = Field(min_length=1)
+    command: tuple[Word, ...] = Field(min_length=1)
     environment: Environment | None = None
-    variables: dict[str, str] = Field(default_factory=dict)
+    variables: dict[VariableName, Word] = Field(default_factory=dict)
     ready: Ready = Ready()
     stop: Stop = Stop()
     resources: Needs = Needs()
@@ -129,6 +130,8 @@ class Engine(Part):
     @classmethod
     def _command(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         _only(COMMAND_KNOWS, words)
+        if not words[0]:
+            raise ValueError("its first word is the program, and is empty")
         if any("{names}" in word and word != "{names}" for word in words):
             raise ValueError("{names} must be an argument of its own: it becomes one argument a name")
         return words

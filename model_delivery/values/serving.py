@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from model_delivery.base import Duration, Part, SecretRef, Size, Text
+from model_delivery.base import Duration, Part, SecretRef, Size, Text, Word
 
 MOST_GPUS = 1024
 MODEL_NAME, LONGEST_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"), 200
@@ -99,10 +99,16 @@ class Pod(Where):
     volume_mounts: tuple[dict[str, Any], ...] = ()
     shm: Size | None = None
 
+    @field_validator("volumes", "volume_mounts")
+    @classmethod
+    def _named(cls, given: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        if not all(isinstance(one.get("name"), str) for one in given):
+            raise ValueError("each has a name")
+        return given
+
 
 ModelName = Annotated[str, Field(pattern=MODEL_NAME.pattern, max_length=LONGEST_NAME)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-EnvValue = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 class Serving(Part):
@@ -116,7 +122,7 @@ class Serving(Part):
 
     model_names: tuple[ModelName, ...] = ()
     args: tuple[Text, ...] = ()
-    env: dict[EnvName, EnvValue | SecretRef] = Field(default_factory=dict)
+    env: dict[EnvName, Word | SecretRef] = Field(default_factory=dict)
     api_key: SecretRef | None = None
     chat_template: str | None = None
     resources: Resources = Resources()

@@ -252,13 +252,16 @@ def told(changes: Collection[Change]) -> Told:
 
 def logs(place: Place, name: str, release: str | None = None, *, follow: bool = False) -> Iterator[bytes]:
     """Lines of the engine's log: of ``release``, else the candidate's, else what serves,
-    else the last that was tried. Permanent where it has none.
+    else the last that was tried. Permanent where it has none. Refused where a secret is
+    not known here: nobody could tell whether the log says it.
     """
     book = read(place, name)
     record = book.record
     last = record.ended[-1].release if record.ended else ""
     chosen = release or (record.candidate.release if record.candidate else record.serving) or last
-    unknown_secret(book, chosen)
+    if why := unknown_secret(book, chosen):
+        what, fix = f"the log of {name} is not shown", "set here what the engine was started with, then ask again"
+        raise Refused(Finding("release.log-unshown", what, f"it may say a secret that is not known here: {why}", fix))
     lines = place.engine_log(name, chosen, follow=follow)
     first = next(lines, None)
     if first is None:

@@ -99,8 +99,8 @@ def test_up_of_what_serves_unchanged_asks_it_for_a_token(
     try:
         first = deliver(home, "up", str(file))
         assert first.returncode == 0, first.stderr
-        well = deliver(home, "status", "small", "--probe")
-        assert (well.returncode, "small: up" in well.stdout) == (0, True), well.stderr
+        well = deliver(home, "status", "small", "--probe", "--json")
+        assert (well.returncode, json.loads(well.stdout)["state"]) == (0, "up"), well.stderr
         (folder / flag).touch()
         seen = deliver(home, "status", "small", "--probe", "--json")
         bad = flag not in ("none", "busy", "reading")

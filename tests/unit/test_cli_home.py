@@ -193,6 +193,12 @@ def test_a_secret_in_an_engines_log_is_shown_by_no_verb_and_without_the_secret_n
         assert "401 with token ***" in deliver(home, "status", "small", MY_TOKEN=token).stdout
         assert "not quoted: the environment variable MY_TOKEN" in deliver(home, "status", "small", "--json").stdout
         assert "401 with token ***" in deliver(home, "logs", "small", MY_TOKEN=token).stdout
+        for words in ((), ("--release", "(.*)"), ("--release", "*")):
+            refused = deliver(home, "logs", "small", *words)
+            assert (refused.returncode, refused.stdout) == (3, ""), refused
+            assert "[release.log-unshown]" in refused.stderr
+        odd = deliver(home, "logs", "small", "--release", ".*", MY_TOKEN=token)
+        assert (odd.returncode, odd.stdout) == (3, ""), odd
         planned = deliver(home, "plan", str(file), "--json", MY_TOKEN=token).stdout
         assert "401 with token ***" in planned
     finally:

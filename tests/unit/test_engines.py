@@ -105,6 +105,12 @@ def test_a_mistake_is_named_with_its_file_and_key(folder: Path, old: str, new: s
         load_engine(str(folder))
 
 
+def test_one_that_is_nested_beyond_reading_is_refused(folder: Path) -> None:
+    (folder / "engine.toml").write_text(f"name = {'[' * 3000}{']' * 3000}")
+    with pytest.raises(BadInput, match=r"engine\.not-toml"):
+        load_engine(str(folder))
+
+
 def test_a_locked_vllm_that_is_too_old_for_its_command_is_refused(locked: Path) -> None:
     (locked / "uv.lock").write_text('[[package]]\nname = "vllm"\nversion = "0.17.1"\n')
     engine = locked / "engine.toml"

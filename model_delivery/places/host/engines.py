@@ -74,7 +74,7 @@ def load_engine(name: str) -> Engine:
     except OSError as error:
         what = f"{error.filename or file} cannot be read"
         raise BadInput(Finding("engine.not-readable", what, error.strerror or "", "name a readable folder")) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(Finding("engine.not-toml", f"{file}: not valid TOML", str(error), fix)) from None
     except ValidationError as error:
         wrong = (Finding("engine.invalid", f"{file}: {problem}", "", fix) for problem in problems(error))

@@ -45,7 +45,8 @@ class StateFolder:
 
     def engine_logs(self, delivery: str, release: str) -> dict[int, Path]:
         """Of each of its starts, by the start's number."""
-        paths = ((re.fullmatch(rf"{release}-(\d{{1,9}})\.log", p.name), p) for p in self.logs(delivery).glob("*.log"))
+        name = re.compile(rf"{re.escape(release)}-(\d{{1,9}})\.log")
+        paths = ((name.fullmatch(path.name), path) for path in self.logs(delivery).glob("*.log"))
         return {int(found[1]): path for found, path in paths if found}
 
     def slots(self, delivery: str) -> Path:

@@ -95,6 +95,15 @@ def test_the_fastest_of_equal_answers_serves_is_locked_and_makes_every_later_sta
         assert len(logs) == 1, "it was started more than once"
     finally:
         assert deliver(elsewhere, "down", NAME).returncode == 0
+    locked["lock"]["loader"] = "broken"
+    (tmp_path / "lock.yaml").write_text(yaml.safe_dump(locked))
+    third = tmp_path / "third"
+    try:
+        there = deliver(third, "up", str(tmp_path / "lock.yaml"))
+        assert (there.returncode, "[engine.loader-dropped]" in there.stderr) == (0, True), there.stderr
+        assert yaml.safe_load(deliver(third, "lock", NAME).stdout)["lock"]["loader"] == "default"
+    finally:
+        assert deliver(third, "down", NAME).returncode == 0
 
 
 def test_what_serves_answers_throughout_a_race_and_is_not_started_anew(lab: Lab) -> None:

@@ -199,6 +199,8 @@ def test_a_secret_in_an_engines_log_is_shown_by_no_verb_and_without_the_secret_n
             assert "[release.log-unshown]" in refused.stderr
         odd = deliver(home, "logs", "small", "--release", ".*", MY_TOKEN=token)
         assert (odd.returncode, odd.stdout) == (3, ""), odd
+        probed = deliver(home, "status", "small", "--probe", MY_TOKEN=token)
+        assert (probed.returncode, "[release.not-up]" in probed.stderr) == (1, True), probed.stderr
         planned = deliver(home, "plan", str(file), "--json", MY_TOKEN=token).stdout
         assert "401 with token ***" in planned
     finally:

@@ -78,9 +78,7 @@ def compare(new: LoadReport, old: LoadReport, allowed: float) -> tuple[Compariso
     judged = [f for f in HEADLINES if f.metric.compared and new.validity.judges(f.metric.key)]
     figures = [f for f in judged if old.validity.judges(f.metric.key) and all(run.get(f.name, 0) > 0 for run in every)]
     found = tuple(_comparison(f, new, old, allowed, len(figures)) for f in figures)
-    if any(c.worse <= -1 for c in found):
-        raise ArithmeticError
-    if not all(math.isfinite(value) for c in found for value in (c.before, c.after, c.change, c.noise or 0)):
+    if not all(c.worse > -1 and all(map(math.isfinite, (c.before, c.after, c.change, c.noise or 0))) for c in found):
         raise ArithmeticError
     return found
 

@@ -47,6 +47,10 @@ class Frozen(Part):
     mirrored: bool = False
     spec: Object | None = None
 
+    def with_loader(self, loader: str) -> Frozen:
+        """As it is, but that all its starts are with ``loader``."""
+        return self.model_copy(update={"lock": self.lock.model_copy(update={"loader": loader})})
+
     @property
     def facts(self) -> Facts:
         return Facts(self.lock.snapshot.commit, self.args, self.unchanged)

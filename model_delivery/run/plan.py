@@ -113,7 +113,7 @@ def _led(book: Book, name: ReleaseId, known: Frozen, loader: str | None) -> Froz
         raise BadInput(Finding("release.other-loader", what, why, fix))
     if name in (record.serving, record.candidate and record.candidate.release):
         return known
-    return known.model_copy(update={"lock": known.lock.model_copy(update={"loader": loader})})
+    return known.with_loader(loader)
 
 
 def route(book: Book, leaving: Collection[ReleaseId] = ()) -> Route:

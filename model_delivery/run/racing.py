@@ -61,6 +61,11 @@ def wanted(book: Book, stage: Stage) -> bool:
     return dark and bool(announced(book.frozen(candidate.release)))
 
 
+def is_outage(book: Book, strategy: Strategy) -> bool:
+    """Does nothing serve while the candidate is started? Then its loaders do not race."""
+    return strategy == "recreate" and book.record.serving is not None
+
+
 def announced(frozen: Frozen) -> tuple[str, ...]:
     """Which loaders will race, in words; nothing where none do, or one has won."""
     loaders = frozen.payload.loaders if frozen.lock.loader is None else ()
@@ -74,7 +79,7 @@ def race(session: Session, endpoint: str, strategy: Strategy, ask: Ask | None = 
     ask = ask or answers
     if session.frozen(session.candidate.release).lock.loader:  # this step is tried again
         return _settled(session)
-    if strategy == "recreate" and session.record.serving:
+    if is_outage(session, strategy):
         report(Progress("race", "left out: nothing serves meanwhile; after `deliver down` the next `up` makes it"))
         return endpoint
     try:
@@ -167,7 +172,7 @@ def _settled(session: Session) -> str:
         race, frozen = replace(race, won=won), session.frozen(release)
         starts = next((lap.starts for lap in race.laps if lap.loader == won and not lap.out), {})
         session.write(rules.raced(session.record, race, starts))
-        session.freeze(release, frozen.model_copy(update={"lock": frozen.lock.model_copy(update={"loader": won})}))
+        session.freeze(release, frozen.with_loader(won))
         session.converge()
         try:
             endpoint = starting.wait_ready(session, release, racing=True)

@@ -82,7 +82,7 @@ def _plainer(frozen: Frozen, failed: Finding, *, kept: bool, racing: bool) -> Fr
         what, why = "the engine is started once more, with its own loader", f"with {frozen.lock.loader}: {failed.what}"
         fix = "where it becomes ready now, nothing: it keeps that one"
         report(Progress("race", str(Finding("engine.loader-dropped", what, why, fix))))
-        return frozen.model_copy(update={"lock": frozen.lock.model_copy(update={"loader": DEFAULT_LOADER})})
+        return frozen.with_loader(DEFAULT_LOADER)
     return None
 
 

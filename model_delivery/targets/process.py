@@ -51,10 +51,7 @@ HOST, PORT = "127.0.0.1", 8000
 SHARED = "stop what listens there (ss -ltnp shows it), or choose another target.port"
 GPU = "nvidia.com/gpu"
 LIMITS = ("cpu", "memory", GPU)
-STARTED_AS: Mapping[str, Any] = {
-    "loader": DEFAULT_LOADER,
-    "lap": "",
-}  # beside an Engine's payload
+STARTED_AS: Mapping[str, Any] = {"loader": DEFAULT_LOADER, "lap": ""}  # beside an Engine's payload
 
 
 class ProcessKey(TargetKey):

@@ -94,7 +94,7 @@ class Loader(Part):
     """
 
     args: tuple[Word, ...] = Field(min_length=1)
-    module: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    module: Annotated[str, Field(pattern=VARIABLE)] | None = None
 
 
 class Engine(Part):
@@ -114,7 +114,7 @@ class Engine(Part):
     ready: Ready = Ready()
     stop: Stop = Stop()
     resources: Needs = Needs()
-    cache: dict[Annotated[str, Field(pattern=VARIABLE)], Annotated[str, Field(pattern=SUBFOLDER)]] | None = None
+    cache: dict[VariableName, Annotated[str, Field(pattern=SUBFOLDER)]] | None = None
     sleep: Sleep | None = None
     loaders: dict[LoaderName, Loader] | None = None
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from model_delivery.base import Duration, Part, SecretRef, Size, Text, Word
+from model_delivery.values.engine import VariableName
 
 MOST_GPUS = 1024
 MODEL_NAME, LONGEST_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$"), 200
@@ -108,7 +109,6 @@ class Pod(Where):
 
 
 ModelName = Annotated[str, Field(pattern=MODEL_NAME.pattern, max_length=LONGEST_NAME)]
-EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Serving(Part):
@@ -122,7 +122,7 @@ class Serving(Part):
 
     model_names: tuple[ModelName, ...] = ()
     args: tuple[Text, ...] = ()
-    env: dict[EnvName, Word | SecretRef] = Field(default_factory=dict)
+    env: dict[VariableName, Word | SecretRef] = Field(default_factory=dict)
     api_key: SecretRef | None = None
     chat_template: str | None = None
     resources: Resources = Resources()

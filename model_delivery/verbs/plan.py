@@ -64,7 +64,7 @@ def plan(place: Place, spec: DeliverySpec) -> Plan:
     with from_cluster(place.secret), sink(lambda progress: notes.append(progress.note)):
         lock = resolve_lock(spec, book)
     result = planned(book, spec, lock, now=SystemClock().now())
-    if (way := result.route) and not (way.strategy == "recreate" and book.record.serving):
+    if (way := result.route) and not racing.is_outage(book, way.strategy):
         notes += racing.announced(result.frozen)
     changes, harmless = told(result.changes)
     new = Release(result.release, result.frozen.payload, spec.serving.replicas.min)

@@ -87,12 +87,10 @@ def stranger(port: int, ours: Iterable[int]) -> str:
     """Who else than the processes ``ours`` may answer at 127.0.0.1:``port``; empty:
     nobody. (The kernel deals clients out to all who share a port.)
     """
-    sockets = _listeners(port)
-    for pid in ours if sockets else ():
+    sockets, known = _listeners(port), iter(ours)
+    while sockets and (pid := next(known, None)) is not None:
         own = _sockets(pid)
         sockets = {name: user for name, user in sockets.items() if name not in own}
-        if not sockets:
-            break
     if not sockets:
         return ""
     found = (process for process in psutil.process_iter(["name"]) if sockets.keys() & _sockets(process.pid))

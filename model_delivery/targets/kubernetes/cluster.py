@@ -188,7 +188,6 @@ class InCluster(Target):
         wanted["serving.cache"] = cache != "none" and not self.shapes_pods
         wanted["serving.readahead"] = asked.serving.readahead and not self.shapes_pods
         wanted["serving.cache: claim, on one that is only read,"] = cache == "claim" and read_only
-        wanted["serving.loader: race"] = asked.serving.loader == "race"
         yield from not_yet(self.key.kind, wanted)
         yield from _foreign(secrets)
         missing = [*self._rights(asked, place)] or [*self._namespace(place)]
